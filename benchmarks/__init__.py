@@ -1,0 +1,1 @@
+"""Benchmarks: the evidence behind the README, each a module run with ``python -m``."""
