@@ -1,3 +1,54 @@
-"""Riemannian metrics for Optax."""
+"""Riemannian metrics for Optax: per-parameter learning rates you can choose, see and trust."""
+
+from riemann_optax import phi
+from riemann_optax.covector import Covector, MetricAttachedError
+from riemann_optax.edits import (
+    clip_metric,
+    conformal,
+    multiply_metric,
+    normalize_metric,
+    on_gradient,
+    on_metric,
+)
+from riemann_optax.guard import skip_nonfinite
+from riemann_optax.inspect import (
+    RecordMetricState,
+    TrackEnergyState,
+    metric_statistics,
+    record_metric,
+    track_energy,
+)
+from riemann_optax.metric import ComputeMetricState, compute_metric, metric_at, split
+from riemann_optax.optimizers import riemannian_adamw, riemannian_sgd
+from riemann_optax.presets import parameter_kinds, partition_by_kind
+from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ComputeMetricState",
+    "Covector",
+    "MetricAttachedError",
+    "RecordMetricState",
+    "TrackEnergyState",
+    "clip_metric",
+    "compute_metric",
+    "conformal",
+    "in_orthonormal_frame",
+    "metric_at",
+    "metric_statistics",
+    "multiply_metric",
+    "normalize_metric",
+    "on_gradient",
+    "on_metric",
+    "parameter_kinds",
+    "partition_by_kind",
+    "phi",
+    "record_metric",
+    "riemannian_adamw",
+    "riemannian_sgd",
+    "scale_by_inverse_metric",
+    "skip_nonfinite",
+    "split",
+    "track_energy",
+]

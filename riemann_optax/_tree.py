@@ -1,0 +1,181 @@
+"""What every module needs of a tree: leaf names, working precision, group means and argument checks."""
+
+import math
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Group = Literal["leaf", "neuron", "tree"]
+GROUPS: tuple[str, ...] = get_args(Group)
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """Return how an error message calls the leaf at ``path``."""
+    return f"leaf {jax.tree_util.keystr(path)}" if path else "the only leaf"
+
+
+def dtype_of(leaf: Any) -> np.dtype[Any]:
+    """Return the dtype of an array, a ``jax.ShapeDtypeStruct`` or a Python number."""
+    return np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else np.dtype(jnp.result_type(leaf))
+
+
+def working_dtype(leaf: Any) -> np.dtype[Any]:
+    """Return the real dtype a metric is evaluated in: float32, or wider where the leaf is wider.
+
+    In bfloat16 ``1 + 0.05**2`` rounds to 1, so a narrow metric would be silently Euclidean.
+    """
+    real = np.empty(0, dtype_of(leaf)).real.dtype
+    return real if real.itemsize > 4 else np.dtype(np.float32)
+
+
+def check_inexact(tree: Any, argument: str) -> None:
+    """Raise ``TypeError`` for a leaf that has no gradient: integers, booleans, float0."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(dtype_of(leaf), jnp.inexact):
+            raise TypeError(
+                f"{argument}: {leaf_name(path)} has dtype {dtype_of(leaf)}, and a metric is defined on "
+                "floating-point or complex leaves only: keep this leaf out with optax.masked or "
+                "optax.partition."
+            )
+
+
+def zeros_like(params: Any, dtype: Any = None) -> Any:
+    """Return optimiser state for ``params``: zeros in ``dtype``, by default the working dtype.
+
+    Built with ``jnp.zeros_like``, so a leaf's sharding carries over and abstract leaves are accepted.
+    """
+    return full_like(params, 0.0, dtype)
+
+
+def full_like(params: Any, value: float, dtype: Any = None) -> Any:
+    """Return optimiser state for ``params`` filled with ``value``; see :func:`zeros_like`."""
+    check_inexact(params, "params")
+    return jax.tree.map(lambda p: jnp.full_like(p, value, dtype=dtype or working_dtype(p)), params)
+
+
+def to_working_dtype(leaf: Any) -> jax.Array:
+    """Cast a real leaf to its working dtype."""
+    return jnp.asarray(leaf).astype(working_dtype(leaf))
+
+
+def magnitude(leaf: Any) -> jax.Array:
+    """Return ``abs(leaf)`` in the working dtype, for real and complex leaves."""
+    leaf = jnp.asarray(leaf)
+    if jnp.iscomplexobj(leaf):
+        leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.complex64))
+        return jnp.abs(leaf)
+    return jnp.abs(to_working_dtype(leaf))
+
+
+def squared_magnitude(leaf: Any) -> jax.Array:
+    """Return ``abs(leaf)**2`` in the working dtype, saturating instead of overflowing.
+
+    The magnitude saturates at 2**63 (2**511 in float64), whose square is still finite, so that one huge but
+    finite gradient cannot turn a running mean into infinity for good. NaN stays NaN.
+    """
+    absolute = magnitude(leaf)
+    limit = 2.0**511 if absolute.dtype.itemsize > 4 else 2.0**63
+    return jnp.square(jnp.minimum(absolute, limit))
+
+
+def power(base: jax.Array, exponent: float) -> jax.Array:
+    """Return ``base**exponent`` for ``base >= 0`` with a zero, not a NaN, derivative at zero.
+
+    A unit that is dead for one batch has a running mean of exactly 0, where the derivative of a root is
+    infinite: without the guard, learning a hyper-parameter through the update would return NaN.
+    """
+    if isinstance(exponent, int | float) and exponent == 1:
+        return base
+    positive = base > 0
+    inner = jnp.where(positive, base, jnp.ones_like(base))
+    raised = jnp.sqrt(inner) if isinstance(exponent, float) and exponent == 0.5 else inner**exponent
+    return jnp.where(positive, raised, jnp.zeros_like(base))
+
+
+def require_params(params: Any, name: str) -> Any:
+    """Return ``params``; where they are missing raise Optax's own error, with the name of who needs them."""
+    if params is None:
+        try:
+            optax.add_decayed_weights(1.0).update({}, optax.EmptyState(), None)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return params
+
+
+def group_mean(tree: Any, over: Group) -> Any:
+    """Return, for every leaf, the mean over its group, broadcastable against the leaf.
+
+    ``"leaf"`` averages a whole array, ``"neuron"`` all axes but the last (the fan-in of a Flax kernel; a
+    leaf with fewer than two axes is one group), ``"tree"`` all weights of the tree alike.
+    """
+    check_choice("over", over, GROUPS)
+    if over == "tree":
+        leaves = jax.tree.leaves(tree)
+        if not leaves:
+            return tree
+        dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize)
+        total = sum((jnp.sum(leaf, dtype=dtype) for leaf in leaves), start=jnp.zeros((), dtype))
+        mean = total / max(sum(leaf.size for leaf in leaves), 1)
+        return jax.tree.map(lambda leaf: mean.astype(leaf.dtype), tree)
+    if over == "neuron":
+        return jax.tree.map(
+            lambda x: jnp.mean(x, axis=tuple(range(x.ndim - 1)) if x.ndim > 1 else None, keepdims=x.ndim > 1),
+            tree,
+        )
+    return jax.tree.map(jnp.mean, tree)
+
+
+def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def is_concrete_number(value: Any) -> bool:
+    """Return whether ``value`` is a Python or NumPy number, readable without waiting for a device."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def check_number(
+    argument: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> None:
+    """Raise ``ValueError`` for a concrete number outside its interval; traced values pass."""
+    if not is_concrete_number(value):
+        return
+    inside = (value > low if low_open else value >= low) and (value < high if high_open else value <= high)
+    if not (inside and math.isfinite(value)):
+        interval = (
+            f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open or high == math.inf else ']'}"
+        )
+        raise ValueError(f"{argument} must be a finite number in {interval}, got {value!r}.")
+
+
+def check_decay(decay: Any, argument: str = "decay") -> None:
+    """Raise ``ValueError`` for a concrete decay outside [0, 1)."""
+    check_number(argument, decay, low=0.0, high=1.0, high_open=True)
+
+
+def check_same_structure(tree: Any, reference: Any, argument: str, reference_name: str, remedy: str) -> None:
+    """Raise ``ValueError`` that names the first leaf in which ``tree`` and ``reference`` differ."""
+    shapes = {path: jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    expected = {path: jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(reference)}
+    for path, shape in expected.items():
+        if path not in shapes:
+            raise ValueError(f"{argument} lacks {leaf_name(path)} of {reference_name}: {remedy}")
+        if shapes[path] != shape:
+            raise ValueError(
+                f"{argument} has shape {shapes[path]} where {leaf_name(path)} of {reference_name} "
+                f"has shape {shape}: {remedy}"
+            )
+    for path in shapes:
+        if path not in expected:
+            raise ValueError(f"{argument} has {leaf_name(path)}, which {reference_name} lacks: {remedy}")

@@ -1,0 +1,232 @@
+"""Looking at a metric while it works: statistics of E and the energy spent."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _tree
+from riemann_optax.covector import Covector
+from riemann_optax.metric import require_covectors
+
+
+class RecordMetricState(NamedTuple):
+    """State of :func:`record_metric`: one float32 number per leaf, in the order of ``jax.tree.leaves``.
+
+    Vectors, not trees of scalars: a tree of scalars in the structure of the parameters would pass for
+    parameters in ``optax.tree.map_params``, and get their shardings.
+
+    Attributes:
+      metric_min: smallest ``E`` of each leaf at the last update.
+      metric_mean: mean ``E`` of each leaf.
+      metric_max: largest ``E`` of each leaf.
+      rate_min: smallest effective rate ``1/E`` of each leaf.
+      rate_mean: mean effective rate of each leaf.
+      rate_max: largest effective rate of each leaf.
+      metric_quantiles: shape (leaves, number of quantiles), the quantiles of ``E`` asked for.
+    """
+
+    metric_min: jax.Array
+    metric_mean: jax.Array
+    metric_max: jax.Array
+    rate_min: jax.Array
+    rate_mean: jax.Array
+    rate_max: jax.Array
+    metric_quantiles: jax.Array
+
+
+def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransformationExtraArgs:
+    """Pass updates through and keep each leaf's smallest, mean and largest ``E`` and effective rate ``1/E``.
+
+    Place it between the stages, after the edits of the metric. Leaves without a metric count as ``E = 1``.
+    Read the state with :func:`metric_statistics`. Under sharding, one all-reduce for each statistic of each
+    leaf, which XLA combines; quantiles sort, and therefore gather, each leaf.
+
+    Args:
+      quantiles: which quantiles of ``E`` to keep besides, each in [0, 1].
+
+    Returns:
+      A gradient transformation with state :class:`RecordMetricState`, ones before the first update.
+
+    Raises:
+      ValueError: for a quantile outside [0, 1]; at ``update``, where no leaf carries a metric.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = optax.chain(
+      ...     ro.compute_metric(ro.phi.maintenance_energy(), alpha=1.0),
+      ...     ro.record_metric(),
+      ...     ro.scale_by_inverse_metric(),
+      ... )
+      >>> params = {"w": jnp.array([0.0, 3.0])}
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> for name, value in ro.metric_statistics(state, params)["['w']"].items():
+      ...     print(name, value)
+      metric_min 1.0
+      metric_mean 2.5
+      metric_max 4.0
+      rate_min 0.25
+      rate_mean 0.625
+      rate_max 1.0
+    """
+    for quantile in quantiles:
+        _tree.check_number("quantiles", quantile, low=0.0, high=1.0)
+
+    def init(params: optax.Params) -> RecordMetricState:
+        leaves = len(jax.tree.leaves(params))
+        # Six separate buffers: one shared by six fields could not be donated.
+        statistics = [jnp.ones([leaves], jnp.float32) for _ in range(6)]
+        return RecordMetricState._make([*statistics, jnp.ones([leaves, len(quantiles)], jnp.float32)])
+
+    def update(
+        updates: optax.Updates,
+        state: RecordMetricState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, RecordMetricState]:
+        del params, extra_args
+        require_covectors(updates, "record_metric")
+        leaves = jax.tree.leaves(updates)
+        ones = jnp.ones([], jnp.float32)
+        metrics = [leaf.metric if isinstance(leaf, Covector) else ones for leaf in leaves]
+        rates = [leaf.inverse_metric if isinstance(leaf, Covector) else ones for leaf in leaves]
+
+        def collect(statistic: Any, values: list[jax.Array]) -> jax.Array:
+            return jnp.stack([statistic(v).astype(jnp.float32) if v.size else ones for v in values])
+
+        columns = [
+            collect(statistic, values)
+            for values in (metrics, rates)
+            for statistic in (jnp.min, jnp.mean, jnp.max)
+        ]
+        if quantiles:
+            levels = jnp.asarray(quantiles, jnp.float32)
+            table = jnp.stack([jnp.quantile(m.astype(jnp.float32), levels) for m in metrics])
+        else:
+            table = state.metric_quantiles
+        return updates, RecordMetricState._make([*columns, table])
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def metric_statistics(state: optax.OptState, params: optax.Params) -> dict[str, dict[str, float]]:
+    """Return what :func:`record_metric` has kept, by leaf.
+
+    Args:
+      state: the state of a transformation with one ``record_metric`` in it that sees all parameters.
+      params: the parameters, for the names of the leaves.
+
+    Returns:
+      ``{leaf path: {"metric_min": ..., ..., "rate_max": ...}}`` with Python floats, and
+      ``"metric_quantiles"`` as a list where quantiles were asked for.
+
+    Raises:
+      ValueError: where there is no such state, more than one, or one of other parameters.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> tx = ro.riemannian_sgd(0.1, record=True)
+      >>> params = {"w": jnp.zeros(2)}
+      >>> print(list(ro.metric_statistics(tx.init(params), params)))
+      ["['w']"]
+    """
+    recorded = find_states(state, RecordMetricState)
+    if len(recorded) != 1:
+        raise ValueError(
+            f"metric_statistics: the state holds {len(recorded)} records of a metric, and one is needed: put "
+            "one record_metric() between the stages, or pass the part of the state that holds it."
+        )
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    record = jax.device_get(recorded[0])
+    if len(record.metric_min) != len(names):
+        raise ValueError(
+            f"metric_statistics: the record has {len(record.metric_min)} leaves and params {len(names)}: "
+            "pass the parameters that this part of the optimiser sees."
+        )
+    result: dict[str, dict[str, Any]] = {}
+    for index, name in enumerate(names):
+        result[name] = {field: float(getattr(record, field)[index]) for field in record._fields[:-1]}
+        if record.metric_quantiles.shape[1]:
+            result[name]["metric_quantiles"] = record.metric_quantiles[index].tolist()
+    return result
+
+
+def find_states(state: optax.OptState, kind: type[Any]) -> list[Any]:
+    """Return all states of one type, anywhere in ``state``."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+class TrackEnergyState(NamedTuple):
+    """State of :func:`track_energy`, float32 scalars in the units of the weights.
+
+    Attributes:
+      modification: ``sum abs(dw)`` over all weights and all updates so far.
+      compensation: what rounding has kept out of ``modification`` (Kahan); add it for the last digits.
+      maintenance: ``sum abs(w)`` over all weights, before the last update.
+    """
+
+    modification: jax.Array
+    compensation: jax.Array
+    maintenance: jax.Array
+
+
+def track_energy() -> optax.GradientTransformationExtraArgs:
+    r"""Keep the energy spent on changing and on keeping weights (last in a chain).
+
+    .. math::
+      M_t = M_{t-1} + \sum_i |\Delta w_i|, \qquad m_t = \sum_i |w_i|
+
+    Passes updates through, so it must see them as they will be applied: behind the learning rate. Needs
+    ``params``. Under sharding one all-reduce per leaf and sum, which XLA combines.
+
+    Returns:
+      A gradient transformation with state :class:`TrackEnergyState`; find it with
+      ``optax.tree.get(state, "TrackEnergyState")``.
+
+    Raises:
+      ValueError: at ``update``, where ``params`` are missing; where a leaf still carries its metric.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = optax.chain(optax.sgd(0.5), ro.track_energy())
+      >>> params = jnp.array([1.0, -2.0])
+      >>> _, state = tx.update(jnp.array([2.0, 4.0]), tx.init(params), params)
+      >>> energy = optax.tree.get(state, "TrackEnergyState")
+      >>> print(energy.modification, energy.maintenance)
+      3.0 3.0
+
+    References:
+      Li and van Rossum, `Energy efficient synaptic plasticity <https://doi.org/10.7554/eLife.50804>`_,
+      eLife, 2020
+    """
+
+    def init(params: optax.Params) -> TrackEnergyState:
+        del params
+        return TrackEnergyState(*(jnp.zeros([], jnp.float32) for _ in range(3)))
+
+    def update(
+        updates: optax.Updates,
+        state: TrackEnergyState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, TrackEnergyState]:
+        del extra_args
+        params = _tree.require_params(params, "track_energy")
+        increment = _sum_of_magnitudes(updates) - state.compensation
+        total = state.modification + increment
+        new_state = TrackEnergyState(
+            modification=total,
+            # Over a long run each increment is below the spacing of the sum: without this it would stall.
+            compensation=(total - state.modification) - increment,
+            maintenance=_sum_of_magnitudes(params),
+        )
+        return updates, new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _sum_of_magnitudes(tree: Any) -> jax.Array:
+    sums = [jnp.sum(_tree.magnitude(leaf)).astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+    return sum(sums, start=jnp.zeros([], jnp.float32))

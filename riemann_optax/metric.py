@@ -1,0 +1,292 @@
+"""Stage 1: from a gradient to a covector with its metric; and ways to see that metric."""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from riemann_optax import _tree
+from riemann_optax.covector import Covector, MetricAttachedError, Origin
+
+Role = Literal["metric", "inverse_metric"]
+ROLES = ("metric", "inverse_metric")
+
+
+class ComputeMetricState(NamedTuple):
+    """State of :func:`compute_metric`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far; a schedule of ``alpha`` reads it.
+      phi: the state of phi.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    phi: optax.OptState
+
+
+def compute_metric(
+    phi: optax.GradientTransformation,
+    alpha: optax.ScalarOrSchedule = 1.0,
+    role: Role = "metric",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Attach the metric :math:`E = 1 + \alpha\,\varphi` to each gradient leaf (stage 1).
+
+    .. math::
+      g(w) = \mathrm{diag}(E_1, \dots, E_n), \qquad E_i(w) = 1 + \alpha\,\varphi_i(w)
+
+    The result holds :class:`Covector` leaves and must reach :func:`scale_by_inverse_metric` (or
+    :func:`in_orthonormal_frame`) before any transformation that works on arrays.
+
+    The equations of the paper divide by ``E``: phi is then *rigidity*, and a large phi means small steps. Its
+    text calls ``E`` an effective learning rate: phi is then *plasticity*. ``role`` chooses: ``"metric"``
+    (the equations) sets ``E = 1 + alpha*phi``; ``"inverse_metric"`` (the sentences) ``1/E = 1 + alpha*phi``.
+
+    Under ``shard_map`` or ``pmap``, average gradients over devices *before* this stage: phi is not linear in
+    the gradient, and replicas that see different gradients drift apart without a word.
+
+    Args:
+      phi: a transformation from the gradient tree to the tree of phi values, real and of the same shapes.
+        Extra arguments of ``update`` are passed on to it.
+      alpha: the scaling factor, at least 0: a number, a schedule of the update count, or a traced scalar. At
+        0 the metric is 1, whatever phi is (infinite and NaN included), and the update is that of the base
+        optimiser bit for bit. (Its derivative at 0 is still that of ``1 + alpha*phi``.)
+      role: which of the two readings.
+
+    Returns:
+      A gradient transformation with state :class:`ComputeMetricState`. ``E`` is evaluated in float32, or
+      wider where the gradient is wider.
+
+    Raises:
+      ValueError: for a negative or non-finite concrete ``alpha``, an unknown ``role``, a phi whose result
+        differs from the gradients in structure or shape, or a gradient that already carries a metric.
+      TypeError: for a ``phi`` that is no gradient transformation, or a leaf without a gradient.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = optax.chain(
+      ...     ro.compute_metric(ro.phi.maintenance_energy(), alpha=3.0),
+      ...     ro.scale_by_inverse_metric(),
+      ...     optax.scale_by_learning_rate(0.1),
+      ... )
+      >>> params = jnp.array([0.0, 1.0])
+      >>> updates, _ = tx.update(jnp.array([1.0, 1.0]), tx.init(params), params)
+      >>> print(updates)  # the idle synapse moves by 0.1, the costly one by 0.1 / (1 + 3*1)
+      [-0.1   -0.025]
+
+    References:
+      Kang, Son and Joel, *Biological Synaptic Plasticity Based Riemannian Geometry AI Learning Optimization
+      Mechanism*: Eqs. 2 and 3.
+
+      Amari, `Natural Gradient Works Efficiently in Learning
+      <https://doi.org/10.1162/089976698300017746>`_, Neural Computation, 1998: steepest descent on a
+      Riemannian manifold.
+    """
+    check_transformation("phi", phi)
+    phi = optax.with_extra_args_support(phi)
+    _tree.check_choice("role", role, ROLES)
+    if not callable(alpha):
+        _tree.check_number("alpha", alpha, low=0.0)
+
+    def init(params: optax.Params) -> ComputeMetricState:
+        _tree.check_inexact(params, "params")
+        return ComputeMetricState(count=jnp.zeros([], jnp.int32), phi=phi.init(params))
+
+    def update(
+        updates: optax.Updates,
+        state: ComputeMetricState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ComputeMetricState]:
+        _refuse_covectors(updates)
+        _tree.check_inexact(updates, "gradients")
+        values, phi_state = phi.update(updates, state.phi, params, **extra_args)
+        check_phi_values(values, updates)
+        current_alpha = alpha(state.count) if callable(alpha) else alpha
+
+        def attach(path: tuple[Any, ...], gradient: jax.Array, value: jax.Array) -> Covector:
+            value = value.astype(np.promote_types(value.dtype, _tree.working_dtype(gradient)))
+            scale = jnp.asarray(current_alpha).astype(value.dtype)
+            return Covector(
+                jnp.asarray(gradient),
+                1 + scale * _finite_where_unused(value, scale, current_alpha),
+                inverted=role == "inverse_metric",
+                path=path,
+                origin=Origin(phi=value, alpha=scale),
+            )
+
+        updates = jax.tree_util.tree_map_with_path(attach, updates, values)
+        return updates, ComputeMetricState(optax.safe_increment(state.count), phi_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _finite_where_unused(value: jax.Array, scale: jax.Array, alpha: Any) -> jax.Array:
+    """Return phi with 0 for what is not finite, where alpha is 0: there 0 * inf must be 0, not NaN."""
+    if _tree.is_concrete_number(alpha) and alpha != 0:
+        return value
+    return jnp.where(jnp.logical_and(scale == 0, ~jnp.isfinite(value)), jnp.zeros_like(value), value)
+
+
+def check_transformation(argument: str, value: Any) -> None:
+    """Raise ``TypeError`` unless ``value`` is a gradient transformation."""
+    if not isinstance(value, optax.GradientTransformation):
+        raise TypeError(
+            f"{argument} must be an optax.GradientTransformation (such as riemann_optax.phi.activity()), "
+            f"got {value!r}: a function that makes one has to be called."
+        )
+
+
+def check_phi_values(values: Any, gradients: Any) -> None:
+    """Raise ``ValueError`` for a phi whose result is not one real value per weight."""
+    remedy = "phi must return one value per weight, in the structure of the gradients."
+    _tree.check_same_structure(values, gradients, "the result of phi", "the gradients", remedy)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(values):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"the result of phi has dtype {leaf.dtype} at {_tree.leaf_name(path)}: phi must be real and "
+                "floating point."
+            )
+
+
+def _refuse_covectors(updates: optax.Updates) -> None:
+    for leaf in jax.tree.leaves(updates):
+        if isinstance(leaf, Covector):
+            raise MetricAttachedError(
+                f"compute_metric was given a gradient that carries a metric already ({leaf!r}). For a second "
+                "factor of E use multiply_metric; for two metrics in a row put scale_by_inverse_metric "
+                "between them."
+            )
+
+
+def require_covectors(updates: optax.Updates, name: str) -> None:
+    """Raise ``ValueError`` where there are leaves but none carries a metric."""
+    leaves = jax.tree.leaves(updates)
+    if leaves and not any(isinstance(leaf, Covector) for leaf in leaves):
+        raise ValueError(
+            f"{name}: no leaf carries a metric, so the step would silently be Euclidean: put "
+            "compute_metric(phi, alpha) before it in the same chain."
+        )
+
+
+def split(updates: optax.Updates) -> tuple[optax.Updates, optax.Updates]:
+    """Return the components and the metric of updates taken between the two stages.
+
+    Args:
+      updates: a tree with :class:`Covector` leaves. Leaves without a metric are Euclidean.
+
+    Returns:
+      ``(components, metric)``: two trees of arrays in the structure of ``updates``; ``metric`` holds ``E``,
+      which is 1 for Euclidean leaves.
+
+    Raises:
+      ValueError: where no leaf carries a metric.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> stage_1 = ro.compute_metric(ro.phi.maintenance_energy(), alpha=3.0)
+      >>> params = {"w": jnp.array([0.0, 1.0])}
+      >>> covectors, _ = stage_1.update({"w": jnp.array([5.0, 6.0])}, stage_1.init(params), params)
+      >>> components, metric = ro.split(covectors)
+      >>> print(components["w"], metric["w"])
+      [5. 6.] [1. 4.]
+    """
+    require_covectors(updates, "split")
+    components = map_covectors(lambda c: c.components, updates)
+    metric = map_covectors(
+        lambda c: jnp.broadcast_to(c.metric, c.shape),
+        updates,
+        euclidean=lambda x: jnp.ones_like(x, dtype=_tree.working_dtype(x)),
+    )
+    return components, metric
+
+
+def map_covectors(
+    function: Callable[[Covector], Any], updates: Any, euclidean: Callable[[Any], Any] = lambda x: x
+) -> Any:
+    """Map ``function`` over the leaves that carry a metric and ``euclidean`` over the others."""
+    return jax.tree.map(lambda x: function(x) if isinstance(x, Covector) else euclidean(x), updates)
+
+
+_observer: ContextVar[list[Any] | None] = ContextVar("observer", default=None)
+
+
+def report_metric(updates: optax.Updates) -> None:
+    """Tell a surrounding :func:`metric_at`, if there is one, which metric is about to be used."""
+    reports = _observer.get()
+    if reports is not None:
+        reports.append(
+            map_covectors(
+                lambda c: jnp.broadcast_to(c.metric, c.shape), updates, lambda _: optax.MaskedNode()
+            )
+        )
+
+
+def metric_at(
+    tx: optax.GradientTransformation,
+    gradients: optax.Updates,
+    state: optax.OptState,
+    params: optax.Params | None = None,
+    **extra_args: Any,
+) -> optax.Updates:
+    """Return the metric ``E`` that ``tx`` would use for its next update, changing nothing.
+
+    Runs ``tx.update`` and throws its result away; ``E`` is read at stage 2, after every edit of the metric.
+    Works with the chain inside ``masked``, ``partition``, ``inject_hyperparams`` and, outside of ``jit``,
+    inside wrappers that branch, such as ``MultiSteps`` or ``apply_if_finite``.
+
+    Args:
+      tx: a transformation that contains both stages.
+      gradients: the gradients, as they would be given to ``tx.update``.
+      state: the state of ``tx``.
+      params: the parameters.
+      **extra_args: the extra arguments of ``tx.update``.
+
+    Returns:
+      ``E`` in the structure of ``gradients``, float32 or wider; 1 where no metric is attached; the product
+      where several pairs of stages follow each other.
+
+    Raises:
+      ValueError: where ``tx`` applied no metric in this update, or applied it inside a traced branch.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = ro.riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=3.0)
+      >>> params = jnp.array([0.0, 1.0])
+      >>> print(ro.metric_at(tx, jnp.ones(2), tx.init(params), params))
+      [1. 4.]
+    """
+    tx = optax.with_extra_args_support(tx)
+    inputs = jax.tree.leaves((gradients, state, params))
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in inputs)
+    reports: list[Any] = []
+    token = _observer.set(reports)
+    try:
+        # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
+        with jax.disable_jit(not traced):
+            tx.update(gradients, state, params, **extra_args)
+    finally:
+        _observer.reset(token)
+    if not reports:
+        raise ValueError(
+            "metric_at: this update of tx applied no metric; tx must hold compute_metric and "
+            "scale_by_inverse_metric, and a wrapper that skips updates must not skip this one."
+        )
+    found: dict[tuple[Any, ...], jax.Array] = {}
+    for report in reports:
+        for path, metric in jax.tree_util.tree_leaves_with_path(report):
+            found[path] = found[path] * metric if path in found else metric
+
+    def read(path: tuple[Any, ...], gradient: Any) -> jax.Array:
+        return found.get(path, jnp.ones_like(gradient, dtype=_tree.working_dtype(gradient))) * 1
+
+    try:
+        return jax.tree_util.tree_map_with_path(read, gradients)
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(
+            "metric_at: tx applies its metric inside a branch or loop, which cannot be read under jit: call "
+            "metric_at outside of jit, or on the chain inside the wrapper."
+        ) from error

@@ -1,0 +1,49 @@
+"""What the paper leaves open: phi, the plasticity and energy of each synapse.
+
+A phi is an Optax gradient transformation that maps the gradient tree to the tree of phi values.
+"""
+
+from riemann_optax.phi.activity import (
+    AccumulatedActivityState,
+    ActivityState,
+    accumulated_activity,
+    activity,
+)
+from riemann_optax.phi.combine import CombinedState, power, product, unit_mean, weighted_sum
+from riemann_optax.phi.curvature import (
+    HutchinsonCurvatureState,
+    SecantCurvatureState,
+    hutchinson_curvature,
+    secant_curvature,
+)
+from riemann_optax.phi.energy import (
+    ModificationEnergyState,
+    from_weights,
+    maintenance_energy,
+    modification_energy,
+)
+from riemann_optax.phi.presynaptic import PresynapticReleaseState, presynaptic_release
+from riemann_optax.phi.uncertainty import bayesian_synapse
+
+__all__ = [
+    "AccumulatedActivityState",
+    "ActivityState",
+    "CombinedState",
+    "HutchinsonCurvatureState",
+    "ModificationEnergyState",
+    "PresynapticReleaseState",
+    "SecantCurvatureState",
+    "accumulated_activity",
+    "activity",
+    "bayesian_synapse",
+    "from_weights",
+    "hutchinson_curvature",
+    "maintenance_energy",
+    "modification_energy",
+    "power",
+    "presynaptic_release",
+    "product",
+    "secant_curvature",
+    "unit_mean",
+    "weighted_sum",
+]

@@ -1,0 +1,75 @@
+"""What the phis share: running means, copies of the parameters and random probes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from riemann_optax import _tree
+
+
+def running_mean(new: Any, mean: Any, decay: Any) -> Any:
+    """Return ``decay * mean + (1 - decay) * new`` per leaf, in the working dtype of ``new``."""
+
+    def average(x: jax.Array, m: jax.Array) -> jax.Array:
+        rate = jnp.asarray(decay).astype(x.dtype)
+        return rate * m.astype(x.dtype) + (1 - rate) * x
+
+    return jax.tree.map(average, new, mean)
+
+
+def debias(mean: Any, decay: Any, count: jax.Array) -> Any:
+    """Divide a running mean by ``1 - decay**count``, the weight its ``count`` terms have together."""
+
+    def correct(m: jax.Array) -> jax.Array:
+        rate = jnp.asarray(decay).astype(m.dtype)
+        return m / (1 - rate ** count.astype(m.dtype))
+
+    return jax.tree.map(correct, mean)
+
+
+def cast_like(tree: Any, reference: Any) -> Any:
+    """Cast each leaf to the dtype of the reference leaf: state keeps its dtype from ``init`` on."""
+    return jax.tree.map(lambda x, r: x.astype(r.dtype), tree, reference)
+
+
+def check_state_dtype(state_dtype: Any) -> None:
+    """Raise ``ValueError`` unless ``state_dtype`` is None or a real floating-point dtype."""
+    if state_dtype is not None and not jnp.issubdtype(jnp.dtype(state_dtype), jnp.floating):
+        raise ValueError(f"state_dtype must be a real floating-point dtype, got {jnp.dtype(state_dtype)}.")
+
+
+def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
+    """Return ``params - previous`` in the working dtype, 0 at the first update, when nothing is known."""
+
+    def change(p: jax.Array, q: jax.Array) -> jax.Array:
+        difference = p - q.astype(p.dtype)
+        return jnp.where(count == 0, jnp.zeros_like(difference), difference)
+
+    return jax.tree.map(change, params, previous)
+
+
+def copy_like(params: Any, reference: Any) -> Any:
+    """Copy ``params`` into state: a copy, because an alias of a donated buffer is a deleted array."""
+    return jax.tree.map(lambda p, r: jnp.array(p, dtype=r.dtype, copy=True), params, reference)
+
+
+check_decay = _tree.check_decay
+require_params = _tree.require_params
+
+
+def as_key(key: jax.Array | int) -> jax.Array:
+    """Return a copy of a random key, or the key of an integer seed."""
+    return jax.random.key(key) if isinstance(key, int) else jnp.array(key, copy=True)
+
+
+def random_signs(key: jax.Array, params: Any) -> Any:
+    """Return +1 or -1 for every weight, in the dtype and with the sharding of the weights."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    signs = [
+        jnp.ones_like(leaf)
+        * jax.random.rademacher(k, jnp.shape(leaf), dtype=jnp.int8).astype(_tree.dtype_of(leaf))
+        for k, leaf in zip(keys, leaves, strict=False)
+    ]
+    return jax.tree.unflatten(treedef, signs)

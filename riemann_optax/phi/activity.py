@@ -1,0 +1,153 @@
+"""Activity: how large the gradients of a synapse have been."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from riemann_optax import _tree
+from riemann_optax.phi import _state
+
+
+class ActivityState(NamedTuple):
+    """State of :func:`activity`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      second_moment: running mean of the squared gradient, shaped like the parameters.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    second_moment: optax.Updates
+
+
+def activity(
+    decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Running root mean square of the gradient: a busy synapse is stiff.
+
+    .. math::
+      v_t = \beta v_{t-1} + (1 - \beta)\,|g_t|^2, \qquad \varphi_t = \big(v_t / (1 - \beta^t)\big)^p
+
+    At every alpha, ``compute_metric(activity(decay), alpha)`` and rate ``lr`` are bias-corrected RMSprop at
+    rate ``lr / alpha`` with ``eps = 1 / alpha``: a finite alpha is an epsilon with a meaning.
+
+    ``phi >= 0``. State: 1 value per weight. No collective. In a bfloat16 state with a decay above about 0.99
+    the running mean stalls, since small increments round away.
+
+    Args:
+      decay: of the running mean, in [0, 1), per update. Default of Tieleman and Hinton's successors: 0.99.
+      power: the exponent ``p`` of the mean square, positive; 0.5 makes phi a gradient size.
+      state_dtype: of the running mean; None means float32, or wider where the parameter is wider.
+
+    Returns:
+      A phi with state :class:`ActivityState`. A gradient above 2**63 (float32) counts as 2**63.
+
+    Raises:
+      ValueError: for a concrete ``decay`` outside [0, 1), a ``power`` that is not positive, or a
+        ``state_dtype`` that is not real floating point.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.activity(decay=0.5)
+      >>> state = phi.init(jnp.zeros(2))
+      >>> values, state = phi.update(jnp.array([3.0, -4.0]), state)
+      >>> print(values)
+      [3. 4.]
+
+    References:
+      Tieleman and Hinton, Lecture 6.5: RMSprop, Coursera: Neural Networks for Machine Learning, 2012
+    """
+    _state.check_decay(decay)
+    _tree.check_number("power", power, low=0.0, low_open=True)
+    _state.check_state_dtype(state_dtype)
+
+    def init(params: optax.Params) -> ActivityState:
+        return ActivityState(jnp.zeros([], jnp.int32), _tree.zeros_like(params, state_dtype))
+
+    def update(
+        updates: optax.Updates, state: ActivityState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, ActivityState]:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+        squares = jax.tree.map(_tree.squared_magnitude, updates)
+        mean = _state.running_mean(squares, state.second_moment, decay)
+        values = jax.tree.map(lambda v: _tree.power(v, power), _state.debias(mean, decay, count))
+        return values, ActivityState(count, _state.cast_like(mean, state.second_moment))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class AccumulatedActivityState(NamedTuple):
+    """State of :func:`accumulated_activity`.
+
+    Attributes:
+      sum_of_squares: sum of all squared gradients so far, shaped like the parameters.
+    """
+
+    sum_of_squares: optax.Updates
+
+
+def accumulated_activity(
+    power: float = 0.5, state_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Root of the sum of all squared gradients: a synapse stiffens with everything it went through.
+
+    .. math::
+      s_t = s_{t-1} + |g_t|^2, \qquad \varphi_t = s_t^{\,p}
+
+    With ``power=0.5`` this is Adagrad as published, at rate ``lr / alpha`` with ``delta = 1 / alpha``.
+    (``optax.adagrad`` differs: it starts from 0.1 and adds epsilon inside the root.)
+
+    ``phi >= 0``. State: 1 value per weight. No collective. The sum never shrinks; in float32 it stops
+    growing once it exceeds the squared gradients by 2**24.
+
+    Args:
+      power: the exponent ``p`` of the sum, positive.
+      state_dtype: of the sum; None means float32, or wider where the parameter is wider.
+
+    Returns:
+      A phi with state :class:`AccumulatedActivityState`.
+
+    Raises:
+      ValueError: for a ``power`` that is not positive or a ``state_dtype`` that is not real floating point.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.accumulated_activity()
+      >>> state = phi.init(jnp.zeros(1))
+      >>> _, state = phi.update(jnp.array([3.0]), state)
+      >>> values, state = phi.update(jnp.array([4.0]), state)
+      >>> print(values)
+      [5.]
+
+    References:
+      Duchi, Hazan and Singer, `Adaptive Subgradient Methods for Online Learning and Stochastic Optimization
+      <https://jmlr.org/papers/v12/duchi11a.html>`_, JMLR, 2011
+    """
+    _tree.check_number("power", power, low=0.0, low_open=True)
+    _state.check_state_dtype(state_dtype)
+
+    def init(params: optax.Params) -> AccumulatedActivityState:
+        return AccumulatedActivityState(_tree.zeros_like(params, state_dtype))
+
+    def update(
+        updates: optax.Updates,
+        state: AccumulatedActivityState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, AccumulatedActivityState]:
+        del params, extra_args
+
+        def accumulate(gradient: jax.Array, total: jax.Array) -> jax.Array:
+            square = _tree.squared_magnitude(gradient)
+            # Saturate: an infinite sum would freeze its synapse for good.
+            return jnp.minimum(total.astype(square.dtype) + square, np.finfo(square.dtype).max)
+
+        total = jax.tree.map(accumulate, updates, state.sum_of_squares)
+        values = jax.tree.map(lambda s: _tree.power(s, power), total)
+        return values, AccumulatedActivityState(_state.cast_like(total, state.sum_of_squares))
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,203 @@
+"""Combining phis: sums, products, powers and means of one."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _tree
+from riemann_optax._tree import Group
+
+
+class CombinedState(NamedTuple):
+    """State of :func:`weighted_sum` and :func:`product`.
+
+    Attributes:
+      states: the states of the combined phis, in their order.
+    """
+
+    states: tuple[optax.OptState, ...]
+
+
+def weighted_sum(
+    phis: Sequence[optax.GradientTransformation], weights: Sequence[float] | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Weighted sum of phis, :math:`\varphi = \sum_k c_k\,\varphi_k`: the paper's plasticity plus energy.
+
+    ``phi >= 0`` where all phis and weights are. State and collectives: those of its parts.
+
+    Args:
+      phis: the phis to add, at least one.
+      weights: one number per phi, each in units that make the terms comparable; by default all 1.
+
+    Returns:
+      A phi with state :class:`CombinedState`; extra arguments reach all parts.
+
+    Raises:
+      ValueError: for no phi at all, or a number of weights that differs from that of phis.
+      TypeError: where a phi is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.weighted_sum([ro.phi.activity(), ro.phi.maintenance_energy()], weights=[1.0, 0.5])
+      >>> params = jnp.array([2.0])
+      >>> print(phi.update(jnp.array([3.0]), phi.init(params), params)[0])  # 3 + 0.5 * 2
+      [4.]
+    """
+    parts = _checked(phis)
+    factors = [1.0] * len(parts) if weights is None else list(weights)
+    if len(factors) != len(parts):
+        raise ValueError(f"weights must hold one number per phi: got {len(factors)} for {len(parts)} phis.")
+
+    def add(*values: jax.Array) -> jax.Array:
+        terms = [jnp.asarray(c).astype(v.dtype) * v for c, v in zip(factors, values, strict=True)]
+        return sum(terms[1:], start=terms[0])
+
+    return _combined(parts, add)
+
+
+def product(*phis: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    r"""Product of phis, :math:`\varphi = \prod_k \varphi_k`: stiff only where all of them are large.
+
+    ``phi >= 0`` where all phis are. State and collectives: those of its parts.
+
+    Args:
+      *phis: the phis to multiply, at least one.
+
+    Returns:
+      A phi with state :class:`CombinedState`; extra arguments reach all parts.
+
+    Raises:
+      ValueError: for no phi at all.
+      TypeError: where a phi is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.product(ro.phi.activity(), ro.phi.maintenance_energy())
+      >>> params = jnp.array([2.0])
+      >>> print(phi.update(jnp.array([3.0]), phi.init(params), params)[0])
+      [6.]
+    """
+
+    def multiply(*values: jax.Array) -> jax.Array:
+        result = values[0]
+        for value in values[1:]:
+            result = result * value
+        return result
+
+    return _combined(_checked(phis), multiply)
+
+
+def power(phi: optax.GradientTransformation, exponent: float) -> optax.GradientTransformationExtraArgs:
+    r"""Power of a phi, :math:`\varphi^p`.
+
+    A negative exponent turns steepness into flatness: ``power(hutchinson_curvature(), -1)``. There a phi of 0
+    gives infinity, so add a constant first: ``weighted_sum([phi, from_weights(jnp.ones_like)])``. State and
+    collectives: those of ``phi``.
+
+    Args:
+      phi: a phi that is nowhere negative.
+      exponent: any real number but 0.
+
+    Returns:
+      A phi with the state of ``phi``.
+
+    Raises:
+      ValueError: for an ``exponent`` of 0 or one that is not finite.
+      TypeError: where ``phi`` is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.power(ro.phi.activity(), 2.0)
+      >>> print(phi.update(jnp.array([3.0]), phi.init(jnp.zeros(1)))[0])
+      [9.]
+    """
+    (part,) = _checked([phi])
+    _tree.check_number("exponent", exponent)
+    if _tree.is_concrete_number(exponent) and exponent == 0:
+        raise ValueError("exponent must not be 0: phi would be 1 everywhere.")
+
+    def raise_to_power(value: jax.Array) -> jax.Array:
+        raised = _tree.power(value, exponent)
+        return jnp.where(jnp.logical_and(value == 0, exponent < 0), jnp.full_like(raised, jnp.inf), raised)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        values, state = part.update(updates, state, params, **extra_args)
+        return jax.tree.map(raise_to_power, values), state
+
+    return optax.GradientTransformationExtraArgs(part.init, update)
+
+
+def unit_mean(
+    phi: optax.GradientTransformation, over: Group = "tree"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Divide a phi by its mean, :math:`\varphi_i / \mathrm{mean}(\varphi)`, so that alpha has no units.
+
+    ``phi >= 0`` where ``phi`` is. Where the mean is 0 the result is 0. State: that of ``phi``. Under sharding
+    one all-reduce per leaf, which XLA combines.
+
+    Args:
+      phi: a phi that is nowhere negative.
+      over: the group of the mean: ``"tree"``, ``"leaf"`` or ``"neuron"`` (all axes but the last, the fan-in
+        of a Flax kernel; a leaf with fewer than two axes is one group).
+
+    Returns:
+      A phi with the state of ``phi``.
+
+    Raises:
+      ValueError: for an unknown group.
+      TypeError: where ``phi`` is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.unit_mean(ro.phi.activity())
+      >>> print(phi.update(jnp.array([1.0, 3.0]), phi.init(jnp.zeros(2)))[0])
+      [0.5 1.5]
+    """
+    (part,) = _checked([phi])
+    _tree.check_choice("over", over, _tree.GROUPS)
+
+    def divide(value: jax.Array, mean: jax.Array) -> jax.Array:
+        return value / jnp.where(mean == 0, jnp.ones_like(mean), mean)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        values, state = part.update(updates, state, params, **extra_args)
+        return jax.tree.map(divide, values, _tree.group_mean(values, over)), state
+
+    return optax.GradientTransformationExtraArgs(part.init, update)
+
+
+def _checked(phis: Sequence[Any]) -> list[optax.GradientTransformationExtraArgs]:
+    if isinstance(phis, optax.GradientTransformation):
+        raise TypeError("phis must be a sequence of phis: put this one in a list.")
+    if not phis:
+        raise ValueError("phis must hold at least one phi.")
+    for index, phi in enumerate(phis):
+        if not isinstance(phi, optax.GradientTransformation):
+            raise TypeError(f"phi number {index} must be an optax.GradientTransformation, got {phi!r}.")
+    return [optax.with_extra_args_support(phi) for phi in phis]
+
+
+def _combined(
+    parts: Sequence[optax.GradientTransformationExtraArgs], combine: Any
+) -> optax.GradientTransformationExtraArgs:
+    def init(params: optax.Params) -> CombinedState:
+        return CombinedState(tuple(part.init(params) for part in parts))
+
+    def update(
+        updates: optax.Updates, state: CombinedState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, CombinedState]:
+        results = [
+            part.update(updates, part_state, params, **extra_args)
+            for part, part_state in zip(parts, state.states, strict=True)
+        ]
+        values = jax.tree.map(combine, *(value for value, _ in results))
+        return values, CombinedState(tuple(part_state for _, part_state in results))
+
+    return optax.GradientTransformationExtraArgs(init, update)

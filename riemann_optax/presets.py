@@ -1,0 +1,105 @@
+"""Which metric for which kind of parameter: presets on top of ``optax.partition``."""
+
+from typing import Any, Literal
+
+import jax
+import optax
+
+from riemann_optax.metric import check_transformation
+
+Kind = Literal["matrix", "embedding", "bias", "norm", "vector"]
+KINDS: tuple[str, ...] = ("matrix", "embedding", "bias", "norm", "vector")
+
+
+def parameter_kinds(params: optax.Params) -> Any:
+    """Label each parameter by its kind, from Flax's names for parameters and from the number of axes.
+
+    The rules, in order, look at the last *name* of a leaf's path that is not ``value`` (Flax NNX adds one):
+
+    ============  ===================================================================
+    kind          leaf
+    ============  ===================================================================
+    embedding     named ``embedding`` (also where it is tied to the output layer)
+    norm          named ``scale``; or ``bias`` beside a ``scale``
+    bias          named ``bias``
+    matrix        any other leaf with two or more axes
+    vector        any other leaf
+    ============  ===================================================================
+
+    Tied weights are one leaf and get one label. For other names write a labelling function of your own.
+
+    Args:
+      params: the parameters, arrays of any dtype.
+
+    Returns:
+      A tree of the labels ``"matrix"``, ``"embedding"``, ``"bias"``, ``"norm"`` and ``"vector"``.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> params = {
+      ...     "dense": {"kernel": jnp.zeros([2, 3]), "bias": jnp.zeros(3)},
+      ...     "layer_norm": {"scale": jnp.ones(3), "bias": jnp.zeros(3)},
+      ... }
+      >>> print(ro.parameter_kinds(params))
+      {'dense': {'bias': 'bias', 'kernel': 'matrix'}, 'layer_norm': {'bias': 'norm', 'scale': 'norm'}}
+    """
+    names = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    norms = {tuple(name[:-1]) for name in names if name and name[-1] == "scale"}
+
+    def label(path: tuple[Any, ...], leaf: Any) -> str:
+        name = _names(path)
+        last = name[-1] if name else ""
+        if last == "embedding":
+            return "embedding"
+        if last == "scale" or (last == "bias" and tuple(name[:-1]) in norms):
+            return "norm"
+        if last == "bias":
+            return "bias"
+        return "matrix" if leaf.ndim >= 2 else "vector"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def partition_by_kind(
+    default: optax.GradientTransformation, **by_kind: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Give each kind of parameter an optimiser of its own: ``optax.partition`` by :func:`parameter_kinds`.
+
+    A common choice leaves norms and biases Euclidean, since their few weights share no fan-in to compare:
+    ``partition_by_kind(ro.riemannian_sgd(0.1), norm=optax.sgd(0.1), bias=optax.sgd(0.1))``. Means over
+    ``"tree"`` then run over the parameters of one kind.
+
+    Rows of an embedding that got no gradient: without momentum and weight decay they do not move, whatever
+    the metric; phi ages all the same, so that ``activity`` forgets at its decay per update, not per
+    occurrence, and a rare row finds a smaller ``E``, and so a larger step, when it comes up again.
+
+    Args:
+      default: the optimiser of every kind not named.
+      **by_kind: optimisers for ``matrix``, ``embedding``, ``bias``, ``norm`` or ``vector``.
+
+    Returns:
+      A gradient transformation with state ``optax.PartitionState``.
+
+    Raises:
+      ValueError: for an unknown kind.
+      TypeError: where a value is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = ro.partition_by_kind(ro.riemannian_sgd(1.0, alpha=1.0), bias=optax.sgd(1.0))
+      >>> params = {"kernel": jnp.ones([1, 1]), "bias": jnp.ones(1)}
+      >>> updates, _ = tx.update(params, tx.init(params), params)
+      >>> print(updates["kernel"], updates["bias"])
+      [[-0.5]] [-1.]
+    """
+    for kind, tx in by_kind.items():
+        if kind not in KINDS:
+            raise ValueError(f"{kind} is no kind of parameter: use one of {', '.join(KINDS)}.")
+        check_transformation(kind, tx)
+    check_transformation("default", default)
+    return optax.partition({kind: by_kind.get(kind, default) for kind in KINDS}, parameter_kinds)
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    keys = [getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None))) for entry in path]
+    return [key for key in keys if isinstance(key, str) and key != "value"]

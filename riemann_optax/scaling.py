@@ -1,0 +1,109 @@
+"""Stage 2: from a covector to a tangent vector, directly or through the metric's orthonormal frame."""
+
+from typing import Any
+
+import jax
+import optax
+
+from riemann_optax.covector import Covector
+from riemann_optax.metric import check_transformation, map_covectors, report_metric, require_covectors
+
+
+def scale_by_inverse_metric() -> optax.GradientTransformationExtraArgs:
+    r"""Turn each covector into the tangent vector :math:`g^{-1}\nabla f` (stage 2, Eq. 2).
+
+    .. math::
+      u_i = \partial_i f / E_i
+
+    Any Optax transform may follow. Leaves without a metric beside leaves with one pass unchanged: they are
+    Euclidean. No state; the result has the dtype of the gradient; elementwise, so it adds no collective.
+
+    Returns:
+      A gradient transformation without state.
+
+    Raises:
+      ValueError: at ``update``, where no leaf at all carries a metric.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = optax.chain(ro.compute_metric(ro.phi.activity(), alpha=1.0), ro.scale_by_inverse_metric())
+      >>> gradients = jnp.array([0.0, 1.0, 3.0])
+      >>> tangent, _ = tx.update(gradients, tx.init(gradients))
+      >>> print(tangent)  # at the first step phi = abs(gradient): g / (1 + abs(g))
+      [0.   0.5  0.75]
+
+    References:
+      Amari, `Natural Gradient Works Efficiently in Learning
+      <https://doi.org/10.1162/089976698300017746>`_, Neural Computation, 1998
+    """
+
+    def update(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del params, extra_args
+        require_covectors(updates, "scale_by_inverse_metric")
+        report_metric(updates)
+        return map_covectors(Covector.raise_index, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def in_orthonormal_frame(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    r"""Run ``inner`` in the orthonormal frame of the metric, then leave the frame (stage 2).
+
+    .. math::
+      u = g^{-1/2}\,\mathrm{inner}\big(g^{-1/2}\,\nabla f\big)
+
+    In the frame :math:`e_i = E_i^{-1/2}\,\partial_i` the metric is the identity, so Euclidean rules are
+    Riemannian ones: with ``optax.identity()`` this is :func:`scale_by_inverse_metric` up to rounding; with
+    ``optax.trace`` momentum is parallel transported and with ``optax.scale_by_adam`` the rule is Riemannian
+    Adam (both exactly so where each ``E_i`` depends on ``w_i`` alone, approximately otherwise); with
+    ``optax.clip_by_global_norm`` it is the Riemannian norm of the gradient that is clipped.
+
+    Args:
+      inner: any Optax transformation; it sees the parameters unchanged and, for Euclidean leaves, the
+        gradient unchanged.
+
+    Returns:
+      A gradient transformation with the state of ``inner``.
+
+    Raises:
+      TypeError: where ``inner`` is no gradient transformation.
+      ValueError: at ``update``, where no leaf carries a metric.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = optax.chain(
+      ...     ro.compute_metric(ro.phi.from_weights(lambda w: w**2), alpha=1.0),
+      ...     ro.in_orthonormal_frame(optax.clip_by_global_norm(1.0)),
+      ... )
+      >>> params = jnp.array([0.0, 3.0**0.5])
+      >>> tangent, _ = tx.update(jnp.array([3.0, 8.0]), tx.init(params), params)
+      >>> print(tangent)  # E = [1, 4]: frame [3, 4], clipped to [.6, .8], left by 1/sqrt(E)
+      [0.6 0.4]
+
+    References:
+      Becigneul and Ganea, `Riemannian Adaptive Optimization Methods
+      <https://arxiv.org/abs/1810.00760>`_, ICLR, 2019
+    """
+    check_transformation("inner", inner)
+    inner = optax.with_extra_args_support(inner)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        require_covectors(updates, "in_orthonormal_frame")
+        report_metric(updates)
+        frame = map_covectors(Covector.to_frame, updates)
+        frame, state = inner.update(frame, state, params, **extra_args)
+        tangent = jax.tree.map(
+            lambda covector, u: covector.from_frame(u) if isinstance(covector, Covector) else u,
+            updates,
+            frame,
+        )
+        return tangent, state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
