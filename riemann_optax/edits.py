@@ -191,11 +191,13 @@ def conformal(over: Group = "tree") -> optax.GradientTransformationExtraArgs:
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
       >>> tx = optax.chain(
-      ...     ro.compute_metric(ro.phi.activity(), alpha=3.0), ro.conformal(), ro.scale_by_inverse_metric()
+      ...     ro.compute_metric(ro.phi.activity(decay=0.0), alpha=3.0),
+      ...     ro.conformal(),
+      ...     ro.scale_by_inverse_metric(),
       ... )
       >>> gradients = jnp.array([100.0, 300.0])
       >>> print(ro.metric_at(tx, gradients, tx.init(gradients)))  # (200 + 3 * phi) / 4
-      [125.00 275.00]
+      [125. 275.]
     """
     _tree.check_choice("over", over, _tree.GROUPS)
 

@@ -260,16 +260,30 @@ def metric_at(
       [1. 4.]
     """
     tx = optax.with_extra_args_support(tx)
-    inputs = jax.tree.leaves((gradients, state, params))
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in inputs)
-    reports: list[Any] = []
-    token = _observer.set(reports)
-    try:
-        # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
-        with jax.disable_jit(not traced):
+
+    def observe() -> list[Any]:
+        reports: list[Any] = []
+        token = _observer.set(reports)
+        try:
             tx.update(gradients, state, params, **extra_args)
-    finally:
-        _observer.reset(token)
+        finally:
+            _observer.reset(token)
+        return reports
+
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((gradients, state, params))):
+        try:
+            # Values of an inner branch must not leave it; tracing once more finds that out here and now.
+            jax.eval_shape(observe)
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(
+                "metric_at: tx applies its metric inside a branch or loop, which cannot be read under jit: "
+                "call metric_at outside of jit, or on the chain inside the wrapper."
+            ) from error
+        reports = observe()
+    else:
+        # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
+        with jax.disable_jit():
+            reports = observe()
     if not reports:
         raise ValueError(
             "metric_at: this update of tx applied no metric; tx must hold compute_metric and "
@@ -281,12 +295,6 @@ def metric_at(
             found[path] = found[path] * metric if path in found else metric
 
     def read(path: tuple[Any, ...], gradient: Any) -> jax.Array:
-        return found.get(path, jnp.ones_like(gradient, dtype=_tree.working_dtype(gradient))) * 1
+        return found.get(path, jnp.ones_like(gradient, dtype=_tree.working_dtype(gradient)))
 
-    try:
-        return jax.tree_util.tree_map_with_path(read, gradients)
-    except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(
-            "metric_at: tx applies its metric inside a branch or loop, which cannot be read under jit: call "
-            "metric_at outside of jit, or on the chain inside the wrapper."
-        ) from error
+    return jax.tree_util.tree_map_with_path(read, gradients)
