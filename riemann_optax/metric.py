@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -211,18 +212,34 @@ def map_covectors(
     return jax.tree.map(lambda x: function(x) if isinstance(x, Covector) else euclidean(x), updates)
 
 
-_observer: ContextVar[list[Any] | None] = ContextVar("observer", default=None)
+class _Observer:
+    """Where a :func:`metric_at` under way collects the metrics that its update reports."""
+
+    def __init__(self) -> None:
+        self.reports: list[Any] = []
+        self.trace_state = _trace_state()
+
+
+def _trace_state() -> Any:
+    return jax.extend.core.get_opaque_trace_state(convention="riemann_optax")
+
+
+_observer: ContextVar[_Observer | None] = ContextVar("observer", default=None)
 
 
 def report_metric(updates: optax.Updates) -> None:
     """Tell a surrounding :func:`metric_at`, if there is one, which metric is about to be used."""
-    reports = _observer.get()
-    if reports is not None:
-        reports.append(
-            map_covectors(
-                lambda c: jnp.broadcast_to(c.metric, c.shape), updates, lambda _: optax.MaskedNode()
-            )
+    observer = _observer.get()
+    if observer is None:
+        return
+    if observer.trace_state != _trace_state():
+        raise ValueError(
+            "metric_at: tx applies its metric inside a branch or loop, whose values cannot be read under jit: "
+            "call metric_at outside of jit, or on the chain inside the wrapper."
         )
+    observer.reports.append(
+        map_covectors(lambda c: jnp.broadcast_to(c.metric, c.shape), updates, lambda _: optax.MaskedNode())
+    )
 
 
 def metric_at(
@@ -260,37 +277,22 @@ def metric_at(
       [1. 4.]
     """
     tx = optax.with_extra_args_support(tx)
-
-    def observe() -> list[Any]:
-        reports: list[Any] = []
-        token = _observer.set(reports)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((gradients, state, params)))
+    # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
+    with jax.disable_jit(not traced):
+        observer = _Observer()
+        token = _observer.set(observer)
         try:
             tx.update(gradients, state, params, **extra_args)
         finally:
             _observer.reset(token)
-        return reports
-
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((gradients, state, params))):
-        try:
-            # Values of an inner branch must not leave it; tracing once more finds that out here and now.
-            jax.eval_shape(observe)
-        except jax.errors.UnexpectedTracerError as error:
-            raise ValueError(
-                "metric_at: tx applies its metric inside a branch or loop, which cannot be read under jit: "
-                "call metric_at outside of jit, or on the chain inside the wrapper."
-            ) from error
-        reports = observe()
-    else:
-        # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
-        with jax.disable_jit():
-            reports = observe()
-    if not reports:
+    if not observer.reports:
         raise ValueError(
             "metric_at: this update of tx applied no metric; tx must hold compute_metric and "
             "scale_by_inverse_metric, and a wrapper that skips updates must not skip this one."
         )
     found: dict[tuple[Any, ...], jax.Array] = {}
-    for report in reports:
+    for report in observer.reports:
         for path, metric in jax.tree_util.tree_leaves_with_path(report):
             found[path] = found[path] * metric if path in found else metric
 
