@@ -89,10 +89,10 @@ def power(base: jax.Array, exponent: float) -> jax.Array:
     """
     if isinstance(exponent, int | float) and exponent == 1:
         return base
-    positive = base > 0
-    inner = jnp.where(positive, base, jnp.ones_like(base))
+    zero = base == 0  # and not "base > 0": a NaN must stay a NaN
+    inner = jnp.where(zero, jnp.ones_like(base), base)
     raised = jnp.sqrt(inner) if isinstance(exponent, float) and exponent == 0.5 else inner**exponent
-    return jnp.where(positive, raised, jnp.zeros_like(base))
+    return jnp.where(zero, jnp.zeros_like(base), raised)
 
 
 def require_params(params: Any, name: str) -> Any:

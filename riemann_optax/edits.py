@@ -217,7 +217,7 @@ def conformal(over: Group = "tree") -> optax.GradientTransformationExtraArgs:
             if not isinstance(covector, Covector):
                 return covector
             value, alpha = origin(covector)
-            scale = jnp.where(mean > 0, (mean + alpha * value) / (1 + alpha), jnp.ones_like(value))
+            scale = jnp.where(mean == 0, jnp.ones_like(value), (mean + alpha * value) / (1 + alpha))
             return covector.with_inverse_metric(scale) if covector.inverted else covector.with_metric(scale)
 
         return jax.tree.map(rescale, updates, means)

@@ -221,7 +221,8 @@ class _Observer:
 
 
 def _trace_state() -> Any:
-    return jax.extend.core.get_opaque_trace_state(convention="riemann_optax")
+    state = jax.extend.core.get_opaque_trace_state(convention="riemann_optax")  # type: ignore[no-untyped-call]
+    return state
 
 
 _observer: ContextVar[_Observer | None] = ContextVar("observer", default=None)
@@ -234,7 +235,7 @@ def report_metric(updates: optax.Updates) -> None:
         return
     if observer.trace_state != _trace_state():
         raise ValueError(
-            "metric_at: tx applies its metric inside a branch or loop, whose values cannot be read under jit: "
+            "metric_at: tx applies its metric inside a branch or loop, which cannot be read under jit: "
             "call metric_at outside of jit, or on the chain inside the wrapper."
         )
     observer.reports.append(

@@ -112,9 +112,9 @@ def secant_curvature(
         variation = _state.running_mean(jax.tree.map(_tree.squared_magnitude, dw), state.variation, decay)
 
         def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-            known = denominator > 0
-            safe = jnp.where(known, denominator, jnp.ones_like(denominator))
-            return jnp.where(known, numerator / safe, jnp.full_like(numerator, initial_phi))
+            unknown = denominator == 0
+            safe = jnp.where(unknown, jnp.ones_like(denominator), denominator)
+            return jnp.where(unknown, jnp.full_like(numerator, initial_phi), numerator / safe)
 
         new_state = SecantCurvatureState(
             count=optax.safe_increment(state.count),
