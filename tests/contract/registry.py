@@ -1,0 +1,167 @@
+"""Every public transformation, in its minimal documented chain: a new one joins the suite by one line here.
+
+An entry's name is the public name, with ``:`` and a note where one transformation has several entries;
+``test_registry.py`` fails while a public transformation has none. The builders:
+
+- ``with_phi(make_phi)``: a phi inside both stages;
+- ``with_edit(make_edit)``: something that stands between the stages;
+- ``with_stage_2(make_stage_2)``: another second stage;
+- ``with_last(make_last)``: something that stands behind the learning rate;
+- ``optimiser(make)``: a whole optimiser, ``make(learning_rate, alpha=alpha)``.
+
+Flags: ``learning_rate`` is one with which the four convergence targets are reached within 30,000 steps,
+``needs_loss`` says that ``update`` wants the extra argument ``obj_fn``.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+
+import riemann_optax as ro
+
+
+class Entry(NamedTuple):
+    """A transformation under test: ``make(learning_rate, alpha)`` returns a whole optimiser."""
+
+    make: Callable[..., optax.GradientTransformationExtraArgs]
+    learning_rate: float = 1e-3
+    needs_loss: bool = False
+
+    def build(self) -> optax.GradientTransformationExtraArgs:
+        """Return the optimiser at the entry's own learning rate."""
+        return self.make(self.learning_rate)
+
+    def extra_args(self, loss: Callable[[Any], Any]) -> dict[str, Any]:
+        """Return the extra arguments that ``update`` needs for ``loss``."""
+        return {"obj_fn": loss} if self.needs_loss else {}
+
+
+def with_phi(make_phi, role="metric", **flags) -> Entry:
+    def make(learning_rate, alpha=1.0):
+        return optax.chain(
+            ro.compute_metric(make_phi(), alpha, role),
+            ro.scale_by_inverse_metric(),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    return Entry(make, **flags)
+
+
+def with_edit(make_edit, role="metric", **flags) -> Entry:
+    def make(learning_rate, alpha=1.0):
+        return optax.chain(
+            ro.compute_metric(ro.phi.activity(), alpha, role),
+            make_edit(),
+            ro.scale_by_inverse_metric(),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    return Entry(make, **flags)
+
+
+def with_stage_2(make_stage_2, **flags) -> Entry:
+    def make(learning_rate, alpha=1.0):
+        return optax.chain(
+            ro.compute_metric(ro.phi.activity(), alpha),
+            make_stage_2(),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    return Entry(make, **flags)
+
+
+def with_last(make_last, **flags) -> Entry:
+    return Entry(
+        lambda learning_rate, alpha=1.0: optax.chain(
+            ro.riemannian_sgd(learning_rate, alpha=alpha), make_last()
+        ),
+        **flags,
+    )
+
+
+def optimiser(make, learning_rate=1e-3, **arguments) -> Entry:
+    # No functools.partial: inject_hyperparams must see learning_rate and alpha, and nothing else.
+    return Entry(
+        lambda learning_rate, alpha=1.0: make(learning_rate, alpha=alpha, **arguments),
+        learning_rate=learning_rate,
+    )
+
+
+def energetic_activity() -> optax.GradientTransformationExtraArgs:
+    """The paper's own reading of phi: plasticity plus energy."""
+    return ro.phi.weighted_sum([ro.phi.activity(), ro.phi.maintenance_energy()], [1.0, 0.5])
+
+
+ENTRIES: dict[str, Entry] = {
+    # the two stages
+    "compute_metric:metric": with_phi(ro.phi.activity),
+    "compute_metric:inverse_metric": with_phi(ro.phi.activity, role="inverse_metric"),
+    "scale_by_inverse_metric": with_stage_2(ro.scale_by_inverse_metric),
+    "in_orthonormal_frame:identity": with_stage_2(lambda: ro.in_orthonormal_frame(optax.identity())),
+    "in_orthonormal_frame:trace": with_stage_2(lambda: ro.in_orthonormal_frame(optax.trace(0.9))),
+    "in_orthonormal_frame:adam": with_stage_2(
+        lambda: ro.in_orthonormal_frame(optax.scale_by_adam()), learning_rate=1e-2
+    ),
+    # the phis
+    "phi.activity:squared": with_phi(lambda: ro.phi.activity(decay=0.9, power=1.0), learning_rate=5e-3),
+    "phi.accumulated_activity": with_phi(ro.phi.accumulated_activity, learning_rate=0.5),
+    "phi.bayesian_synapse": with_phi(ro.phi.bayesian_synapse, learning_rate=0.1),
+    "phi.presynaptic_release": with_phi(ro.phi.presynaptic_release, learning_rate=8e-3),
+    "phi.secant_curvature": with_phi(ro.phi.secant_curvature, learning_rate=0.1),
+    "phi.hutchinson_curvature": with_phi(ro.phi.hutchinson_curvature, learning_rate=0.1, needs_loss=True),
+    "phi.maintenance_energy": with_phi(ro.phi.maintenance_energy),
+    "phi.modification_energy": with_phi(ro.phi.modification_energy),
+    "phi.modification_energy:mean": with_phi(lambda: ro.phi.modification_energy(decay=0.9)),
+    "phi.from_weights": with_phi(lambda: ro.phi.from_weights(lambda w: abs(w) ** 2)),
+    "phi.weighted_sum": with_phi(energetic_activity),
+    "phi.product": with_phi(
+        lambda: ro.phi.product(ro.phi.activity(), ro.phi.maintenance_energy()), learning_rate=5e-3
+    ),
+    "phi.power": with_phi(
+        lambda: ro.phi.power(ro.phi.hutchinson_curvature(), 0.5), learning_rate=1e-2, needs_loss=True
+    ),
+    "phi.unit_mean:tree": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="tree")),
+    "phi.unit_mean:leaf": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="leaf")),
+    "phi.unit_mean:neuron": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="neuron")),
+    # the edits of a metric
+    "on_metric:ema": with_edit(lambda: ro.on_metric(optax.ema(0.9))),
+    "on_gradient:trace": with_edit(lambda: ro.on_gradient(optax.trace(0.9))),
+    "multiply_metric:function": with_edit(lambda: ro.multiply_metric(lambda w: 1 / (abs(w) + 0.5))),
+    "multiply_metric:phi": with_edit(
+        lambda: ro.multiply_metric(ro.phi.from_weights(lambda w: abs(w) + 1)), learning_rate=5e-3
+    ),
+    "multiply_metric:inverse_metric": with_edit(
+        lambda: ro.multiply_metric(lambda w: 1 / (abs(w) + 0.5)), role="inverse_metric"
+    ),
+    "conformal:tree": with_edit(lambda: ro.conformal("tree")),
+    "conformal:leaf": with_edit(lambda: ro.conformal("leaf")),
+    "conformal:neuron": with_edit(lambda: ro.conformal("neuron")),
+    "conformal:inverse_metric": with_edit(ro.conformal, role="inverse_metric", learning_rate=4e-3),
+    "normalize_metric:tree": with_edit(lambda: ro.normalize_metric("tree")),
+    "normalize_metric:leaf": with_edit(lambda: ro.normalize_metric("leaf")),
+    "normalize_metric:neuron": with_edit(lambda: ro.normalize_metric("neuron")),
+    "clip_metric": with_edit(lambda: ro.clip_metric(low=0.5, high=10.0)),
+    # looking at a metric, and guarding it
+    "record_metric": with_edit(ro.record_metric),
+    "track_energy": with_last(ro.track_energy),
+    "skip_nonfinite": Entry(
+        lambda learning_rate, alpha=1.0: ro.skip_nonfinite(ro.riemannian_sgd(learning_rate, alpha=alpha))
+    ),
+    # whole optimisers
+    "riemannian_sgd": optimiser(ro.riemannian_sgd),
+    "riemannian_sgd:recommended": optimiser(
+        ro.riemannian_sgd, learning_rate=1e-4, momentum=0.9, nesterov=True, conformal="tree"
+    ),
+    "riemannian_sgd:decay": optimiser(ro.riemannian_sgd, momentum=0.9, weight_decay=1e-5, record=True),
+    "riemannian_sgd:decay_in_metric": optimiser(ro.riemannian_sgd, weight_decay=1e-5, decay_in_metric=True),
+    "riemannian_adamw": optimiser(ro.riemannian_adamw, learning_rate=1e-2),
+    "riemannian_adamw:decay_in_metric": optimiser(
+        ro.riemannian_adamw, learning_rate=1e-2, decay_in_metric=True, conformal="leaf", nesterov=True
+    ),
+    "partition_by_kind": Entry(
+        lambda learning_rate, alpha=1.0: ro.partition_by_kind(
+            ro.riemannian_sgd(learning_rate, alpha=alpha), bias=optax.sgd(learning_rate)
+        )
+    ),
+}
