@@ -1,0 +1,143 @@
+"""One row of the table per method and surface: its best run, and how much of that was luck."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figure1.methods import Method
+from benchmarks.figure1.paths import PathStatistics
+from benchmarks.figure1.search import Grid, Point, Runner, Trials, best_point, edges, rate_value, second_value
+from benchmarks.figure1.surfaces import Surface
+
+# What the paper says of its figure, in numbers: a straight path without swings across the valley.
+STRAIGHT = 0.95
+SWINGS = 1
+
+FRESH_STARTS = 21  # so that median and quartiles are runs, and none is between a number and infinity
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A tuned method and what its path looks like."""
+
+    point: Point
+    rate: float
+    second: float | None
+    statistics: PathStatistics
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a surface.
+
+    Attributes:
+      surface: Name of the surface.
+      method: The method.
+      trials: How many configurations were run.
+      best: The one with the fewest steps, of equals the straightest; None if none arrived.
+      ties: How many configurations needed as few steps.
+      settled: Fewest steps of any configuration to arrive and stay until the end of the run.
+      straight: The one with the fewest steps among those that stay and draw the paper's figure, or None.
+      lowest: Lowest loss of any configuration, over the initial loss.
+      edges: Edges of the grid that alone have the fewest steps.
+      fresh: Sorted steps of the best configuration from other starts, with other seeds.
+    """
+
+    surface: str
+    method: Method
+    trials: int
+    best: Configuration | None
+    ties: int
+    settled: float
+    straight: Configuration | None
+    lowest: float
+    edges: tuple[str, ...]
+    fresh: tuple[float, ...]
+
+
+def like_figure(statistics: PathStatistics) -> bool:
+    """Whether a path looks as in the paper's figure."""
+    return bool(statistics.straightness >= STRAIGHT and statistics.sign_changes <= SWINGS)
+
+
+def configuration(method: Method, trials: Trials) -> Configuration | None:
+    """Return the best of these trials."""
+    point = best_point(trials)
+    if point is None:
+        return None
+    statistics = PathStatistics(*(float(value) for value in trials[point]))
+    return Configuration(point, rate_value(point[0]), second_value(method, point[1]), statistics)
+
+
+def fresh_surfaces(surface: Surface) -> list[Surface]:
+    """Return the surface with other starts: either side, half to one and a half times as far on each axis."""
+    random = np.random.default_rng(1)
+    factors = random.uniform(0.5, 1.5, (FRESH_STARTS, 2)) * random.choice([-1.0, 1.0], (FRESH_STARTS, 2))
+    return [
+        surface._replace(offset=(surface.offset[0] * first, surface.offset[1] * second))
+        for first, second in factors.tolist()
+    ]
+
+
+def make_row(name: str, surface: Surface, method: Method, trials: Trials, grid: Grid, runner: Runner) -> Row:
+    """Summarise the trials of a method on a surface, and rerun its best configuration from fresh starts."""
+    best = configuration(method, trials)
+    fresh: Sequence[float] = ()
+    if best is not None:
+        trials_elsewhere = [
+            (best.point, other, seed) for seed, other in enumerate(fresh_surfaces(surface), 1)
+        ]
+        fresh = [float(statistics.steps) for statistics in runner.measure(trials_elsewhere)]
+    fewest = best.statistics.steps if best else np.nan
+    straight = {
+        point: statistics
+        for point, statistics in trials.items()
+        if like_figure(statistics) and statistics.settled == statistics.steps
+    }
+    return Row(
+        surface=name,
+        method=method,
+        trials=len(trials),
+        best=best,
+        ties=sum(bool(statistics.steps == fewest) for statistics in trials.values()),
+        settled=float(min(statistics.settled for statistics in trials.values())),
+        straight=configuration(method, straight),
+        lowest=float(np.nanmin([statistics.lowest for statistics in trials.values()])),
+        edges=tuple(sorted(edges(trials, grid, has_second=method.second is not None))),
+        fresh=tuple(sorted(fresh)),
+    )
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile of sorted values, 4 n + 1 of them."""
+    quarter = (len(values) - 1) // 4
+    return values[quarter], values[2 * quarter], values[3 * quarter]
+
+
+def record(row: Row) -> dict[str, Any]:
+    """Turn a row into what JSON can hold: infinity, a miss, becomes null."""
+
+    def number(value: float) -> float | None:
+        return value if np.isfinite(value) else None
+
+    def described(chosen: Configuration | None) -> dict[str, Any] | None:
+        if chosen is None:
+            return None
+        statistics = {name: number(value) for name, value in chosen.statistics._asdict().items()}
+        return {"rate": chosen.rate, row.method.second or "second": chosen.second, **statistics}
+
+    return {
+        "surface": row.surface,
+        "method": row.method.name,
+        "role": row.method.role,
+        "trials": row.trials,
+        "best": described(row.best),
+        "ties": row.ties,
+        "fewest_steps_to_settle": number(row.settled),
+        "best_like_figure": described(row.straight),
+        "lowest_loss": number(row.lowest),
+        "on_edge": list(row.edges),
+        "steps_from_fresh_starts": [number(value) for value in row.fresh],
+    }
