@@ -2,6 +2,7 @@
 
 from riemann_optax import phi
 from riemann_optax.covector import Covector, MetricAttachedError
+from riemann_optax.describe import Description, LeafDescription, describe, metric_at
 from riemann_optax.edits import (
     clip_metric,
     conformal,
@@ -18,7 +19,7 @@ from riemann_optax.inspect import (
     record_metric,
     track_energy,
 )
-from riemann_optax.metric import ComputeMetricState, compute_metric, metric_at, split
+from riemann_optax.metric import ComputeMetricState, compute_metric, split
 from riemann_optax.optimizers import riemannian_adamw, riemannian_sgd
 from riemann_optax.presets import parameter_kinds, partition_by_kind
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric
@@ -28,12 +29,15 @@ __version__ = "0.1.0"
 __all__ = [
     "ComputeMetricState",
     "Covector",
+    "Description",
+    "LeafDescription",
     "MetricAttachedError",
     "RecordMetricState",
     "TrackEnergyState",
     "clip_metric",
     "compute_metric",
     "conformal",
+    "describe",
     "in_orthonormal_frame",
     "metric_at",
     "metric_statistics",

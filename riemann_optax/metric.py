@@ -1,15 +1,14 @@
 """Stage 1: from a gradient to a covector with its metric; and ways to see that metric."""
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from riemann_optax import _observe as observe
 from riemann_optax import _tree
 from riemann_optax.covector import Covector, MetricAttachedError, Origin
 
@@ -106,6 +105,7 @@ def compute_metric(
         _tree.check_inexact(updates, "gradients")
         values, phi_state = phi.update(updates, state.phi, params, **extra_args)
         check_phi_values(values, updates)
+        observe.phi_used(phi, updates)
         current_alpha = alpha(state.count) if callable(alpha) else alpha
 
         def attach(path: tuple[Any, ...], gradient: jax.Array, value: jax.Array) -> Covector:
@@ -210,94 +210,3 @@ def map_covectors(
 ) -> Any:
     """Map ``function`` over the leaves that carry a metric and ``euclidean`` over the others."""
     return jax.tree.map(lambda x: function(x) if isinstance(x, Covector) else euclidean(x), updates)
-
-
-class _Observer:
-    """Where a :func:`metric_at` under way collects the metrics that its update reports."""
-
-    def __init__(self) -> None:
-        self.reports: list[Any] = []
-        self.trace_state = _trace_state()
-
-
-def _trace_state() -> Any:
-    state = jax.extend.core.get_opaque_trace_state(convention="riemann_optax")  # type: ignore[no-untyped-call]
-    return state
-
-
-_observer: ContextVar[_Observer | None] = ContextVar("observer", default=None)
-
-
-def report_metric(updates: optax.Updates) -> None:
-    """Tell a surrounding :func:`metric_at`, if there is one, which metric is about to be used."""
-    observer = _observer.get()
-    if observer is None:
-        return
-    if observer.trace_state != _trace_state():
-        raise ValueError(
-            "metric_at: tx applies its metric inside a branch or loop, which cannot be read under jit: "
-            "call metric_at outside of jit, or on the chain inside the wrapper."
-        )
-    observer.reports.append(
-        map_covectors(lambda c: jnp.broadcast_to(c.metric, c.shape), updates, lambda _: optax.MaskedNode())
-    )
-
-
-def metric_at(
-    tx: optax.GradientTransformation,
-    gradients: optax.Updates,
-    state: optax.OptState,
-    params: optax.Params | None = None,
-    **extra_args: Any,
-) -> optax.Updates:
-    """Return the metric ``E`` that ``tx`` would use for its next update, changing nothing.
-
-    Runs ``tx.update`` and throws its result away; ``E`` is read at stage 2, after every edit of the metric.
-    Works with the chain inside ``masked``, ``partition``, ``inject_hyperparams`` and, outside of ``jit``,
-    inside wrappers that branch, such as ``MultiSteps`` or ``apply_if_finite``.
-
-    Args:
-      tx: a transformation that contains both stages.
-      gradients: the gradients, as they would be given to ``tx.update``.
-      state: the state of ``tx``.
-      params: the parameters.
-      **extra_args: the extra arguments of ``tx.update``.
-
-    Returns:
-      ``E`` in the structure of ``gradients``, float32 or wider; 1 where no metric is attached; the product
-      where several pairs of stages follow each other.
-
-    Raises:
-      ValueError: where ``tx`` applied no metric in this update, or applied it inside a traced branch.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, riemann_optax as ro
-      >>> tx = ro.riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=3.0)
-      >>> params = jnp.array([0.0, 1.0])
-      >>> print(ro.metric_at(tx, jnp.ones(2), tx.init(params), params))
-      [1. 4.]
-    """
-    tx = optax.with_extra_args_support(tx)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((gradients, state, params)))
-    # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
-    with jax.disable_jit(not traced):
-        observer = _Observer()
-        token = _observer.set(observer)
-        try:
-            tx.update(gradients, state, params, **extra_args)
-        finally:
-            _observer.reset(token)
-    if not observer.reports:
-        raise ValueError(
-            "metric_at: this update of tx applied no metric; tx must hold compute_metric and "
-            "scale_by_inverse_metric, and a wrapper that skips updates must not skip this one."
-        )
-    found: dict[tuple[Any, ...], jax.Array] = {}
-    for report in observer.reports:
-        for path, metric in jax.tree_util.tree_leaves_with_path(report):
-            found[path] = found[path] * metric if path in found else metric
-
-    def read(path: tuple[Any, ...], gradient: Any) -> jax.Array:
-        return found.get(path, jnp.ones_like(gradient, dtype=_tree.working_dtype(gradient)))
-
-    return jax.tree_util.tree_map_with_path(read, gradients)

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import optax
 
+from riemann_optax import _observe as observe
 from riemann_optax.covector import Covector
-from riemann_optax.metric import check_transformation, map_covectors, report_metric, require_covectors
+from riemann_optax.metric import check_transformation, map_covectors, require_covectors
 
 
 def scale_by_inverse_metric() -> optax.GradientTransformationExtraArgs:
@@ -45,7 +46,7 @@ def scale_by_inverse_metric() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params, extra_args
         require_covectors(updates, "scale_by_inverse_metric")
-        report_metric(updates)
+        observe.metric_used(updates)
         return map_covectors(Covector.raise_index, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
@@ -96,7 +97,7 @@ def in_orthonormal_frame(inner: optax.GradientTransformation) -> optax.GradientT
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         require_covectors(updates, "in_orthonormal_frame")
-        report_metric(updates)
+        observe.metric_used(updates)
         frame = map_covectors(Covector.to_frame, updates)
         frame, state = inner.update(frame, state, params, **extra_args)
         tangent = jax.tree.map(

@@ -1,6 +1,7 @@
 """Combining phis: sums, products, powers and means of one."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +56,13 @@ def weighted_sum(
         terms = [jnp.asarray(c).astype(v.dtype) * v for c, v in zip(factors, values, strict=True)]
         return sum(terms[1:], start=terms[0])
 
-    return _combined(parts, add)
+    def update(
+        updates: optax.Updates, state: CombinedState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, CombinedState]:
+        values, new_state = _update_parts(parts, updates, state, params, extra_args)
+        return jax.tree.map(add, *values), new_state
+
+    return optax.GradientTransformationExtraArgs(_init_parts(parts), update)
 
 
 def product(*phis: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -80,14 +87,18 @@ def product(*phis: optax.GradientTransformation) -> optax.GradientTransformation
       >>> print(phi.update(jnp.array([3.0]), phi.init(params), params)[0])
       [6.]
     """
+    parts = _checked(phis)
 
     def multiply(*values: jax.Array) -> jax.Array:
-        result = values[0]
-        for value in values[1:]:
-            result = result * value
-        return result
+        return math.prod(values[1:], start=values[0])
 
-    return _combined(_checked(phis), multiply)
+    def update(
+        updates: optax.Updates, state: CombinedState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, CombinedState]:
+        values, new_state = _update_parts(parts, updates, state, params, extra_args)
+        return jax.tree.map(multiply, *values), new_state
+
+    return optax.GradientTransformationExtraArgs(_init_parts(parts), update)
 
 
 def power(phi: optax.GradientTransformation, exponent: float) -> optax.GradientTransformationExtraArgs:
@@ -184,20 +195,21 @@ def _checked(phis: Sequence[Any]) -> list[optax.GradientTransformationExtraArgs]
     return [optax.with_extra_args_support(phi) for phi in phis]
 
 
-def _combined(
-    parts: Sequence[optax.GradientTransformationExtraArgs], combine: Any
-) -> optax.GradientTransformationExtraArgs:
-    def init(params: optax.Params) -> CombinedState:
-        return CombinedState(tuple(part.init(params) for part in parts))
+def _init_parts(
+    parts: Sequence[optax.GradientTransformation],
+) -> Callable[[optax.Params], CombinedState]:
+    return lambda params: CombinedState(tuple(part.init(params) for part in parts))
 
-    def update(
-        updates: optax.Updates, state: CombinedState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, CombinedState]:
-        results = [
-            part.update(updates, part_state, params, **extra_args)
-            for part, part_state in zip(parts, state.states, strict=True)
-        ]
-        values = jax.tree.map(combine, *(value for value, _ in results))
-        return values, CombinedState(tuple(part_state for _, part_state in results))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+def _update_parts(
+    parts: Sequence[optax.GradientTransformationExtraArgs],
+    updates: optax.Updates,
+    state: CombinedState,
+    params: optax.Params | None,
+    extra_args: dict[str, Any],
+) -> tuple[list[optax.Updates], CombinedState]:
+    results = [
+        part.update(updates, part_state, params, **extra_args)
+        for part, part_state in zip(parts, state.states, strict=True)
+    ]
+    return [values for values, _ in results], CombinedState(tuple(new_state for _, new_state in results))

@@ -83,7 +83,15 @@ def maintenance_energy(power: float = 1.0) -> optax.GradientTransformationExtraA
       <https://doi.org/10.1523/JNEUROSCI.22-11-04746.2002>`_, Journal of Neuroscience, 2002
     """
     _tree.check_number("power", power, low=0.0, low_open=True)
-    return from_weights(lambda weights: _tree.power(_tree.magnitude(weights), power))
+    field = from_weights(lambda weights: _tree.power(_tree.magnitude(weights), power))
+
+    def update(
+        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args
+        return field.update(updates, state, _state.require_params(params, "maintenance_energy"))
+
+    return optax.GradientTransformationExtraArgs(field.init, update)
 
 
 class ModificationEnergyState(NamedTuple):

@@ -1,0 +1,79 @@
+"""How metric_at and describe look into an update under way: the stages report, if somebody listens."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import optax
+
+from riemann_optax.covector import Covector
+
+Path = tuple[Any, ...]
+
+
+class Observer:
+    """What the stages have reported.
+
+    Attributes:
+      metrics: the metric ``E`` by the path of its leaf; the product where stage 2 came several times.
+      phis: the name of the phi by the path of its leaf.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: dict[Path, jax.Array] = {}
+        self.phis: dict[Path, str] = {}
+        self.trace_state = _trace_state()
+
+
+def _trace_state() -> Any:
+    state = jax.extend.core.get_opaque_trace_state(convention="riemann_optax")  # type: ignore[no-untyped-call]
+    return state
+
+
+_listening: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def listen() -> Iterator[Observer]:
+    """Collect what the stages report inside of the ``with`` block."""
+    observer = Observer()
+    token = _listening.set(observer)
+    try:
+        yield observer
+    finally:
+        _listening.reset(token)
+
+
+def phi_used(phi: optax.GradientTransformation, updates: optax.Updates) -> None:
+    """Report which phi stage 1 evaluates, and on which leaves."""
+    observer = _listening.get()
+    if observer is not None:
+        for path, _ in jax.tree_util.tree_leaves_with_path(updates):
+            observer.phis[path] = phi_name(phi)
+
+
+def metric_used(updates: optax.Updates) -> None:
+    """Report which metric stage 2 is about to use."""
+    observer = _listening.get()
+    if observer is None:
+        return
+    if observer.trace_state != _trace_state():
+        raise ValueError(
+            "metric_at: tx applies its metric inside a branch or loop, which cannot be read under jit: "
+            "call metric_at outside of jit, or on the chain inside the wrapper."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        if isinstance(leaf, Covector):
+            metric = jnp.broadcast_to(leaf.metric, leaf.shape)
+            before = observer.metrics.get(path)
+            observer.metrics[path] = metric if before is None else before * metric
+
+
+def phi_name(phi: optax.GradientTransformation) -> str:
+    """Return the name of the function that made a phi."""
+    name: str = getattr(phi.update, "__qualname__", type(phi.update).__name__)
+    return name.split(".")[0]

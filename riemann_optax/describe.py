@@ -1,0 +1,237 @@
+"""Reading a metric before and during a run: metric_at and describe."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from riemann_optax import _observe as observe
+from riemann_optax import _tree
+from riemann_optax.metric import check_transformation, compute_metric
+from riemann_optax.scaling import scale_by_inverse_metric
+
+
+def metric_at(
+    tx: optax.GradientTransformation,
+    gradients: optax.Updates,
+    state: optax.OptState,
+    params: optax.Params | None = None,
+    **extra_args: Any,
+) -> optax.Updates:
+    """Return the metric ``E`` that ``tx`` would use for its next update, changing nothing.
+
+    Runs ``tx.update`` and throws its result away; ``E`` is read at stage 2, after every edit of the metric.
+    Works with the chain inside ``masked``, ``partition``, ``inject_hyperparams`` and, outside of ``jit``,
+    inside wrappers that branch, such as ``MultiSteps`` or ``apply_if_finite``.
+
+    Args:
+      tx: a transformation that contains both stages.
+      gradients: the gradients, as they would be given to ``tx.update``.
+      state: the state of ``tx``.
+      params: the parameters.
+      **extra_args: the extra arguments of ``tx.update``.
+
+    Returns:
+      ``E`` in the structure of ``gradients``, float32 or wider; 1 where no metric is attached; the product
+      where several pairs of stages follow each other.
+
+    Raises:
+      ValueError: where ``tx`` applied no metric in this update, or applied it inside a traced branch.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = ro.riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=3.0)
+      >>> params = jnp.array([0.0, 1.0])
+      >>> print(ro.metric_at(tx, jnp.ones(2), tx.init(params), params))
+      [1. 4.]
+    """
+    tx = optax.with_extra_args_support(tx)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((gradients, state, params)))
+    # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
+    with jax.disable_jit(not traced), observe.listen() as observer:
+        tx.update(gradients, state, params, **extra_args)
+    if not observer.metrics:
+        raise ValueError(
+            "metric_at: this update of tx applied no metric; tx must hold compute_metric and "
+            "scale_by_inverse_metric, and a wrapper that skips updates must not skip this one."
+        )
+    return _metric_tree(observer, gradients)
+
+
+def _metric_tree(observer: observe.Observer, gradients: optax.Updates) -> optax.Updates:
+    def read(path: tuple[Any, ...], gradient: Any) -> jax.Array:
+        return observer.metrics.get(path, jnp.ones_like(gradient, dtype=_tree.working_dtype(gradient)))
+
+    return jax.tree_util.tree_map_with_path(read, gradients)
+
+
+class LeafDescription(NamedTuple):
+    """What :func:`describe` says of one leaf.
+
+    Attributes:
+      name: the path of the leaf.
+      shape: its shape.
+      phi: the name of the function that made its phi; empty where the leaf is Euclidean.
+      metric_min: the smallest ``E``.
+      metric_max: the largest ``E``.
+      state_bytes: the optimiser state kept for this leaf, in bytes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    phi: str
+    metric_min: float
+    metric_max: float
+    state_bytes: int
+
+
+class Description(NamedTuple):
+    """What :func:`describe` returns; ``print`` shows it as a table.
+
+    Attributes:
+      leaves: one row per parameter.
+      shared_state_bytes: state that belongs to no one leaf (counters, statistics), in bytes.
+      gradients: which gradients ``E`` was evaluated at.
+    """
+
+    leaves: tuple[LeafDescription, ...]
+    shared_state_bytes: int
+    gradients: str
+
+    def __str__(self) -> str:
+        """Return the table."""
+        header = ("leaf", "shape", "phi", "E", "effective rate 1/E", "state bytes")
+        rows = [header, *(_row(leaf) for leaf in self.leaves)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines.append(f"shared state: {self.shared_state_bytes} bytes; E at {self.gradients}")
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(leaf: LeafDescription) -> tuple[str, ...]:
+    def interval(low: float, high: float) -> str:
+        return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+    return (
+        leaf.name,
+        str(leaf.shape),
+        leaf.phi or "Euclidean",
+        interval(leaf.metric_min, leaf.metric_max),
+        interval(1 / leaf.metric_max, 1 / leaf.metric_min),
+        str(leaf.state_bytes),
+    )
+
+
+def describe(
+    tx_or_phi: optax.GradientTransformation,
+    params: optax.Params,
+    gradients: optax.Updates | None = None,
+    state: optax.OptState | None = None,
+    *,
+    alpha: float | None = None,
+    **extra_args: Any,
+) -> Description:
+    """Describe what a transformation does to each leaf: its phi, range of ``E``, effective rate and state.
+
+    Runs one update outside of ``jit`` and throws its result away. Leaves without a metric are called
+    Euclidean.
+
+    Args:
+      tx_or_phi: an optimiser with both stages in it; or a phi, described as ``compute_metric(phi, alpha)``.
+      params: the parameters, any tree of arrays.
+      gradients: the gradients to evaluate ``E`` at; by default 1 for every weight, which shows the structure
+        but not the numbers of a run.
+      state: the state of ``tx_or_phi``; by default that of ``init``.
+      alpha: the scaling factor for a phi; giving one says that ``tx_or_phi`` is a phi. The phis of this
+        package are recognised without, and described at alpha 1.
+      **extra_args: the extra arguments of ``update``, such as ``obj_fn``.
+
+    Returns:
+      A :class:`Description`, which prints as a table.
+
+    Raises:
+      TypeError: where ``tx_or_phi`` is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> params = {"kernel": jnp.array([[0.0, 1.0]]), "bias": jnp.zeros(2)}
+      >>> metric = ro.compute_metric(ro.phi.maintenance_energy(), alpha=3.0)
+      >>> tx = optax.chain(
+      ...     optax.masked(metric, {"kernel": True, "bias": False}),
+      ...     ro.scale_by_inverse_metric(),
+      ...     optax.trace(0.9),
+      ... )
+      >>> print(ro.describe(tx, params))
+      leaf        shape   phi                 E       effective rate 1/E  state bytes
+      ----------  ------  ------------------  ------  ------------------  -----------
+      ['bias']    (2,)    Euclidean           1       1                   8
+      ['kernel']  (1, 2)  maintenance_energy  1 to 4  0.25 to 1           8
+      shared state: 4 bytes; E at gradients of 1
+    """
+    check_transformation("tx_or_phi", tx_or_phi)
+    if alpha is not None or _phi_of_this_package(tx_or_phi):
+        tx = optax.chain(
+            compute_metric(tx_or_phi, 1.0 if alpha is None else alpha), scale_by_inverse_metric()
+        )
+        if state is not None:
+            stages = tx.init(params)
+            state = (stages[0]._replace(phi=state), *stages[1:])
+    else:
+        tx = optax.with_extra_args_support(tx_or_phi)
+    where = "gradients of 1" if gradients is None else "the given gradients"
+    gradients = jax.tree.map(jnp.ones_like, params) if gradients is None else gradients
+    state = tx.init(params) if state is None else state
+    with jax.disable_jit(), observe.listen() as observer:
+        tx.update(gradients, state, params, **extra_args)
+    metrics = jax.tree.leaves(_metric_tree(observer, gradients))
+    sizes, shared = _state_bytes(tx, state, params)
+    rows = []
+    for (path, leaf), metric, size in zip(
+        jax.tree_util.tree_leaves_with_path(params), metrics, sizes, strict=True
+    ):
+        low, high = (float(jnp.min(metric)), float(jnp.max(metric))) if metric.size else (1.0, 1.0)
+        rows.append(
+            LeafDescription(
+                name=jax.tree_util.keystr(path),
+                shape=np.shape(leaf),
+                phi=observer.phis.get(path, "phi") if path in observer.metrics else "",
+                metric_min=low,
+                metric_max=high,
+                state_bytes=size,
+            )
+        )
+    return Description(tuple(rows), shared, where)
+
+
+def _phi_of_this_package(tx: optax.GradientTransformation) -> bool:
+    module: str = getattr(tx.update, "__module__", "")
+    return module.startswith("riemann_optax.phi.")
+
+
+def _state_bytes(
+    tx: optax.GradientTransformation, state: optax.OptState, params: optax.Params
+) -> tuple[list[int], int]:
+    """Return the bytes of state by parameter, in the order of the leaves, and those of no one parameter."""
+    leaves, treedef = jax.tree.flatten(params)
+    sizes = [0] * len(leaves)
+    indices = jax.tree.unflatten(treedef, range(len(leaves)))
+
+    def count(leaf: Any, index: int) -> Any:
+        if not isinstance(leaf, optax.MaskedNode):
+            sizes[index] += _bytes(leaf)
+        return leaf
+
+    optax.tree.map_params(tx, count, state, indices, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    total = sum(_bytes(leaf) for leaf in jax.tree.leaves(state))
+    return sizes, total - sum(sizes)
+
+
+def _bytes(leaf: Any) -> int:
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return int(np.size(leaf)) * int(jnp.result_type(leaf).itemsize)
