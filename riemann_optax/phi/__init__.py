@@ -22,6 +22,7 @@ from riemann_optax.phi.energy import (
     maintenance_energy,
     modification_energy,
 )
+from riemann_optax.phi.gates import UtilityGateState, metaplasticity, utility_gate
 from riemann_optax.phi.presynaptic import PresynapticReleaseState, presynaptic_release
 from riemann_optax.phi.uncertainty import bayesian_synapse
 
@@ -33,17 +34,20 @@ __all__ = [
     "ModificationEnergyState",
     "PresynapticReleaseState",
     "SecantCurvatureState",
+    "UtilityGateState",
     "accumulated_activity",
     "activity",
     "bayesian_synapse",
     "from_weights",
     "hutchinson_curvature",
     "maintenance_energy",
+    "metaplasticity",
     "modification_energy",
     "power",
     "presynaptic_release",
     "product",
     "secant_curvature",
     "unit_mean",
+    "utility_gate",
     "weighted_sum",
 ]

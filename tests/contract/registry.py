@@ -93,6 +93,11 @@ def energetic_activity() -> optax.GradientTransformationExtraArgs:
     return ro.phi.weighted_sum([ro.phi.activity(), ro.phi.maintenance_energy()], [1.0, 0.5])
 
 
+def half_open_gate() -> optax.GradientTransformationExtraArgs:
+    """The utility gate at alpha = 1/2, its published strength: above 1, E could vanish."""
+    return ro.phi.weighted_sum([ro.phi.utility_gate()], [0.5])
+
+
 ENTRIES: dict[str, Entry] = {
     # the two stages
     "compute_metric:metric": with_phi(ro.phi.activity),
@@ -124,6 +129,9 @@ ENTRIES: dict[str, Entry] = {
     "phi.unit_mean:tree": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="tree")),
     "phi.unit_mean:leaf": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="leaf")),
     "phi.unit_mean:neuron": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="neuron")),
+    # gates
+    "phi.metaplasticity": with_phi(lambda: ro.phi.metaplasticity(strength=0.1)),
+    "phi.utility_gate": with_phi(half_open_gate),
     # the edits of a metric
     "on_metric:ema": with_edit(lambda: ro.on_metric(optax.ema(0.9))),
     "on_gradient:trace": with_edit(lambda: ro.on_gradient(optax.trace(0.9))),
