@@ -1,0 +1,179 @@
+"""The optimisers the trainer compares: a Riemannian metric, and a baseline by its Optax name."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import riemann_optax as ro
+from riemann_optax.examples.errors import InputError
+
+
+class Phi(NamedTuple):
+    """An entry of :data:`PHIS`: how to make a phi, and one line for ``--phi help``."""
+
+    factory: Callable[[], optax.GradientTransformationExtraArgs]
+    summary: str
+
+
+def plasticity_and_energy() -> optax.GradientTransformationExtraArgs:
+    """Return the paper's own reading of phi: activity plus maintenance energy, each with mean one."""
+    parts = (ro.phi.activity(decay=0.97), ro.phi.maintenance_energy())
+    return ro.phi.weighted_sum([ro.phi.unit_mean(part) for part in parts])
+
+
+# The trainer gives every phi the weights and the batch's loss as a function of them (`obj_fn`), so phis that
+# need those stand here like the others.
+PHIS: dict[str, Phi] = {
+    "activity": Phi(partial(ro.phi.activity, decay=0.97), "root of the running mean of the squared gradient"),
+    "accumulated_activity": Phi(ro.phi.accumulated_activity, "root of the sum of all squared gradients"),
+    "bayesian_synapse": Phi(ro.phi.bayesian_synapse, "certainty of a synapse that tracks its own error bar"),
+    "presynaptic_release": Phi(ro.phi.presynaptic_release, "release probability, grown by large gradients"),
+    "secant_curvature": Phi(
+        ro.phi.secant_curvature, "change of gradient over change of weight; unreliable with minibatches"
+    ),
+    "hutchinson_curvature": Phi(
+        ro.phi.hutchinson_curvature, "diagonal of the Hessian by one more gradient per step"
+    ),
+    "maintenance_energy": Phi(ro.phi.maintenance_energy, "size of the weight, the cost of keeping it"),
+    "modification_energy": Phi(ro.phi.modification_energy, "how far the weight has moved so far"),
+    "plasticity_and_energy": Phi(plasticity_and_energy, "activity plus maintenance energy, each of mean one"),
+}
+
+
+class MetricOptions(NamedTuple):
+    """What the command line says about the metric; the defaults are the recommended design.
+
+    Attributes:
+        optimizer: ``"riemannian_sgd"`` or ``"riemannian_adamw"``.
+        phi: a key of :data:`PHIS`.
+        alpha: the weight of phi in ``E = 1 + alpha * phi``.
+        role: ``"metric"`` divides by E (the paper's equations), ``"inverse_metric"`` multiplies (its text).
+        conformal: the group over which E is rescaled to the mean of phi, or ``"none"``.
+        momentum: Nesterov momentum on the tangent (``b1`` of ``riemannian_adamw``); 0 for none.
+        weight_decay: decoupled weight decay per unit of the size of a steady step.
+    """
+
+    optimizer: str = "riemannian_sgd"
+    phi: str = "activity"
+    alpha: float = 100.0
+    role: Literal["metric", "inverse_metric"] = "metric"
+    conformal: Literal["none", "tree", "leaf", "neuron"] = "tree"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+
+def warmup_cosine(peak: jax.typing.ArrayLike, steps: int) -> optax.Schedule:
+    """Learning rate that rises linearly over the first 5% of the steps and falls to 0 along a cosine.
+
+    Args:
+        peak: the highest rate; may be traced.
+        steps: number of steps of the whole run.
+
+    Returns:
+        A schedule: the count of steps taken, from 0, to the rate of the next one.
+
+    Example:
+        >>> schedule = warmup_cosine(1.0, 100)
+        >>> [round(float(schedule(count)), 2) for count in (0, 4, 52, 99)]
+        [0.2, 1.0, 0.5, 0.0]
+    """
+    warmup = max(1, steps // 20)
+    peak = jnp.asarray(peak)
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        rising = (jnp.asarray(count) + 1) / warmup
+        progress = jnp.clip((jnp.asarray(count) - warmup) / max(1, steps - warmup), 0.0, 1.0)
+        return peak * jnp.minimum(rising, 0.5 * (1 + jnp.cos(math.pi * progress)))
+
+    return schedule
+
+
+def build_metric(
+    options: MetricOptions, learning_rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformationExtraArgs:
+    """Build the metric optimiser, with the recorder of E and of the energy spent."""
+    momentum = options.momentum or None
+    # Momentum by `optax.trace` makes a steady step 1 / (1 - momentum) times the learning rate, where Adam's
+    # running mean leaves it at the rate: for the same decay per step the strength has to make up for that.
+    in_riemannian_sgd = options.optimizer == "riemannian_sgd"
+    weight_decay = options.weight_decay / (1 - options.momentum if in_riemannian_sgd else 1)
+    conformal = None if options.conformal == "none" else options.conformal
+    shared: dict[str, Any] = {
+        "phi": PHIS[options.phi].factory(),
+        "alpha": options.alpha,
+        "role": options.role,
+        "conformal": conformal,
+        "weight_decay": weight_decay,
+        "nesterov": momentum is not None,
+        "record": True,
+    }
+    if in_riemannian_sgd:
+        optimizer = ro.riemannian_sgd(learning_rate, momentum=momentum, **shared)
+    else:
+        optimizer = ro.riemannian_adamw(learning_rate, b1=options.momentum, **shared)
+    return optax.chain(optimizer, ro.track_energy())
+
+
+def build_baseline(
+    name: str, learning_rate: optax.ScalarOrSchedule, options: Mapping[str, Any]
+) -> optax.GradientTransformationExtraArgs:
+    """Build an optimiser from its name in ``optax`` or ``optax.contrib``, with the recorder of energy.
+
+    Args:
+        name: such as ``"adamw"``, ``"sgd"`` or ``"muon"``.
+        learning_rate: the rate or schedule.
+        options: further keyword arguments, such as ``{"momentum": 0.9}``.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        InputError: if there is no such optimiser, or it does not take these arguments.
+
+    Example:
+        >>> tx = build_baseline("sgd", 0.1, {"momentum": 0.9})
+        >>> isinstance(tx, optax.GradientTransformation)
+        True
+    """
+    factory = getattr(optax, name, None) or getattr(optax.contrib, name, None)
+    not_known = InputError(
+        f"--baseline {name} is not an Optax optimiser with a learning rate: give a name such as adamw or sgd"
+    )
+    if not inspect.isfunction(factory):
+        raise not_known
+    arguments = inspect.signature(factory).parameters
+    if "learning_rate" not in arguments:
+        raise not_known
+    for option in options:
+        if option not in arguments:
+            raise InputError(
+                f"--baseline-option {option} is not an argument of {name}: it takes {', '.join(arguments)}"
+            )
+    try:
+        optimizer = factory(learning_rate=learning_rate, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--baseline {name} cannot be built ({error}): see --baseline-option") from error
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise not_known
+    return optax.chain(optimizer, ro.track_energy())
+
+
+def recorded_metric(optimizer_state: optax.OptState) -> Any | None:
+    """Return the state of :func:`riemann_optax.record_metric` in a chain's state, None if there is none."""
+    return optax.tree.get(optimizer_state, "RecordMetricState", None)
+
+
+def energy_spent(optimizer_state: optax.OptState) -> float:
+    """Return the sum of ``|dw|`` over all weights and steps so far."""
+    return float(optax.tree.get(optimizer_state, "TrackEnergyState").modification)
+
+
+def state_bytes(optimizer_state: optax.OptState) -> int:
+    """Return the bytes that an optimiser's state holds beside the weights, its recorders included."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer_state))
