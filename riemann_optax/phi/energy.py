@@ -89,7 +89,8 @@ def maintenance_energy(power: float = 1.0) -> optax.GradientTransformationExtraA
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
-        return field.update(updates, state, _state.require_params(params, "maintenance_energy"))
+        values, state = field.update(updates, state, _state.require_params(params, "maintenance_energy"))
+        return values, state
 
     return optax.GradientTransformationExtraArgs(field.init, update)
 

@@ -1,0 +1,5 @@
+"""Public checks for a phi or a metric field of one's own."""
+
+from riemann_optax.testing.phi import PhiReport, check_phi
+
+__all__ = ["PhiReport", "check_phi"]

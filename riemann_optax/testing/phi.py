@@ -1,0 +1,207 @@
+"""check_phi: whether a user's own phi keeps the contract, and in words what it breaks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from riemann_optax import _tree
+from riemann_optax.metric import check_transformation
+
+
+class PhiReport(NamedTuple):
+    """What :func:`check_phi` found out about a phi that keeps the contract.
+
+    Attributes:
+      nonnegative: whether phi was nowhere negative on the gradients tried, so that ``E >= 1``.
+      state_per_weight: values of state per weight, counters left out.
+      needs_params: whether ``update`` refuses to run without the parameters.
+    """
+
+    nonnegative: bool
+    state_per_weight: float
+    needs_params: bool
+
+
+def check_phi(
+    phi: optax.GradientTransformation,
+    params: optax.Params | None = None,
+    *,
+    alpha: float = 1.0,
+    steps: int = 20,
+    seed: int = 0,
+    **extra_args: Any,
+) -> PhiReport:
+    """Run the contract of a phi on a phi of one's own and say in words what it breaks.
+
+    Tried: ``init`` on arrays, on abstract arrays and under ``optax.tree.map_params``; ``update`` on float32,
+    bfloat16 and float16 leaves; structure, shapes, dtypes; a state whose structure, shapes and dtypes stay;
+    ``jit`` against eager; unknown extra arguments; copies instead of aliases of the parameters; and ``E = 1 +
+    alpha * phi``, which must be positive and finite for ordinary, zero, tiny and huge gradients.
+
+    Args:
+      phi: the transformation to check.
+      params: the parameters to try it on; by default a small tree of a matrix, a vector and a scalar.
+      alpha: the scaling factor at which ``E`` must be positive.
+      steps: the number of updates with ordinary gradients.
+      seed: of the gradients.
+      **extra_args: extra arguments that ``update`` needs.
+
+    Returns:
+      A :class:`PhiReport`.
+
+    Raises:
+      AssertionError: where the contract is broken; the message lists all that was found.
+      TypeError: where ``phi`` is no gradient transformation.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
+      >>> from riemann_optax.testing import check_phi
+      >>> check_phi(ro.phi.activity())
+      PhiReport(nonnegative=True, state_per_weight=1.0, needs_params=False)
+      >>> wrong = optax.stateless(lambda gradients, params: jax.tree.map(jnp.sum, gradients))
+      >>> check_phi(wrong)
+      Traceback (most recent call last):
+          ...
+      AssertionError: this phi breaks its contract:
+      - float32: the result of phi has shape () where leaf ['matrix'] of the gradients has shape (3, 2)...
+    """
+    check_transformation("phi", phi)
+    extended = optax.with_extra_args_support(phi)
+    if params is None:
+        params = {"matrix": jnp.ones([3, 2]), "vector": jnp.ones([4]), "scalar": jnp.ones([])}
+    problems: list[str] = []
+    nonnegative, per_weight = True, 0.0
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        trial = _Trial(extended, optax.tree.cast(params, dtype), alpha, extra_args, seed)
+        found = trial.run(steps)
+        problems += [f"{jnp.dtype(dtype).name}: {problem}" for problem in found]
+        nonnegative = nonnegative and trial.nonnegative
+        if dtype == jnp.float32:
+            per_weight = trial.state_per_weight()
+        if found:
+            break  # the narrower dtypes would repeat it
+    problems += _init_problems(extended, params)
+    if problems:
+        raise AssertionError("this phi breaks its contract:\n" + "\n".join(f"- {p}" for p in problems))
+    return PhiReport(nonnegative, per_weight, _needs_params(extended, params, extra_args))
+
+
+class _Trial:
+    """A phi, parameters of one dtype and what has been seen of them."""
+
+    def __init__(
+        self,
+        phi: optax.GradientTransformationExtraArgs,
+        params: Any,
+        alpha: float,
+        extra_args: dict[str, Any],
+        seed: int,
+    ) -> None:
+        self.phi, self.params, self.alpha = phi, params, alpha
+
+        def update(gradients: Any, state: Any, params: Any) -> Any:
+            return phi.update(gradients, state, params, an_argument_that_no_phi_knows=0, **extra_args)
+
+        self.update, self.jitted_update = update, jax.jit(update)
+        self.random = np.random.default_rng(seed)
+        self.nonnegative = True
+        self.state: Any = None
+
+    def run(self, steps: int) -> list[str]:
+        try:
+            self.state = self.phi.init(self.params)
+        except Exception as error:  # the point is to report whatever a user's code raises
+            return [f"init raises {type(error).__name__}: {error}"]
+        aliases = {id(leaf) for leaf in jax.tree.leaves(self.params)}
+        problems = [
+            "init returns a parameter itself as state, and donating both buffers would then fail: copy it at "
+            "the first update instead"
+            for leaf in jax.tree.leaves(self.state)
+            if id(leaf) in aliases
+        ][:1]
+        sizes = {"ordinary": 1.0, "zero": 0.0, "tiny": 1e-6, "huge": 1e4}
+        for kind, size in sizes.items():
+            state = self.state
+            for step in range(steps if kind == "ordinary" else 2):
+                gradients = jax.tree.map(self._gradient(size), self.params)
+                found, state = self._update(gradients, state)
+                problems += [f"{problem} (at {kind} gradients, update {step + 1})" for problem in found]
+                if found:
+                    return problems
+        return problems
+
+    def state_per_weight(self) -> float:
+        weights = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        kept = sum(np.size(leaf) for leaf in jax.tree.leaves(self.state) if np.ndim(leaf))
+        scalars = sum(1 for leaf in jax.tree.leaves(self.params) if not np.ndim(leaf))
+        return round(kept / max(weights - scalars, 1), 4)
+
+    def _gradient(self, size: float) -> Callable[[jax.Array], jax.Array]:
+        return lambda leaf: jnp.asarray(size * self.random.normal(size=leaf.shape), leaf.dtype)
+
+    def _update(self, gradients: Any, state: Any) -> tuple[list[str], Any]:
+        try:
+            values, new_state = self.update(gradients, state, self.params)
+            jitted_values, _ = self.jitted_update(gradients, state, self.params)
+        except Exception as error:  # the point is to report whatever a user's code raises
+            return [f"update raises {type(error).__name__}: {error}"], state
+        try:
+            _tree.check_same_structure(
+                values, gradients, "the result of phi", "the gradients", "phi must return a value per weight."
+            )
+        except ValueError as error:
+            return [str(error)], state
+        problems = []
+        if jax.tree.map(jax.typeof, new_state) != jax.tree.map(jax.typeof, state):
+            problems.append("the state changes its structure, shapes or dtypes, which breaks lax.scan")
+        for (path, value), jitted in zip(
+            jax.tree_util.tree_leaves_with_path(values), jax.tree.leaves(jitted_values), strict=True
+        ):
+            name = _tree.leaf_name(path)
+            if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.itemsize < 4:
+                problems.append(
+                    f"phi has dtype {value.dtype} at {name}: it must be float32 or wider, since 1 + alpha * "
+                    "phi rounds to 1 in narrower dtypes"
+                )
+                continue
+            metric = 1 + self.alpha * np.asarray(value, np.float64)
+            if not (np.isfinite(metric).all() and (metric > 0).all()):
+                problems.append(
+                    f"E = 1 + {self.alpha:g} * phi is not positive and finite at {name}: phi reaches from "
+                    f"{np.min(value):g} to {np.max(value):g}"
+                )
+            elif not np.allclose(value, jitted, rtol=1e-4, atol=1e-6):
+                problems.append(f"phi under jit differs from phi without at {name}")
+            self.nonnegative = self.nonnegative and bool((np.asarray(value) >= 0).all())
+        return problems, new_state
+
+
+def _init_problems(phi: optax.GradientTransformationExtraArgs, params: Any) -> list[str]:
+    problems = []
+    abstract = jax.eval_shape(lambda: params)
+    trials: dict[str, Callable[[], Any]] = {
+        "jax.ShapeDtypeStruct leaves (build state with jnp.zeros_like)": lambda: phi.init(abstract),
+        "optax.tree.map_params (use jax.tree.map, and do not index leaves)": lambda: optax.tree.map_params(
+            phi, lambda leaf: leaf, phi.init(params)
+        ),
+    }
+    for what, trial in trials.items():
+        try:
+            trial()
+        except Exception as error:  # the point is to report whatever a user's code raises
+            problems.append(f"init does not survive {what}: {type(error).__name__}: {error}")
+    return problems
+
+
+def _needs_params(
+    phi: optax.GradientTransformationExtraArgs, params: Any, extra_args: dict[str, Any]
+) -> bool:
+    try:
+        phi.update(jax.tree.map(jnp.ones_like, params), phi.init(params), **extra_args)
+    except ValueError:
+        return True
+    return False
