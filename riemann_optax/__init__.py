@@ -1,6 +1,6 @@
 """Riemannian metrics for Optax: per-parameter learning rates you can choose, see and trust."""
 
-from riemann_optax import phi
+from riemann_optax import fields, geometry, phi
 from riemann_optax.covector import Covector, MetricAttachedError
 from riemann_optax.describe import Description, LeafDescription, describe, metric_at
 from riemann_optax.edits import (
@@ -11,6 +11,7 @@ from riemann_optax.edits import (
     on_gradient,
     on_metric,
 )
+from riemann_optax.fields import attach_field
 from riemann_optax.guard import skip_nonfinite
 from riemann_optax.inspect import (
     RecordMetricState,
@@ -22,6 +23,7 @@ from riemann_optax.inspect import (
 from riemann_optax.metric import ComputeMetricState, compute_metric, split
 from riemann_optax.optimizers import riemannian_adamw, riemannian_sgd
 from riemann_optax.presets import parameter_kinds, partition_by_kind
+from riemann_optax.retraction import retract
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric
 
 __version__ = "0.1.0"
@@ -34,10 +36,13 @@ __all__ = [
     "MetricAttachedError",
     "RecordMetricState",
     "TrackEnergyState",
+    "attach_field",
     "clip_metric",
     "compute_metric",
     "conformal",
     "describe",
+    "fields",
+    "geometry",
     "in_orthonormal_frame",
     "metric_at",
     "metric_statistics",
@@ -49,6 +54,7 @@ __all__ = [
     "partition_by_kind",
     "phi",
     "record_metric",
+    "retract",
     "riemannian_adamw",
     "riemannian_sgd",
     "scale_by_inverse_metric",
