@@ -1,6 +1,6 @@
 """Riemannian metrics for Optax: per-parameter learning rates you can choose, see and trust."""
 
-from riemann_optax import fields, geometry, phi
+from riemann_optax import fields, geometry, phi, sharding
 from riemann_optax.covector import Covector, MetricAttachedError
 from riemann_optax.describe import Description, LeafDescription, describe, metric_at
 from riemann_optax.edits import (
@@ -58,6 +58,7 @@ __all__ = [
     "riemannian_adamw",
     "riemannian_sgd",
     "scale_by_inverse_metric",
+    "sharding",
     "skip_nonfinite",
     "split",
     "track_energy",

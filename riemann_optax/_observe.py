@@ -30,8 +30,7 @@ class Observer:
 
 
 def _trace_state() -> Any:
-    state = jax.extend.core.get_opaque_trace_state(convention="riemann_optax")  # type: ignore[no-untyped-call]
-    return state
+    return jax.extend.core.get_opaque_trace_state(convention="riemann_optax")
 
 
 _listening: ContextVar[Observer | None] = ContextVar("observer", default=None)

@@ -1,0 +1,106 @@
+"""Where optimiser state lives on a mesh: beside the parameters it belongs to."""
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from riemann_optax import _tree
+
+
+def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> Any:
+    """Return the sharding of every array of the state of ``tx``, from the shardings of the parameters.
+
+    On a mesh with Auto axes, ``jax.jit(tx.init)(params)`` replicates the state of *any* Optax transformation
+    on every device. This function says where it should lie; pass the result as ``out_shardings`` of ``init``
+    or of a training step, or as the target of a restore. It runs ``tx.init`` abstractly on a mesh whose axes
+    are Explicit, so that JAX itself carries each parameter's sharding into the state: running means get the
+    sharding of their parameter, factored ones its projection, counters are replicated. Nothing is allocated.
+
+    Args:
+      tx: any Optax transformation.
+      params: the parameters, or ``jax.ShapeDtypeStruct`` with shardings. All on one mesh; arrays on one
+        device give state on that device.
+
+    Returns:
+      A tree of shardings in the structure of ``tx.init(params)``.
+
+    Raises:
+      ValueError: where the parameters lie on different meshes, or a leaf has a sharding that is neither a
+        ``NamedSharding`` nor of one device.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
+      >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+      >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
+      >>> params = jax.device_put(jnp.zeros([8, 4]), NamedSharding(mesh, P("x", None)))
+      >>> tx = ro.riemannian_sgd(0.1)
+      >>> shardings = ro.sharding.state_shardings(tx, params)
+      >>> state = jax.jit(tx.init, out_shardings=shardings)(params)
+      >>> print(tuple(optax.tree.get(state, "second_moment").sharding.spec))
+      ('x', None)
+    """
+    mesh = _common_mesh(params)
+    if mesh is None:
+        leaves = jax.tree.leaves(params)
+        everywhere = leaves[0].sharding if leaves else None
+        return jax.tree.map(lambda _: everywhere, jax.eval_shape(tx.init, params))
+    explicit = AbstractMesh(mesh.axis_sizes, mesh.axis_names, (AxisType.Explicit,) * len(mesh.axis_names))
+    abstract = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=NamedSharding(explicit, _spec(p))), params
+    )
+    with jax.sharding.use_abstract_mesh(explicit):
+        state = jax.eval_shape(tx.init, abstract)
+    return jax.tree.map(
+        lambda s: NamedSharding(mesh, PartitionSpec() if s.sharding is None else s.sharding.spec), state
+    )
+
+
+def init(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptState:
+    """Return ``tx.init(params)`` with every array of the state beside the parameter it belongs to.
+
+    Call it outside of ``jit``. Inside of one, on a mesh with Auto axes, JAX does not tell how parameters are
+    sharded: compute :func:`state_shardings` before.
+
+    Args:
+      tx: any Optax transformation.
+      params: the parameters, arrays on one mesh or on one device.
+
+    Returns:
+      The state; each device holds its share of it and nothing twice that the parameters do not hold twice.
+
+    Raises:
+      ValueError: as :func:`state_shardings`.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> state = ro.sharding.init(ro.riemannian_sgd(0.1), {"w": jnp.zeros(3)})
+    """
+    return jax.device_put(tx.init(params), state_shardings(tx, params))
+
+
+def _common_mesh(params: optax.Params) -> Mesh | AbstractMesh | None:
+    """Return the mesh of all parameters, or None where all lie on single devices."""
+    mesh: Any = None
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding):
+            if mesh is not None and sharding.mesh != mesh:
+                raise ValueError(
+                    f"params: {_tree.leaf_name(path)} lies on another mesh than the leaves before it; put "
+                    "all parameters on one mesh with jax.device_put."
+                )
+            mesh = sharding.mesh
+        elif sharding is not None and not isinstance(sharding, jax.sharding.SingleDeviceSharding):
+            raise ValueError(
+                f"params: {_tree.leaf_name(path)} has a {type(sharding).__name__}; use a NamedSharding, "
+                "whose axes have names."
+            )
+    found: Mesh | AbstractMesh | None = mesh
+    return found
+
+
+def _spec(leaf: Any) -> PartitionSpec:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
