@@ -25,6 +25,12 @@ from riemann_optax.phi.energy import (
 from riemann_optax.phi.gates import UtilityGateState, metaplasticity, utility_gate
 from riemann_optax.phi.presynaptic import PresynapticReleaseState, presynaptic_release
 from riemann_optax.phi.uncertainty import bayesian_synapse
+from riemann_optax.phi.variational import (
+    VariationalState,
+    bayesian_gradient_descent,
+    draw_perturbations,
+    mesu,
+)
 
 __all__ = [
     "AccumulatedActivityState",
@@ -35,12 +41,16 @@ __all__ = [
     "PresynapticReleaseState",
     "SecantCurvatureState",
     "UtilityGateState",
+    "VariationalState",
     "accumulated_activity",
     "activity",
+    "bayesian_gradient_descent",
     "bayesian_synapse",
+    "draw_perturbations",
     "from_weights",
     "hutchinson_curvature",
     "maintenance_energy",
+    "mesu",
     "metaplasticity",
     "modification_energy",
     "power",

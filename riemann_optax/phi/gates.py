@@ -8,6 +8,7 @@ import optax
 
 from riemann_optax import _tree
 from riemann_optax.phi import _state
+from riemann_optax.phi._inner import inner
 
 
 def metaplasticity(strength: float = 1.35) -> optax.GradientTransformationExtraArgs:
@@ -53,7 +54,7 @@ def metaplasticity(strength: float = 1.35) -> optax.GradientTransformationExtraA
         size = _tree.magnitude(weight)
         limit = 300.0 if size.dtype.itemsize > 4 else 30.0
         hidden = jnp.minimum(jnp.asarray(strength).astype(size.dtype) * size, limit)
-        return jnp.where(_alignment(gradient, weight) > 0, jnp.square(jnp.sinh(hidden)), jnp.zeros_like(size))
+        return jnp.where(inner(gradient, weight) > 0, jnp.square(jnp.sinh(hidden)), jnp.zeros_like(size))
 
     def update(
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None, **extra_args: Any
@@ -130,7 +131,7 @@ def utility_gate(decay: float = 0.999, state_dtype: Any = None) -> optax.Gradien
     ) -> tuple[optax.Updates, UtilityGateState]:
         del extra_args
         params = _state.require_params(params, "utility_gate")
-        cost_of_loss = jax.tree.map(lambda g, w: -_alignment(g, w), updates, params)
+        cost_of_loss = jax.tree.map(lambda g, w: -inner(g, w), updates, params)
         utility = _state.running_mean(cost_of_loss, state.utility, decay)
         largest = _largest(utility)
 
@@ -145,15 +146,6 @@ def utility_gate(decay: float = 0.999, state_dtype: Any = None) -> optax.Gradien
         return values, UtilityGateState(_state.cast_like(utility, state.utility))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _alignment(gradient: jax.Array, weight: jax.Array) -> jax.Array:
-    """Return ``g * w`` in the working dtype: positive where a descent step shrinks ``abs(w)``."""
-    dtype = jnp.promote_types(_tree.working_dtype(gradient), _tree.working_dtype(weight))
-    if jnp.iscomplexobj(gradient) or jnp.iscomplexobj(weight):
-        real = jnp.real(gradient).astype(dtype) * jnp.real(weight).astype(dtype)
-        return real + jnp.imag(gradient).astype(dtype) * jnp.imag(weight).astype(dtype)
-    return jnp.asarray(gradient).astype(dtype) * jnp.asarray(weight).astype(dtype)
 
 
 def _largest(tree: Any) -> jax.Array:

@@ -1,0 +1,324 @@
+"""Variational synapses: a weight is a Gaussian, and the less is known of it the more it moves."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from riemann_optax import _tree
+from riemann_optax.phi import _state
+from riemann_optax.phi._inner import inner
+
+# E = (s0 / s)**2 stays between 1e-4 and 1e12: above, 1 + phi would round to 0 in float32.
+_LARGEST_RATIO = 1e2
+_SMALLEST_RATIO = 1e-6
+
+
+class VariationalState(NamedTuple):
+    """State of :func:`bayesian_gradient_descent` and :func:`mesu`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      key: the random key of the perturbations.
+      deviation: the standard deviation ``s`` of each weight, shaped like the parameters.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    key: jax.Array
+    deviation: optax.Updates
+
+
+def bayesian_gradient_descent(
+    initial_deviation: float = 0.06, key: jax.Array | int = 0, state_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Bayesian gradient descent: the rate of a weight is its posterior variance.
+
+    .. math::
+      E = \frac{s_0^2}{s^2}, \qquad s \leftarrow s \sqrt{1 + (s G/2)^2} - \frac{s^2 G}{2}, \qquad
+      G = \mathrm{mean}_k\big(g_k\,\varepsilon_k\big)
+
+    with ``g_k`` the gradient at the perturbed weights ``w + s * eps_k``. The weight moves with the ``s`` from
+    before its change. Use ``alpha = 1``, the base rate ``eta * s0**2`` and, as the gradient, the mean of the
+    ``g_k``; the loss is a negative log-likelihood, *summed* over the batch. On a quadratic each update adds
+    about the curvature to the precision ``1/s**2``: nothing is ever forgotten, and rates only shrink.
+    :func:`mesu` is this rule with a memory window.
+
+    ``phi > -1``, negative where a weight has become less certain than at the start. State: 1 value per
+    weight. No collective. ``s`` is kept between ``1e-6 * s0`` and ``100 * s0``, so that ``E`` is finite.
+
+    Needs the extra arguments ``perturbed_gradients`` and ``perturbations``: the ``g_k`` and ``eps_k``, trees
+    like the parameters with a leading axis of samples; :func:`draw_perturbations` makes both places and
+    noise. In a Flax NNX loop::
+
+      params = nnx.state(model, nnx.Param)
+      places, noise = ro.phi.draw_perturbations(optimizer.opt_state, params)
+      gradients = jax.vmap(jax.grad(loss_of_params))(places)
+      mean = jax.tree.map(lambda g: g.mean(0), gradients)
+      optimizer.update(model, mean, perturbed_gradients=gradients, perturbations=noise)
+
+    Args:
+      initial_deviation: ``s0``, positive, in the units of the weights. The published runs take 0.01 to 0.06
+        (0.06 for permuted MNIST) and eta 1 (up to 8 on CIFAR10).
+      key: a random key or an integer seed, for :func:`draw_perturbations`.
+      state_dtype: of ``s``; None means float32, or wider where the parameter is wider.
+
+    Returns:
+      A phi with state :class:`VariationalState`.
+
+    Raises:
+      ValueError: for an ``initial_deviation`` that is not positive; at ``update``, where an extra argument is
+        missing or has other shapes.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.bayesian_gradient_descent(initial_deviation=1.0)
+      >>> params, loss = jnp.array([2.0]), lambda w: 4.0 * jnp.sum(w**2)
+      >>> state = phi.init(params)
+      >>> noise = jnp.array([[1.0], [-1.0]])  # or draw_perturbations(state, params)
+      >>> gradients = jax.vmap(jax.grad(loss))(params + state.deviation * noise)
+      >>> _, state = phi.update(
+      ...     gradients.mean(0), state, perturbed_gradients=gradients, perturbations=noise
+      ... )
+      >>> print(state.deviation)  # G = 8: sqrt(1 + 16) - 4
+      [0.123]
+
+    References:
+      Zeno et al, `Task Agnostic Continual Learning Using Online Variational Bayes
+      <https://arxiv.org/abs/1803.10123>`_, 2018
+
+      Zeno et al, `Task-Agnostic Continual Learning Using Online Variational Bayes With Fixed-Point Updates
+      <https://doi.org/10.1162/neco_a_01430>`_, Neural Computation, 2021
+    """
+    _tree.check_number("initial_deviation", initial_deviation, low=0.0, low_open=True)
+
+    def next_deviation(s: jax.Array, slope: jax.Array) -> jax.Array:
+        # s * (sqrt(1 + a**2) - a) without its cancellation at large a.
+        return s * jnp.exp(-jnp.arcsinh(0.5 * s * slope))
+
+    return _variational(
+        "bayesian_gradient_descent", initial_deviation, initial_deviation, next_deviation, key, state_dtype
+    )
+
+
+def mesu(
+    memory: float = 3e5,
+    prior_deviation: float = 1.0,
+    initial_deviation: float | None = None,
+    largest_change: float = 0.5,
+    key: jax.Array | int = 0,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Metaplasticity from synaptic uncertainty: Bayesian gradient descent that forgets.
+
+    .. math::
+      E = \frac{s_0^2}{s^2}, \qquad
+      s \leftarrow s - \frac{s^2}{2} G + \frac{s\,(s_0^2 - s^2)}{2 N s_0^2}, \qquad
+      G = \mathrm{mean}_k\big(g_k\,\varepsilon_k\big)
+
+    with ``g_k`` the gradient at the perturbed weights ``w + s * eps_k``, so that ``G`` is the derivative of
+    the expected loss with respect to ``s``. Without data ``s`` relaxes to the prior's ``s0`` at rate ``1/N``;
+    under constant curvature ``h`` it settles at the posterior of the last ``N`` updates, ``1/s**2 = 1/s0**2 +
+    N * h``. The weight moves with the ``s`` from before its change.
+
+    Use ``alpha = 1``, the base rate ``s0**2`` and, as the gradient, the mean of the ``g_k``; the loss is a
+    negative log-likelihood, *summed* over the batch. The rule's pull of the weight to the prior mean is part
+    of that loss: put ``optax.add_decayed_weights(1 / (N * s0**2))`` before ``compute_metric`` for a mean of
+    0, or an anchor of the same rate for another.
+
+    ``phi > -1``, negative where a weight is less certain than the prior. State: 1 value per weight. No
+    collective. ``s`` is kept between ``1e-6 * s0`` and ``100 * s0``, so that ``E`` is finite.
+
+    Needs the extra arguments ``perturbed_gradients`` and ``perturbations``, as
+    :func:`bayesian_gradient_descent` does, whose docstring shows the Flax loop that supplies them.
+
+    Args:
+      memory: ``N``, the memory window in updates, positive. Default 3e5.
+      prior_deviation: ``s0``, positive, in the units of the weights. Default 1.
+      initial_deviation: ``s`` at the start, positive; None means ``prior_deviation``.
+      largest_change: the largest change of ``s`` in one update as a share of ``s``, in (0, 1): a guard that
+        keeps ``s`` positive where ``s * G > 2``. (The published code has one too.)
+      key: a random key or an integer seed, for :func:`draw_perturbations`.
+      state_dtype: of ``s``; None means float32, or wider where the parameter is wider. In bfloat16 the leak
+        rounds away.
+
+    Returns:
+      A phi with state :class:`VariationalState`.
+
+    Raises:
+      ValueError: for an argument outside its range; at ``update``, where an extra argument is missing or has
+        other shapes.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.mesu(memory=10.0, initial_deviation=0.5)
+      >>> params = jnp.zeros(1)
+      >>> state, nothing = phi.init(params), jnp.zeros((1, 1))
+      >>> for _ in range(3):  # no data: s returns to 1
+      ...     values, state = phi.update(
+      ...         params, state, perturbed_gradients=nothing, perturbations=nothing
+      ...     )
+      ...     print(values, state.deviation)
+      [3.] [0.519]
+      [2.71] [0.538]
+      [2.46] [0.557]
+
+    References:
+      Bonnet et al, `Bayesian continual learning and forgetting in neural networks
+      <https://doi.org/10.1038/s41467-025-64601-w>`_, Nature Communications, 2025
+    """
+    _tree.check_number("memory", memory, low=0.0, low_open=True)
+    _tree.check_number("prior_deviation", prior_deviation, low=0.0, low_open=True)
+    start = prior_deviation if initial_deviation is None else initial_deviation
+    _tree.check_number("initial_deviation", start, low=0.0, low_open=True)
+    _tree.check_number("largest_change", largest_change, low=0.0, high=1.0, low_open=True, high_open=True)
+
+    def next_deviation(s: jax.Array, slope: jax.Array) -> jax.Array:
+        prior, window, bound = (
+            jnp.asarray(x).astype(s.dtype) for x in (prior_deviation, memory, largest_change)
+        )
+        leak = (1 - jnp.square(s / prior)) / (2 * window)
+        return s * (1 + jnp.clip(leak - 0.5 * s * slope, -bound, bound))
+
+    return _variational("mesu", prior_deviation, start, next_deviation, key, state_dtype)
+
+
+def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int = 10) -> tuple[Any, Any]:
+    r"""Draw places around the weights for :func:`bayesian_gradient_descent` or :func:`mesu`.
+
+    .. math::
+      w_k = w + s\,\varepsilon_k, \qquad \varepsilon_k \sim \mathcal N(0, 1)
+
+    A pure function: the noise depends on the key and the count in ``state`` alone, and changes with every
+    update. Memory is ``2 * samples`` copies of the parameters.
+
+    Args:
+      state: the state of the phi, or of any chain or Flax optimiser that holds exactly one of them.
+      params: the weights ``w``, in the structure that phi sees.
+      samples: how many, at least 1. Published default 10.
+
+    Returns:
+      ``(perturbed_params, perturbations)``: trees like ``params`` with a leading axis of ``samples``. The
+      perturbed parameters have the dtype of the parameters, the perturbations that of ``s``.
+
+    Raises:
+      ValueError: where ``state`` holds no such state or several, or one of other parameters; for ``samples``
+        below 1.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> tx = ro.riemannian_sgd(0.06**2, phi=ro.phi.bayesian_gradient_descent(0.06))
+      >>> params = {"w": jnp.ones(3)}
+      >>> places, noise = ro.phi.draw_perturbations(tx.init(params), params, samples=4)
+      >>> print(places["w"].shape, jnp.allclose(places["w"], 1 + 0.06 * noise["w"]))
+      (4, 3) True
+    """
+    _tree.check_number("samples", samples, low=1)
+    found = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, VariationalState))
+    states = [node for node in found if isinstance(node, VariationalState)]
+    if len(states) != 1:
+        raise ValueError(
+            f"state holds {len(states)} states of a variational phi, and one is needed: pass the state of "
+            "the phi, or of the part of the optimiser that holds it."
+        )
+    # Leaf by leaf: in a Flax optimiser the state's leaves are wrapped, and the parameters are not.
+    leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
+    deviations = jax.tree.leaves(states[0].deviation)
+    if [jnp.shape(leaf) for leaf in leaves] != [jnp.shape(s) for s in deviations]:
+        raise ValueError("params differ from the parameters of state: pass those that this phi sees.")
+    (key,), (count,) = jax.tree.leaves(states[0].key), jax.tree.leaves(states[0].count)
+    keys = jax.random.split(jax.random.fold_in(key, count), max(len(leaves), 1))
+
+    def draw(k: jax.Array, w: jax.Array, s: jax.Array) -> jax.Array:
+        # Times one, to take on the sharding of the weights.
+        if not jnp.iscomplexobj(w):
+            return jnp.ones_like(s)[None] * jax.random.normal(k, (samples, *s.shape), s.dtype)
+        dtype = jnp.promote_types(s.dtype, jnp.complex64)
+        return (
+            math.sqrt(2.0) * jnp.ones_like(s, dtype)[None] * jax.random.normal(k, (samples, *s.shape), dtype)
+        )
+
+    def perturb(w: jax.Array, s: jax.Array, e: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(w.dtype, e.dtype)
+        return (w[None].astype(dtype) + s[None].astype(dtype) * e.astype(dtype)).astype(w.dtype)
+
+    noise = [draw(k, w, s) for k, w, s in zip(keys, leaves, deviations, strict=False)]
+    places = [perturb(w, s, e) for w, s, e in zip(leaves, deviations, noise, strict=True)]
+    return jax.tree.unflatten(treedef, places), jax.tree.unflatten(treedef, noise)
+
+
+def _variational(
+    name: str,
+    prior_deviation: float,
+    initial_deviation: float,
+    next_deviation: Callable[[jax.Array, jax.Array], jax.Array],
+    key: jax.Array | int,
+    state_dtype: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Return the phi ``(s0 / s)**2 - 1`` whose ``s`` follows ``next_deviation(s, mean(g * eps))``."""
+    _state.check_state_dtype(state_dtype)
+
+    def init(params: optax.Params) -> VariationalState:
+        return VariationalState(
+            count=jnp.zeros([], jnp.int32),
+            key=_state.as_key(key),
+            deviation=_tree.full_like(params, initial_deviation, state_dtype),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: VariationalState,
+        params: optax.Params | None = None,
+        *,
+        perturbed_gradients: optax.Updates | None = None,
+        perturbations: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, VariationalState]:
+        del params, extra_args
+        _check_samples(name, updates, perturbed_gradients=perturbed_gradients, perturbations=perturbations)
+
+        def step(gradient: jax.Array, s: jax.Array, g: jax.Array, eps: jax.Array) -> jax.Array:
+            wide = s.astype(_tree.working_dtype(gradient))
+            slope = jnp.mean(inner(g, eps).astype(wide.dtype), axis=0)
+            if jnp.iscomplexobj(gradient):
+                slope = slope / 2  # s is the deviation of the real and of the imaginary part
+            prior = jnp.asarray(prior_deviation).astype(wide.dtype)
+            return jnp.clip(next_deviation(wide, slope), prior * _SMALLEST_RATIO, prior * _LARGEST_RATIO)
+
+        def precision(gradient: jax.Array, s: jax.Array) -> jax.Array:
+            wide = s.astype(_tree.working_dtype(gradient))
+            return jnp.square(jnp.asarray(prior_deviation).astype(wide.dtype) / wide) - 1
+
+        values = jax.tree.map(precision, updates, state.deviation)
+        deviation = jax.tree.map(step, updates, state.deviation, perturbed_gradients, perturbations)
+        new_state = VariationalState(
+            count=optax.safe_increment(state.count),
+            key=state.key,
+            deviation=_state.cast_like(deviation, state.deviation),
+        )
+        return values, new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_samples(name: str, updates: optax.Updates, **arguments: Any) -> None:
+    """Raise ``ValueError`` unless each argument is a tree like the gradients with one leading axis."""
+    for argument, samples in arguments.items():
+        if samples is None:
+            raise ValueError(
+                f"{name} needs the extra argument {argument}: call tx.update(gradients, state, params, "
+                "perturbed_gradients=..., perturbations=...) with the gradients at the places, and the noise, "
+                "of riemann_optax.phi.draw_perturbations."
+            )
+        remedy = "give each leaf of the gradients a leading axis of samples."
+        first = jax.tree.map(lambda x: np.broadcast_to(0.0, jnp.shape(x)[1:]), samples)
+        _tree.check_same_structure(first, updates, f"one sample of {argument}", "the gradients", remedy)
+    counts = {jnp.shape(leaf)[:1] for samples in arguments.values() for leaf in jax.tree.leaves(samples)}
+    if len(counts) > 1 or counts == {()}:
+        raise ValueError(
+            f"{name}: the leading axes of {' and '.join(arguments)} differ or are missing: each leaf needs "
+            "the same number of samples."
+        )
