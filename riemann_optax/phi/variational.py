@@ -310,7 +310,7 @@ def _check_samples(name: str, updates: optax.Updates, **arguments: Any) -> None:
         if samples is None:
             raise ValueError(
                 f"{name} needs the extra argument {argument}: call tx.update(gradients, state, params, "
-                "perturbed_gradients=..., perturbations=...) with the gradients at the places, and the noise, "
+                "perturbed_gradients=..., perturbations=...) with the gradients at the places and the noise "
                 "of riemann_optax.phi.draw_perturbations."
             )
         remedy = "give each leaf of the gradients a leading axis of samples."
