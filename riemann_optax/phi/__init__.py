@@ -23,6 +23,7 @@ from riemann_optax.phi.energy import (
     modification_energy,
 )
 from riemann_optax.phi.gates import UtilityGateState, metaplasticity, utility_gate
+from riemann_optax.phi.learned_rates import AutostepState, IDBDState, autostep, idbd
 from riemann_optax.phi.presynaptic import PresynapticReleaseState, presynaptic_release
 from riemann_optax.phi.uncertainty import bayesian_synapse
 from riemann_optax.phi.variational import (
@@ -35,8 +36,10 @@ from riemann_optax.phi.variational import (
 __all__ = [
     "AccumulatedActivityState",
     "ActivityState",
+    "AutostepState",
     "CombinedState",
     "HutchinsonCurvatureState",
+    "IDBDState",
     "ModificationEnergyState",
     "PresynapticReleaseState",
     "SecantCurvatureState",
@@ -44,11 +47,13 @@ __all__ = [
     "VariationalState",
     "accumulated_activity",
     "activity",
+    "autostep",
     "bayesian_gradient_descent",
     "bayesian_synapse",
     "draw_perturbations",
     "from_weights",
     "hutchinson_curvature",
+    "idbd",
     "maintenance_energy",
     "mesu",
     "metaplasticity",
