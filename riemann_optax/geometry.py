@@ -145,8 +145,8 @@ def christoffel(
       [0.  0.5]
     """
     check_field_type(field)
-    points, u = _working(params, "params"), _working(first, "first")
-    v = u if second is None else _working(second, "second")
+    points, u = to_working_tree(params, "params"), to_working_tree(first, "first")
+    v = u if second is None else to_working_tree(second, "second")
     metric, along_u = jax.jvp(field.metric, (points,), (u,))
     along_v = along_u if second is None else jax.jvp(field.metric, (points,), (v,))[1]
     _, pull_back = jax.vjp(field.metric, points)
@@ -181,7 +181,7 @@ def distance(field: MetricField, params: optax.Params, displacement: optax.Updat
       2.8284
     """
     separable = require_separable(field, "distance", "there is no closed form.")
-    points, displacements = _working(params, "params"), _working(displacement, "displacement")
+    points, displacements = to_working_tree(params, "params"), to_working_tree(displacement, "displacement")
     lengths = jax.tree.map(separable.arc_length, points, displacements)
     return jnp.sqrt(_sum(jax.tree.map(jnp.square, lengths)))
 
@@ -306,7 +306,7 @@ def bregman_divergence(field: MetricField, params: optax.Params, displacement: o
       0.3863
     """
     separable = require_separable(field, "bregman_divergence", "it has no potential.")
-    points, displacements = _working(params, "params"), _working(displacement, "displacement")
+    points, displacements = to_working_tree(params, "params"), to_working_tree(displacement, "displacement")
     return _sum(jax.tree.map(separable.bregman_divergence, points, displacements))
 
 
@@ -323,8 +323,8 @@ def map_at(
     *others: optax.Updates,
 ) -> optax.Updates:
     """Map ``function(weights, E, tangent, *others)`` over the leaves; the result has tangent's dtypes."""
-    points, vector = _working(params, "params"), _working(tangent, "tangent")
-    rest = [_working(other, "displacement") for other in others]
+    points, vector = to_working_tree(params, "params"), to_working_tree(tangent, "tangent")
+    rest = [to_working_tree(other, "displacement") for other in others]
 
     def apply(weights: jax.Array, *vectors: jax.Array) -> jax.Array:
         return function(weights, field.elementwise(weights), *vectors)
@@ -332,13 +332,8 @@ def map_at(
     return _cast(jax.tree.map(apply, points, vector, *rest), tangent)
 
 
-def _at(field: MetricField, params: optax.Params, *vectors: optax.Updates) -> tuple[Any, ...]:
-    check_field_type(field)
-    metric = field.metric(_working(params, "params"))
-    return metric, *(_working(vector, "tangent") for vector in vectors)
-
-
-def _working(tree: Any, argument: str) -> Any:
+def to_working_tree(tree: Any, argument: str) -> Any:
+    """Cast every leaf to its working dtype; raise ``TypeError`` for one that is not real floating point."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.issubdtype(_tree.dtype_of(leaf), jnp.floating):
             raise TypeError(
@@ -347,6 +342,12 @@ def _working(tree: Any, argument: str) -> Any:
                 "optax.masked."
             )
     return jax.tree.map(_tree.to_working_dtype, tree)
+
+
+def _at(field: MetricField, params: optax.Params, *vectors: optax.Updates) -> tuple[Any, ...]:
+    check_field_type(field)
+    metric = field.metric(to_working_tree(params, "params"))
+    return metric, *(to_working_tree(vector, "tangent") for vector in vectors)
 
 
 def _cast(tree: Any, reference: Any) -> Any:

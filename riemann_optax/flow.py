@@ -1,0 +1,211 @@
+"""The gradient flow itself, as an ordinary differential equation: the curve that small steps approach.
+
+Needs diffrax: ``pip install 'riemann-optax[flow]'``. Nothing else in the package does, so ``riemann_optax``
+does not import this module: ``from riemann_optax import flow``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from riemann_optax import geometry
+from riemann_optax.fields.base import MetricField, check_field_type
+
+try:
+    import diffrax
+    import optimistix
+except ImportError as error:
+    raise ImportError(
+        "riemann_optax.flow needs diffrax, which is not installed: pip install 'riemann-optax[flow]'."
+    ) from error
+
+
+def gradient_flow(
+    loss: Callable[[optax.Params], jax.Array],
+    params: optax.Params,
+    field: MetricField | None,
+    t: Any,
+    *,
+    stop_loss: float | None = None,
+    solver: Any = None,
+    step_size: float | None = None,
+    rtol: float | None = None,
+    max_steps: int = 4096,
+) -> diffrax.Solution:
+    r"""Solve the gradient flow from ``params``: Eq. 1 of the paper, or Eq. 2 under a metric field.
+
+    .. math::
+      \dot w = -\nabla f(w) \qquad\text{or}\qquad \dot w = -g(w)^{-1}\,\nabla f(w)
+
+    A step of an optimiser at rate ``r`` is a step of length ``r`` in the time of the flow: ``n`` steps of
+    gradient descent belong to the time ``n * r``.
+
+    Args:
+      loss: a function of the parameters, differentiable, without noise.
+      params: where to start, a tree of real floating-point leaves; float64 for more than some 6 digits.
+      field: the metric field of Eq. 2, or None for Eq. 1.
+      t: the final time, positive; or an array of increasing times at which to keep the weights, the last of
+        which is the final one.
+      stop_loss: stop where the loss falls to this value, at the very time it does. That time is kept behind
+        those of ``t`` that come before it, and what would follow is infinite; ``solution.event_mask`` tells
+        whether it happened.
+      solver: a diffrax solver; by default ``diffrax.Tsit5()``. Where the Hessian under the metric has a very
+        large condition number, ``diffrax.Kvaerno5()`` needs fewer steps.
+      step_size: None for adaptive steps, or the length of constant ones (``solver=diffrax.Euler()`` with
+        ``step_size=r`` is gradient descent at the rate ``r``).
+      rtol: relative tolerance of adaptive steps; by default 1e-5, for float64 weights 1e-9. The absolute
+        tolerance is a thousandth of it.
+      max_steps: give up after so many steps of the solver; memory for the dense output of all of them.
+
+    Returns:
+      A ``diffrax.Solution``: ``solution.ts`` and ``solution.ys`` hold the times asked for and the weights at
+      them (a leading axis is added to each leaf), ``solution.evaluate(time)`` the weights at any time until
+      the end.
+
+    Raises:
+      ImportError: on import of this module, without diffrax.
+      TypeError: where ``field`` is neither None nor a metric field, or a leaf is not real.
+      ValueError: where ``t`` is not positive or does not increase.
+      RuntimeError: (from diffrax) where ``max_steps`` are not enough.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, riemann_optax as ro
+      >>> from riemann_optax import flow
+      >>> loss = lambda w: jnp.sum(w)
+      >>> w = jnp.array([4.0])
+      >>> print(flow.gradient_flow(loss, w, None, 1.0).ys[-1])  # Eq. 1: at constant speed
+      [3.]
+      >>> field = ro.fields.Multiplicative()
+      >>> solution = flow.gradient_flow(loss, w, field, jnp.array([0.5, 1.0]))  # Eq. 2: w' = -w
+      >>> print(solution.ys[-1])  # 4 / e
+      [1.4715]
+      >>> print(solution.evaluate(jnp.log(2.0)))
+      [2.]
+      >>> print(flow.gradient_flow(loss, w, field, 9.0, stop_loss=1.0).ts[-1])  # log 4
+      1.3863
+
+    References:
+      Kang, Son and Joel, *Biological Synaptic Plasticity Based Riemannian Geometry AI Learning Optimization
+      Mechanism*: Eqs. 1 and 2.
+
+      Kidger, `On Neural Differential Equations <https://arxiv.org/abs/2202.02435>`_, 2022: diffrax.
+    """
+    if field is not None:
+        check_field_type(field)
+    times = _times(t)
+    params = geometry.to_working_tree(params, "params")
+    wide = any(leaf.dtype.itemsize > 4 for leaf in jax.tree.leaves(params))
+
+    def velocity(time: Any, weights: optax.Params, _: Any) -> optax.Updates:
+        del time
+        gradient = jax.grad(loss)(weights)
+        tangent = gradient if field is None else geometry.sharp(field, weights, gradient)
+        return jax.tree.map(jnp.negative, tangent)
+
+    event = None
+    if stop_loss is not None:
+        tolerance = 1e-9 if wide else 1e-5
+        event = diffrax.Event(
+            lambda t, y, args, **_: loss(y) - stop_loss,  # diffrax passes these by name
+            root_finder=optimistix.Newton(rtol=tolerance, atol=tolerance * 1e-3),
+        )
+    return _solve(velocity, params, times, solver, step_size, rtol, max_steps, wide, event)
+
+
+def parallel_transport(
+    field: MetricField,
+    path: Callable[[jax.Array], optax.Params],
+    tangent: optax.Updates,
+    t: Any,
+    *,
+    solver: Any = None,
+    step_size: float | None = None,
+    rtol: float | None = None,
+    max_steps: int = 4096,
+) -> diffrax.Solution:
+    r"""Carry a tangent vector along a path, for any diagonal metric.
+
+    .. math::
+      \dot v = -\Gamma(\dot c, v)
+
+    Lengths and angles are kept. Between two points the result depends on the path unless the metric is flat,
+    as every separable one is; there :func:`riemann_optax.geometry.transport` is exact and needs no solver.
+
+    Args:
+      field: a metric field.
+      path: maps the time, a scalar, to a point; differentiable. It starts at time 0.
+      tangent: a tangent vector at ``path(0)``.
+      t: the final time, or an array of increasing times; as in :func:`gradient_flow`.
+      solver: a diffrax solver; by default ``diffrax.Tsit5()``.
+      step_size: None for adaptive steps, or the length of constant ones.
+      rtol: relative tolerance of adaptive steps.
+      max_steps: give up after so many steps of the solver.
+
+    Returns:
+      A ``diffrax.Solution`` whose ``ys`` are the vectors, as in :func:`gradient_flow`.
+
+    Raises:
+      TypeError, ValueError, RuntimeError: as :func:`gradient_flow`.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> from riemann_optax import flow
+      >>> sphere = ro.fields.Coupled(lambda w: jnp.stack([jnp.ones(()), jnp.cos(w[0]) ** 2]))
+      >>> circle = lambda time: jnp.stack([jnp.arcsin(0.25), 2 * jnp.pi * time])  # of latitude
+      >>> solution = flow.parallel_transport(sphere, circle, jnp.array([1.0, 0.0]), 1.0)
+      >>> print(solution.ys[-1][0])  # once around it is turned by 2 pi * 0.25: a right angle
+      0.000
+    """
+    check_field_type(field)
+    tangent = geometry.to_working_tree(tangent, "tangent")
+    wide = any(leaf.dtype.itemsize > 4 for leaf in jax.tree.leaves(tangent))
+
+    def velocity(time: Any, vector: optax.Updates, _: Any) -> optax.Updates:
+        point, direction = jax.jvp(path, (time,), (jnp.ones_like(time),))
+        return jax.tree.map(jnp.negative, geometry.christoffel(field, point, vector, direction))
+
+    return _solve(velocity, tangent, _times(t), solver, step_size, rtol, max_steps, wide, None)
+
+
+def _times(t: Any) -> np.ndarray[Any, Any]:
+    """Return the times to keep, the last of which is the final one."""
+    times = np.atleast_1d(np.asarray(t))
+    if times.ndim != 1 or not (times.size and times[0] >= 0 < times[-1] and (np.diff(times) > 0).all()):
+        raise ValueError(f"t must be a positive time or an increasing array of times, got {t!r}.")
+    return times
+
+
+def _solve(
+    velocity: Callable[..., Any],
+    start: Any,
+    times: np.ndarray[Any, Any],
+    solver: Any,
+    step_size: float | None,
+    rtol: float | None,
+    max_steps: int,
+    wide: bool,
+    event: Any,
+) -> diffrax.Solution:
+    dtype = np.float64 if wide else np.float32
+    if rtol is None:
+        rtol = 1e-9 if wide else 1e-5
+    controller: Any = diffrax.ConstantStepSize()
+    if step_size is None:
+        controller = diffrax.PIDController(rtol=rtol, atol=rtol * 1e-3)
+    solution: diffrax.Solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(velocity),
+        diffrax.Tsit5() if solver is None else solver,
+        t0=dtype(0),
+        t1=dtype(times[-1]),
+        dt0=None if step_size is None else dtype(step_size),
+        y0=start,
+        saveat=diffrax.SaveAt(ts=jnp.asarray(times[:-1], dtype), t1=True, dense=True),
+        stepsize_controller=controller,
+        max_steps=max_steps,
+        event=event,
+    )
+    return solution
