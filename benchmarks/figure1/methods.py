@@ -24,12 +24,14 @@ class Method:
         random key.
       second: Name of that dimension, None where the rate is all there is to tune.
       role: Role of the metric, None for the usual optimisers.
+      random: Whether the random key makes a difference.
     """
 
     name: str
     build: Build
     second: Literal["alpha", "beta"] | None = None
     role: Role | None = None
+    random: bool = False
 
 
 # What phi is before the secant rule's first step has told it anything, whatever the surface: so large where E
@@ -81,7 +83,7 @@ def metric_method(name: str, make_phi: MakePhi, role: Role) -> Method:
             optax.scale_by_learning_rate(rate),
         )
 
-    return Method(name, build, second="alpha", role=role)
+    return Method(name, build, second="alpha", role=role, random="Hutchinson" in name)
 
 
 def recommended(rate: jax.Array, alpha: jax.Array, key: jax.Array) -> optax.GradientTransformation:

@@ -53,20 +53,20 @@ def follow(
 
     _, later = jax.lax.scan(step, (start, transformation.init(start)), length=steps)
     path = jnp.concatenate([start[None], later])
-    return path, surface(path)
+    return path, jax.vmap(surface)(path)
 
 
 def steps_to_target(losses: jax.Array) -> jax.Array:
     """First index at which the losses ``f[steps + 1]`` are at most ``TARGET`` of the first, else infinity."""
     arrived = losses <= TARGET * losses[0]
-    return jnp.where(arrived.any(), jnp.argmax(arrived), jnp.inf)
+    return jnp.where(arrived.any(), jnp.argmax(arrived).astype(float), jnp.inf)
 
 
 def steps_to_settle(losses: jax.Array) -> jax.Array:
     """First index from which the losses ``f[steps + 1]`` stay that low until the end, else infinity."""
     # A loss that is not a number is not below the target either.
     above = ~(losses <= TARGET * losses[0])
-    return jnp.where(above[-1], jnp.inf, losses.size - jnp.argmax(above[::-1]))
+    return jnp.where(above[-1], jnp.inf, (losses.size - jnp.argmax(above[::-1])).astype(float))
 
 
 def straightness(path: jax.Array, last: jax.Array) -> jax.Array:
@@ -78,18 +78,21 @@ def straightness(path: jax.Array, last: jax.Array) -> jax.Array:
 
 def sign_changes(positions: jax.Array, last: jax.Array) -> jax.Array:
     """How often positions ``f[steps + 1]`` change sign up to ``last``; touching zero is no change."""
-    signs = jnp.where(jnp.abs(positions) > ROUNDING, jnp.sign(positions), 0)
-    # Carry the last sign that was not zero forward, so that + 0 - is one change and + 0 + is none.
-    filled = signs[jax.lax.cummax(jnp.where(signs != 0, jnp.arange(signs.size), 0))]
-    changed = filled[1:] * filled[:-1] < 0
-    return jnp.sum(changed, where=jnp.arange(changed.size) < last)
+
+    def step(side, position):
+        # A position on the floor leaves the side as it was, so that + 0 - is one change and + 0 + is none.
+        new_side = jnp.where(jnp.abs(position) > ROUNDING, jnp.sign(position), side)
+        return new_side, side * new_side < 0
+
+    _, changed = jax.lax.scan(step, jnp.zeros_like(positions[0]), positions)
+    return jnp.sum(changed, where=jnp.arange(positions.size) <= last)
 
 
 def path_statistics(surface: Surface, path: jax.Array, losses: jax.Array) -> PathStatistics:
     """Measure a path ``f[steps + 1, 2]`` with its losses, up to its arrival (or its end)."""
     steps = steps_to_target(losses)
     last = jnp.where(jnp.isfinite(steps), steps, losses.size - 1).astype(int)
-    steep = surface.coordinates(path)[:, 1]
+    steep = jax.vmap(surface.coordinates)(path)[:, 1]
     return PathStatistics(
         steps=steps,
         settled=steps_to_settle(losses),

@@ -12,9 +12,10 @@ from benchmarks.figure1.paths import PathStatistics, follow, path_statistics, st
 from benchmarks.figure1.surfaces import Surface
 
 WIDENINGS = 4  # decades a side of the grid may grow before a best value on its edge is reported as such
-SEED = 0  # of the runs the grid is searched with; fresh starts come with fresh seeds
+SEEDS = (0, 1, 2)  # of the runs the grid is searched with; fresh starts come with other seeds
 
 Point = tuple[int, int]
+Trial = tuple[Point, Surface, int]  # and the seed
 Trials = dict[Point, PathStatistics]
 Results = dict[tuple[str, Method], Trials]
 
@@ -82,6 +83,10 @@ def second_value(method: Method, k: int) -> float | None:
     return 10.0 ** (k / 4) if method.second == "alpha" else 1 / (1 + 10.0 ** (-k / 12))
 
 
+# Compiled once for all methods that are run in chunks of the same size.
+measure_paths = jax.jit(jax.vmap(path_statistics))
+
+
 class Runner:
     """Runs one method, many trials at once, each with its own point, surface and seed."""
 
@@ -92,39 +97,40 @@ class Runner:
         def path(rate: jax.Array, second: jax.Array, surface: Surface, seed: jax.Array):
             return follow(method.build(rate, second, jax.random.key(seed)), surface, grid.steps)
 
-        def trial(rate: jax.Array, second: jax.Array, surface: Surface, seed: jax.Array) -> PathStatistics:
-            return path_statistics(surface, *path(rate, second, surface, seed))
-
         # Surfaces are numbers, not code, and chunks have one size: a method compiles once.
-        self._path = jax.jit(path)
-        self._trials = jax.jit(jax.vmap(trial))
+        self._paths = jax.jit(jax.vmap(path))
 
-    def measure(self, trials: Sequence[tuple[Point, Surface, int]]) -> list[PathStatistics]:
+    def run(self, trials: Sequence[Trial]) -> tuple[Surface, jax.Array, jax.Array]:
+        """Run at most one chunk of trials; return their surfaces, paths and losses, padded to the chunk."""
+        padded = [*trials, *trials[-1:] * (self.chunk - len(trials))]
+        rates = jnp.array([rate_value(i) for (i, _), _, _ in padded])
+        seconds = jnp.array([second_value(self.method, k) or 0.0 for (_, k), _, _ in padded])
+        surfaces = jax.tree.map(lambda *numbers: jnp.array(numbers), *(surface for _, surface, _ in padded))
+        seeds = jnp.array([seed for _, _, seed in padded])
+        return surfaces, *self._paths(rates, seconds, surfaces, seeds)
+
+    def measure(self, trials: Sequence[Trial]) -> list[PathStatistics]:
         """Return the statistics of each trial."""
         measured: list[PathStatistics] = []
         for first in range(0, len(trials), self.chunk):
-            part = list(trials[first : first + self.chunk])
-            padded = part + part[-1:] * (self.chunk - len(part))
-            rates = jnp.array([rate_value(i) for (i, _), _, _ in padded])
-            seconds = jnp.array([second_value(self.method, k) or 0.0 for (_, k), _, _ in padded])
-            surfaces = jax.tree.map(
-                lambda *numbers: jnp.array(numbers), *(surface for _, surface, _ in padded)
-            )
-            seeds = jnp.array([seed for _, _, seed in padded])
-            columns = [np.asarray(column) for column in self._trials(rates, seconds, surfaces, seeds)]
+            part = trials[first : first + self.chunk]
+            columns = [np.asarray(column) for column in measure_paths(*self.run(part))]
             measured += [PathStatistics(*row) for row in zip(*columns, strict=True)][: len(part)]
         return measured
 
     def search(self, surface: Surface, points: Iterable[Point]) -> Trials:
-        """Measure every point on a surface."""
+        """Measure every point on a surface: where chance plays a part, by its run with the median steps."""
+        seeds = SEEDS if self.method.random else SEEDS[:1]
         ordered = sorted(points)
-        return dict(zip(ordered, self.measure([(point, surface, SEED) for point in ordered]), strict=True))
+        measured = self.measure([(point, surface, seed) for point in ordered for seed in seeds])
+        runs = [measured[i : i + len(seeds)] for i in range(0, len(measured), len(seeds))]
+        medians = [sorted(run, key=lambda statistics: statistics.steps)[len(seeds) // 2] for run in runs]
+        return dict(zip(ordered, medians, strict=True))
 
     def path(self, point: Point, surface: Surface) -> np.ndarray:
         """Return the path ``f[steps + 1, 2]`` of a point up to its arrival (or its end)."""
-        rate, second = rate_value(point[0]), second_value(self.method, point[1]) or 0.0
-        path, losses = self._path(rate, second, surface, SEED)
-        return np.asarray(path)[: int(min(steps_to_target(losses), losses.size - 1)) + 1]
+        _, paths, losses = self.run([(point, surface, SEEDS[0])])
+        return np.asarray(paths)[0, : int(min(steps_to_target(losses[0]), losses.shape[1] - 1)) + 1]
 
 
 def best_point(trials: Trials) -> Point | None:
@@ -136,10 +142,18 @@ def best_point(trials: Trials) -> Point | None:
 
 
 def edges(trials: Trials, grid: Grid, has_second: bool) -> set[str]:
-    """Name the edges of the grid that alone have the fewest steps: beyond them there may be fewer still."""
+    """Name the edges of the grid that alone have the fewest steps: beyond them there may be fewer still.
 
-    def fewest(points: Iterable[Point]) -> float:
-        return min((float(trials[point].steps) for point in points), default=np.inf)
+    Where no run arrived, the lowest loss takes the place of the fewest steps.
+    """
+    nothing = (np.inf, np.inf)
+
+    def score(statistics: PathStatistics) -> tuple[float, float]:
+        missed = not np.isfinite(statistics.steps)
+        return float(statistics.steps), float(statistics.lowest) if missed else 0.0
+
+    def fewest(points: Iterable[Point]) -> tuple[float, float]:
+        return min((score(trials[point]) for point in points), default=nothing)
 
     def alone(axis: int, index: int) -> bool:
         on_edge = fewest(point for point in trials if point[axis] == index)
