@@ -10,6 +10,12 @@ from riemann_optax.phi.activity import (
     activity,
 )
 from riemann_optax.phi.combine import CombinedState, power, product, unit_mean, weighted_sum
+from riemann_optax.phi.consolidation import (
+    RWalkState,
+    SynapticIntelligenceState,
+    rwalk,
+    synaptic_intelligence,
+)
 from riemann_optax.phi.curvature import (
     HutchinsonCurvatureState,
     SecantCurvatureState,
@@ -22,9 +28,18 @@ from riemann_optax.phi.energy import (
     maintenance_energy,
     modification_energy,
 )
+from riemann_optax.phi.fisher import ImportanceState, laplace, memory_aware_synapses, online_ewc
 from riemann_optax.phi.gates import UtilityGateState, metaplasticity, utility_gate
 from riemann_optax.phi.learned_rates import AutostepState, IDBDState, autostep, idbd
 from riemann_optax.phi.presynaptic import PresynapticReleaseState, presynaptic_release
+from riemann_optax.phi.structure import (
+    FactoredActivityState,
+    PerNeuronState,
+    SlidingThresholdState,
+    factored_activity,
+    per_neuron,
+    sliding_threshold,
+)
 from riemann_optax.phi.uncertainty import bayesian_synapse
 from riemann_optax.phi.variational import (
     VariationalState,
@@ -38,11 +53,17 @@ __all__ = [
     "ActivityState",
     "AutostepState",
     "CombinedState",
+    "FactoredActivityState",
     "HutchinsonCurvatureState",
     "IDBDState",
+    "ImportanceState",
     "ModificationEnergyState",
+    "PerNeuronState",
     "PresynapticReleaseState",
+    "RWalkState",
     "SecantCurvatureState",
+    "SlidingThresholdState",
+    "SynapticIntelligenceState",
     "UtilityGateState",
     "VariationalState",
     "accumulated_activity",
@@ -51,17 +72,25 @@ __all__ = [
     "bayesian_gradient_descent",
     "bayesian_synapse",
     "draw_perturbations",
+    "factored_activity",
     "from_weights",
     "hutchinson_curvature",
     "idbd",
+    "laplace",
     "maintenance_energy",
+    "memory_aware_synapses",
     "mesu",
     "metaplasticity",
     "modification_energy",
+    "online_ewc",
+    "per_neuron",
     "power",
     "presynaptic_release",
     "product",
+    "rwalk",
     "secant_curvature",
+    "sliding_threshold",
+    "synaptic_intelligence",
     "unit_mean",
     "utility_gate",
     "weighted_sum",

@@ -1,0 +1,294 @@
+"""Structure: what the synapses of a row, a column or a neuron have in common."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _tree
+from riemann_optax.phi import _state
+from riemann_optax.phi._layers import mean_square_activities
+
+
+class FactoredActivityState(NamedTuple):
+    """State of :func:`factored_activity`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      rows: running mean of the squared gradients of each row, shape (..., rows, 1); for a leaf with fewer
+        than two axes that of each weight.
+      columns: the same of each column, shape (..., 1, columns); for a leaf with fewer than two axes the mean
+        of all its weights, which is not used.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    rows: optax.Updates
+    columns: optax.Updates
+
+
+def factored_activity(
+    decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Activity of the presynaptic times that of the postsynaptic side, in almost no memory.
+
+    .. math::
+      \varphi_{ij} = \Big(\frac{r_i\,c_j}{\mathrm{mean}(r)}\Big)^p
+
+    with ``r`` and ``c`` the bias-corrected running means of the squared gradients of each row and column.
+    Where these are of rank one, ``|g_ij|**2 = a_i * b_j``, this equals :func:`activity` exactly.
+
+    Rows and columns are the last two axes; axes in front of them (stacked layers, the window of a
+    convolution) are matrices side by side. A leaf with fewer than two axes has no rows and columns: **there
+    this is** :func:`activity`, with one value of state per weight.
+
+    ``phi >= 0``. State: ``1/rows + 1/columns`` values per weight. Under sharding one all-reduce of a value
+    per row for each leaf whose columns are sharded, and one per column where its rows are (and of their
+    mean), which XLA combines.
+
+    Args:
+      decay: of the running means, in [0, 1), per update; the memory window.
+      power: the exponent ``p`` of the mean square, positive; 0.5 makes phi a gradient size.
+      state_dtype: of the running means; None means float32, or wider where the parameter is wider.
+
+    Returns:
+      A phi with state :class:`FactoredActivityState`.
+
+    Raises:
+      ValueError: for a concrete ``decay`` outside [0, 1), a ``power`` that is not positive, or a
+        ``state_dtype`` that is not real floating point.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.factored_activity()
+      >>> gradients = jnp.outer(jnp.array([1.0, 2.0]), jnp.array([1.0, -3.0, 5.0]))
+      >>> state = phi.init(gradients)
+      >>> print(state.rows.shape, state.columns.shape)
+      (2, 1) (1, 3)
+      >>> print(phi.update(gradients, state)[0].round(3))  # of rank one: abs(gradients)
+      [[ 1.  3.  5.]
+       [ 2.  6. 10.]]
+
+    References:
+      Shazeer and Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost
+      <https://arxiv.org/abs/1804.04235>`_, ICML, 2018
+    """
+    _state.check_decay(decay)
+    _tree.check_number("power", power, low=0.0, low_open=True)
+    _state.check_state_dtype(state_dtype)
+
+    def row_means(squares: jax.Array) -> jax.Array:
+        return _saturate(jnp.mean(squares, axis=-1, keepdims=True)) if squares.ndim > 1 else squares
+
+    def column_means(squares: jax.Array) -> jax.Array:
+        axis = -2 if squares.ndim > 1 else None
+        return _saturate(jnp.mean(squares, axis=axis, keepdims=True))
+
+    def init(params: optax.Params) -> FactoredActivityState:
+        return FactoredActivityState(
+            count=jnp.zeros([], jnp.int32),
+            rows=jax.tree.map(row_means, _tree.zeros_like(params, state_dtype)),
+            columns=jax.tree.map(column_means, _tree.zeros_like(params, state_dtype)),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: FactoredActivityState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, FactoredActivityState]:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+        squares = jax.tree.map(_tree.squared_magnitude, updates)
+        rows = _state.running_mean(jax.tree.map(row_means, squares), state.rows, decay)
+        columns = _state.running_mean(jax.tree.map(column_means, squares), state.columns, decay)
+
+        def combine(r: jax.Array, c: jax.Array) -> jax.Array:
+            if r.ndim < 2:
+                return _tree.power(r, power)
+            mean = jnp.mean(r, axis=-2, keepdims=True)
+            # c / mean is at most the number of columns: r * c by itself would overflow.
+            product = r * (c / jnp.where(mean == 0, jnp.ones_like(mean), mean))
+            return _tree.power(_saturate(product), power)
+
+        values = jax.tree.map(
+            combine, _state.debias(rows, decay, count), _state.debias(columns, decay, count)
+        )
+        new_state = FactoredActivityState(
+            count=count,
+            rows=_state.cast_like(rows, state.rows),
+            columns=_state.cast_like(columns, state.columns),
+        )
+        return values, new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class PerNeuronState(NamedTuple):
+    """State of :func:`per_neuron`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      second_moment: running mean of the squared gradients of each neuron, shape (1, ..., 1, neurons); a
+        scalar for a leaf with fewer than two axes.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    second_moment: optax.Updates
+
+
+def per_neuron(
+    decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Activity of a whole neuron: one phi for all synapses onto it.
+
+    .. math::
+      \varphi_{ij} = \Big(\mathrm{mean}_i\,\hat v_{ij}\Big)^p
+
+    with ``v`` the bias-corrected running mean of the squared gradient and the mean over the fan-in: all axes
+    but the last of a Flax kernel. A leaf with fewer than two axes is one neuron.
+
+    ``phi >= 0``. State: 1 value per neuron. Under sharding of the fan-in one all-reduce of a value per neuron
+    for each leaf, which XLA combines.
+
+    Args:
+      decay: of the running mean, in [0, 1), per update; the memory window.
+      power: the exponent ``p`` of the mean square, positive; 0.5 makes phi a gradient size.
+      state_dtype: of the running mean; None means float32, or wider where the parameter is wider.
+
+    Returns:
+      A phi with state :class:`PerNeuronState`.
+
+    Raises:
+      ValueError: for a concrete ``decay`` outside [0, 1), a ``power`` that is not positive, or a
+        ``state_dtype`` that is not real floating point.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.per_neuron()
+      >>> gradients = jnp.array([[1.0, 3.0], [7.0, -3.0]])  # two inputs, two neurons
+      >>> print(phi.update(gradients, phi.init(gradients))[0])
+      [[5. 3.]
+       [5. 3.]]
+
+    References:
+      Zhang et al, `Adam-mini: Use Fewer Learning Rates To Gain More <https://arxiv.org/abs/2406.16793>`_,
+      2024
+    """
+    _state.check_decay(decay)
+    _tree.check_number("power", power, low=0.0, low_open=True)
+    _state.check_state_dtype(state_dtype)
+
+    def init(params: optax.Params) -> PerNeuronState:
+        zeros = _tree.zeros_like(params, state_dtype)
+        return PerNeuronState(jnp.zeros([], jnp.int32), _tree.group_mean(zeros, "neuron"))
+
+    def update(
+        updates: optax.Updates, state: PerNeuronState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, PerNeuronState]:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+        squares = jax.tree.map(_tree.squared_magnitude, updates)
+        means = jax.tree.map(_saturate, _tree.group_mean(squares, "neuron"))
+        second_moment = _state.running_mean(means, state.second_moment, decay)
+        values = jax.tree.map(lambda v: _tree.power(v, power), _state.debias(second_moment, decay, count))
+        new_state = PerNeuronState(count, _state.cast_like(second_moment, state.second_moment))
+        return jax.tree.map(_spread, values, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class SlidingThresholdState(NamedTuple):
+    """State of :func:`sliding_threshold`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      threshold: running mean of the squared activity of each neuron, shape (1, ..., 1, neurons).
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    threshold: optax.Updates
+
+
+def sliding_threshold(decay: float = 0.99, state_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+    r"""Sliding threshold of Bienenstock, Cooper and Munro (BCM): an active neuron is hard to excite further.
+
+    .. math::
+      \varphi_{ij} = \theta_j = \overline{y_j^2}
+
+    with ``y`` the activity of the postsynaptic neuron and a bar for the bias-corrected running mean. Law and
+    Cooper divide the learning rate by this threshold, ``dw = eta * y * (y - theta) * x / theta``: their rate
+    is the metric ``E = theta``, which ``multiply_metric(sliding_threshold())`` gives where ``compute_metric``
+    has ``alpha = 0``.
+
+    Needs the extra argument ``activities``: a tree like the parameters, at each leaf the activities of the
+    neurons of its last axis, with any batch axes in front. In a Flax NNX loop: ``optimizer.update(model,
+    gradients, activities={"kernel": y, "bias": y})``, with ``y`` from the forward pass (``self.sow`` for
+    inner layers).
+
+    ``phi >= 0``. State: 1 value per neuron. No collective of its own; under data parallelism the mean over
+    the batch is one all-reduce of a value per neuron.
+
+    Args:
+      decay: of the running mean, in [0, 1), per update; the memory window.
+      state_dtype: of the running mean; None means float32, or wider where the parameter is wider.
+
+    Returns:
+      A phi with state :class:`SlidingThresholdState`.
+
+    Raises:
+      ValueError: for a concrete ``decay`` outside [0, 1) or a ``state_dtype`` that is not real floating
+        point; at ``update``, where ``activities`` are missing or have other shapes.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.sliding_threshold()
+      >>> kernel = jnp.zeros((2, 3))
+      >>> y = jnp.array([[1.0, 2.0, 0.0], [1.0, 0.0, 4.0]])  # a batch of two, three neurons
+      >>> print(phi.update(kernel, phi.init(kernel), activities=y)[0])
+      [[1. 2. 8.]
+       [1. 2. 8.]]
+
+    References:
+      Bienenstock, Cooper and Munro, `Theory for the development of neuron selectivity
+      <https://doi.org/10.1523/JNEUROSCI.02-01-00032.1982>`_, Journal of Neuroscience, 1982
+
+      Law and Cooper, `Formation of receptive fields in realistic visual environments according to the
+      Bienenstock, Cooper, and Munro (BCM) theory <https://doi.org/10.1073/pnas.91.16.7797>`_, PNAS, 1994
+    """
+    _state.check_decay(decay)
+    _state.check_state_dtype(state_dtype)
+
+    def neurons(zeros: jax.Array) -> jax.Array:
+        return jnp.mean(zeros, axis=tuple(range(zeros.ndim - 1)), keepdims=True)
+
+    def init(params: optax.Params) -> SlidingThresholdState:
+        zeros = jax.tree.map(neurons, _tree.zeros_like(params, state_dtype))
+        return SlidingThresholdState(jnp.zeros([], jnp.int32), zeros)
+
+    def update(
+        updates: optax.Updates,
+        state: SlidingThresholdState,
+        params: optax.Params | None = None,
+        *,
+        activities: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SlidingThresholdState]:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+        squares = mean_square_activities("sliding_threshold", activities, updates)
+        threshold = _state.running_mean(squares, state.threshold, decay)
+        values = jax.tree.map(_spread, _state.debias(threshold, decay, count), updates)
+        return values, SlidingThresholdState(count, _state.cast_like(threshold, state.threshold))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _saturate(mean: jax.Array) -> jax.Array:
+    """Bound a mean of squares as the squares themselves are bounded: its sum may have overflowed."""
+    return jnp.minimum(mean, 2.0**1022 if mean.dtype.itemsize > 4 else 2.0**126)
+
+
+def _spread(value: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Broadcast a value per group to the weights, with their sharding."""
+    return value + jnp.zeros_like(gradient, dtype=value.dtype)
