@@ -1,0 +1,97 @@
+"""Time, traffic and memory of one update."""
+
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from benchmarks.step_cost import problems
+from benchmarks.step_cost.optimizers import ALL
+
+
+class Cost(NamedTuple):
+    """What one update of an optimiser costs on one problem.
+
+    Attributes:
+      seconds: Median over rounds of the seconds of one update.
+      spread: Interquartile range of the same.
+      compile_seconds: Seconds to trace and compile the update.
+      bytes_per_parameter: XLA's own count of bytes moved, per parameter.
+      state_bytes_per_parameter: Bytes of optimiser state, per parameter.
+    """
+
+    seconds: float
+    spread: float
+    compile_seconds: float
+    bytes_per_parameter: float
+    state_bytes_per_parameter: float
+
+
+class _Contestant:
+    """One optimiser with its own parameters and state, compiled, ready to take steps."""
+
+    def __init__(self, name: str, tree: Any, gradients: Any) -> None:
+        tx = optax.with_extra_args_support(ALL[name]())
+        self.params = problems.values(tree, 0.1, seed=1)
+        self.state = tx.init(self.params)
+        self.gradients = gradients
+        self.weights = problems.size(tree)
+
+        def update(gradients: Any, params: Any, state: Any) -> Any:
+            updates, state = tx.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        start = time.perf_counter()
+        self.step = jax.jit(update, donate_argnums=(1, 2)).lower(gradients, self.params, self.state).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.seconds: list[float] = []
+
+    def run(self, steps: int) -> None:
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.params, self.state = self.step(self.gradients, self.params, self.state)
+        jax.block_until_ready(self.params)
+        self.seconds.append((time.perf_counter() - start) / steps)
+
+    def cost(self) -> Cost:
+        quartiles = statistics.quantiles(self.seconds, n=4)
+        analysis = self.step.cost_analysis() or {}
+        return Cost(
+            seconds=statistics.median(self.seconds),
+            spread=quartiles[2] - quartiles[0],
+            compile_seconds=self.compile_seconds,
+            bytes_per_parameter=analysis.get("bytes accessed", float("nan")) / self.weights,
+            state_bytes_per_parameter=sum(leaf.nbytes for leaf in jax.tree.leaves(self.state)) / self.weights,
+        )
+
+
+def measure(problem: str, names: list[str], rounds: int, steps: int, report: Any = None) -> dict[str, Cost]:
+    """Time all optimisers on one problem in one run, taking turns.
+
+    Args:
+      problem: A name of ``problems.PROBLEMS``.
+      names: Optimisers, names of ``optimizers.ALL``.
+      rounds: How many turns each takes, at least 3; the first is thrown away.
+      steps: Updates in a turn.
+      report: Called with the name before each compilation and turn.
+
+    Returns:
+      The costs by name.
+    """
+    tree = problems.PROBLEMS[problem]()
+    gradients = problems.values(tree, 0.01, seed=0)
+    contestants = {}
+    for name in names:
+        if report is not None:
+            report(f"compiling {name}")
+        contestants[name] = _Contestant(name, tree, gradients)
+    for round_number in range(rounds):
+        for name in names if round_number % 2 else reversed(names):
+            if report is not None:
+                report(f"round {round_number + 1}/{rounds}: {name}")
+            contestants[name].run(steps)
+    for contestant in contestants.values():
+        del contestant.seconds[0]
+    return {name: contestant.cost() for name, contestant in contestants.items()}

@@ -1,0 +1,40 @@
+"""What is measured: Optax's optimisers and the metric's, by name."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+import riemann_optax as ro
+
+Make = Callable[[], optax.GradientTransformation]
+RATE = 1e-3
+
+PEERS: dict[str, Make] = {
+    "sgd": lambda: optax.sgd(RATE),
+    "momentum": lambda: optax.sgd(RATE, momentum=0.9),
+    "adam": lambda: optax.adam(RATE),
+    "adamw": lambda: optax.adamw(RATE),
+    "nadam": lambda: optax.nadam(RATE),
+    "rmsprop": lambda: optax.rmsprop(RATE),
+    "adagrad": lambda: optax.adagrad(RATE),
+    "adafactor": lambda: optax.adafactor(RATE),
+    "sm3": lambda: optax.sm3(RATE),
+    "lion": lambda: optax.lion(RATE),
+    "schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(RATE),
+    "muon": lambda: optax.contrib.muon(RATE),
+}
+
+METRICS: dict[str, Make] = {
+    "stateless metric": lambda: ro.riemannian_sgd(RATE, phi=ro.phi.maintenance_energy()),
+    "averaged phi": lambda: ro.riemannian_sgd(RATE),
+    "averaged phi, bf16 state": lambda: ro.riemannian_sgd(RATE, state_dtype=jnp.bfloat16),
+    "averaged phi, momentum": lambda: ro.riemannian_sgd(RATE, momentum=0.9),
+    "factored phi": lambda: ro.riemannian_sgd(RATE, phi=ro.phi.factored_activity()),
+    "factored phi, momentum": lambda: ro.riemannian_sgd(RATE, momentum=0.9, phi=ro.phi.factored_activity()),
+    "conformal, momentum": lambda: ro.riemannian_sgd(
+        RATE, momentum=0.9, nesterov=True, alpha=100.0, conformal="tree"
+    ),
+}
+
+ALL = {**PEERS, **METRICS}
