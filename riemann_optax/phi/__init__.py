@@ -30,6 +30,7 @@ from riemann_optax.phi.energy import (
 )
 from riemann_optax.phi.fisher import ImportanceState, laplace, memory_aware_synapses, online_ewc
 from riemann_optax.phi.gates import UtilityGateState, metaplasticity, utility_gate
+from riemann_optax.phi.gauss_newton import GaussNewtonCurvatureState, gauss_newton_curvature
 from riemann_optax.phi.learned_rates import AutostepState, IDBDState, autostep, idbd
 from riemann_optax.phi.presynaptic import PresynapticReleaseState, presynaptic_release
 from riemann_optax.phi.structure import (
@@ -54,6 +55,7 @@ __all__ = [
     "AutostepState",
     "CombinedState",
     "FactoredActivityState",
+    "GaussNewtonCurvatureState",
     "HutchinsonCurvatureState",
     "IDBDState",
     "ImportanceState",
@@ -74,6 +76,7 @@ __all__ = [
     "draw_perturbations",
     "factored_activity",
     "from_weights",
+    "gauss_newton_curvature",
     "hutchinson_curvature",
     "idbd",
     "laplace",
