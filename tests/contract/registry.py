@@ -10,12 +10,15 @@ An entry's name is the public name, with ``:`` and a note where one transformati
 - ``optimiser(make)``: a whole optimiser, ``make(learning_rate, alpha=alpha)``.
 
 Flags: ``learning_rate`` is one with which the four convergence targets are reached within 30,000 steps,
-``needs_loss`` says that ``update`` wants the extra argument ``obj_fn``.
+``needs_loss`` says that ``update`` wants the extra argument ``obj_fn``, ``optax_promotes`` that an Optax
+transformation inside relies on implicit promotion of dtypes, which our own code must not, and ``real_only``
+that complex weights are refused.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 import riemann_optax as ro
@@ -27,6 +30,8 @@ class Entry(NamedTuple):
     make: Callable[..., optax.GradientTransformationExtraArgs]
     learning_rate: float = 1e-3
     needs_loss: bool = False
+    optax_promotes: bool = False
+    real_only: bool = False
 
     def build(self) -> optax.GradientTransformationExtraArgs:
         """Return the optimiser at the entry's own learning rate."""
@@ -80,11 +85,12 @@ def with_last(make_last, **flags) -> Entry:
     )
 
 
-def optimiser(make, learning_rate=1e-3, **arguments) -> Entry:
+def optimiser(make, learning_rate=1e-3, optax_promotes=False, **arguments) -> Entry:
     # No functools.partial: inject_hyperparams must see learning_rate and alpha, and nothing else.
     return Entry(
         lambda learning_rate, alpha=1.0: make(learning_rate, alpha=alpha, **arguments),
         learning_rate=learning_rate,
+        optax_promotes=optax_promotes,
     )
 
 
@@ -98,6 +104,16 @@ def half_open_gate() -> optax.GradientTransformationExtraArgs:
     return ro.phi.weighted_sum([ro.phi.utility_gate()], [0.5])
 
 
+def many_tasks(phi) -> optax.GradientTransformationExtraArgs:
+    """A consolidating phi for which each update is the first of a new task, of measured importance."""
+
+    def update(updates, state, params=None, **extra_args):
+        boundary = {"task_boundary": True, "task_importance": jax.tree.map(abs, updates)}
+        return phi.update(updates, state, params, **boundary, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(phi.init, update)
+
+
 ENTRIES: dict[str, Entry] = {
     # the two stages
     "compute_metric:metric": with_phi(ro.phi.activity),
@@ -106,7 +122,7 @@ ENTRIES: dict[str, Entry] = {
     "in_orthonormal_frame:identity": with_stage_2(lambda: ro.in_orthonormal_frame(optax.identity())),
     "in_orthonormal_frame:trace": with_stage_2(lambda: ro.in_orthonormal_frame(optax.trace(0.9))),
     "in_orthonormal_frame:adam": with_stage_2(
-        lambda: ro.in_orthonormal_frame(optax.scale_by_adam()), learning_rate=1e-2
+        lambda: ro.in_orthonormal_frame(optax.scale_by_adam()), learning_rate=1e-2, optax_promotes=True
     ),
     # the phis
     "phi.activity:squared": with_phi(lambda: ro.phi.activity(decay=0.9, power=1.0), learning_rate=5e-3),
@@ -132,8 +148,34 @@ ENTRIES: dict[str, Entry] = {
     # gates
     "phi.metaplasticity": with_phi(lambda: ro.phi.metaplasticity(strength=0.1)),
     "phi.utility_gate": with_phi(half_open_gate),
+    # consolidation, anchors and noise
+    "phi.online_ewc": with_phi(lambda: many_tasks(ro.phi.online_ewc(memory=0.5))),
+    "phi.laplace": with_phi(lambda: many_tasks(ro.phi.laplace(memory=0.5))),
+    "phi.memory_aware_synapses": with_phi(
+        lambda: many_tasks(ro.phi.memory_aware_synapses(memory=0.5, running=False))
+    ),
+    "phi.synaptic_intelligence": with_phi(lambda: many_tasks(ro.phi.synaptic_intelligence(memory=0.5))),
+    "phi.rwalk": with_phi(lambda: many_tasks(ro.phi.rwalk(interval=2))),
+    "add_anchored_weights:slow_weights": with_edit(
+        lambda: ro.add_anchored_weights(0.1, ro.anchor.slow_weights(0.9), precision="phi")
+    ),
+    "add_anchored_weights:benna_fusi_chain": with_last(
+        lambda: ro.add_anchored_weights(1e-6, ro.anchor.benna_fusi_chain())
+    ),
+    "add_anchored_weights:initial_weights": with_last(
+        lambda: ro.add_anchored_weights(1e-9, ro.anchor.initial_weights())
+    ),
+    "add_anchored_weights:task_boundary_weights": with_last(
+        lambda: ro.add_anchored_weights(
+            0.1, ro.anchor.task_boundary_weights(), precision=ro.phi.maintenance_energy()
+        )
+    ),
+    "add_metric_noise": with_edit(
+        lambda: ro.add_metric_noise(1e-3, temperature=1e-20, field=lambda w: 1 + w**2), real_only=True
+    ),
+    "add_idle_noise": with_edit(lambda: ro.add_idle_noise(1e-3, scale=1e-13)),
     # the edits of a metric
-    "on_metric:ema": with_edit(lambda: ro.on_metric(optax.ema(0.9))),
+    "on_metric:ema": with_edit(lambda: ro.on_metric(optax.ema(0.9)), optax_promotes=True),
     "on_gradient:trace": with_edit(lambda: ro.on_gradient(optax.trace(0.9))),
     "multiply_metric:function": with_edit(lambda: ro.multiply_metric(lambda w: 1 / (abs(w) + 0.5))),
     "multiply_metric:phi": with_edit(
@@ -156,6 +198,21 @@ ENTRIES: dict[str, Entry] = {
     "skip_nonfinite": Entry(
         lambda learning_rate, alpha=1.0: ro.skip_nonfinite(ro.riemannian_sgd(learning_rate, alpha=alpha))
     ),
+    # metric fields
+    "attach_field": Entry(
+        lambda learning_rate, alpha=1.0: optax.chain(
+            ro.attach_field(ro.fields.Quadratic(0.1)),
+            ro.scale_by_inverse_metric(),
+            ro.riemannian_sgd(learning_rate, alpha=alpha),
+        ),
+        real_only=True,
+    ),
+    "retract:euler": with_last(lambda: ro.retract(ro.fields.Quadratic(0.1), "euler")),
+    "retract:geodesic": with_last(lambda: ro.retract(ro.fields.Quadratic(0.1), "geodesic"), real_only=True),
+    "retract:second_order": with_last(
+        lambda: ro.retract(ro.fields.Quadratic(0.1), "second_order"), real_only=True
+    ),
+    "retract:mirror": with_last(lambda: ro.retract(ro.fields.Absolute(0.1), "mirror"), real_only=True),
     # whole optimisers
     "riemannian_sgd": optimiser(ro.riemannian_sgd),
     "riemannian_sgd:recommended": optimiser(
@@ -163,9 +220,14 @@ ENTRIES: dict[str, Entry] = {
     ),
     "riemannian_sgd:decay": optimiser(ro.riemannian_sgd, momentum=0.9, weight_decay=1e-5, record=True),
     "riemannian_sgd:decay_in_metric": optimiser(ro.riemannian_sgd, weight_decay=1e-5, decay_in_metric=True),
-    "riemannian_adamw": optimiser(ro.riemannian_adamw, learning_rate=1e-2),
+    "riemannian_adamw": optimiser(ro.riemannian_adamw, learning_rate=1e-2, optax_promotes=True),
     "riemannian_adamw:decay_in_metric": optimiser(
-        ro.riemannian_adamw, learning_rate=1e-2, decay_in_metric=True, conformal="leaf", nesterov=True
+        ro.riemannian_adamw,
+        learning_rate=1e-2,
+        optax_promotes=True,
+        decay_in_metric=True,
+        conformal="leaf",
+        nesterov=True,
     ),
     "partition_by_kind": Entry(
         lambda learning_rate, alpha=1.0: ro.partition_by_kind(

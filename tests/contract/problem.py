@@ -1,0 +1,65 @@
+"""The small problem on which the contract tests call ``update``."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def params(dtype=jnp.float32):
+    return {
+        "bias": jnp.array([0.5, -1.0, 2.0], dtype),
+        "kernel": jnp.array([[1.0, -0.5, 0.25], [-2.0, 1.5, 3.0]], dtype),
+    }
+
+
+def loss(params):
+    """A quadratic with its minimum at 0.3, where no weight starts, and a curvature of 2."""
+    return sum(jnp.sum(jnp.abs(leaf - leaf.dtype.type(0.3)) ** 2) for leaf in jax.tree.leaves(params))
+
+
+def gradients(params, step=0):
+    """The gradient of :func:`loss` in Optax's convention, distorted so that each step has another one."""
+    return jax.tree.map(lambda g: jnp.conj(g) * g.dtype.type(1 + 0.5 * step), jax.grad(real_loss)(params))
+
+
+def real_loss(params):
+    return jnp.real(loss(params))
+
+
+def jitted(tx, extra_args):
+    """Return a jitted ``update`` that closes over the extra arguments, since a loss function is no array."""
+    return jax.jit(functools.partial(tx.update, **extra_args))
+
+
+def run(tx, extra_args, steps=3, jit=False):
+    """Return the updates of a few steps and the last state."""
+    current = params()
+    update = jitted(tx, extra_args) if jit else functools.partial(tx.update, **extra_args)
+    state = tx.init(current)
+    history = []
+    for step in range(steps):
+        updates, state = update(gradients(current, step), state, current)
+        current = jax.tree.map(jnp.add, current, updates)
+        history.append(updates)
+    return history, readable(state)
+
+
+def tracer(tx, extra_args):
+    """Return a function that traces the first update and returns shapes and dtypes, compiling nothing."""
+    start = params()
+    arguments = gradients(start), tx.init(start), start
+    return lambda: jax.eval_shape(functools.partial(tx.update, **extra_args), *arguments)
+
+
+def readable(tree):
+    """Replace random keys, which NumPy cannot compare, by their data."""
+    return jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf,
+        tree,
+    )
+
+
+def types(tree):
+    """Return what JAX knows of each leaf at compile time: shape, dtype, weak type and sharding."""
+    return jax.tree.map(jax.typeof, tree)

@@ -1,0 +1,83 @@
+"""Dtypes in are dtypes out, and the state keeps the type it was born with, at every precision."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from . import problem
+
+WIDE = {jnp.float64, jnp.complex128}
+
+
+def precision(*dtypes):
+    """64-bit types need x64, which the other tests run without."""
+    return jax.enable_x64(bool(WIDE.intersection(dtypes)))
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64], ids=lambda dtype: dtype.__name__
+)
+def test_types_are_stable_in_scan_and_cond(entry, dtype):
+    with precision(dtype):
+        assert_types_are_stable(entry, problem.params(dtype))
+
+
+def test_complex_weights_are_kept_or_refused(entry):
+    weights = problem.params(jnp.complex64)
+    if entry.real_only:
+        with pytest.raises((TypeError, ValueError), match="real"):
+            assert_types_are_stable(entry, weights)
+    else:
+        assert_types_are_stable(entry, weights)
+
+
+def assert_types_are_stable(entry, start):
+    """``scan`` and ``cond`` demand that one update leaves every shape and dtype as it was."""
+    tx = entry.build()
+    update = functools.partial(tx.update, **entry.extra_args(problem.real_loss))
+    start_state = tx.init(start)
+
+    def step(carry, index):
+        params, state = carry
+        gradients = problem.gradients(params)
+        # A condition that the compiler cannot foresee, so that both branches stay.
+        updates, state = jax.lax.cond(
+            index % 2 == 0,
+            lambda: update(gradients, state, params),
+            lambda: (jax.tree.map(jnp.zeros_like, params), state),
+        )
+        return (jax.tree.map(jnp.add, params, updates), state), updates
+
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(3)))
+    (params, state), updates = run((start, start_state))
+    chex.assert_trees_all_equal_dtypes(updates, start)
+    chex.assert_tree_all_finite(params)
+    assert problem.types(params) == problem.types(start)
+    assert problem.types(state) == problem.types(start_state)
+    for leaf in jax.tree.leaves(updates):
+        assert np.all(leaf[0] != 0)
+        assert np.all(leaf[1] == 0)
+
+
+def test_mixed_dtypes_in_one_tree(entry):
+    """Each leaf keeps its own dtype; narrow leaves get what the same weights get in float32."""
+    dtypes = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
+    with precision(*dtypes):
+        tx = entry.build()
+        weights = np.array([0.5, -1.0, 2.0])
+        params = {f"{index}": jnp.asarray(weights, dtype) for index, dtype in enumerate(dtypes)}
+        gradients = problem.gradients(params)
+        state = tx.init(params)
+        update = problem.jitted(tx, entry.extra_args(problem.loss))
+        updates, new_state = update(gradients, state, params)
+        assert problem.types(updates) == problem.types(gradients)
+        assert problem.types(new_state) == problem.types(state)
+        wide = np.asarray(updates["3"])
+        assert np.all(wide != 0)
+        for leaf in updates.values():
+            tolerance = 20 * float(jnp.finfo(leaf.dtype).eps)
+            np.testing.assert_allclose(np.asarray(leaf, np.float64), wide, rtol=max(tolerance, 1e-6))
