@@ -14,7 +14,7 @@ from rich.progress import Progress
 from benchmarks.figure1.methods import METHODS, Method
 from benchmarks.figure1.picture import draw
 from benchmarks.figure1.report import CLAIM, LEGEND, claim_holds, sentences, surface_table, write_record
-from benchmarks.figure1.rows import make_row
+from benchmarks.figure1.rows import make_rows
 from benchmarks.figure1.search import FULL, QUICK, search
 from benchmarks.figure1.surfaces import paper_surfaces
 
@@ -57,11 +57,7 @@ def main(arguments: list[str]) -> None:
 
         results, grid, runners = search(METHODS, surfaces, QUICK if options.quick else FULL, show)
         progress.update(task, description="fresh starts and picture")
-        rows = [
-            make_row(name, surface, method, results[name, method], grid, runners[method])
-            for name, surface in surfaces.items()
-            for method in METHODS
-        ]
+        rows = make_rows(surfaces, results, grid, runners)
         draw(options.out / "figure1.png", surfaces, rows, runners)
     seconds = time.perf_counter() - began
     command = ["python", "-m", "benchmarks.figure1", *arguments]

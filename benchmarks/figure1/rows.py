@@ -12,6 +12,7 @@ from benchmarks.figure1.search import (
     SEEDS,
     Grid,
     Point,
+    Results,
     Runner,
     Trials,
     best_point,
@@ -91,15 +92,25 @@ def fresh_surfaces(surface: Surface) -> list[Surface]:
     ]
 
 
-def make_row(name: str, surface: Surface, method: Method, trials: Trials, grid: Grid, runner: Runner) -> Row:
-    """Summarise the trials of a method on a surface, and rerun its best configuration from fresh starts."""
+def steps_elsewhere(
+    method: Method, runner: Runner, surfaces: dict[str, Surface], best: dict[str, Configuration]
+) -> dict[str, tuple[float, ...]]:
+    """Run the best configuration on each surface from fresh starts; return the sorted steps by surface."""
+    reruns = [
+        (best[name].point, elsewhere, len(SEEDS) + index if method.random else SEEDS[0])
+        for name in best
+        for index, elsewhere in enumerate(fresh_surfaces(surfaces[name]))
+    ]
+    steps = [float(statistics.steps) for statistics in runner.measure(reruns)]
+    return {
+        name: tuple(sorted(steps[index * FRESH_STARTS : (index + 1) * FRESH_STARTS]))
+        for index, name in enumerate(best)
+    }
+
+
+def make_row(name: str, method: Method, trials: Trials, grid: Grid, fresh: tuple[float, ...]) -> Row:
+    """Summarise the trials of a method on a surface."""
     best = configuration(method, trials)
-    fresh: Sequence[float] = ()
-    if best is not None:
-        trials_elsewhere = [
-            (best.point, other, seed) for seed, other in enumerate(fresh_surfaces(surface), len(SEEDS))
-        ]
-        fresh = [float(statistics.steps) for statistics in runner.measure(trials_elsewhere)]
     fewest = best.statistics.steps if best else np.nan
     straight = {
         point: statistics
@@ -116,8 +127,25 @@ def make_row(name: str, surface: Surface, method: Method, trials: Trials, grid: 
         straight=configuration(method, straight),
         lowest=float(np.nanmin([statistics.lowest for statistics in trials.values()])),
         edges=tuple(sorted(edges(trials, grid, has_second=method.second is not None))),
-        fresh=tuple(sorted(fresh)),
+        fresh=fresh,
     )
+
+
+def make_rows(
+    surfaces: dict[str, Surface], results: Results, grid: Grid, runners: dict[Method, Runner]
+) -> list[Row]:
+    """Summarise all trials, surface by surface."""
+    fresh: dict[tuple[str, Method], tuple[float, ...]] = {}
+    for method, runner in runners.items():
+        best = {name: configuration(method, results[name, method]) for name in surfaces}
+        arrived = {name: chosen for name, chosen in best.items() if chosen is not None}
+        steps = steps_elsewhere(method, runner, surfaces, arrived)
+        fresh |= {(name, method): steps.get(name, ()) for name in surfaces}
+    return [
+        make_row(name, method, results[name, method], grid, fresh[name, method])
+        for name in surfaces
+        for method in runners
+    ]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

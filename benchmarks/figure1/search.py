@@ -97,8 +97,10 @@ class Runner:
         def path(rate: jax.Array, second: jax.Array, surface: Surface, seed: jax.Array):
             return follow(method.build(rate, second, jax.random.key(seed)), surface, grid.steps)
 
-        # Surfaces are numbers, not code, and chunks have one size: a method compiles once.
-        self._paths = jax.jit(jax.vmap(path))
+        # Surfaces are numbers, not code, and chunks have one size: a method compiles once. With one seed for
+        # all trials, random numbers are drawn once for all of them, which is far quicker than for each.
+        self._with_one_seed = jax.jit(jax.vmap(path, in_axes=(0, 0, 0, None)))
+        self._with_own_seeds = jax.jit(jax.vmap(path))
 
     def run(self, trials: Sequence[Trial]) -> tuple[Surface, jax.Array, jax.Array]:
         """Run at most one chunk of trials; return their surfaces, paths and losses, padded to the chunk."""
@@ -106,8 +108,10 @@ class Runner:
         rates = jnp.array([rate_value(i) for (i, _), _, _ in padded])
         seconds = jnp.array([second_value(self.method, k) or 0.0 for (_, k), _, _ in padded])
         surfaces = jax.tree.map(lambda *numbers: jnp.array(numbers), *(surface for _, surface, _ in padded))
-        seeds = jnp.array([seed for _, _, seed in padded])
-        return surfaces, *self._paths(rates, seconds, surfaces, seeds)
+        seeds = [seed for _, _, seed in padded]
+        if len(set(seeds)) == 1:
+            return surfaces, *self._with_one_seed(rates, seconds, surfaces, seeds[0])
+        return surfaces, *self._with_own_seeds(rates, seconds, surfaces, jnp.array(seeds))
 
     def measure(self, trials: Sequence[Trial]) -> list[PathStatistics]:
         """Return the statistics of each trial."""
@@ -122,8 +126,8 @@ class Runner:
         """Measure every point on a surface: where chance plays a part, by its run with the median steps."""
         seeds = SEEDS if self.method.random else SEEDS[:1]
         ordered = sorted(points)
-        measured = self.measure([(point, surface, seed) for point in ordered for seed in seeds])
-        runs = [measured[i : i + len(seeds)] for i in range(0, len(measured), len(seeds))]
+        by_seed = [self.measure([(point, surface, seed) for point in ordered]) for seed in seeds]
+        runs = zip(*by_seed, strict=True)
         medians = [sorted(run, key=lambda statistics: statistics.steps)[len(seeds) // 2] for run in runs]
         return dict(zip(ordered, medians, strict=True))
 
