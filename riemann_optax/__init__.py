@@ -1,6 +1,7 @@
 """Riemannian metrics for Optax: per-parameter learning rates you can choose, see and trust."""
 
-from riemann_optax import fields, geometry, phi, sharding
+from riemann_optax import anchor, fields, geometry, phi, sharding
+from riemann_optax.boundary import ConsolidatingState, consolidate
 from riemann_optax.covector import Covector, MetricAttachedError
 from riemann_optax.describe import Description, LeafDescription, describe, metric_at
 from riemann_optax.edits import (
@@ -21,25 +22,37 @@ from riemann_optax.inspect import (
     track_energy,
 )
 from riemann_optax.metric import ComputeMetricState, compute_metric, split
+from riemann_optax.noise import MetricNoiseState, add_idle_noise, add_metric_noise
 from riemann_optax.optimizers import riemannian_adamw, riemannian_sgd
 from riemann_optax.presets import parameter_kinds, partition_by_kind
+from riemann_optax.pull import AnchoredWeightsState, add_anchored_weights
 from riemann_optax.retraction import retract
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric
+from riemann_optax.spectrum import Spectrum, preconditioned_spectrum
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnchoredWeightsState",
     "ComputeMetricState",
+    "ConsolidatingState",
     "Covector",
     "Description",
     "LeafDescription",
     "MetricAttachedError",
+    "MetricNoiseState",
     "RecordMetricState",
+    "Spectrum",
     "TrackEnergyState",
+    "add_anchored_weights",
+    "add_idle_noise",
+    "add_metric_noise",
+    "anchor",
     "attach_field",
     "clip_metric",
     "compute_metric",
     "conformal",
+    "consolidate",
     "describe",
     "fields",
     "geometry",
@@ -53,6 +66,7 @@ __all__ = [
     "parameter_kinds",
     "partition_by_kind",
     "phi",
+    "preconditioned_spectrum",
     "record_metric",
     "retract",
     "riemannian_adamw",
