@@ -50,8 +50,11 @@ _ADAM_KIN = ("adam", "adamw", "nadam", "nadamw", "radam", "amsgrad", "adabelief"
 FREE_ON_RESUME = ("out", "resume", "overwrite", "quiet", "tensorboard", "checkpoint_every", "data_dir")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise :class:`InputError` with the message."""
         raise InputError(message)
 
 
@@ -65,13 +68,14 @@ class _ListPhis(argparse.Action):
     ) -> None:
         if values == "help":
             width = max(map(len, PHIS))
-            parser.exit(message="".join(f"{name:{width}}  {phi.summary}\n" for name, phi in PHIS.items()))
+            print("\n".join(f"{name:{width}}  {phi.summary}" for name, phi in PHIS.items()))
+            parser.exit()
         if values not in PHIS:
             raise InputError(f"--phi {values} is not known: use one of {', '.join(PHIS)}, or --phi help")
         setattr(namespace, self.dest, values)
 
 
-def _number(
+def number(
     low: float, *, high: float = math.inf, open_low: bool = False, kind: type = float
 ) -> Callable[[str], Any]:
     """Return an argparse type that accepts finite numbers with ``low <= value < high``."""
@@ -106,9 +110,9 @@ def _option(text: str) -> tuple[str, float | bool]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the trainer's command line."""
-    positive = _number(0, open_low=True)
-    count = _number(1, kind=int)
-    parser = _Parser(
+    positive = number(0, open_low=True)
+    count = number(1, kind=int)
+    parser = Parser(
         prog="python -m riemann_optax.examples.train",
         description="Train a Flax model under a Riemannian metric, beside a baseline on the same batches.",
         allow_abbrev=False,
@@ -120,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     problem.add_argument("--text-file", type=Path, help="text to use instead of the bundled one")
     problem.add_argument("--steps", type=count)
     problem.add_argument("--batch-size", type=count)
-    problem.add_argument("--seed", type=_number(0, kind=int), default=0, help="of weights and order of data")
+    problem.add_argument("--seed", type=number(0, kind=int), default=0, help="of weights and order of data")
 
     metric = parser.add_argument_group("the metric")
     metric.add_argument(
@@ -130,15 +134,15 @@ def build_parser() -> argparse.ArgumentParser:
     metric.add_argument(
         "--phi", action=_ListPhis, default="activity", metavar="NAME", help="'help' lists them"
     )
-    metric.add_argument("--alpha", type=_number(0), help="E = 1 + alpha * phi; default 100 or 1")
+    metric.add_argument("--alpha", type=number(0), help="E = 1 + alpha * phi; default 100 or 1")
     metric.add_argument("--role", default="metric", choices=("metric", "inverse_metric"))
     metric.add_argument(
         "--conformal",
         choices=("none", "tree", "leaf", "neuron"),
         help="rescale E to the mean of phi; default tree for the activity metric, else none",
     )
-    metric.add_argument("--momentum", type=_number(0, high=1), default=0.9, help="Nesterov's; 0 for none")
-    metric.add_argument("--weight-decay", type=_number(0), default=1e-4, help="decoupled, also of AdamW")
+    metric.add_argument("--momentum", type=number(0, high=1), default=0.9, help="Nesterov's; 0 for none")
+    metric.add_argument("--weight-decay", type=number(0), default=1e-4, help="decoupled, also of AdamW")
 
     baseline = parser.add_argument_group("the baseline")
     baseline.add_argument("--baseline", default="adamw", metavar="NAME", help="any Optax optimiser, or none")

@@ -135,7 +135,9 @@ def train_steps(
         def objective(parameters: Parameters) -> tuple[jax.Array, jax.Array]:
             return problem.batch_loss(parameters, part, batch)
 
-        def loss_only(parameters: Parameters) -> jax.Array:
+        # Optax's line searches insist that their objective takes every argument they don't know.
+        def loss_only(parameters: Parameters, obj_fn: Any = None) -> jax.Array:
+            del obj_fn
             return objective(parameters)[0]
 
         parameters, state = training

@@ -73,7 +73,8 @@ class ConvNet(nnx.Module):
         height, breadth, channels = image_shape
         sizes = [channels, width, 2 * width, 2 * width]
         self.convolutions = nnx.List(
-            nnx.Conv(fan_in, fan_out, (3, 3), rngs=rngs) for fan_in, fan_out in itertools.pairwise(sizes)
+            nnx.Conv(fan_in, fan_out, (3, 3), use_bias=False, rngs=rngs)
+            for fan_in, fan_out in itertools.pairwise(sizes)
         )
         self.norms = nnx.List(nnx.LayerNorm(size, rngs=rngs) for size in sizes[1:])
         self.head = nnx.Linear((height // 2 // 2) * (breadth // 2 // 2) * sizes[-1], num_classes, rngs=rngs)
@@ -165,6 +166,12 @@ class Model(NamedTuple):
         return logits
 
 
+def functional(module: nnx.Module) -> Model:
+    """Split a module that holds parameters and nothing else (no dropout, no running statistics)."""
+    graph, parameters = nnx.split(module, nnx.Param)
+    return Model(graph, nnx.to_pure_dict(parameters))
+
+
 MODELS = ("mlp", "convnet", "transformer")
 
 
@@ -201,7 +208,4 @@ def build(name: str, dataset: Dataset, seed: int) -> Model:
         module = Transformer(dataset.num_classes, dataset.input_shape[0], rngs=rngs)
     else:
         raise InputError(f"--model {name} is not known: use one of {', '.join(MODELS)}")
-    # The models hold parameters and nothing else (no dropout, no running statistics), so that the
-    # parameters are the whole of what a step changes beside the optimiser's state.
-    graph, parameters = nnx.split(module, nnx.Param)
-    return Model(graph, nnx.to_pure_dict(parameters))
+    return functional(module)

@@ -148,7 +148,8 @@ def build_baseline(
     if not inspect.isfunction(factory):
         raise not_known
     arguments = inspect.signature(factory).parameters
-    if "learning_rate" not in arguments:
+    rate_argument = next((argument for argument in arguments if argument.endswith("learning_rate")), None)
+    if rate_argument is None:
         raise not_known
     for option in options:
         if option not in arguments:
@@ -156,7 +157,7 @@ def build_baseline(
                 f"--baseline-option {option} is not an argument of {name}: it takes {', '.join(arguments)}"
             )
     try:
-        optimizer = factory(learning_rate=learning_rate, **options)
+        optimizer = factory(**{rate_argument: learning_rate}, **options)
     except (TypeError, ValueError) as error:
         raise InputError(f"--baseline {name} cannot be built ({error}): see --baseline-option") from error
     if not isinstance(optimizer, optax.GradientTransformation):

@@ -1,0 +1,149 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from riemann_optax.examples import data, loop, models
+from riemann_optax.examples.errors import InputError
+from riemann_optax.examples.optimizers import (
+    PHIS,
+    MetricOptions,
+    build_baseline,
+    build_metric,
+    energy_spent,
+    recorded_metric,
+    state_bytes,
+    warmup_cosine,
+)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    dataset = data.load("digits")
+    small = models.MLP(64, 10, width=8, depth=1, rngs=nnx.Rngs(0))
+    return loop.Problem(models.functional(small), dataset)
+
+
+def take_steps(problem, transformation, steps, batch_size=64):
+    indices = np.stack([data.batch_indices(1200, batch_size, 0, step) for step in range(steps)])
+    training = loop.start(problem, transformation).training
+    step = jax.jit(lambda *arguments: loop.train_steps(problem, transformation, *arguments))
+    return step(training, problem.parts["train"], indices)
+
+
+def test_the_schedule_warms_up_for_a_twentieth_and_ends_near_zero():
+    rates = np.asarray([warmup_cosine(2.0, 200)(count) for count in range(200)])
+    np.testing.assert_allclose(rates[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)
+    np.testing.assert_allclose(rates[10:], 1 + np.cos(np.pi * np.arange(190) / 190), rtol=1e-6, atol=1e-6)
+    assert np.all(np.diff(rates[9:]) <= 0)
+
+
+def test_the_schedule_takes_a_traced_rate():
+    traced = jax.jit(lambda peak: warmup_cosine(peak, 50)(7))(0.3)
+    assert traced == pytest.approx(float(warmup_cosine(0.3, 50)(7)))
+
+
+@pytest.mark.parametrize("phi", sorted(PHIS))
+def test_every_phi_of_the_table_trains_with_what_the_loop_gives_it(problem, phi):
+    options = MetricOptions(phi=phi, alpha=1.0, conformal="none")
+    training, (losses, _) = take_steps(problem, build_metric(options, 0.01), 12)
+    assert np.all(np.isfinite(losses))
+    assert energy_spent(training.optimizer_state) > 0
+    recorded = recorded_metric(training.optimizer_state)
+    assert np.all(recorded.metric_min > 0)
+    # A metric of one value everywhere would be no metric.
+    assert np.any(recorded.metric_max > recorded.metric_min)
+
+
+@pytest.mark.parametrize("optimizer", ["riemannian_sgd", "riemannian_adamw"])
+@pytest.mark.parametrize("role", ["metric", "inverse_metric"])
+def test_both_optimisers_learn_under_both_roles(problem, optimizer, role):
+    options = MetricOptions(optimizer, "activity", 1.0, role, "none")
+    _, (losses, _) = take_steps(problem, build_metric(options, 0.01), 100)
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_the_role_turns_the_metric_around(problem):
+    rates = {}
+    for role in ("metric", "inverse_metric"):
+        options = MetricOptions(alpha=1.0, role=role, conformal="none", momentum=0.0)
+        training, _ = take_steps(problem, build_metric(options, 1e-9), 1)
+        rates[role] = recorded_metric(training.optimizer_state)
+    np.testing.assert_allclose(rates["metric"].metric_max, rates["inverse_metric"].rate_max, rtol=1e-5)
+    np.testing.assert_allclose(rates["metric"].rate_mean, rates["inverse_metric"].metric_mean, rtol=1e-5)
+
+
+def test_alpha_zero_is_sgd(problem):
+    options = MetricOptions(alpha=0.0, conformal="none", momentum=0.9, weight_decay=0.0)
+    ours, _ = take_steps(problem, build_metric(options, 0.03), 5)
+    theirs, _ = take_steps(problem, build_baseline("sgd", 0.03, {"momentum": 0.9, "nesterov": True}), 5)
+    jax.tree.map(np.testing.assert_array_equal, ours.parameters, theirs.parameters)
+
+
+def test_weight_decay_shrinks_a_weight_without_gradient_as_adamw_does():
+    weights = {"w": jnp.array([1.0, -2.0])}
+    gradients = jax.tree.map(jnp.zeros_like, weights)
+
+    def change(transformation):
+        updates, _ = transformation.update(gradients, transformation.init(weights), weights, obj_fn=None)
+        return updates["w"]
+
+    # A steady step of the metric is ten learning rates long, of AdamW one: so at a tenth of the rate.
+    ours = change(build_metric(MetricOptions(weight_decay=0.5), 0.01))
+    np.testing.assert_allclose(ours, change(build_baseline("adamw", 0.1, {"weight_decay": 0.5})), rtol=1e-6)
+    np.testing.assert_allclose(ours, -0.05 * weights["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adamw", {}),
+        ("sgd", {"momentum": 0.9, "nesterov": True}),
+        ("lbfgs", {}),
+        ("polyak_sgd", {}),
+        ("muon", {}),
+        ("sophia", {}),
+        ("schedule_free_adamw", {}),
+    ],
+)
+def test_baselines_of_every_sort_train(problem, name, options):
+    training, (losses, _) = take_steps(problem, build_baseline(name, 0.01, options), 6)
+    assert losses[-1] < losses[0]
+    assert energy_spent(training.optimizer_state) > 0
+    assert recorded_metric(training.optimizer_state) is None
+
+
+def test_a_schedule_free_optimiser_is_scored_at_its_average(problem):
+    training, _ = take_steps(problem, build_baseline("schedule_free_adamw", 0.01, {}), 4)
+    averaged = loop.evaluation_parameters(training)
+    assert not np.allclose(averaged["head"]["kernel"], training.parameters["head"]["kernel"])
+    training, _ = take_steps(problem, build_baseline("adamw", 0.01, {}), 4)
+    assert loop.evaluation_parameters(training) is training.parameters
+
+
+@pytest.mark.parametrize("name", ["no_such_thing", "chain", "Params", "clip", "tree", "__name__"])
+def test_names_that_are_no_optimiser_are_refused(name):
+    with pytest.raises(InputError, match=f"^--baseline {name} is not an Optax optimiser"):
+        build_baseline(name, 0.1, {})
+
+
+def test_options_that_the_baseline_does_not_take_are_refused():
+    with pytest.raises(
+        InputError, match=r"^--baseline-option beta is not an argument of sgd: it takes learning_rate"
+    ):
+        build_baseline("sgd", 0.1, {"beta": 0.9})
+
+
+def test_energy_is_the_sum_of_what_was_applied():
+    weights = {"w": jnp.array([1.0, -2.0])}
+    transformation = build_baseline("sgd", 0.5, {})
+    _, state = transformation.update({"w": jnp.array([2.0, -4.0])}, transformation.init(weights), weights)
+    assert energy_spent(state) == 3.0
+
+
+def test_state_bytes_counts_every_array():
+    weights = {"w": jnp.zeros(100)}
+    moments = state_bytes(optax.adam(0.1).init(weights))
+    assert moments == 2 * 400 + 4
