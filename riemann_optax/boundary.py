@@ -1,0 +1,108 @@
+"""Task boundaries: what a state does where one task ends and the next begins."""
+
+from typing import Any, Protocol, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+State = TypeVar("State", bound="ConsolidatingState")
+
+
+class ConsolidatingState(Protocol):
+    """A state that has something to do at a task boundary; :func:`consolidate` finds it by its method."""
+
+    def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
+        """Return the state after the task that ended with ``params``."""
+        ...
+
+
+def consolidate(
+    opt_state: optax.OptState, params: optax.Params, task_importance: optax.Params | None = None
+) -> optax.OptState:
+    """Tell every consolidating state inside of ``opt_state`` that a task has ended.
+
+    A pure function, for loops whose ``update`` takes no extra arguments, such as that of Flax's
+    ``TrainState``: ``train_state.replace(opt_state=ro.consolidate(train_state.opt_state,
+    train_state.params))``. With NNX, whose optimiser passes extra arguments on, give ``task_boundary=True``
+    to the first update of the new task; or here the plain arrays of both,
+    ``ro.consolidate(nnx.as_pure(optimizer.opt_state), nnx.as_pure(nnx.state(model, nnx.Param)))``. Both ways
+    give the same states. Elementwise, so no collective.
+
+    Args:
+      opt_state: the state of any transformation with a consolidating phi or anchor anywhere in it.
+      params: the parameters at the end of the task, as the next ``update`` will see them.
+      task_importance: the importance of each weight for the task that ended, in the structure of ``params``,
+        for those phis that can be given one (such as :func:`riemann_optax.phi.online_ewc`).
+
+    Returns:
+      The new state, of the same structure, shapes and dtypes.
+
+    Raises:
+      ValueError: where there is no consolidating state; where ``task_importance`` is given and nothing takes
+        it, or is missing where it is needed.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = optax.chain(
+      ...     ro.compute_metric(ro.phi.online_ewc(), alpha=2.0),
+      ...     ro.scale_by_inverse_metric(),
+      ...     optax.scale_by_learning_rate(0.1),
+      ... )
+      >>> params, gradients = jnp.zeros(2), jnp.array([1.0, 3.0])
+      >>> _, state = tx.update(gradients, tx.init(params), params)
+      >>> print(ro.metric_at(tx, gradients, state, params))  # no task has ended
+      [1. 1.]
+      >>> print(ro.metric_at(tx, gradients, ro.consolidate(state, params), params))  # 1 + 2 * g**2
+      [ 3. 19.]
+    """
+
+    def consolidates(node: Any) -> bool:
+        return callable(getattr(type(node), "consolidated", None))
+
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=consolidates) if consolidates(node)]
+    if not found:
+        raise ValueError(
+            "consolidate: opt_state holds no state that a task boundary changes: put a consolidating phi "
+            "(such as riemann_optax.phi.online_ewc()) or an anchor at the last task boundary in the chain."
+        )
+    if task_importance is not None and not any(getattr(node, "takes_importance", False) for node in found):
+        raise ValueError(
+            "consolidate: no state in opt_state takes a task_importance: leave it out, or use a phi that "
+            "does, such as riemann_optax.phi.online_ewc()."
+        )
+    return jax.tree.map(
+        lambda node: node.consolidated(params, task_importance) if consolidates(node) else node,
+        opt_state,
+        is_leaf=consolidates,
+    )
+
+
+def consolidated_where(
+    task_boundary: Any, state: State, params: optax.Params, task_importance: optax.Params | None = None
+) -> State:
+    """Return ``state`` after a task boundary where the (traced) extra argument says so; None says no."""
+    if task_boundary is None:
+        return state
+    boundary = jnp.asarray(task_boundary)
+    if boundary.shape or boundary.dtype != jnp.bool_:
+        raise ValueError(
+            f"task_boundary must be one boolean, got shape {boundary.shape} and dtype {boundary.dtype}: it "
+            "says whether this update is the first of a new task."
+        )
+    after = state.consolidated(params, task_importance)
+    merged: State = jax.tree.map(lambda new, old: jnp.where(boundary, new, old), after, state)
+    return merged
+
+
+def masked_like(tree: Any, reference: Any) -> Any:
+    """Return ``tree`` with whatever ``reference`` lacks under ``masked`` or ``partition`` left out.
+
+    Those wrappers mask gradients, parameters and state, but not extra arguments.
+    """
+    return jax.tree.map(
+        lambda r, x: r if isinstance(r, optax.MaskedNode) else x,
+        reference,
+        tree,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
