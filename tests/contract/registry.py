@@ -155,7 +155,7 @@ ENTRIES: dict[str, Entry] = {
         lambda: many_tasks(ro.phi.memory_aware_synapses(memory=0.5, running=False))
     ),
     "phi.synaptic_intelligence": with_phi(lambda: many_tasks(ro.phi.synaptic_intelligence(memory=0.5))),
-    "phi.rwalk": with_phi(lambda: many_tasks(ro.phi.rwalk(interval=2))),
+    "phi.rwalk": with_phi(lambda: many_tasks(ro.phi.power(ro.phi.rwalk(interval=2, damping=1.0), 0.5))),
     "add_anchored_weights:slow_weights": with_edit(
         lambda: ro.add_anchored_weights(0.1, ro.anchor.slow_weights(0.9), precision="phi")
     ),
