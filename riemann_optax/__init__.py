@@ -2,6 +2,8 @@
 
 from riemann_optax import anchor, fields, geometry, phi, sharding
 from riemann_optax.boundary import ConsolidatingState, consolidate
+from riemann_optax.competition import competitive_plasticity
+from riemann_optax.controls import NormMatchedBaseState, norm_matched_base
 from riemann_optax.covector import Covector, MetricAttachedError
 from riemann_optax.describe import Description, LeafDescription, describe, metric_at
 from riemann_optax.edits import (
@@ -41,6 +43,7 @@ __all__ = [
     "LeafDescription",
     "MetricAttachedError",
     "MetricNoiseState",
+    "NormMatchedBaseState",
     "RecordMetricState",
     "Spectrum",
     "TrackEnergyState",
@@ -50,6 +53,7 @@ __all__ = [
     "anchor",
     "attach_field",
     "clip_metric",
+    "competitive_plasticity",
     "compute_metric",
     "conformal",
     "consolidate",
@@ -60,6 +64,7 @@ __all__ = [
     "metric_at",
     "metric_statistics",
     "multiply_metric",
+    "norm_matched_base",
     "normalize_metric",
     "on_gradient",
     "on_metric",

@@ -16,6 +16,7 @@ from riemann_optax.phi.consolidation import (
     rwalk,
     synaptic_intelligence,
 )
+from riemann_optax.phi.controls import PermutedState, leaf_mean, permuted
 from riemann_optax.phi.curvature import (
     HutchinsonCurvatureState,
     SecantCurvatureState,
@@ -32,6 +33,7 @@ from riemann_optax.phi.fisher import ImportanceState, laplace, memory_aware_syna
 from riemann_optax.phi.gates import UtilityGateState, metaplasticity, utility_gate
 from riemann_optax.phi.gauss_newton import GaussNewtonCurvatureState, gauss_newton_curvature
 from riemann_optax.phi.learned_rates import AutostepState, IDBDState, autostep, idbd
+from riemann_optax.phi.multiplicative import multiplicative_geometry
 from riemann_optax.phi.presynaptic import PresynapticReleaseState, presynaptic_release
 from riemann_optax.phi.structure import (
     FactoredActivityState,
@@ -61,6 +63,7 @@ __all__ = [
     "ImportanceState",
     "ModificationEnergyState",
     "PerNeuronState",
+    "PermutedState",
     "PresynapticReleaseState",
     "RWalkState",
     "SecantCurvatureState",
@@ -80,13 +83,16 @@ __all__ = [
     "hutchinson_curvature",
     "idbd",
     "laplace",
+    "leaf_mean",
     "maintenance_energy",
     "memory_aware_synapses",
     "mesu",
     "metaplasticity",
     "modification_energy",
+    "multiplicative_geometry",
     "online_ewc",
     "per_neuron",
+    "permuted",
     "power",
     "presynaptic_release",
     "product",

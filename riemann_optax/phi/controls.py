@@ -1,0 +1,132 @@
+"""Controls: phis that keep some of what a phi knows, to find out whether the rest of it helped."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from riemann_optax import _tree
+from riemann_optax.phi import _state
+
+
+class PermutedState(NamedTuple):
+    """State of :func:`permuted`.
+
+    Attributes:
+      key: the random key of the permutations, the same for good.
+      phi: the state of the phi.
+    """
+
+    key: jax.Array
+    phi: optax.OptState
+
+
+def permuted(
+    phi: optax.GradientTransformation, key: jax.Array | int = 0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Give each weight the phi of another: :math:`\varphi_{\pi(i)}`, :math:`\pi` random within each leaf.
+
+    An identification control. Train twice, each with its own best learning rate: once with ``phi`` and once
+    with ``permuted(phi)``. Both have the same values of ``E`` in each leaf at every step; if the permuted one
+    does as well, it is not *which* weight is stiff that helped, and what looked like a gain of the metric is
+    a gain of its learning rate.
+
+    The permutation is drawn once and kept. A fresh one for every update would give each weight the same
+    average rate, so that over time it would be :func:`leaf_mean` with noise; a fixed one leaves each weight
+    the steady, slowly changing ``E`` that a real metric gives it, and takes away nothing but its own.
+
+    ``phi >= 0`` where ``phi`` is. State: that of ``phi`` (the permutation is drawn anew from the key). Under
+    sharding each leaf is gathered, one all-gather per leaf; under ``shard_map`` a permutation stays within
+    the shard. Sorts each leaf at every update: a control, not a method.
+
+    Args:
+      phi: any phi.
+      key: a random key or an integer seed; the control is best repeated with a few.
+
+    Returns:
+      A phi with state :class:`PermutedState`.
+
+    Raises:
+      TypeError: where ``phi`` is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.permuted(ro.phi.maintenance_energy(), key=1)
+      >>> params = jnp.array([1.0, 2.0, 3.0, 4.0])
+      >>> values, _ = phi.update(params, phi.init(params), params)
+      >>> print(jnp.sort(values), bool((values == params).all()))
+      [1. 2. 3. 4.] False
+    """
+    part = _checked(phi)
+
+    def init(params: optax.Params) -> PermutedState:
+        return PermutedState(key=_state.as_key(key), phi=part.init(params))
+
+    def update(
+        updates: optax.Updates, state: PermutedState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, PermutedState]:
+        values, phi_state = part.update(updates, state.phi, params, **extra_args)
+        leaves, treedef = jax.tree.flatten(values)
+        keys = jax.random.split(state.key, max(len(leaves), 1))
+        shuffled = [_shuffle(k, leaf) for k, leaf in zip(keys, leaves, strict=False)]
+        return jax.tree.unflatten(treedef, shuffled), PermutedState(state.key, phi_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def leaf_mean(phi: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    r"""Give all weights of a leaf their mean phi: one learning rate per leaf.
+
+    An identification control, as :func:`permuted` is, and a weaker one: what is left is the schedule of the
+    rates and their balance between leaves. If it does as well as ``phi``, the metric helped by adapting the
+    rate of each leaf, and differences *within* leaves did nothing.
+
+    ``phi >= 0`` where ``phi`` is. State: that of ``phi``. Under sharding one all-reduce of a scalar per leaf,
+    which XLA combines.
+
+    Args:
+      phi: any phi.
+
+    Returns:
+      A phi with the state of ``phi``.
+
+    Raises:
+      TypeError: where ``phi`` is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.leaf_mean(ro.phi.maintenance_energy())
+      >>> params = {"w": jnp.array([1.0, -3.0]), "b": jnp.array([5.0])}
+      >>> values, _ = phi.update(params, phi.init(params), params)
+      >>> print(values["w"], values["b"])
+      [2. 2.] [5.]
+    """
+    part = _checked(phi)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        values, state = part.update(updates, state, params, **extra_args)
+        means = _tree.group_mean(values, "leaf")
+        return jax.tree.map(lambda value, mean: jnp.zeros_like(value) + mean, values, means), state
+
+    return optax.GradientTransformationExtraArgs(part.init, update)
+
+
+def _checked(phi: Any) -> optax.GradientTransformationExtraArgs:
+    if not isinstance(phi, optax.GradientTransformation):
+        raise TypeError(f"phi must be an optax.GradientTransformation, got {phi!r}.")
+    return optax.with_extra_args_support(phi)
+
+
+def _shuffle(key: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Shuffle all values of a leaf, which keeps its shape and sharding."""
+    sharding = jax.typeof(leaf).sharding
+    # With Explicit axes JAX neither flattens a sharded array nor gathers it unasked.
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    if explicit:
+        leaf = jax.sharding.reshard(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
+    shuffled = jax.random.permutation(key, leaf.reshape(-1)).reshape(leaf.shape)
+    return jax.sharding.reshard(shuffled, sharding) if explicit else shuffled
