@@ -172,7 +172,7 @@ def train_all(arguments: argparse.Namespace, console: Console) -> report.Record:
     curves, metric = (arguments.out / name for name in _PICTURES)
     pictures.draw_curves(histories, labels, arguments.target, record["title"], curves)
     pictures.draw_metric(histories["metric"], f"The metric E of each layer: {record['title']}", metric)
-    record |= {"status": "finished", "results": results, "history": histories}
+    record |= {"status": "finished", "results": results, "histories": histories}
     report.write_record(record, path)
     return record
 

@@ -1,0 +1,45 @@
+import io
+
+from rich.console import Console
+
+from riemann_optax.examples.display import Display, describe
+from riemann_optax.examples.loop import Run, Training
+
+
+def measured(step):
+    history = {
+        "training": [{"step": step, "loss": 0.25, "accuracy": 0.9}],
+        "metric": [{"step": step, "learning_rate": 0.1, "rate_min": [0.02, 0.5], "rate_max": [1.0, 30.0]}],
+    }
+    return Run(Training({}, ()), step, history)
+
+
+def shown(console, *, quiet=False):
+    with Display(console, quiet=quiet) as display:
+        display.begin("metric", 100)
+        for step in range(5, 101, 5):
+            display.show(measured(step))
+    return console.file.getvalue()
+
+
+def test_a_run_is_described_by_loss_accuracy_and_the_spread_of_effective_rates():
+    assert describe(measured(5)) == "loss 0.2500  accuracy 0.900  rates 2.0e-03 to 3.0e+00"
+
+
+def test_a_terminal_gets_a_bar():
+    text = shown(Console(file=io.StringIO(), force_terminal=True, width=120))
+    assert "100/100" in text
+    assert "loss 0.2500" in text
+    assert "\x1b[" in text
+
+
+def test_a_file_gets_ten_plain_lines():
+    lines = shown(Console(file=io.StringIO(), force_terminal=False, width=40)).splitlines()
+    assert len(lines) == 10
+    assert lines[-1] == "metric  step 100/100  loss 0.2500  accuracy 0.900  rates 2.0e-03 to 3.0e+00"
+
+
+def test_quiet_shows_nothing():
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal)
+        assert shown(console, quiet=True) == ""

@@ -1,0 +1,333 @@
+"""The trainer, run for real on small problems."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from riemann_optax.examples import arguments as command_line
+from riemann_optax.examples import checkpoint, data, loop, models, train
+
+# Of one phi without state, and quick to compile.
+QUICK = ["--phi", "maintenance_energy", "--baseline", "none", "--steps", "10"]
+SMALL = ["--model", "mlp", "--steps", "40", "--checkpoint-every", "10", "--quiet"]
+
+
+def run(*arguments, out=None):
+    return train.main([*SMALL, *arguments, *(["--out", str(out)] if out is not None else [])])
+
+
+def read_record(folder):
+    return json.loads((folder / "record.json").read_text())
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def final_training(folder, *arguments):
+    """The weights and optimiser state of both runs, from their last checkpoints."""
+    parsed = command_line.parse([*SMALL, *arguments, "--out", str(folder)])
+    dataset = data.load("digits")
+    problem = loop.Problem(models.build("mlp", dataset, parsed.seed), dataset)
+    result = {}
+    for name, contestant in train.build_contestants(parsed).items():
+        with checkpoint.Checkpoints(folder / "checkpoints" / name) as checkpoints:
+            restored = checkpoints.restore(loop.start(problem, contestant.transformation))
+        assert restored.step == 40
+        result[name] = restored.training
+    return result
+
+
+def assert_same_bits(first, second):
+    def compare(one, other):
+        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+    jax.tree.map(compare, first, second)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    assert run("--tensorboard", out=folder) == 0
+    return folder
+
+
+def test_a_run_leaves_pictures_checkpoints_logs_and_a_record(unbroken):
+    for picture in ("curves.png", "metric.png"):
+        assert (unbroken / picture).read_bytes().startswith(b"\x89PNG")
+    for name in ("metric", "baseline"):
+        steps = {path.name for path in (unbroken / "checkpoints" / name).iterdir()}
+        assert steps == {"20", "30", "40"}
+        assert list((unbroken / "tensorboard" / name).glob("events.out.tfevents.*"))
+    record = read_record(unbroken)
+    assert record["status"] == "finished"
+    assert record["arguments"]["steps"] == 40
+    assert record["versions"].keys() >= {"python", "jax", "optax", "flax", "riemann-optax"}
+    assert record["seeds"] == {"initial_weights": 0, "order_of_data": 0}
+
+
+def test_the_record_holds_what_the_table_shows(unbroken):
+    record = read_record(unbroken)
+    results = record["results"]
+    assert [result["label"] for result in results.values()] == ["riemannian_sgd", "adamw"]
+    for name, result in results.items():
+        history = record["histories"][name]
+        assert [row["step"] for row in history["validation"]] == [0, 10, 20, 30, 40]
+        assert result["validation_loss"] == history["validation"][-1]["loss"]
+        assert result["validation_loss"] < 0.7 * history["validation"][0]["loss"]
+        assert result["heldout_accuracy"] > 0.5
+        # Two float32 values per weight, and scalars.
+        assert 8.0 <= result["state_bytes_per_parameter"] < 8.1
+        energies = [row["energy"] for row in history["validation"]]
+        assert energies[0] == 0
+        assert energies == sorted(energies)
+    metric_rows = record["histories"]["metric"]["metric"]
+    assert [row["step"] for row in metric_rows] == [10, 20, 30, 40]
+    layers = record["histories"]["metric"]["layers"]
+    assert layers[:2] == ["head/bias", "head/kernel"]
+    for row in metric_rows:
+        assert len(row["metric_min"]) == len(layers)
+        assert all(
+            0 < low <= mean <= high
+            for low, mean, high in zip(row["metric_min"], row["metric_mean"], row["metric_max"], strict=True)
+        )
+    assert record["histories"]["baseline"]["metric"] == []
+
+
+def test_both_start_from_the_same_weights_and_see_the_same_batches(unbroken):
+    histories = read_record(unbroken)["histories"]
+    assert histories["metric"]["validation"][0] == histories["baseline"]["validation"][0]
+
+
+def test_a_run_broken_off_twice_ends_on_the_same_bits(unbroken, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    save = checkpoint.Checkpoints.save
+
+    def break_off_at(name, step):
+        def interrupted(self, current):
+            save(self, current)
+            if (self.folder.name, current.step) == (name, step):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(checkpoint.Checkpoints, "save", interrupted)
+
+    break_off_at("metric", 20)
+    assert run(out=folder) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert read_record(folder)["status"] == "running"
+    break_off_at("baseline", 10)
+    assert run("--resume", out=folder) == 130
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
+    assert run("--resume", out=folder) == 0
+
+    assert_same_bits(final_training(folder), final_training(unbroken))
+    broken, whole = read_record(folder), read_record(unbroken)
+    for record in (broken, whole):
+        for entry in (*record["results"].values(), *record["histories"].values()):
+            del entry["seconds"], entry["compile_seconds"]
+    assert broken["results"] == whole["results"]
+    assert broken["histories"] == whole["histories"]
+
+
+def test_an_interrupted_phi_with_a_random_key_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    arguments = ["--phi", "hutchinson_curvature", "--baseline", "none"]
+    save = checkpoint.Checkpoints.save
+
+    def interrupted(self, current):
+        save(self, current)
+        if current.step == 20:
+            raise KeyboardInterrupt
+
+    assert run(*arguments, out=tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", interrupted)
+        assert run(*arguments, out=tmp_path / "broken") == 130
+    assert run(*arguments, "--resume", out=tmp_path / "broken") == 0
+    broken, whole = (final_training(tmp_path / name, *arguments) for name in ("broken", "whole"))
+    assert_same_bits(broken, whole)
+
+
+def test_resuming_a_finished_run_shows_its_table_and_changes_nothing(unbroken, capsys):
+    before = contents(unbroken)
+    assert run("--resume", out=unbroken) == 0
+    assert "held-out accuracy" in capsys.readouterr().out
+    assert contents(unbroken) == before
+
+
+def test_resuming_with_other_arguments_is_refused(unbroken, capsys):
+    before = contents(unbroken)
+    assert run("--resume", "--seed", "1", out=unbroken) == 2
+    assert re.fullmatch(
+        r"error: --resume: the run in .* has --seed 0: give the same\n", capsys.readouterr().err
+    )
+    assert contents(unbroken) == before
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(unbroken, capsys):
+    before = contents(unbroken)
+    assert run(out=unbroken) == 2
+    assert "is not empty: add --resume or --overwrite" in capsys.readouterr().err
+    assert contents(unbroken) == before
+
+
+def test_overwriting_replaces_the_run_and_nothing_else(tmp_path):
+    assert run(*QUICK, out=tmp_path) == 0
+    (tmp_path / "notes.txt").write_text("mine")
+    assert run(*QUICK, "--seed", "1", "--overwrite", out=tmp_path) == 0
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert read_record(tmp_path)["arguments"]["seed"] == 1
+
+
+@pytest.mark.parametrize("damage", ["record", "checkpoint"])
+def test_a_damaged_run_is_refused_in_one_line(tmp_path, capsys, damage):
+    assert run(*QUICK, out=tmp_path) == 0
+    record = tmp_path / "record.json"
+    if damage == "record":
+        record.write_text(record.read_text()[:100])
+    else:
+        record.write_text(record.read_text().replace('"finished"', '"running"'))
+        for path in (tmp_path / "checkpoints" / "metric" / "10" / "training").rglob("*"):
+            if path.is_file():
+                path.write_bytes(b"")
+    capsys.readouterr()
+    assert run(*QUICK, "--resume", out=tmp_path) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: --resume: ")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], r"argument --steps: expected a whole number from 1, got '0'"),
+        (["--steps", "many"], r"argument --steps: expected a whole number from 1, got 'many'"),
+        (
+            ["--batch-size", "1201"],
+            r"--batch-size 1201 is more than the 1200 training examples: give a smaller",
+        ),
+        (["--learning-rate", "-1"], r"argument --learning-rate: expected a number above 0, got '-1'"),
+        (["--learning-rate", "nan"], r"argument --learning-rate: expected a number above 0, got 'nan'"),
+        (["--alpha", "-0.5"], r"argument --alpha: expected a number from 0, got '-0.5'"),
+        (["--momentum", "1"], r"argument --momentum: expected a number from 0 and below 1, got '1'"),
+        (["--phi", "plasticity"], r"--phi plasticity is not known: use one of activity, .*, or --phi help"),
+        (["--role", "both"], r"argument --role: invalid choice: 'both'"),
+        (["--data", "imagenet"], r"argument --data: invalid choice: 'imagenet'"),
+        (
+            ["--model", "transformer"],
+            r"--model transformer cannot read --data digits \(images\): use --data text",
+        ),
+        (["--data", "text", "--model", "mlp"], r"--model mlp cannot read --data text \(text\): use --model"),
+        (
+            ["--baseline", "sgdd", "--baseline-learning-rate", "1"],
+            r"--baseline sgdd is not an Optax optimiser",
+        ),
+        (["--baseline", "lion"], r"--baseline lion needs --baseline-learning-rate as well"),
+        (["--baseline-option", "momentum"], r"argument --baseline-option: expected NAME=VALUE"),
+        (["--baseline-option", "beta=1"], r"--baseline-option beta is not an argument of adamw"),
+        (["--text-file", "missing"], r"--text-file is not used by --data digits: add --data text"),
+        (["--data", "mnist", "--data-dir", "missing"], r"--data-dir missing has no train-\*\.parquet"),
+        (["--no-such-option"], r"unrecognized arguments: --no-such-option"),
+        (["--resume", "--overwrite"], r"argument --overwrite: not allowed with argument --resume"),
+        (["--resume"], r"--resume: .* holds no readable run \(record\.json\): leave out --resume"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line_and_write_nothing(tmp_path, capsys, arguments, message):
+    folder = tmp_path / "run"
+    assert run(*arguments, out=folder) == 2
+    captured = capsys.readouterr()
+    assert re.match(f"error: {message}", captured.err)
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not folder.exists()
+
+
+def test_a_text_that_cannot_be_used_ends_in_one_line(tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("too short")
+    for name, message in (("short.txt", "is too short: its 9 bytes"), ("missing.txt", "cannot be read")):
+        arguments = ["--data", "text", "--model", "transformer", "--text-file", str(tmp_path / name)]
+        assert run(*arguments, out=tmp_path / "run") == 2
+        captured = capsys.readouterr().err
+        assert message in captured
+        assert captured.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_ends_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert run(out=tmp_path / "file" / "run") == 2
+    message = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: --out .* cannot be written to \(Not a directory\): name another folder\n", message
+    )
+    assert run(out=tmp_path / "file") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_resume_without_a_folder_is_refused(capsys):
+    assert run("--resume") == 2
+    assert capsys.readouterr().err == "error: --resume and --overwrite need --out, the folder of the run\n"
+
+
+def test_a_diverged_run_says_so_and_its_record_stays_json(tmp_path, capsys):
+    assert run(*QUICK, "--learning-rate", "1e30", out=tmp_path / "run") == 0
+    assert "loss no longer finite at step" in capsys.readouterr().out
+    result = read_record(tmp_path / "run")["results"]["metric"]
+    assert result["diverged"] == 10
+    assert result["validation_loss"] is None
+    assert result["steps_to_target"] is None
+
+
+def test_steps_to_target_is_the_first_validation_at_or_below_it(tmp_path, capsys):
+    assert run(*QUICK, "--steps", "40", "--target", "2", out=tmp_path) == 0
+    record = read_record(tmp_path)
+    rows = record["histories"]["metric"]["validation"]
+    reached = record["results"]["metric"]["steps_to_target"]
+    assert reached == min(row["step"] for row in rows if row["loss"] <= 2)
+    table = capsys.readouterr().out
+    assert re.search(rf"steps to validation loss 2 +\S +{reached} ", table)
+
+
+def test_the_list_of_phis_needs_nothing_else(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--phi", "help"])
+    assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(command_line.PHIS)
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def start_process(folder, *arguments, **environment):
+    command = [sys.executable, "-m", "riemann_optax.examples.train", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_trains_a_transformer_on_text_without_escape_codes(tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"All work and no play makes Jack a dull boy.\n" * 40)
+    arguments = ["--data", "text", "--text-file", "text.txt", "--steps", "20", "--batch-size", "4"]
+    process = start_process(tmp_path, *arguments, "--baseline", "none")
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert "\x1b" not in process.stdout
+    assert re.search(r"step 20/20  loss \d\.\d+  accuracy 0\.\d+  rates \S+ to \S+", process.stdout)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"text-transformer-\d{8}-\d{6}", folder.name)
+    assert read_record(folder)["status"] == "finished"
+
+
+def test_the_command_fails_fast_without_the_hub(tmp_path):
+    process = start_process(tmp_path, "--data", "mnist", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "cache"))
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert re.fullmatch(r"error: --data mnist cannot be fetched .* give --data-dir FOLDER\n", process.stderr)
+    assert not (tmp_path / "runs").exists()
