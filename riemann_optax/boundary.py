@@ -27,7 +27,8 @@ def consolidate(
     train_state.params))``. With NNX, whose optimiser passes extra arguments on, give ``task_boundary=True``
     to the first update of the new task; or here the plain arrays of both,
     ``ro.consolidate(nnx.as_pure(optimizer.opt_state), nnx.as_pure(nnx.state(model, nnx.Param)))``. Both ways
-    give the same states. Elementwise, so no collective.
+    give the same states. (``optax.MultiSteps`` passes on the extra arguments of its last mini-step only: use
+    this function there.) Elementwise, so no collective.
 
     Args:
       opt_state: the state of any transformation with a consolidating phi or anchor anywhere in it.
@@ -100,9 +101,10 @@ def masked_like(tree: Any, reference: Any) -> Any:
 
     Those wrappers mask gradients, parameters and state, but not extra arguments.
     """
-    return jax.tree.map(
-        lambda r, x: r if isinstance(r, optax.MaskedNode) else x,
-        reference,
-        tree,
-        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
-    )
+
+    def is_masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    if not any(map(is_masked, jax.tree.leaves(reference, is_leaf=is_masked))):
+        return tree
+    return jax.tree.map(lambda r, x: r if is_masked(r) else x, reference, tree, is_leaf=is_masked)

@@ -103,7 +103,8 @@ def add_metric_noise(
     def amplitude(count: jax.Array) -> jax.Array:
         rate = jnp.asarray(_at(learning_rate, count), jnp.float32)
         # sqrt(2 T / lr) on the covector is sqrt(2 T lr) on the weights.
-        return jnp.sqrt(2 * jnp.asarray(_at(temperature, count), jnp.float32)) / jnp.sqrt(rate)
+        size: jax.Array = jnp.sqrt(2 * jnp.asarray(_at(temperature, count), jnp.float32)) / jnp.sqrt(rate)
+        return size
 
     def drift(count: jax.Array, params: optax.Params | None) -> Any:
         if field is None:
@@ -119,7 +120,8 @@ def add_metric_noise(
                 )
             weight = _tree.to_working_dtype(weight)
             # On the covector, -E T d(1/E)/dw: the derivative of T log E, free of E's constant factor.
-            slope = jax.jvp(lambda w: jnp.log(field(w)), (weight,), (jnp.ones_like(weight),))[1]
+            slope: jax.Array
+            _, slope = jax.jvp(lambda w: jnp.log(field(w)), (weight,), (jnp.ones_like(weight),))
             return heat.astype(slope.dtype) * slope
 
         return jax.tree_util.tree_map_with_path(log_derivative, params)

@@ -264,7 +264,7 @@ def test_rwalk_replays_its_paper(per_example):
             importance = {name: fisher[name] + score[name] for name in SHAPES}
         expected.append({name: value.copy() for name, value in importance.items()})
     assert finished == len(TASKS)
-    assert 0 < negative
+    assert negative > 0
     phi = ro.phi.rwalk(interval=interval, mixing=mixing, damping=epsilon, memory=memory)
     extra = {"per_example_gradients": examples} if per_example else {}
     actual, _ = follow(phi, weights, gradients, **extra)

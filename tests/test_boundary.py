@@ -1,0 +1,202 @@
+"""Task boundaries: the extra argument and the pure function do the same, wherever the state is."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training import train_state
+
+import riemann_optax as ro
+
+PHIS = {
+    "online_ewc": lambda: ro.phi.online_ewc(memory=0.5),
+    "laplace": lambda: ro.phi.laplace(examples_per_task=3),
+    "synaptic_intelligence": ro.phi.synaptic_intelligence,
+    "rwalk": lambda: ro.phi.rwalk(interval=2),
+}
+BOUNDARIES = (3, 5)
+STEPS = 8
+
+
+def chain(phi):
+    return optax.chain(
+        ro.compute_metric(phi, alpha=0.5),
+        ro.add_anchored_weights(0.3, ro.anchor.task_boundary_weights(), precision="phi"),
+        ro.scale_by_inverse_metric(),
+        ro.add_anchored_weights(0.1, ro.anchor.task_boundary_weights()),
+        optax.scale_by_learning_rate(0.1),
+    )
+
+
+def multi_steps(tx, every):
+    steps = optax.MultiSteps(tx, every)
+    return optax.GradientTransformationExtraArgs(steps.init, steps.update)
+
+
+WRAPPERS = {
+    "chain": lambda tx: tx,
+    "inject_hyperparams": lambda tx: optax.chain(tx, optax.inject_hyperparams(optax.scale)(step_size=1.0)),
+    "masked": lambda tx: optax.masked(tx, {"a": True, "b": False}),
+    "partition": lambda tx: optax.partition({"ours": tx, "sgd": optax.sgd(0.1)}, {"a": "ours", "b": "sgd"}),
+    "multi_steps": lambda tx: multi_steps(tx, 1),
+    "skip_nonfinite": ro.skip_nonfinite,
+}
+
+
+def start():
+    return {"a": jnp.array([1.0, -2.0]), "b": jnp.array([[0.5, 3.0]])}
+
+
+def gradients(params, step):
+    return jax.tree.map(lambda w: w - jnp.sin(1.0 * step), params)
+
+
+def run(tx, announce):
+    """Return the last parameters and state; ``announce`` is ``"argument"``, ``"function"`` or None."""
+    params, compilations = start(), 0
+    state = tx.init(params)
+
+    @jax.jit
+    def update(g, state, params, boundary):
+        nonlocal compilations
+        compilations += 1
+        extra = {"task_boundary": boundary} if announce == "argument" else {}
+        return tx.update(g, state, params, **extra)
+
+    for step in range(STEPS):
+        if announce == "function" and step in BOUNDARIES:
+            state = jax.jit(ro.consolidate)(state, params)
+        updates, state = update(gradients(params, step), state, params, step in BOUNDARIES)
+        params = optax.apply_updates(params, updates)
+    assert compilations == 1
+    return params, state
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("phi", PHIS.values(), ids=PHIS)
+def test_the_extra_argument_and_the_pure_function_agree(phi, wrapper):
+    argument, argument_state = run(wrapper(chain(phi())), "argument")
+    function, function_state = run(wrapper(chain(phi())), "function")
+    none, _ = run(wrapper(chain(phi())), None)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), argument, function)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), argument_state, function_state
+    )
+    assert abs(argument["a"] - none["a"]).max() > 1e-3
+
+
+def test_the_pure_function_reaches_into_the_middle_of_an_accumulation():
+    params = start()
+    tx = multi_steps(ro.phi.online_ewc(decay=0.0), 2)
+    state = tx.init(params)
+    for step in range(3):  # one update of phi and half of the next
+        _, state = tx.update(gradients(params, step), state, params)
+    importance = optax.tree.get(ro.consolidate(state, params), "importance")
+    mean = 0.5 * (gradients(params, 0)["a"] + gradients(params, 1)["a"])
+    np.testing.assert_allclose(importance["a"], mean**2, rtol=1e-6)
+
+
+def test_hyper_parameters_injected_into_a_phi_reach_the_pure_function():
+    make = optax.inject_hyperparams(lambda memory: ro.phi.online_ewc(memory=memory))
+    phi, params = make(memory=0.25), jnp.ones(1)
+    state = phi.init(params)
+    for _ in range(2):
+        _, state = phi.update(2 * params, state, params)
+        state = ro.consolidate(state, params)
+    np.testing.assert_allclose(optax.tree.get(state, "importance"), 0.25 * 4 + 4, rtol=1e-6)
+
+
+def test_flax_train_state_consolidates_by_the_pure_function():
+    params = start()
+    tx = chain(ro.phi.online_ewc(memory=0.5))
+    trained = train_state.TrainState.create(apply_fn=nn.Dense(1).apply, params=params, tx=tx)
+    for step in range(STEPS):
+        if step in BOUNDARIES:
+            trained = trained.replace(opt_state=ro.consolidate(trained.opt_state, trained.params))
+        trained = trained.apply_gradients(grads=gradients(trained.params, step))
+    expected, _ = run(tx, "argument")
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), trained.params, expected)
+
+
+class Weights(nnx.Module):
+    def __init__(self):
+        self.a = nnx.Param(start()["a"])
+        self.b = nnx.Param(start()["b"])
+
+
+@pytest.mark.parametrize("announce", ["argument", "function"])
+@pytest.mark.parametrize("phi", PHIS.values(), ids=PHIS)
+def test_flax_nnx_consolidates_both_ways(phi, announce):
+    model = Weights()
+    optimizer = nnx.Optimizer(model, chain(phi()), wrt=nnx.Param)
+    for step in range(STEPS):
+        if announce == "function" and step in BOUNDARIES:
+            new = ro.consolidate(nnx.as_pure(optimizer.opt_state), nnx.as_pure(nnx.state(model, nnx.Param)))
+            nnx.update(optimizer.opt_state, nnx.state(new))
+        extra = {"task_boundary": step in BOUNDARIES} if announce == "argument" else {}
+        state = nnx.state(model, nnx.Param)
+        optimizer.update(model, gradients(state, step), **extra)
+    expected, _ = run(chain(phi()), "argument")
+    np.testing.assert_allclose(model.a[...], expected["a"], rtol=1e-5)
+    np.testing.assert_allclose(model.b[...], expected["b"], rtol=1e-5)
+
+
+def test_masked_leaves_are_left_out_of_the_extra_arguments_too():
+    params = start()
+    tx = optax.masked(chain(ro.phi.online_ewc(decay=0.0)), {"a": True, "b": False})
+    per_example = jax.tree.map(lambda w: jnp.stack([w, 3 * w]), params)
+    _, state = tx.update(params, tx.init(params), params, per_example_gradients=per_example)
+    importance = optax.tree.get(ro.consolidate(state, params), "importance")
+    np.testing.assert_allclose(importance["a"], 5 * params["a"] ** 2, rtol=1e-6)
+    given = jax.tree.map(jnp.ones_like, params)
+    importance = optax.tree.get(ro.consolidate(state, params, given), "importance")
+    np.testing.assert_array_equal(importance["a"], [1.0, 1.0])
+
+
+@pytest.mark.parametrize("phi", PHIS.values(), ids=PHIS)
+def test_nothing_is_aliased_and_buffers_can_be_donated(phi):
+    tx = chain(phi())
+    params = start()
+    state = tx.init(params)
+    step = jax.jit(lambda g, s, p: tx.update(g, s, p), donate_argnums=(1,))
+    for index in range(3):
+        updates, state = step(gradients(params, index), state, params)
+        state = ro.consolidate(state, params)
+        kept = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)}
+        assert not kept & {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)}
+        params = optax.apply_updates(params, updates)
+
+
+def test_what_cannot_be_meant_is_an_error():
+    params = start()
+    with pytest.raises(ValueError, match="holds no state that a task boundary changes"):
+        ro.consolidate(optax.adam(0.1).init(params), params)
+    phi = ro.phi.synaptic_intelligence()
+    with pytest.raises(ValueError, match="no state in opt_state takes a task_importance"):
+        ro.consolidate(phi.init(params), params, params)
+    ewc = ro.phi.online_ewc(running=False)
+    with pytest.raises(ValueError, match="pass task_importance to consolidate"):
+        ro.consolidate(ewc.init(params), params)
+    with pytest.raises(ValueError, match="pass task_importance to consolidate"):
+        ewc.update(params, ewc.init(params), params, task_boundary=True)
+    with pytest.raises(ValueError, match=re.escape("task_importance lacks leaf ['b'] of params")):
+        ro.consolidate(ro.phi.online_ewc().init(params), params, {"a": params["a"]})
+    with pytest.raises(ValueError, match="task_boundary must be one boolean"):
+        ewc.update(params, ewc.init(params), params, task_boundary=jnp.ones(2, bool))
+    with pytest.raises(ValueError, match="task_boundary must be one boolean"):
+        ewc.update(params, ewc.init(params), params, task_boundary=1)
+    mas = ro.phi.memory_aware_synapses()
+    with pytest.raises(ValueError, match="needs the extra argument output_norm_gradients"):
+        mas.update(params, mas.init(params), params)
+    with pytest.raises(ValueError, match="per_example_gradients has shape"):
+        ro.phi.online_ewc().update(params, ro.phi.online_ewc().init(params), per_example_gradients=params)
+    with pytest.raises(ValueError, match="interval must be an integer"):
+        ro.phi.rwalk(interval=0)
+    for bad in ({"memory": 1.5}, {"decay": -0.1}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            ro.phi.online_ewc(**bad)

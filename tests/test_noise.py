@@ -1,0 +1,212 @@
+"""Metric noise: the laws it must sample, each to within four standard errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+STANDARD_ERRORS = 4
+
+
+def langevin(metric, learning_rate, temperature, field=None, seed=0):
+    """The chain that samples, with ``E = metric(w)``."""
+    return optax.chain(
+        ro.compute_metric(ro.phi.from_weights(lambda w: metric(w) - 1)),
+        ro.add_metric_noise(learning_rate, temperature, seed, field),
+        ro.scale_by_inverse_metric(),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def sample(tx, start, gradient, steps):
+    """Run one independent chain per entry of ``start``."""
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(gradient(params), state, params)
+        return (params + updates, state), None
+
+    (params, _), _ = jax.jit(lambda: jax.lax.scan(step, (start, tx.init(start)), length=steps))()
+    return np.asarray(params, np.float64)
+
+
+def assert_variance(samples, expected):
+    """Compare with the exact variance of a Gaussian, whose estimate has the standard error v sqrt(2/n)."""
+    n = samples.shape[0]
+    error = np.abs(samples.var(0) - expected)
+    assert np.all(error < STANDARD_ERRORS * expected * np.sqrt(2 / n)), (samples.var(0), expected)
+
+
+def test_one_step_has_covariance_2_t_lr_over_e():
+    metric, learning_rate, temperature = np.array([1.0, 4.0, 100.0]), 0.3, 0.7
+    params = jnp.zeros((200_000, 3))
+    tx = langevin(lambda w: jnp.broadcast_to(jnp.asarray(metric), w.shape), learning_rate, temperature)
+    updates = np.asarray(tx.update(params, tx.init(params), params)[0], np.float64)
+    assert_variance(updates, 2 * temperature * learning_rate / metric)
+    assert np.all(np.abs(updates.mean(0)) < STANDARD_ERRORS * updates.std(0) / np.sqrt(len(updates)))
+    correlations = np.corrcoef(updates.T) - np.eye(3)
+    assert np.all(np.abs(correlations) < STANDARD_ERRORS / np.sqrt(len(updates)))
+
+
+def test_constant_metric_samples_the_exact_gaussian():
+    """Stationary variance T/h, for each E; of the chain itself T/h / (1 - lr h / (2 E))."""
+    curvature, metric = np.array([1.0, 2.0, 10.0]), np.array([1.0, 3.0, 30.0])
+    learning_rate, temperature = 0.1, 0.5
+    chain_variance = temperature / curvature / (1 - learning_rate * curvature / (2 * metric))
+    tx = langevin(
+        lambda w: jnp.broadcast_to(jnp.asarray(metric, w.dtype), w.shape), learning_rate, temperature
+    )
+    samples = sample(tx, jnp.zeros((40_000, 3)), lambda w: jnp.asarray(curvature, w.dtype) * w, 400)
+    assert_variance(samples, chain_variance)
+
+
+def quartic_metric(w):
+    return 1 + 4 * w**2
+
+
+def test_a_metric_of_the_weights_samples_the_exact_gaussian_with_its_drift_and_another_law_without():
+    """E = 1 + 4 w**2 and f = w**2/2 at T = 1: variance 1; without the drift the law is E exp(-f), of 13/5."""
+    start = jax.random.normal(jax.random.key(7), (40_000,))
+    with_drift = sample(langevin(quartic_metric, 0.005, 1.0, quartic_metric), start, lambda w: w, 4000)
+    assert_variance(with_drift, 1.0)
+    kurtosis = np.mean(with_drift**4) / 3
+    assert abs(kurtosis - 1) < STANDARD_ERRORS * np.sqrt(96 / 9 / len(start))
+    without = sample(langevin(quartic_metric, 0.005, 1.0), start, lambda w: w, 12_000)
+    # The law E exp(-f)/5 has second moment 13/5 and fourth (3 + 4*15)/5: its variance's own standard error.
+    error = np.sqrt((63 / 5 - (13 / 5) ** 2) / len(start))
+    assert abs(without.var() - 13 / 5) < STANDARD_ERRORS * error + 0.02
+
+
+def test_the_drift_is_the_derivative_of_the_inverse_metric():
+    """Mean displacement of a step without a gradient: lr T d(1/E)/dw, and of no other factor of E."""
+    learning_rate, temperature = 0.01, 0.3
+    params = jnp.array([0.5, -1.0, 0.0, 2.0], jnp.float32)
+    expected = (
+        learning_rate * temperature * np.asarray(jax.vmap(jax.grad(lambda w: 1 / quartic_metric(w)))(params))
+    )
+    for field in (quartic_metric, lambda w: 100 * quartic_metric(w)):
+        noisy, still = (langevin(quartic_metric, learning_rate, temperature, f, 5) for f in (field, None))
+        first, _ = noisy.update(jnp.zeros(4), noisy.init(params), params)
+        second, _ = still.update(jnp.zeros(4), still.init(params), params)
+        np.testing.assert_allclose(first - second, expected, rtol=1e-3, atol=1e-8)
+
+
+def test_a_separable_field_is_a_field():
+    field = ro.fields.Quadratic(4.0)
+    params = jnp.array([0.5, -1.0])
+    tx = langevin(field, 0.01, 0.3, field)
+    other = langevin(field, 0.01, 0.3, lambda w: field.metric(w))
+    np.testing.assert_array_equal(
+        tx.update(params, tx.init(params), params)[0], other.update(params, other.init(params), params)[0]
+    )
+
+
+def test_the_step_converges_to_the_law_at_first_order():
+    """Exact variance of the chain of a constant metric: error T lr / (2 E), checked at two rates."""
+    errors = []
+    for learning_rate in (0.4, 0.1):
+        samples = sample(
+            langevin(lambda w: 1 + 0 * w, learning_rate, 1.0), jnp.zeros(400_000), lambda w: w, 150
+        )
+        errors.append(samples.var() - 1)
+    expected = [1 / (1 - lr / 2) - 1 for lr in (0.4, 0.1)]
+    np.testing.assert_allclose(errors, expected, atol=STANDARD_ERRORS * 1.25 * np.sqrt(2 / 400_000))
+
+
+def test_idle_noise_has_its_size_over_the_root_of_the_metric_at_every_rate():
+    metric = np.array([1.0, 4.0, 100.0])
+    params = jnp.zeros((100_000, 3))
+    for learning_rate in (0.01, 100.0, optax.linear_schedule(5.0, 1.0, 10)):
+        tx = optax.chain(
+            ro.compute_metric(
+                ro.phi.from_weights(lambda w: jnp.broadcast_to(jnp.asarray(metric - 1), w.shape))
+            ),
+            ro.add_idle_noise(learning_rate, 0.07, 3),
+            ro.scale_by_inverse_metric(),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+        updates, _ = tx.update(params, tx.init(params), params)
+        assert_variance(np.asarray(updates, np.float64), 0.07**2 / metric)
+
+
+def test_idle_noise_is_metric_noise_of_another_temperature():
+    learning_rate, scale = 0.2, 0.07
+    params = jnp.array([1.0, -2.0])
+    stage_1 = ro.compute_metric(ro.phi.maintenance_energy(), 3.0)
+    covectors, _ = stage_1.update(params, stage_1.init(params), params)
+    idle = ro.add_idle_noise(learning_rate, scale, 9)
+    langevin_noise = ro.add_metric_noise(learning_rate, scale**2 / (2 * learning_rate), 9)
+    first, second = (ro.split(tx.update(covectors, tx.init(params))[0])[0] for tx in (idle, langevin_noise))
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+def test_each_update_and_each_leaf_has_noise_of_its_own_and_a_seed_repeats():
+    params = {"a": jnp.zeros(4), "b": jnp.zeros(4)}
+    tx = langevin(jnp.ones_like, 0.1, 1.0)
+    state = tx.init(params)
+    first, state = tx.update(params, state, params)
+    second, _ = tx.update(params, state, params)
+    again, _ = tx.update(params, tx.init(params), params)
+    assert not np.any(first["a"] == first["b"])
+    assert not np.any(first["a"] == second["a"])
+    np.testing.assert_array_equal(first["a"], again["a"])
+
+
+def test_frozen_synapses_and_a_rate_of_zero_get_no_noise_and_no_nan():
+    params = jnp.array([1.0, 2.0])
+    inverse = ro.phi.from_weights(lambda w: jnp.array([-1.0, 0.0]) + 0 * w)
+    for noise in (ro.add_metric_noise(0.1, 1.0), ro.add_idle_noise(0.1, 1.0)):
+        tx = optax.chain(
+            ro.compute_metric(inverse, role="inverse_metric"), noise, ro.scale_by_inverse_metric()
+        )
+        updates, _ = tx.update(jnp.zeros(2), tx.init(params), params)
+        assert updates[0] == 0
+        assert updates[1] != 0
+    for noise in (ro.add_metric_noise(0.0, 1.0), ro.add_idle_noise(0.0, 1.0)):
+        tx = optax.chain(ro.compute_metric(ro.phi.activity()), noise, ro.scale_by_inverse_metric())
+        updates, _ = tx.update(params, tx.init(params), params)
+        np.testing.assert_allclose(updates, params / (1 + params))
+
+
+def test_real_and_imaginary_parts_are_two_weights():
+    params = jnp.zeros(100_000, jnp.complex64)
+    tx = langevin(lambda w: jnp.full(w.shape, 4.0), 0.1, 0.2)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert_variance(np.stack([updates.real, updates.imag], -1).astype(float), np.full(2, 0.01))
+
+
+def test_schedules_of_rate_and_temperature():
+    """Temperature falling to 0: the noise of the third update is gone."""
+    params = jnp.zeros(1000)
+    rate = optax.linear_schedule(0.1, 0.4, 1)
+    tx = langevin(jnp.ones_like, rate, optax.linear_schedule(1.0, 0.0, 2))
+    state, sizes = tx.init(params), []
+    for _ in range(3):
+        updates, state = tx.update(params, state, params)
+        sizes.append(float(updates.std()))
+    np.testing.assert_allclose(sizes, [np.sqrt(0.2), np.sqrt(2 * 0.5 * 0.4), 0.0], rtol=0.1)
+
+
+def test_what_cannot_be_meant_is_an_error():
+    params = jnp.ones(2)
+    noise = ro.add_metric_noise(0.1, 1.0)
+    with pytest.raises(ValueError, match="no leaf carries a metric"):
+        noise.update(params, noise.init(params), params)
+    for build in (ro.add_metric_noise, ro.add_idle_noise):
+        with pytest.raises(ValueError, match="learning_rate must be a finite number"):
+            build(-0.1, 1.0)
+    with pytest.raises(ValueError, match="temperature must be a finite number"):
+        ro.add_metric_noise(0.1, -1.0)
+    with pytest.raises(ValueError, match="scale must be a finite number"):
+        ro.add_idle_noise(0.1, -1.0)
+    with pytest.raises(TypeError, match="field must be a function"):
+        ro.add_metric_noise(0.1, 1.0, field=4.0)
+    tx = optax.chain(ro.compute_metric(ro.phi.activity()), ro.add_metric_noise(0.1, 1.0, field=jnp.cosh))
+    with pytest.raises(ValueError, match="add_metric_noise with a field"):
+        tx.update(params, tx.init(params))
+    imaginary = params * 1j
+    with pytest.raises(ValueError, match="params are complex"):
+        tx.update(imaginary, tx.init(imaginary), imaginary)
