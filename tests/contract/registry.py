@@ -11,8 +11,8 @@ An entry's name is the public name, with ``:`` and a note where one transformati
 
 Flags: ``learning_rate`` is one with which the four convergence targets are reached within 30,000 steps,
 ``needs_loss`` says that ``update`` wants the extra argument ``obj_fn``, ``optax_promotes`` that an Optax
-transformation inside relies on implicit promotion of dtypes, which our own code must not, and ``real_only``
-that complex weights are refused.
+transformation inside relies on implicit promotion of dtypes, which our own code must not, ``real_only``
+that complex weights are refused, and ``reduces_state`` that the state of a leaf may be smaller than the leaf.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,8 @@ import optax
 
 import riemann_optax as ro
 
+from .supplied import with_constants, with_identity_model, with_samples
+
 
 class Entry(NamedTuple):
     """A transformation under test: ``make(learning_rate, alpha)`` returns a whole optimiser."""
@@ -32,6 +34,7 @@ class Entry(NamedTuple):
     needs_loss: bool = False
     optax_promotes: bool = False
     real_only: bool = False
+    reduces_state: bool = False
 
     def build(self) -> optax.GradientTransformationExtraArgs:
         """Return the optimiser at the entry's own learning rate."""
@@ -100,8 +103,8 @@ def energetic_activity() -> optax.GradientTransformationExtraArgs:
 
 
 def half_open_gate() -> optax.GradientTransformationExtraArgs:
-    """The utility gate at alpha = 1/2, its published strength: above 1, E could vanish."""
-    return ro.phi.weighted_sum([ro.phi.utility_gate()], [0.5])
+    """The utility gate at alpha = 1/2, its published strength, beside a phi that alpha always changes."""
+    return ro.phi.weighted_sum([ro.phi.utility_gate(), ro.phi.activity()], [0.5, 0.5])
 
 
 def many_tasks(phi) -> optax.GradientTransformationExtraArgs:
@@ -148,6 +151,38 @@ ENTRIES: dict[str, Entry] = {
     # gates
     "phi.metaplasticity": with_phi(lambda: ro.phi.metaplasticity(strength=0.1)),
     "phi.utility_gate": with_phi(half_open_gate),
+    # uncertainty and learned rates
+    "phi.bayesian_gradient_descent": with_phi(
+        lambda: with_samples(ro.phi.bayesian_gradient_descent()), learning_rate=0.02, needs_loss=True
+    ),
+    "phi.mesu": with_phi(lambda: with_samples(ro.phi.mesu(memory=1.0)), learning_rate=0.1, needs_loss=True),
+    "phi.idbd": with_phi(lambda: with_constants(ro.phi.idbd(), "inputs")),
+    "phi.idbd:gradients": with_phi(lambda: ro.phi.idbd(form="gradients")),
+    "phi.autostep": with_phi(lambda: with_constants(ro.phi.autostep(), "inputs")),
+    "phi.autostep:gradients": with_phi(lambda: ro.phi.autostep(form="gradients")),
+    # structure
+    "phi.factored_activity": with_phi(ro.phi.factored_activity, reduces_state=True),
+    "phi.per_neuron": with_phi(ro.phi.per_neuron, reduces_state=True),
+    "phi.sliding_threshold": with_phi(
+        lambda: with_constants(ro.phi.sliding_threshold(), "activities"), reduces_state=True
+    ),
+    "phi.gauss_newton_curvature": with_phi(
+        lambda: with_identity_model(ro.phi.gauss_newton_curvature()), learning_rate=0.1, needs_loss=True
+    ),
+    "phi.multiplicative_geometry": with_phi(lambda: ro.phi.multiplicative_geometry(eps=0.5)),
+    # identification controls
+    "phi.permuted": with_phi(lambda: ro.phi.permuted(ro.phi.per_neuron()), reduces_state=True),
+    "phi.leaf_mean": with_phi(lambda: ro.phi.leaf_mean(ro.phi.activity())),
+    "norm_matched_base:tree": Entry(
+        lambda learning_rate, alpha=1.0: ro.norm_matched_base(
+            optax.sgd(1.0), ro.riemannian_sgd(learning_rate, alpha=alpha)
+        )
+    ),
+    "norm_matched_base:leaf": Entry(
+        lambda learning_rate, alpha=1.0: ro.norm_matched_base(
+            optax.sgd(1.0), ro.riemannian_sgd(learning_rate, alpha=alpha), over="leaf"
+        )
+    ),
     # consolidation, anchors and noise
     "phi.online_ewc": with_phi(lambda: many_tasks(ro.phi.online_ewc(memory=0.5))),
     "phi.laplace": with_phi(lambda: many_tasks(ro.phi.laplace(memory=0.5))),
@@ -192,6 +227,8 @@ ENTRIES: dict[str, Entry] = {
     "normalize_metric:leaf": with_edit(lambda: ro.normalize_metric("leaf")),
     "normalize_metric:neuron": with_edit(lambda: ro.normalize_metric("neuron")),
     "clip_metric": with_edit(lambda: ro.clip_metric(low=0.5, high=10.0)),
+    "competitive_plasticity:tree": with_edit(lambda: ro.competitive_plasticity(1.0, "tree")),
+    "competitive_plasticity:neuron": with_edit(lambda: ro.competitive_plasticity(1.0, "neuron")),
     # looking at a metric, and guarding it
     "record_metric": with_edit(ro.record_metric),
     "track_energy": with_last(ro.track_energy),

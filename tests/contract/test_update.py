@@ -180,7 +180,10 @@ def test_map_params_finds_the_state_that_mirrors_parameters(entry):
     found = []
     optax.tree.map_params(tx, lambda leaf: found.append(leaf.shape), state)
     mirrors = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.shape in shapes]
-    assert sorted(found) == sorted(mirrors)
+    if entry.reduces_state:  # what belongs to a leaf need not have its shape
+        assert set(mirrors) <= set(found)
+    else:
+        assert sorted(found) == sorted(mirrors)
 
 
 def test_donated_buffers(entry, extra_args):
