@@ -77,8 +77,8 @@ class Dataset:
         """
         if self.kind == "images":
             return part["images"][indices].astype(jnp.float32) / self.scale, part["labels"][indices]
-        offsets = jnp.arange(self.input_shape[0] + 1)
-        tokens = part["tokens"][indices[:, None] + offsets].astype(jnp.int32)
+        offsets = jnp.arange(self.input_shape[0] + 1, dtype=indices.dtype)
+        tokens = part["tokens"][indices[:, None] + offsets[None]].astype(jnp.int32)
         return tokens[:, :-1], tokens[:, 1:]
 
 

@@ -59,8 +59,7 @@ def train(steps: int, seed: int = 0, batch_size: int = 32) -> tuple[TrainState, 
         The final state, and the loss and accuracy on the validation part.
     """
     dataset = load_digits()
-    part, validation = dataset.parts["train"], dataset.parts["validation"]
-    images, labels = (jnp.asarray(part[name]) for name in ("images", "labels"))
+    part = jax.device_put(dataset.parts["train"])
     optimizer = ro.riemannian_sgd(
         warmup_cosine(3e-4, steps),
         momentum=0.9,
@@ -77,10 +76,12 @@ def train(steps: int, seed: int = 0, batch_size: int = 32) -> tuple[TrainState, 
     )
     for step in range(steps):
         batch = batch_indices(dataset.num_train, batch_size, seed, step)
-        state, _ = train_step(state, images[batch] / dataset.scale, labels[batch])
-    logits = state.apply_fn({"params": state.params}, validation["images"] / dataset.scale)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(validation["labels"]))
-    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == validation["labels"])
+        state, _ = train_step(state, *dataset.take(part, jnp.asarray(batch)))
+    validation = jax.device_put(dataset.parts["validation"])
+    images, labels = dataset.take(validation, jnp.asarray(dataset.evaluation_indices("validation")))
+    logits = state.apply_fn({"params": state.params}, images)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
     return state, float(losses.mean()), float(accuracy)
 
 

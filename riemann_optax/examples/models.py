@@ -143,7 +143,7 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Map tokens ``i32[batch, length]`` to next-token logits ``[batch, length, num_tokens]``."""
-        stream = self.embed(tokens) + self.position(jnp.arange(tokens.shape[1]))
+        stream = self.embed(tokens) + self.position(jnp.arange(tokens.shape[1])[None])
         for block in self.blocks:
             stream = block(stream)
         return self.head(self.norm(stream))
