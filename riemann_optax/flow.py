@@ -201,7 +201,7 @@ def _solve(
         diffrax.Tsit5() if solver is None else solver,
         t0=dtype(0),
         t1=dtype(times[-1]),
-        dt0=None if step_size is None else dtype(step_size),
+        dt0=None if step_size is None else jnp.asarray(step_size, dtype),
         y0=start,
         saveat=diffrax.SaveAt(ts=jnp.asarray(times[:-1], dtype), t1=True, dense=True),
         stepsize_controller=controller,

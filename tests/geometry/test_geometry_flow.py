@@ -1,0 +1,186 @@
+"""The gradient flow: closed solutions, events, dense output, orders of solvers; and transport on paths."""
+
+import importlib
+import sys
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+from riemann_optax import flow
+
+CURVATURE = np.array([1.0, 7.0])
+START = {"w": np.array([2.0, -1.0])}
+STEPS = np.array([64, 128, 256, 512])
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def loss(params):
+    return jnp.sum(CURVATURE.astype(params["w"].dtype) * params["w"] ** 2) / 2
+
+
+def start():
+    return jax.tree.map(jnp.asarray, START)
+
+
+def exact(time):
+    return START["w"] * np.exp(-CURVATURE * time)
+
+
+def slope(errors):
+    return -np.polyfit(np.log(STEPS), np.log(errors), 1)[0]
+
+
+def test_eq_1_of_a_quadratic_is_an_exponential_everywhere():
+    times = np.array([0.0, 0.1, 0.5, 1.0])
+    solution = flow.gradient_flow(loss, start(), None, times)
+    np.testing.assert_array_equal(solution.ts, times)
+    np.testing.assert_allclose(solution.ys["w"], [exact(t) for t in times], atol=1e-8)
+    for time in (0.03, 0.77):
+        np.testing.assert_allclose(solution.evaluate(time)["w"], exact(time), atol=1e-6)
+
+
+def test_eq_2_is_eq_1_in_the_chart():
+    """Under 1/abs(w) the flow of abs-values obeys (log w)' = -f'; in the chart sqrt(w) it is a plain flow."""
+    field = ro.fields.Multiplicative()
+    solution = flow.gradient_flow(loss, start(), field, 0.5)
+
+    def in_chart(params):
+        return loss({"w": params["w"] * jnp.abs(params["w"]) / 4})
+
+    chart = {"w": 2 * np.sign(START["w"]) * np.sqrt(np.abs(START["w"]))}
+    plain = flow.gradient_flow(in_chart, jax.tree.map(jnp.asarray, chart), None, 0.5).ys["w"][-1]
+    np.testing.assert_allclose(solution.ys["w"][-1], plain * np.abs(plain) / 4, rtol=1e-7)
+
+
+def test_eq_2_of_a_constant_metric_is_a_slower_eq_1():
+    solution = flow.gradient_flow(loss, start(), ro.fields.Constant(4.0), 1.0)
+    np.testing.assert_allclose(solution.ys["w"][-1], exact(0.25), rtol=1e-7)
+
+
+def test_stops_where_the_loss_falls_to_a_value():
+    times = np.array([0.01, 5.0, 6.0])
+    solution = flow.gradient_flow(loss, start(), None, times, stop_loss=0.5)
+    assert bool(solution.event_mask)
+    assert np.isfinite(solution.ts).tolist() == [True, True, False]
+    np.testing.assert_allclose(solution.ts[0], 0.01)
+    np.testing.assert_allclose(loss({"w": exact(solution.ts[1])}), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(solution.ys["w"][1], exact(solution.ts[1]), rtol=1e-6)
+    unreached = flow.gradient_flow(loss, start(), None, 0.1, stop_loss=1e-9)
+    assert not bool(unreached.event_mask)
+    np.testing.assert_allclose(unreached.ts, [0.1])
+
+
+@pytest.mark.parametrize(("solver", "order"), [(diffrax.Euler(), 1.0), (diffrax.Midpoint(), 2.0)])
+def test_order_of_a_solver_with_constant_steps(solver, order):
+    field = ro.fields.Quadratic(1.0)
+    fine = flow.gradient_flow(loss, start(), field, 1.0, rtol=1e-12).ys["w"][-1]
+
+    @jax.jit
+    def end(step_size):
+        solution = flow.gradient_flow(loss, start(), field, 1.0, solver=solver, step_size=step_size)
+        return solution.ys["w"][-1]
+
+    errors = [np.linalg.norm(end(1 / steps) - fine) for steps in STEPS]
+    assert slope(errors) == pytest.approx(order, abs=0.15)
+
+
+def test_eulers_solver_is_the_optimiser():
+    """A picture may draw the optimiser's steps over the flow: both are on one clock."""
+    field, rate, steps = ro.fields.Quadratic(1.0), 0.05, 20
+    tx = optax.chain(ro.attach_field(field), ro.scale_by_inverse_metric(), optax.scale_by_learning_rate(rate))
+    params = start()
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    solution = flow.gradient_flow(loss, start(), field, rate * steps, solver=diffrax.Euler(), step_size=rate)
+    np.testing.assert_allclose(solution.ys["w"][-1], params["w"], rtol=1e-10)
+
+
+def test_float32_weights_stay_float32():
+    params = {"w": jnp.asarray(START["w"], jnp.float32)}
+    with jax.enable_x64(False):
+        solution = flow.gradient_flow(loss, params, ro.fields.Absolute(1.0), 0.5)
+        assert solution.ys["w"].dtype == jnp.float32
+
+
+def test_the_exponential_map_solves_the_geodesic_equation():
+    field = ro.fields.Absolute(3.0)
+    w, u = jnp.array([0.5, -2.0, 0.4]), jnp.array([0.7, -1.0, -0.9])
+
+    def acceleration(t, state, args):
+        position, velocity = state
+        return velocity, -ro.geometry.christoffel(field, position, velocity)
+
+    end, _ = diffrax.diffeqsolve(
+        diffrax.ODETerm(acceleration),
+        diffrax.Tsit5(),
+        t0=0.0,
+        t1=1.0,
+        dt0=None,
+        y0=(w, u),
+        stepsize_controller=diffrax.PIDController(rtol=1e-10, atol=1e-10),
+    ).ys
+    np.testing.assert_allclose(w + ro.geometry.exponential_map(field, w, u), end[0], rtol=1e-6)
+
+
+def detour(bend):
+    """From (0.3, 0) to (0.8, 2) in the time 1, on a detour of a given size."""
+    return lambda t: jnp.stack([0.3 + t / 2 + bend * jnp.sin(jnp.pi * t), 2 * t])
+
+
+CURVED = ro.fields.Coupled(lambda w: jnp.stack([jnp.ones_like(w[0]), jnp.cos(w[0]) ** 2]))  # a sphere
+POLAR = ro.fields.Coupled(lambda w: jnp.stack([jnp.ones_like(w[0]), w[0] ** 2]))  # the plane
+SEPARABLE = ro.fields.Quadratic(2.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "flat"),
+    [(SEPARABLE, True), (POLAR, True), (CURVED, False)],
+    ids=["separable", "polar", "sphere"],
+)
+def test_transport_is_path_independent_exactly_where_the_metric_is_flat(field, flat):
+    vectors = jnp.array([[1.0, 0.3], [-0.5, 0.8]])
+
+    @jax.jit
+    def carry(bend):
+        path = detour(bend)
+        return jax.vmap(lambda v: flow.parallel_transport(field, path, v, 1.0).ys[-1])(vectors)
+
+    start, end = detour(0.0)(0.0), detour(0.0)(1.0)
+    ends = [carry(bend) for bend in (0.0, 0.5)]
+    before = ro.geometry.inner(field, start, *vectors)
+    for carried in ends:
+        np.testing.assert_allclose(ro.geometry.inner(field, end, *carried), before, rtol=1e-6)
+    difference = np.abs(np.array(ends[0]) - np.array(ends[1])).max()
+    assert difference < 1e-6 if flat else difference > 0.1
+    if field is SEPARABLE:
+        direct = ro.geometry.transport(field, start, end - start, vectors[0])
+        np.testing.assert_allclose(ends[1][0], direct, rtol=1e-6)
+
+
+def test_says_what_is_missing_without_diffrax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffrax", None)
+    monkeypatch.delitem(sys.modules, "riemann_optax.flow")
+    with pytest.raises(ImportError, match=r"pip install 'riemann-optax\[flow\]'"):
+        importlib.import_module("riemann_optax.flow")
+
+
+def test_errors_name_the_argument():
+    for t in (0.0, -1.0, [1.0, 0.5], [[1.0]], []):
+        with pytest.raises(ValueError, match="t must be a positive time"):
+            flow.gradient_flow(loss, start(), None, t)
+    with pytest.raises(TypeError, match="field must be"):
+        flow.gradient_flow(loss, start(), jnp.abs, 1.0)
+    with pytest.raises(TypeError, match="real floating-point"):
+        flow.gradient_flow(loss, {"w": jnp.arange(2)}, None, 1.0)
