@@ -34,8 +34,9 @@ class Method:
     random: bool = False
 
 
-# What phi is before the secant rule's first step has told it anything, whatever the surface: so large where E
-# divides that this step is a small probe, so small where E multiplies that it is a plain gradient step.
+# What phi is before the secant rule's first step has told it anything. Where E divides, it is the package's
+# default, far above the curvatures to be found, so that this step is a small probe (up to a kappa of 1e4);
+# where E multiplies, so small that it is a plain gradient step.
 FIRST_PHI: dict[Role, float] = {"metric": 1e4, "inverse_metric": 1e-4}
 
 

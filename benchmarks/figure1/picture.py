@@ -24,9 +24,9 @@ LABELS: dict[Key, str] = {
     ("secant curvature", "metric"): "metric",
 }
 STYLES: dict[Key, dict[str, Any]] = {
-    ("SGD", None): {"color": "#d95f02", "linestyle": "-", "marker": ".", "linewidth": 0.9, "markersize": 3},
-    ("momentum", None): {"color": "#1f78b4", "linestyle": "--", "marker": "s", "markersize": 3.5},
-    ("Adam", None): {"color": "#6a3d9a", "linestyle": ":", "marker": "^", "linewidth": 1.7, "markersize": 5},
+    ("SGD", None): {"color": "#e69f00", "linestyle": "-", "marker": ".", "linewidth": 0.9, "markersize": 3},
+    ("momentum", None): {"color": "#0b4f8a", "linestyle": "--", "marker": "s", "markersize": 3.5},
+    ("Adam", None): {"color": "#9355c8", "linestyle": ":", "marker": "^", "linewidth": 1.7, "markersize": 5},
     ("secant curvature", "metric"): {"color": "black", "marker": "o", "linewidth": 2.2, "markersize": 5.5},
 }
 POINTS_PER_STEP = 20
@@ -112,7 +112,8 @@ def draw(file: Path, surfaces: dict[str, Surface], rows: list[Row], runners: dic
     handles = [Line2D([], [], label=label, **STYLES[key]) for key, label in LABELS.items()]
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=12, frameon=False)
     figure.suptitle(
-        "From one start to 1e-8 of the initial loss, each at its best constant rate (and beta, or alpha).\n"
+        "From one start to the first arrival at 1e-8 of its loss, "
+        "each at its best constant rate and beta or alpha.\n"
         "The metric: E = 1 + alpha * (secant curvature), no momentum, its first step a probe.",
         fontsize=12,
     )
