@@ -38,7 +38,7 @@ class Defaults(NamedTuple):
 
 DEFAULTS = {
     ("digits", "mlp"): Defaults(600, 32, 10, 3e-4, 3e-3, 0.03, None),
-    ("digits", "convnet"): Defaults(600, 32, 10, 3e-4, 3e-3, 0.03, None),
+    ("digits", "convnet"): Defaults(600, 32, 10, 3e-4, 1e-2, 3e-2, 0.035),
     ("text", "transformer"): Defaults(600, 32, 50, 3e-4, 3e-3, 0.1, None),
 }
 # Data sets that have not been tuned on.

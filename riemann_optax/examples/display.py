@@ -3,7 +3,7 @@
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from riemann_optax.examples.loop import Run
 
@@ -17,7 +17,7 @@ def describe(run: Run) -> str:
         slowest, fastest = (
             row["learning_rate"] * rate for rate in (min(row["rate_min"]), max(row["rate_max"]))
         )
-        text += f"  rates {slowest:.1e} to {fastest:.1e}"
+        text += f"  rates {slowest:.0e} to {fastest:.0e}"
     return text
 
 
@@ -36,11 +36,11 @@ class Display:
         self._label, self._steps, self._shown = "", 0, 0
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[scores]}"),
             console=console,
+            expand=True,
             disable=quiet or not console.is_terminal,
         )
 

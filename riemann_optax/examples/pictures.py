@@ -54,7 +54,9 @@ def draw_curves(
     figure.suptitle(title, fontsize=12)
     loss_axes, accuracy_axes, rate_axes = figure.subplots(1, 3)
     _draw_scores(loss_axes, histories, labels, "loss")
-    loss_axes.set_yscale("log")
+    losses = [row["loss"] for history in histories.values() for row in history["validation"]]
+    if max(losses) > 10 * min(losses):
+        loss_axes.set_yscale("log")
     if target is not None:
         loss_axes.axhline(target, color="black", linewidth=0.8, linestyle=":", label=f"target {target:g}")
     loss_axes.legend(frameon=False, fontsize=9)
@@ -62,9 +64,11 @@ def draw_curves(
     loss_axes.set_ylabel("cross-entropy (nats)")
 
     _draw_scores(accuracy_axes, histories, labels, "accuracy")
-    last = [row["accuracy"] for history in histories.values() for row in history["validation"][1:]]
-    low = min(float(np.quantile(last, 0.2)), 0.9) if last else 0.0
-    accuracy_axes.set_ylim(max(0.0, low - 0.15), 1.005)
+    # The climb from chance takes few steps and many percent: leave most of it out.
+    reached = [row["accuracy"] for history in histories.values() for row in history["validation"][1:]]
+    low, high = float(np.quantile(reached, 0.1)), max(reached)
+    margin = max(0.02, (high - low) / 2)
+    accuracy_axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin) + 0.005)
     _finish(accuracy_axes, "Accuracy: validation (bold), training (faint)")
 
     if metric_rows:
@@ -119,9 +123,9 @@ def draw_metric(history: History, title: str, path: Path) -> None:
         axes.set_yscale("log")
         _finish(axes, names[index])
         if panel + columns >= len(shown):
-            axes.set_xlabel("step")
             axes.xaxis.set_tick_params(labelbottom=True)
         if panel % columns == 0:
             axes.set_ylabel("E")
+    figure.supxlabel("step", fontsize=10)
     panels[0, 0].legend(frameon=False, fontsize=8)
     figure.savefig(path)
