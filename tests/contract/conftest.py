@@ -5,7 +5,7 @@ import pytest
 from .registry import ENTRIES
 
 
-@pytest.fixture(params=list(ENTRIES.values()), ids=list(ENTRIES))
+@pytest.fixture(scope="session", params=list(ENTRIES.values()), ids=list(ENTRIES))
 def entry(request):
     """Each public transformation in its minimal documented chain."""
     return request.param

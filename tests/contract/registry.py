@@ -153,13 +153,13 @@ ENTRIES: dict[str, Entry] = {
     "phi.utility_gate": with_phi(half_open_gate),
     # uncertainty and learned rates
     "phi.bayesian_gradient_descent": with_phi(
-        lambda: with_samples(ro.phi.bayesian_gradient_descent()), learning_rate=0.02, needs_loss=True
+        lambda: with_samples(ro.phi.bayesian_gradient_descent(3e-4)), needs_loss=True
     ),
     "phi.mesu": with_phi(lambda: with_samples(ro.phi.mesu(memory=1.0)), learning_rate=0.1, needs_loss=True),
     "phi.idbd": with_phi(lambda: with_constants(ro.phi.idbd(), "inputs")),
     "phi.idbd:gradients": with_phi(lambda: ro.phi.idbd(form="gradients")),
     "phi.autostep": with_phi(lambda: with_constants(ro.phi.autostep(), "inputs")),
-    "phi.autostep:gradients": with_phi(lambda: ro.phi.autostep(form="gradients")),
+    "phi.autostep:gradients": with_phi(lambda: ro.phi.autostep(form="gradients"), learning_rate=0.1),
     # structure
     "phi.factored_activity": with_phi(ro.phi.factored_activity, reduces_state=True),
     "phi.per_neuron": with_phi(ro.phi.per_neuron, reduces_state=True),

@@ -1,0 +1,97 @@
+"""On eight devices the state lies where its parameters lie, and the numbers are those of one device."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+from . import problem
+
+SPECS = {
+    "bias": jax.P("y"),
+    "kernel": jax.P("x", "y"),
+    "stack": jax.P(None, "x", None),
+}
+
+
+def host_params():
+    """Parameters with one, two and three axes."""
+    rng = np.random.default_rng(0)
+    shapes = {"bias": (8,), "kernel": (4, 8), "stack": (3, 2, 4)}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+class Run(NamedTuple):
+    """Everything the tests of one entry on one kind of mesh look at, computed once."""
+
+    params: Any
+    states: list[Any]  # after eager init and after each of two jitted updates
+    moved: Any  # the parameters after the updates
+    updates: Any  # the last ones
+    initialised: Any  # the state from a jitted init
+    eager: Any  # updates and state of one eager update
+
+
+def two_steps(tx, params, extra_args):
+    update = problem.jitted(tx, extra_args)
+    states = [tx.init(params)]
+    for step in range(2):
+        updates, state = update(problem.gradients(params, step), states[-1], params)
+        params = jax.tree.map(jnp.add, params, updates)
+        states.append(state)
+    return states, params, updates
+
+
+@pytest.fixture(scope="module", params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def run(request, entry):
+    tx = entry.build()
+    extra_args = entry.extra_args(problem.loss)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(request.param, request.param))
+    with jax.set_mesh(mesh):
+        params = {
+            name: jax.device_put(value, NamedSharding(mesh, SPECS[name]))
+            for name, value in host_params().items()
+        }
+        eager = tx.update(problem.gradients(params), tx.init(params), params, **extra_args)
+        return Run(params, *two_steps(tx, params, extra_args), jax.jit(tx.init)(params), eager)
+
+
+def placements(tree):
+    """Return the sharding of each leaf in a comparable form, one entry per array axis."""
+
+    def normal(leaf):
+        spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else ()
+        return tuple(spec) + (None,) * (leaf.ndim - len(spec))
+
+    return [normal(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_state_stays_with_its_parameters(run):
+    assert placements(run.moved) == placements(run.updates) == placements(run.params)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(run.params)]
+    expected = dict(zip(shapes, placements(run.params), strict=True))
+    for state in run.states:
+        for leaf, placement in zip(jax.tree.leaves(state), placements(state), strict=True):
+            if leaf.shape in expected:  # a mirror of the parameters
+                assert placement == expected[leaf.shape]
+
+
+def test_types_agree_from_init_to_update_eager_and_jitted(run):
+    """On an Explicit mesh the type of an array contains its sharding."""
+    state_types = problem.types(run.states[0])
+    update_types = problem.types(run.params)
+    assert problem.types(run.initialised) == state_types
+    for updates, state in (run.eager, (run.updates, run.states[1]), (run.updates, run.states[2])):
+        assert problem.types(state) == state_types
+        assert problem.types(updates) == update_types
+
+
+def test_results_equal_those_of_one_device(entry, run):
+    params = jax.tree.map(jnp.asarray, host_params())
+    alone = two_steps(entry.build(), params, entry.extra_args(problem.loss))
+    on_host = jax.tree.map(np.array, problem.readable((run.states, run.moved, run.updates)))
+    chex.assert_trees_all_close(on_host, problem.readable(alone), rtol=2e-5, atol=1e-6)
