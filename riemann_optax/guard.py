@@ -1,6 +1,10 @@
 """A guard against bad gradients."""
 
-import numpy as np
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
 
 from riemann_optax.metric import check_transformation
@@ -33,6 +37,40 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransforma
       [0.] 1
     """
     check_transformation("tx", tx)
-    return optax.with_extra_args_support(
-        optax.apply_if_finite(tx, max_consecutive_errors=np.iinfo(np.int32).max)
-    )
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: optax.Params) -> optax.ApplyIfFiniteState:
+        return optax.ApplyIfFiniteState(
+            notfinite_count=jnp.zeros([], jnp.int32),
+            last_finite=jnp.array(True),
+            total_notfinite=jnp.zeros([], jnp.int32),
+            inner_state=tx.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: optax.ApplyIfFiniteState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.ApplyIfFiniteState]:
+        finite = reduce(
+            jnp.logical_and,
+            (jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(updates)),
+            jnp.array(True),
+        )
+
+        # A selection, not optax.apply_if_finite's lax.cond: XLA fuses it with the update, and called eagerly
+        # on an Explicit mesh the two branches of that cond differ in their shardings.
+        def select(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        new_updates, inner_state = tx.update(updates, state.inner_state, params, **extra_args)
+        none = jnp.zeros([], jnp.int32)
+        return select(new_updates, optax.tree.zeros_like(new_updates)), optax.ApplyIfFiniteState(
+            notfinite_count=select(none, optax.safe_increment(state.notfinite_count)),
+            last_finite=finite,
+            total_notfinite=select(state.total_notfinite, optax.safe_increment(state.total_notfinite)),
+            inner_state=select(inner_state, state.inner_state),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
