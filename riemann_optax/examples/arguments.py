@@ -37,7 +37,7 @@ class Defaults(NamedTuple):
 
 
 DEFAULTS = {
-    ("digits", "mlp"): Defaults(600, 32, 10, 3e-4, 3e-3, 0.03, None),
+    ("digits", "mlp"): Defaults(600, 32, 10, 3e-4, 3e-3, 1e-1, 0.1),
     ("digits", "convnet"): Defaults(600, 32, 10, 3e-4, 1e-2, 3e-2, 0.035),
     ("text", "transformer"): Defaults(600, 32, 50, 3e-4, 3e-3, 0.1, None),
 }
