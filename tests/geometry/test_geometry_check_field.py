@@ -1,0 +1,149 @@
+"""check_field passes the fields there are and says in words what others break."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import riemann_optax as ro
+from riemann_optax.testing import check_field
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        ro.fields.Constant(2.0),
+        ro.fields.Quadratic(3.0),
+        ro.fields.Multiplicative(0.1),
+        ro.fields.LogNormal(0.1),
+        ro.fields.Elementwise(lambda w: 1 + jnp.abs(w)),
+    ],
+    ids=lambda field: type(field).__name__,
+)
+def test_passes_the_fields_of_the_package(field):
+    report = check_field(field)
+    assert report.separable
+    assert 0 < report.smallest <= report.largest
+
+
+@pytest.mark.parametrize("field", [ro.fields.Multiplicative(), ro.fields.LogNormal()], ids=["abs", "square"])
+def test_a_pole_at_zero_is_refused_unless_no_weight_is_zero(field):
+    with pytest.raises(AssertionError, match=r"not positive and finite .* an eps may be missing"):
+        check_field(field)
+    assert check_field(field, zeros=False).separable
+
+
+def test_passes_a_coupled_field_on_parameters_of_ones_own():
+    def metric(params):
+        size = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+        return jax.tree.map(lambda leaf: (1 + size) * jnp.ones_like(leaf), params)
+
+    params = {"layer": {"kernel": np.ones([2, 2]), "scale": np.ones([])}}
+    assert not check_field(ro.fields.Coupled(metric), params).separable
+
+
+class Plain(ro.fields.Absolute):
+    """1 + abs(w); each class below breaks one thing of it."""
+
+    def __init__(self):
+        super().__init__(1.0)
+
+
+class WrongIntegral(Plain):
+    def arc_length(self, weights, displacement):
+        return 2 * super().arc_length(weights, displacement)
+
+
+class WrongInverse(Plain):
+    def mirror_displacement(self, weights, dual_displacement):
+        return dual_displacement / self.elementwise(weights)
+
+
+class DoesNotCross(Plain):
+    def geodesic_displacement(self, weights, arc_length):
+        there = super().geodesic_displacement(weights, arc_length)
+        return jnp.where(weights * (weights + there) < 0, -weights, there)
+
+
+class DoesNotAddUp(Plain):
+    def dual_displacement(self, weights, displacement):
+        return self.elementwise(weights + displacement / 2) * displacement
+
+
+class OfAConstant(Plain):
+    def arc_length(self, weights, displacement):
+        return super().arc_length(weights, displacement) + 1
+
+
+class DifferenceOfCharts(Plain):
+    def dual_displacement(self, weights, displacement):
+        def chart(w):
+            return w + w * jnp.abs(w) / 2
+
+        return chart(weights + displacement) - chart(weights)
+
+
+class StoppedGradient(Plain):
+    def elementwise(self, weights):
+        return 1 + jnp.abs(jax.lax.stop_gradient(weights))
+
+
+class NotItsOwn(Plain):
+    def elementwise(self, weights):
+        return 1 + jnp.mean(weights**2) * jnp.ones_like(weights)
+
+
+class Impure(Plain):
+    calls = 0
+
+    def elementwise(self, weights):
+        type(self).calls += 1
+        return self.calls + weights**2
+
+
+class Narrow(Plain):
+    def elementwise(self, weights):
+        return (1 + weights**2).astype(jnp.float32)
+
+
+class MissingLeaf(ro.fields.MetricField):
+    def metric(self, params):
+        return {"matrix": jnp.ones_like(params["matrix"])}
+
+
+class Raises(Plain):
+    def elementwise(self, weights):
+        raise KeyError("no such weight")
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        (ro.fields.Elementwise(jnp.sin), "E is not positive and finite at leaf"),
+        (WrongIntegral(), r"arc_length does not grow by sqrt\(E\)"),
+        (WrongInverse(), "mirror_displacement does not undo dual_displacement"),
+        (DoesNotCross(), "geodesic_displacement does not undo arc_length where the sign changes"),
+        (DoesNotAddUp(), "dual_displacement does not add up"),
+        (OfAConstant(), "arc_length and geodesic_displacement must be 0 at 0"),
+        (DifferenceOfCharts(), "dual_displacement has a relative error of .* in float32 at steps of 1e-06"),
+        (StoppedGradient(), "the derivative of E disagrees with differences"),
+        (NotItsOwn(), "E_i depends on other weights than w_i"),
+        (Impure(), "E differs when asked twice"),
+        (Narrow(), "E has dtype float32 for weights of float64"),
+        (MissingLeaf(), r"the metric lacks leaf \['vector'\]"),
+        (Raises(), "metric fails on float32 weights: KeyError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, ro.fields.MetricField) else None,
+)
+def test_says_what_is_broken(field, words):
+    with pytest.raises(AssertionError, match=words):
+        check_field(field)
+
+
+def test_the_unbroken_original_passes():
+    assert check_field(Plain()).smallest >= 1
+
+
+def test_refuses_what_is_no_field():
+    with pytest.raises(TypeError, match=r"fields\.Elementwise"):
+        check_field(jnp.abs)
