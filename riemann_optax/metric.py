@@ -53,7 +53,9 @@ def compute_metric(
         Extra arguments of ``update`` are passed on to it.
       alpha: the scaling factor, at least 0: a number, a schedule of the update count, or a traced scalar. At
         0 the metric is 1, whatever phi is (infinite and NaN included), and the update is that of the base
-        optimiser bit for bit. (Its derivative at 0 is still that of ``1 + alpha*phi``.)
+        optimiser bit for bit; only under ``jit``, and where a schedule or a traced scalar is 0, may the
+        compiler order the operations of an Adam behind it differently (last bit). The derivative at a traced
+        0 is still that of ``1 + alpha*phi``.
       role: which of the two readings.
 
     Returns:
@@ -113,7 +115,7 @@ def compute_metric(
             scale = jnp.asarray(current_alpha).astype(value.dtype)
             return Covector(
                 jnp.asarray(gradient),
-                1 + scale * _finite_where_unused(value, scale, current_alpha),
+                _one_plus(scale, value, current_alpha),
                 inverted=role == "inverse_metric",
                 path=path,
                 origin=Origin(phi=value, alpha=scale),
@@ -125,11 +127,13 @@ def compute_metric(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _finite_where_unused(value: jax.Array, scale: jax.Array, alpha: Any) -> jax.Array:
-    """Return phi with 0 for what is not finite, where alpha is 0: there 0 * inf must be 0, not NaN."""
-    if _tree.is_concrete_number(alpha) and alpha != 0:
-        return value
-    return jnp.where(jnp.logical_and(scale == 0, ~jnp.isfinite(value)), jnp.zeros_like(value), value)
+def _one_plus(scale: jax.Array, value: jax.Array, alpha: Any) -> jax.Array:
+    """Return ``1 + alpha * phi``; where alpha is 0 that is 1, also for a phi that is infinite or NaN."""
+    if _tree.is_concrete_number(alpha):
+        # A constant 1 lets the compiler drop the metric: a computed one makes it round Adam differently.
+        return jnp.ones_like(value) if alpha == 0 else 1 + scale * value
+    unused = jnp.logical_and(scale == 0, ~jnp.isfinite(value))
+    return 1 + scale * jnp.where(unused, jnp.zeros_like(value), value)
 
 
 def check_transformation(argument: str, value: Any) -> None:
