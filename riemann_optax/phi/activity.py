@@ -91,28 +91,31 @@ class AccumulatedActivityState(NamedTuple):
 
 
 def accumulated_activity(
-    power: float = 0.5, state_dtype: Any = None
+    power: float = 0.5, memory: float = 1.0, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Root of the sum of all squared gradients: a synapse stiffens with everything it went through.
 
     .. math::
-      s_t = s_{t-1} + |g_t|^2, \qquad \varphi_t = s_t^{\,p}
+      s_t = \gamma\,s_{t-1} + |g_t|^2, \qquad \varphi_t = s_t^{\,p}
 
     With ``power=0.5`` this is Adagrad as published, at rate ``lr / alpha`` with ``delta = 1 / alpha``.
     (``optax.adagrad`` differs: it starts from 0.1 and adds epsilon inside the root.)
 
-    ``phi >= 0``. State: 1 value per weight. No collective. The sum never shrinks; in float32 it stops
-    growing once it exceeds the squared gradients by 2**24.
+    ``phi >= 0``. State: 1 value per weight. No collective. Without a window the sum never shrinks; in float32
+    it stops growing once it exceeds the squared gradients by 2**24.
 
     Args:
       power: the exponent ``p`` of the sum, positive.
+      memory: ``gamma``, the share of the sum that survives an update, in [0, 1]. Default 1, the published sum;
+        below 1 the window is about ``1 / (1 - gamma)`` updates.
       state_dtype: of the sum; None means float32, or wider where the parameter is wider.
 
     Returns:
       A phi with state :class:`AccumulatedActivityState`.
 
     Raises:
-      ValueError: for a ``power`` that is not positive or a ``state_dtype`` that is not real floating point.
+      ValueError: for a ``power`` that is not positive, a concrete ``memory`` outside [0, 1] or a
+        ``state_dtype`` that is not real floating point.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -127,6 +130,7 @@ def accumulated_activity(
       Duchi, Hazan and Singer, `Adaptive Subgradient Methods for Online Learning and Stochastic Optimization
       <https://jmlr.org/papers/v12/duchi11a.html>`_, JMLR, 2011
     """
+    _tree.check_number("memory", memory, low=0.0, high=1.0)
     _tree.check_number("power", power, low=0.0, low_open=True)
     _state.check_state_dtype(state_dtype)
 
@@ -144,7 +148,8 @@ def accumulated_activity(
         def accumulate(gradient: jax.Array, total: jax.Array) -> jax.Array:
             square = _tree.squared_magnitude(gradient)
             # Saturate: an infinite sum would freeze its synapse for good.
-            return jnp.minimum(total.astype(square.dtype) + square, np.finfo(square.dtype).max)
+            kept = jnp.asarray(memory).astype(square.dtype) * total.astype(square.dtype)
+            return jnp.minimum(kept + square, np.finfo(square.dtype).max)
 
         total = jax.tree.map(accumulate, updates, state.sum_of_squares)
         values = jax.tree.map(lambda s: _tree.power(s, power), total)

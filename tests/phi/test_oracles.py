@@ -73,7 +73,8 @@ def test_activity_is_optax_rmsprop_at_every_alpha(alpha):
     )
 
 
-def test_accumulated_activity_replays_adagrad():
+@pytest.mark.parametrize("memory", [1.0, 0.98])
+def test_accumulated_activity_replays_adagrad(memory):
     """Duchi, Hazan and Singer, Figure 1: H = delta + diag(s), s the root of the sum of squares."""
     alpha, learning_rate = 4.0, 0.5
     delta, eta = 1 / alpha, learning_rate / alpha
@@ -81,10 +82,10 @@ def test_accumulated_activity_replays_adagrad():
     expected = [weights.copy()]
     for step in range(STEPS):
         g = noisy_gradient(weights, step)
-        total += g * g
+        total = memory * total + g * g
         weights = weights - eta * g / (delta + np.sqrt(total))
         expected.append(weights.copy())
-    actual = run(plain(ro.phi.accumulated_activity(), alpha, learning_rate), noisy_gradient)
+    actual = run(plain(ro.phi.accumulated_activity(memory=memory), alpha, learning_rate), noisy_gradient)
     np.testing.assert_allclose(actual, expected, rtol=RTOL)
 
 
