@@ -58,7 +58,6 @@ class Covector(metaclass=_CovectorType):
     """
 
     __slots__ = ("_inverted", "_path", "_values", "components", "origin")
-    __array_ufunc__ = None
     __hash__ = None  # type: ignore[assignment]
 
     components: jax.Array
@@ -156,9 +155,12 @@ class Covector(metaclass=_CovectorType):
         self._refuse()
 
     def __getattr__(self, name: str) -> NoReturn:
+        if name in Covector.__slots__:  # not set yet, as in a copy under way: the message needs them itself
+            raise AttributeError(name)
         self._refuse()
 
-    __array__ = __iter__ = __len__ = __getitem__ = __contains__ = _refuse
+    __array__ = __array_ufunc__ = __iter__ = __len__ = __contains__ = _refuse
+    __getitem__ = __setitem__ = __delitem__ = _refuse
     __bool__ = __float__ = __int__ = __index__ = __complex__ = _refuse
     __neg__ = __pos__ = __abs__ = __invert__ = __round__ = _refuse
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
