@@ -106,8 +106,8 @@ def accumulated_activity(
 
     Args:
       power: the exponent ``p`` of the sum, positive.
-      memory: ``gamma``, the share of the sum that survives an update, in [0, 1]. Default 1, the published sum;
-        below 1 the window is about ``1 / (1 - gamma)`` updates.
+      memory: ``gamma``, the share of the sum that survives an update, in [0, 1]. Default 1, the published
+        sum; below 1 the window is about ``1 / (1 - gamma)`` updates.
       state_dtype: of the sum; None means float32, or wider where the parameter is wider.
 
     Returns:
