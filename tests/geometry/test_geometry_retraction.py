@@ -258,6 +258,47 @@ def test_clipping_in_the_frame_bounds_the_metric_norm():
     np.testing.assert_allclose(tangent / whole, np.full(3, tangent[0] / whole[0]), rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        optax.trace(0.9, nesterov=True),
+        optax.scale_by_adam(),
+        optax.clip_by_global_norm(0.5),
+        optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam(), optax.add_decayed_weights(0.01)),
+    ],
+    ids=["momentum", "adam", "clip", "clipped adamw"],
+)
+def test_a_rule_in_the_frame_is_the_same_rule_in_the_chart(rule):
+    """A separable metric is flat: Riemannian Adam with geodesic steps is Adam in the coordinates that say so.
+
+    Decay inside the frame, too: of the weights themselves, which the chart's rule is therefore handed.
+    """
+    field, rate = ro.fields.Absolute(2.0), 0.1
+    riemannian = optax.chain(
+        ro.attach_field(field),
+        ro.in_orthonormal_frame(rule),
+        optax.scale_by_learning_rate(rate),
+        ro.retract(field, "geodesic"),
+    )
+    plain = optax.chain(rule, optax.scale_by_learning_rate(rate))
+    zero = jnp.zeros(3)
+
+    def weights_at(chart):
+        return field.geodesic_displacement(zero, chart)
+
+    w, x = jnp.asarray(START), field.arc_length(zero, jnp.asarray(START))
+    state, plain_state = riemannian.init(w), plain.init(x)
+    update, plain_update = jax.jit(riemannian.update), jax.jit(plain.update)
+    for _ in range(25):
+        updates, state = update(jax.grad(loss)(w), state, w)
+        # The gradient in the chart: dw/dx = 1/sqrt(E).
+        gradient = jax.grad(loss)(weights_at(x)) / jnp.sqrt(field(weights_at(x)))
+        steps, plain_state = plain_update(gradient, plain_state, weights_at(x))
+        w, x = optax.apply_updates(w, updates), optax.apply_updates(x, steps)
+    np.testing.assert_allclose(weights_at(x), w, rtol=1e-9)
+    assert np.linalg.norm(w - START) > 0.1
+
+
 def test_errors_name_the_argument_and_the_remedy():
     coupled = ro.fields.Coupled(lambda w: w)
     with pytest.raises(ValueError, match="kind must be one of 'euler'"):
