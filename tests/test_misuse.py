@@ -1,0 +1,367 @@
+"""A chain put together wrongly says what to do, in one line that names the argument or the leaf."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+HELP = (
+    "the metric is still attached: move this transformation before compute_metric "
+    "or after scale_by_inverse_metric"
+)
+PARAMS = {"bias": jnp.array([0.5, -1.0, 2.0]), "kernel": jnp.array([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]])}
+STAGE_1 = ro.compute_metric(ro.phi.activity())
+
+
+def shows_help(leaf="'kernel'"):
+    """The whole message, which names a leaf first; where JAX trims the traceback it adds a note."""
+    return pytest.raises(ro.MetricAttachedError, match=rf"^leaf \[{leaf}\]: {HELP}\.(\n|$)")
+
+
+def update(tx, **extra_args):
+    tx = optax.with_extra_args_support(tx)
+    return tx.update(PARAMS, tx.init(PARAMS), PARAMS, **extra_args)
+
+
+# Whatever Optax has that works on arrays. identity and snapshot look at nothing, and pass.
+BETWEEN = {
+    "adaptive_grad_clip": lambda: optax.adaptive_grad_clip(0.1),
+    "add_decayed_weights": lambda: optax.add_decayed_weights(0.1),
+    "add_noise": lambda: optax.add_noise(0.1, 0.5, 0),
+    "apply_every": lambda: optax.apply_every(2),
+    "apply_if_finite": lambda: optax.apply_if_finite(optax.sgd(0.1), 2),
+    "centralize": optax.centralize,
+    "clip": lambda: optax.clip(1.0),
+    "clip_by_block_rms": lambda: optax.clip_by_block_rms(1.0),
+    "clip_by_global_norm": lambda: optax.clip_by_global_norm(1.0),
+    "ema": lambda: optax.ema(0.9),
+    "freeze": lambda: optax.transforms.freeze({"kernel": True, "bias": False}),
+    "keep_params_nonnegative": optax.keep_params_nonnegative,
+    "masked": lambda: optax.masked(optax.clip(1.0), {"kernel": True, "bias": False}),
+    "mechanize": lambda: optax.contrib.mechanize(optax.sgd(0.1)),
+    "monitor": lambda: optax.monitor({"norm": optax.tree.norm}),
+    "multi_steps": lambda: optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(),
+    "muon": lambda: optax.contrib.muon(0.1),
+    "normalize_by_update_norm": optax.normalize_by_update_norm,
+    "reduce_on_plateau": optax.contrib.reduce_on_plateau,
+    "scale": lambda: optax.scale(0.1),
+    "scale_by_adadelta": optax.scale_by_adadelta,
+    "scale_by_adam": optax.scale_by_adam,
+    "scale_by_adamax": optax.scale_by_adamax,
+    "scale_by_adan": optax.scale_by_adan,
+    "scale_by_amsgrad": optax.scale_by_amsgrad,
+    "scale_by_belief": optax.scale_by_belief,
+    "scale_by_distance_over_gradients": optax.scale_by_distance_over_gradients,
+    "scale_by_factored_rms": optax.scale_by_factored_rms,
+    "scale_by_lbfgs": optax.scale_by_lbfgs,
+    "scale_by_learning_rate": lambda: optax.scale_by_learning_rate(0.1),
+    "scale_by_lion": optax.scale_by_lion,
+    "scale_by_novograd": optax.scale_by_novograd,
+    "scale_by_optimistic_gradient": optax.scale_by_optimistic_gradient,
+    "scale_by_param_block_norm": optax.scale_by_param_block_norm,
+    "scale_by_param_block_rms": optax.scale_by_param_block_rms,
+    "scale_by_polyak": optax.scale_by_polyak,
+    "scale_by_radam": optax.scale_by_radam,
+    "scale_by_rms": optax.scale_by_rms,
+    "scale_by_rprop": lambda: optax.scale_by_rprop(0.1),
+    "scale_by_rss": optax.scale_by_rss,
+    "scale_by_schedule": lambda: optax.scale_by_schedule(optax.constant_schedule(0.1)),
+    "scale_by_sign": optax.scale_by_sign,
+    "scale_by_sm3": optax.scale_by_sm3,
+    "scale_by_stddev": optax.scale_by_stddev,
+    "scale_by_trust_ratio": optax.scale_by_trust_ratio,
+    "scale_by_yogi": optax.scale_by_yogi,
+    "schedule_free": lambda: optax.contrib.schedule_free(optax.sgd(0.1), 0.1),
+    "set_to_zero": optax.set_to_zero,
+    "sgd": lambda: optax.sgd(0.1),
+    "skip_nonfinite": lambda: ro.skip_nonfinite(optax.sgd(0.1)),
+    "trace": lambda: optax.trace(0.9),
+    "trace:nesterov": lambda: optax.trace(0.9, nesterov=True),
+    "track_energy": ro.track_energy,
+    "zero_nans": optax.zero_nans,
+}
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jitted"])
+@pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
+def test_a_transformation_between_the_stages(between, jit):
+    tx = optax.chain(STAGE_1, between(), ro.scale_by_inverse_metric())
+    state = tx.init(PARAMS)
+
+    def call(gradients):
+        return tx.update(gradients, state, PARAMS, value=jnp.ones([]))
+
+    # Where Optax checks a leaf by itself it raises an error of its own, which prints the leaf.
+    with pytest.raises(ValueError, match=HELP) as caught:
+        (jax.jit(call) if jit else call)(PARAMS)
+    assert "leaf ['bias']" in str(caught.value) or "leaf ['kernel']" in str(caught.value)
+
+
+@pytest.mark.parametrize("stage_2", [ro.scale_by_inverse_metric(), ro.in_orthonormal_frame(optax.trace(0.9))])
+def test_the_same_transformation_on_either_side(stage_2):
+    for tx in (
+        optax.chain(optax.clip(1.0), STAGE_1, stage_2),
+        optax.chain(STAGE_1, stage_2, optax.clip(1.0)),
+    ):
+        updates, _ = update(tx)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates))
+
+
+def test_identity_and_snapshot_touch_nothing():
+    plain, _ = update(optax.chain(STAGE_1, ro.scale_by_inverse_metric()))
+    looked = optax.chain(STAGE_1, optax.identity(), optax.snapshot("seen", len), ro.scale_by_inverse_metric())
+    updates, state = update(looked)
+    np.testing.assert_array_equal(updates["kernel"], plain["kernel"])
+    assert optax.tree.get(state, "seen") == len(PARAMS)
+
+
+def test_stage_2_forgotten():
+    updates, _ = update(optax.chain(STAGE_1))
+    with shows_help("'bias'"):
+        optax.apply_updates(PARAMS, updates)
+    with shows_help("'bias'"):
+        optax.tree.norm(updates)
+    with shows_help("'bias'"):
+        optax.tree.scale(0.1, updates)
+    with shows_help("'bias'"):
+        jax.tree.map(jnp.add, PARAMS, updates)
+
+
+WRAPPERS = {
+    "multi_steps": lambda: optax.MultiSteps(STAGE_1, 2).gradient_transformation(),
+    "apply_if_finite": lambda: optax.apply_if_finite(STAGE_1, 2),
+    "skip_nonfinite": lambda: ro.skip_nonfinite(STAGE_1),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jitted"])
+@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapper_around_stage_1_alone(wrapper, jit):
+    tx = wrapper()
+    call = jax.jit(tx.update) if jit else tx.update
+    state = tx.init(PARAMS)
+    with shows_help("'bias'"):
+        call(PARAMS, state, PARAMS)
+
+
+@pytest.mark.parametrize("wrap", [optax.apply_if_finite, lambda tx, _: ro.skip_nonfinite(tx)])
+def test_the_guards_around_both_stages(wrap):
+    pair = optax.chain(STAGE_1, ro.scale_by_inverse_metric())
+    np.testing.assert_allclose(update(wrap(pair, 2))[0]["kernel"], update(pair)[0]["kernel"])
+
+
+def test_second_stage_1():
+    message = r"compute_metric was given a gradient that carries a metric already .*'bias'.*multiply_metric"
+    with pytest.raises(ro.MetricAttachedError, match=message):
+        update(optax.chain(STAGE_1, STAGE_1, ro.scale_by_inverse_metric()))
+
+
+NEEDS_A_METRIC = {
+    "scale_by_inverse_metric": ro.scale_by_inverse_metric(),
+    "in_orthonormal_frame": ro.in_orthonormal_frame(optax.identity()),
+    "on_metric": ro.on_metric(optax.ema(0.9)),
+    "on_gradient": ro.on_gradient(optax.ema(0.9)),
+    "multiply_metric": ro.multiply_metric(abs),
+    "conformal": ro.conformal(),
+    "normalize_metric": ro.normalize_metric(),
+    "clip_metric": ro.clip_metric(high=2.0),
+    "record_metric": ro.record_metric(),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS_A_METRIC)
+def test_no_metric_at_all(name):
+    message = (
+        f"^{name}: no leaf carries a metric, so the step would silently be Euclidean: put compute_metric"
+    )
+    with pytest.raises(ValueError, match=message):
+        update(NEEDS_A_METRIC[name])
+
+
+def test_stage_2_twice():
+    with pytest.raises(ValueError, match=r"^scale_by_inverse_metric: no leaf carries a metric"):
+        update(optax.chain(STAGE_1, ro.scale_by_inverse_metric(), ro.scale_by_inverse_metric()))
+
+
+def test_split_without_a_metric():
+    with pytest.raises(ValueError, match=r"^split: no leaf carries a metric"):
+        ro.split(PARAMS)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [ro.normalize_metric(), ro.clip_metric(low=0.5), ro.multiply_metric(abs), ro.on_metric(optax.scale(2.0))],
+)
+def test_conformal_after_another_edit(edit):
+    with pytest.raises(
+        ValueError, match=r"^conformal must directly follow compute_metric: the metric has been"
+    ):
+        update(optax.chain(STAGE_1, edit, ro.conformal(), ro.scale_by_inverse_metric()))
+
+
+def phi_of(function):
+    return optax.stateless(lambda updates, params: function(updates))
+
+
+WRONG_PHIS = {
+    "a leaf too few": (
+        lambda g: {"kernel": abs(g["kernel"])},
+        r"the result of phi lacks leaf \['bias'\] of the gradients: phi must return one value per weight",
+    ),
+    "a leaf too many": (
+        lambda g: {**g, "extra": g["bias"]},
+        r"the result of phi has leaf \['extra'\], which the gradients lacks?: phi must return",
+    ),
+    "a scalar per leaf": (
+        lambda g: jax.tree.map(jnp.sum, g),
+        r"the result of phi has shape \(\) where leaf \['bias'\] of the gradients has shape \(3,\): phi must",
+    ),
+    "the wrong shape": (
+        lambda g: {"bias": g["bias"], "kernel": g["kernel"].T},
+        r"the result of phi has shape \(3, 2\) where leaf \['kernel'\] of the gradients has shape \(2, 3\)",
+    ),
+    "integers": (
+        lambda g: jax.tree.map(lambda x: x.astype(jnp.int32), g),
+        r"the result of phi has dtype int32 at leaf \['bias'\]: phi must be real and floating point",
+    ),
+    "complex numbers": (
+        lambda g: jax.tree.map(lambda x: x.astype(jnp.complex64), g),
+        r"the result of phi has dtype complex64 at leaf \['bias'\]: phi must be real and floating point",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PHIS)
+def test_wrong_result_of_phi(case):
+    function, message = WRONG_PHIS[case]
+    with pytest.raises(ValueError, match=f"^{message}"):
+        update(optax.chain(ro.compute_metric(phi_of(function)), ro.scale_by_inverse_metric()))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        update(optax.chain(STAGE_1, ro.multiply_metric(phi_of(function)), ro.scale_by_inverse_metric()))
+
+
+@pytest.mark.parametrize("leaf", [jnp.arange(3), jnp.array([True, False]), np.zeros(2, jax.dtypes.float0)])
+def test_a_leaf_without_a_gradient(leaf):
+    tree = {"weights": jnp.ones(2), "steps": leaf}
+    message = (
+        rf"leaf \['steps'\] has dtype {re.escape(str(leaf.dtype))}, and a metric is defined on .*optax.masked"
+    )
+    with pytest.raises(TypeError, match=f"params: {message}"):
+        STAGE_1.init(tree)
+    state = STAGE_1.init({**tree, "steps": jnp.ones(2)})
+    with pytest.raises(TypeError, match=f"gradients: {message}"):
+        STAGE_1.update(tree, state, tree)
+    masked = optax.masked(ro.riemannian_sgd(0.1), {"weights": True, "steps": False})
+    updates, _ = masked.update(tree, masked.init(tree), tree)
+    assert updates["steps"] is leaf
+
+
+@pytest.mark.parametrize("alpha", [-1, -1e-9, np.float32(-2.0), np.inf, np.nan], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [lambda a: ro.compute_metric(ro.phi.activity(), a), lambda a: ro.riemannian_sgd(0.1, alpha=a)],
+    ids=["compute_metric", "riemannian_sgd"],
+)
+def test_alpha_out_of_range(make, alpha):
+    with pytest.raises(ValueError, match=r"^alpha must be a finite number in \[0, inf\), got"):
+        make(alpha)
+
+
+@pytest.mark.parametrize("role", ["inverse", "Metric", "", None])
+def test_unknown_role(role):
+    with pytest.raises(ValueError, match=r"^role must be one of 'metric', 'inverse_metric', got"):
+        ro.compute_metric(ro.phi.activity(), role=role)
+
+
+@pytest.mark.parametrize(
+    "make", [ro.conformal, ro.normalize_metric, lambda g: ro.phi.unit_mean(ro.phi.activity(), g)]
+)
+def test_unknown_group(make):
+    with pytest.raises(ValueError, match=r"^over must be one of 'leaf', 'neuron', 'tree', got 'layer'"):
+        make("layer")
+
+
+@pytest.mark.parametrize(
+    ("argument", "make"),
+    [
+        ("phi", ro.compute_metric),
+        ("phi", lambda phi: ro.riemannian_sgd(0.1, phi=phi)),
+        ("phi", lambda phi: ro.riemannian_adamw(0.1, phi=phi)),
+        ("tx", ro.on_metric),
+        ("tx", ro.on_gradient),
+        ("tx", ro.skip_nonfinite),
+        ("inner", ro.in_orthonormal_frame),
+        ("default", ro.partition_by_kind),
+        ("bias", lambda tx: ro.partition_by_kind(optax.sgd(0.1), bias=tx)),
+        ("phi number 0", lambda phi: ro.phi.weighted_sum([phi])),
+        ("phi number 1", lambda phi: ro.phi.product(ro.phi.activity(), phi)),
+    ],
+)
+def test_a_maker_that_was_not_called(argument, make):
+    """``ro.phi.activity`` without its parentheses."""
+    with pytest.raises(
+        TypeError, match=rf"^{argument} must be an optax.GradientTransformation.*function activity"
+    ):
+        make(ro.phi.activity)
+
+
+NEEDS_PARAMS = {
+    "secant_curvature": ro.phi.secant_curvature(),
+    "hutchinson_curvature": ro.phi.hutchinson_curvature(),
+    "modification_energy": ro.phi.modification_energy(),
+    "maintenance_energy": ro.phi.maintenance_energy(),
+    "from_weights": ro.phi.from_weights(abs),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS_PARAMS)
+def test_missing_params(name):
+    """Optax's own sentence, with the name of who needs them."""
+    with pytest.raises(ValueError, match="params") as optax_error:
+        optax.add_decayed_weights(1.0).update(PARAMS, optax.EmptyState(), None)
+    tx = ro.riemannian_sgd(0.1, phi=NEEDS_PARAMS[name])
+    with pytest.raises(ValueError, match=f"^{name}: ") as error:
+        tx.update(PARAMS, tx.init(PARAMS))
+    assert str(error.value).endswith(str(optax_error.value))
+
+
+def test_missing_params_of_track_energy():
+    with pytest.raises(ValueError, match=r"^track_energy: "):
+        ro.track_energy().update(PARAMS, ro.track_energy().init(PARAMS))
+
+
+def test_missing_obj_fn():
+    tx = ro.riemannian_sgd(0.1, phi=ro.phi.hutchinson_curvature())
+    message = r"^hutchinson_curvature needs the extra argument obj_fn: call tx.update\(gradients, state"
+    with pytest.raises(ValueError, match=message):
+        update(tx)
+    updates, _ = update(tx, obj_fn=lambda params: optax.tree.norm(params, squared=True))
+    np.testing.assert_allclose(updates["kernel"], -0.1 * PARAMS["kernel"] / 3, rtol=1e-6)  # E = 1 + 2
+
+
+def test_from_weights_with_a_transformation():
+    with pytest.raises(TypeError, match=r"^function must map a weight array to phi values"):
+        ro.phi.from_weights(ro.phi.activity())
+
+
+def test_phis_without_a_list():
+    with pytest.raises(TypeError, match=r"^phis must be a sequence of phis: put this one in a list"):
+        ro.phi.weighted_sum(ro.phi.activity())
+
+
+def test_unknown_kind_of_parameter():
+    with pytest.raises(
+        ValueError, match=r"^kernel is no kind of parameter: use one of matrix, embedding, bias"
+    ):
+        ro.partition_by_kind(optax.sgd(0.1), kernel=optax.sgd(0.1))
+
+
+def test_metric_at_without_a_metric():
+    tx = optax.sgd(0.1)
+    with pytest.raises(ValueError, match=r"^metric_at: this update of tx applied no metric"):
+        ro.metric_at(tx, PARAMS, tx.init(PARAMS), PARAMS)
