@@ -31,7 +31,8 @@ class Display:
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self._console = console
-        self._quiet = quiet
+        self._bar_shown = console.is_terminal and not quiet
+        self._lines_shown = not console.is_terminal and not quiet
         self._task: TaskID | None = None
         self._label, self._steps, self._shown = "", 0, 0
         self._progress = Progress(
@@ -41,17 +42,18 @@ class Display:
             TextColumn("{task.fields[scores]}"),
             console=console,
             expand=True,
-            disable=quiet or not console.is_terminal,
         )
 
     def __enter__(self) -> Self:
         """Start the bar."""
-        self._progress.start()
+        if self._bar_shown:
+            self._progress.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Stop the bar and leave it on the screen."""
-        self._progress.stop()
+        if self._bar_shown:
+            self._progress.stop()
 
     def begin(self, label: str, steps: int) -> None:
         """Announce a run of so many steps."""
@@ -63,7 +65,7 @@ class Display:
         if self._task is not None:
             self._progress.update(self._task, completed=run.step, scores=describe(run))
         tenth = 10 * run.step // self._steps
-        if not self._quiet and not self._console.is_terminal and tenth > self._shown:
+        if self._lines_shown and tenth > self._shown:
             self._shown = tenth
             line = f"{self._label}  step {run.step}/{self._steps}  {describe(run)}"
             self._console.print(line, soft_wrap=True, highlight=False)

@@ -10,6 +10,7 @@ warm-up over 5% of the steps, then cosine decay). The held-out part is scored on
 
 import argparse
 import contextlib
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,10 @@ from riemann_optax.examples.tensorboard import Log
 
 _RECORD, _CHECKPOINTS, _TENSORBOARD = "record.json", "checkpoints", "tensorboard"
 _PICTURES = ("curves.png", "metric.png")
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user has stopped a run; the message says how to continue it."""
 
 
 class Contestant(NamedTuple):
@@ -158,10 +163,15 @@ def train_all(arguments: argparse.Namespace, console: Console) -> report.Record:
     report.write_record(record, path)
     problem = Problem(model, dataset)
     with Display(console, quiet=arguments.quiet) as display:
-        runs = {
-            name: train_one(name, contestant, problem, arguments, display)
-            for name, contestant in contestants.items()
-        }
+        try:
+            runs = {
+                name: train_one(name, contestant, problem, arguments, display)
+                for name, contestant in contestants.items()
+            }
+        except KeyboardInterrupt as error:
+            raise Interrupted(
+                f"add --resume --out {arguments.out} to go on from the last checkpoint"
+            ) from error
     results: dict[str, Any] = {}
     for name, run in runs.items():
         heldout = problem.evaluate("heldout", evaluation_parameters(run.training))
@@ -183,21 +193,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = command_line.parse(argv)
         record = train_all(arguments, console)
+        report.print_table(record, console)
+        files = ", ".join((*_PICTURES, _RECORD))
+        console.print(f"written to {arguments.out}: {files}", soft_wrap=True, highlight=False)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Who read the output has gone, as `| head` does: be quiet, also when Python flushes it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         print(f"error: the run stopped, for a file could not be written: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(
-            "interrupted: add --resume and the same --out to go on from the last checkpoint", file=sys.stderr
-        )
+    except KeyboardInterrupt as interruption:
+        print(f"interrupted: {interruption}".rstrip(": "), file=sys.stderr)
         return 130
-    report.print_table(record, console)
-    console.print(
-        f"written to {arguments.out}: {', '.join((*_PICTURES, _RECORD))}", soft_wrap=True, highlight=False
-    )
     return 0
 
 
