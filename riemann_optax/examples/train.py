@@ -55,9 +55,7 @@ def build_contestants(arguments: argparse.Namespace) -> dict[str, Contestant]:
     if arguments.baseline != "none":
         rate = arguments.baseline_learning_rate
         schedule = warmup_cosine(rate, arguments.steps)
-        options = dict(arguments.baseline_option)
-        if arguments.baseline == "adamw":
-            options.setdefault("weight_decay", arguments.weight_decay)
+        options = command_line.baseline_options(arguments)
         baseline = build_baseline(arguments.baseline, schedule, options)
         contestants["baseline"] = Contestant(arguments.baseline, rate, schedule, baseline)
     return contestants

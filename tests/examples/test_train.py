@@ -297,6 +297,24 @@ def test_steps_to_target_is_the_first_validation_at_or_below_it(tmp_path, capsys
     assert re.search(rf"steps to validation loss 2 +\S +{reached} ", table)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ([], {"weight_decay": 1e-4}),
+        (["--baseline", "sgd", "--momentum", "0.8"], {"momentum": 0.8, "nesterov": True}),
+        (["--baseline", "sgd", "--momentum", "0"], {}),
+        (
+            ["--baseline-option", "b2=0.95", "--baseline-option", "weight_decay=0"],
+            {"b2": 0.95, "weight_decay": 0},
+        ),
+        (["--baseline", "sgd", "--baseline-option", "nesterov=false"], {"momentum": 0.9, "nesterov": False}),
+        (["--baseline", "lion", "--baseline-learning-rate", "0.1"], {}),
+    ],
+)
+def test_the_baseline_shares_what_it_can_with_the_metric_unless_told_otherwise(arguments, options):
+    assert command_line.baseline_options(command_line.parse([*SMALL, *arguments])) == options
+
+
 def test_the_list_of_phis_needs_nothing_else(capsys):
     with pytest.raises(SystemExit) as caught:
         train.main(["--phi", "help"])
