@@ -108,10 +108,9 @@ def main(arguments: list[str]) -> int:
     with jax.enable_x64(True):
         for (kind, rate), path in draw(options.out / "geometry.png").items():
             signs = int(np.sum(np.diff(np.sign(path), axis=0) != 0))
-            end = np.array2string(path[-1], precision=4)
             print(
-                f"rate {rate:g}, {STYLES[kind][0]}: {signs} changes of sign, loss {float(loss(path[-1])):.2e} "
-                f"at {end} after {len(path) - 1} steps"
+                f"rate {rate:g}, {STYLES[kind][0]}: {signs} changes of sign, after {len(path) - 1} steps "
+                f"at {np.array2string(path[-1], precision=4)} with loss {float(loss(path[-1])):.2e}"
             )
     print(f"Written: {options.out / 'geometry.png'}")
     return 0
