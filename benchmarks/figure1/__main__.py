@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.figure1.methods import METHODS, Method
+from benchmarks.figure1.near_minimum import NOTE, outlooks, spectrum_table
 from benchmarks.figure1.picture import draw
 from benchmarks.figure1.report import CLAIM, LEGEND, claim_holds, sentences, surface_table, write_record
 from benchmarks.figure1.rows import make_rows
@@ -59,6 +60,7 @@ def main(arguments: list[str]) -> None:
         progress.update(task, description="fresh starts and picture")
         rows = make_rows(surfaces, results, grid, runners)
         draw(options.out / "figure1.png", surfaces, rows, runners)
+        near_minimum = outlooks(surfaces, rows)
     seconds = time.perf_counter() - began
     command = ["python", "-m", "benchmarks.figure1", *arguments]
     write_record(options.out / "figure1.json", command, surfaces, grid, rows, seconds)
@@ -71,7 +73,10 @@ def main(arguments: list[str]) -> None:
         console.print(surface_table(f"{name} (kappa {surface.kappa:g}{turned})", own))
     verdict = f"{CLAIM}: {'holds' if claim_holds(rows) else 'DOES NOT HOLD'}."
     written = f"{seconds:.0f} s. Written: figure1.json and figure1.png in {options.out}"
-    console.print(LEGEND)
+    console.print(LEGEND, end="\n\n")
+    for name, outlook in near_minimum.items():
+        console.print(spectrum_table(name, outlook))
+    console.print(NOTE)
     for paragraph in (*sentences(rows), verdict, written):
         console.print("\n" + textwrap.fill(paragraph, 110))
 

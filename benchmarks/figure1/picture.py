@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.figure1.methods import Method
+from benchmarks.figure1.near_minimum import FLOW_LABELS, FLOW_STYLES, flow_lines
 from benchmarks.figure1.rows import Row
 from benchmarks.figure1.search import Runner
 from benchmarks.figure1.surfaces import Surface
@@ -30,6 +31,7 @@ STYLES: dict[Key, dict[str, Any]] = {
     ("secant curvature", "metric"): {"color": "black", "marker": "o", "linewidth": 2.2, "markersize": 5.5},
 }
 POINTS_PER_STEP = 20
+FLOW_ALPHA = 10.0
 LANDMARK = {"color": "white", "markeredgecolor": "black", "markersize": 10, "zorder": 20}
 
 
@@ -77,10 +79,12 @@ def draw_valley(axes: Any, surface: Surface, paths: Paths) -> None:
     axes.set_box_aspect((1.5, 1.1, 0.8))
 
 
-def draw_map(axes: Axes, surface: Surface, paths: Paths) -> None:
-    """Draw the paths over level lines, both weights on one scale so that straight looks straight."""
+def draw_map(axes: Axes, surface: Surface, paths: Paths, flows: dict[str, np.ndarray]) -> None:
+    """Draw flows and paths over level lines, both weights on one scale so that straight looks straight."""
     first, second, losses = window(surface)
     axes.contour(first, second, losses, levels=level_lines(surface), colors="0.8", linewidths=0.7)
+    for name, line in flows.items():
+        axes.plot(*line.T, zorder=4, **FLOW_STYLES[name])
     for order, (key, path) in enumerate(paths.items()):
         axes.plot(*path.T, zorder=5 + order, **STYLES[key])
     axes.plot(*surface.start, marker="D", **LANDMARK)
@@ -105,16 +109,19 @@ def draw(file: Path, surfaces: dict[str, Surface], rows: list[Row], runners: dic
                 figure.add_subplot(grid[:, 0], projection="3d", computed_zorder=False), surface, paths
             )
         axes = figure.add_subplot(grid[index, 1])
-        draw_map(axes, surface, paths)
+        flows = flow_lines(surface, FLOW_ALPHA)
+        draw_map(axes, surface, paths, {key: np.asarray(line) for key, line in flows.items()})
         steps = ", ".join(f"{LABELS[key]} {len(path) - 1}" for key, path in paths.items())
         axes.set_title(f"{name}. Steps: {steps}", fontsize=10.5)
     axes.set_xlabel("weight 1")
     handles = [Line2D([], [], label=label, **STYLES[key]) for key, label in LABELS.items()]
+    handles += [Line2D([], [], label=label, **FLOW_STYLES[key]) for key, label in FLOW_LABELS.items()]
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=12, frameon=False)
     figure.suptitle(
         "From one start to the first arrival at 1e-8 of its loss, "
         "each at its best constant rate and beta or alpha.\n"
-        "The metric: E = 1 + alpha * (secant curvature), no momentum, its first step a probe.",
+        "The metric: E = 1 + alpha * (secant curvature), no momentum, its first step a probe. "
+        f"Eq. 2's flow: E = 1 + {FLOW_ALPHA:g} |H_ii(w)|.",
         fontsize=12,
     )
     figure.savefig(file, dpi=110)
