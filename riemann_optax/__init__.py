@@ -82,3 +82,10 @@ __all__ = [
     "split",
     "track_energy",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import ``flow`` when it is asked for: it alone needs diffrax."""
+    if name == "flow":
+        return importlib.import_module("riemann_optax.flow")
+    raise AttributeError(f"module 'riemann_optax' has no attribute {name!r}")

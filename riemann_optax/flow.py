@@ -1,7 +1,7 @@
 """The gradient flow itself, as an ordinary differential equation: the curve that small steps approach.
 
 Needs diffrax: ``pip install 'riemann-optax[flow]'``. Nothing else in the package does, so ``riemann_optax``
-does not import this module: ``from riemann_optax import flow``.
+imports this module only when ``riemann_optax.flow`` is asked for.
 """
 
 from collections.abc import Callable
@@ -74,18 +74,17 @@ def gradient_flow(
 
     Examples:
       >>> import jax, jax.numpy as jnp, riemann_optax as ro
-      >>> from riemann_optax import flow
       >>> loss = lambda w: jnp.sum(w)
       >>> w = jnp.array([4.0])
-      >>> print(flow.gradient_flow(loss, w, None, 1.0).ys[-1])  # Eq. 1: at constant speed
+      >>> print(ro.flow.gradient_flow(loss, w, None, 1.0).ys[-1])  # Eq. 1: at constant speed
       [3.]
       >>> field = ro.fields.Multiplicative()
-      >>> solution = flow.gradient_flow(loss, w, field, jnp.array([0.5, 1.0]))  # Eq. 2: w' = -w
+      >>> solution = ro.flow.gradient_flow(loss, w, field, jnp.array([0.5, 1.0]))  # Eq. 2: w' = -w
       >>> print(solution.ys[-1])  # 4 / e
       [1.4715]
       >>> print(solution.evaluate(jnp.log(2.0)))
       [2.]
-      >>> print(flow.gradient_flow(loss, w, field, 9.0, stop_loss=1.0).ts[-1])  # log 4
+      >>> print(ro.flow.gradient_flow(loss, w, field, 9.0, stop_loss=1.0).ts[-1])  # log 4
       1.3863
 
     References:
