@@ -1,5 +1,7 @@
 """Riemannian metrics for Optax: per-parameter learning rates you can choose, see and trust."""
 
+import importlib
+
 from riemann_optax import anchor, fields, geometry, phi, sharding
 from riemann_optax.boundary import ConsolidatingState, consolidate
 from riemann_optax.competition import competitive_plasticity
