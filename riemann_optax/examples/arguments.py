@@ -42,7 +42,7 @@ class Defaults(NamedTuple):
 DEFAULTS = {
     ("digits", "mlp"): Defaults(600, 32, 10, 3e-4, 3e-3, 1e-1, 0.1),
     ("digits", "convnet"): Defaults(600, 32, 10, 3e-4, 1e-2, 3e-2, 0.035),
-    ("text", "transformer"): Defaults(600, 32, 50, 1e-3, 1e-2, 1e-1, None),
+    ("text", "transformer"): Defaults(600, 32, 50, 1e-3, 1e-2, 1e-1, 2.3),
 }
 # Data sets that have not been tuned on.
 _OTHER_IMAGES = Defaults(2000, 64, 100, 3e-4, 3e-3, 0.03, None)
