@@ -11,7 +11,8 @@ from riemann_optax.examples import hub
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.loop import CHUNK
 from riemann_optax.examples.models import MODELS
-from riemann_optax.examples.optimizers import PHIS, MetricOptions
+from riemann_optax.examples.optimizers import MetricOptions
+from riemann_optax.examples.phis import PHIS
 
 
 class Defaults(NamedTuple):
@@ -137,7 +138,11 @@ def build_parser() -> argparse.ArgumentParser:
     metric.add_argument(
         "--phi", action=_ListPhis, default="activity", metavar="NAME", help="'help' lists them"
     )
-    metric.add_argument("--alpha", type=number(0), help="E = 1 + alpha * phi; default 100 or 1")
+    metric.add_argument(
+        "--alpha",
+        type=number(0),
+        help="E = 1 + alpha * phi; default 100 for the recommended metric, else the phi's",
+    )
     metric.add_argument("--role", default="metric", choices=("metric", "inverse_metric"))
     metric.add_argument(
         "--conformal",
@@ -206,7 +211,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     adam_like = arguments.optimizer == "riemannian_adamw"
     as_recommended = (arguments.phi, arguments.role) == ("activity", "metric") and not adam_like
     if arguments.alpha is None:
-        arguments.alpha = recommended.alpha if as_recommended else 1.0
+        arguments.alpha = recommended.alpha if as_recommended else PHIS[arguments.phi].alpha
     if arguments.conformal is None:
         arguments.conformal = recommended.conformal if as_recommended else "none"
     if arguments.learning_rate is None:

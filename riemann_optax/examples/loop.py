@@ -7,7 +7,7 @@ that, the seed and the step. A run restored from a checkpoint therefore continue
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -106,6 +106,26 @@ class Problem:
         return {"loss": float(loss), "accuracy": float(accuracy)}
 
 
+class Step(NamedTuple):
+    """A step before its update, from which a :data:`Supply` makes what the gradient does not tell.
+
+    Attributes:
+        problem: model and data.
+        training: weights and optimiser state before the step.
+        inputs: those of the batch, as :meth:`riemann_optax.examples.data.Dataset.take` gives them.
+        targets: likewise.
+    """
+
+    problem: Problem
+    training: Training
+    inputs: jax.Array
+    targets: jax.Array
+
+
+# Makes the extra arguments of a phi by name; with ``grad`` among them, that replaces the gradient.
+Supply = Callable[[Step], dict[str, Any]]
+
+
 def evaluation_parameters(training: Training) -> Parameters:
     """Return the weights to score: the average of a schedule-free optimiser, else the weights themselves."""
     state = optax.tree.get(training.optimizer_state, "ScheduleFreeState", None)
@@ -121,11 +141,13 @@ def train_steps(
     training: Training,
     part: dict[str, jax.Array],
     indices: jax.Array,
+    supply: Supply | None = None,
 ) -> tuple[Training, tuple[jax.Array, jax.Array]]:
     """Take one step for each row of ``indices``, ``i32[steps, batch]``; to be compiled by the caller.
 
     Beside the gradient, the optimiser gets what any Optax optimiser may ask for by name: the batch's loss
-    as a function of the weights (``obj_fn`` and ``value_fn``), its ``value`` and its ``grad``.
+    as a function of the weights (``obj_fn`` and ``value_fn``), its ``value`` and its ``grad``; and what
+    ``supply`` makes of the step.
 
     Returns:
         The new state and, for each step, the batch's loss and accuracy before it, ``f32[steps]``.
@@ -142,15 +164,10 @@ def train_steps(
 
         parameters, state = training
         (loss, accuracy), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
-        updates, state = transformation.update(
-            gradients,
-            state,
-            parameters,
-            value=loss,
-            grad=gradients,
-            value_fn=loss_only,
-            obj_fn=loss_only,
-        )
+        named = {"value": loss, "grad": gradients, "value_fn": loss_only, "obj_fn": loss_only}
+        if supply is not None:
+            named |= supply(Step(problem, training, *problem.dataset.take(part, batch)))
+        updates, state = transformation.update(named["grad"], state, parameters, **named)
         return Training(optax.apply_updates(parameters, updates), state), (loss, accuracy)
 
     return jax.lax.scan(step, training, indices)
@@ -207,6 +224,7 @@ def train(
     batch_size: int,
     seed: int,
     evaluate_every: int,
+    supply: Supply | None = None,
 ) -> Iterator[Run]:
     """Train from where ``run`` stands to ``steps`` steps, yielding it after every compiled call.
 
@@ -219,6 +237,7 @@ def train(
         batch_size: examples in a batch.
         seed: the seed of the order of examples.
         evaluate_every: steps between two validations, a multiple of :data:`CHUNK`.
+        supply: makes the extra arguments that the optimiser's phi needs, if any.
 
     Yields:
         ``run``, after its weights and its history have moved on.
@@ -228,7 +247,7 @@ def train(
     metric_every = CHUNK * max(1, steps // (200 * CHUNK))
 
     # The data is an argument: as a constant it would be compiled into the program.
-    chunk = jax.jit(functools.partial(train_steps, problem, transformation), donate_argnums=0)
+    chunk = jax.jit(functools.partial(train_steps, problem, transformation, supply=supply), donate_argnums=0)
 
     if not run.history["validation"]:
         _validate(run, problem)

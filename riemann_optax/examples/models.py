@@ -41,10 +41,25 @@ class MLP(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Map images ``[batch, height, width, channels]`` to logits ``[batch, num_classes]``."""
-        activations = images.reshape(images.shape[0], -1)
+        return self._activities(images)[-1]
+
+    def _activities(self, images: jax.Array) -> list[jax.Array]:
+        activities = [images.reshape(images.shape[0], -1)]
         for layer in self.hidden:
-            activations = nnx.relu(layer(activations))
-        return self.head(activations)
+            activities.append(nnx.relu(layer(activities[-1])))
+        return [*activities, self.head(activities[-1])]
+
+    def layer_inputs(self, images: jax.Array) -> dict[str, Any]:
+        """Return what each layer receives, ``[batch, fan_in]``, by its name."""
+        return self._by_layer(self._activities(images)[:-1])
+
+    def layer_activities(self, images: jax.Array) -> dict[str, Any]:
+        """Return what the neurons of each layer send on, ``[batch, neurons]``, by its name."""
+        return self._by_layer(self._activities(images)[1:])
+
+    @staticmethod
+    def _by_layer(signals: list[jax.Array]) -> dict[str, Any]:
+        return {"hidden": dict(enumerate(signals[:-1])), "head": signals[-1]}
 
 
 def _halve(images: jax.Array) -> jax.Array:
@@ -81,12 +96,23 @@ class ConvNet(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Map images ``[batch, height, width, channels]`` to logits ``[batch, num_classes]``."""
-        activations = images
+        return self._activities(images)[-1]
+
+    def _activities(self, images: jax.Array) -> list[jax.Array]:
+        activities, received = [], images
         for depth, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            activations = nnx.relu(norm(convolution(activations)))
-            if depth in (0, 2):
-                activations = _halve(activations)
-        return self.head(activations.reshape(images.shape[0], -1))
+            activities.append(nnx.relu(norm(convolution(received))))
+            received = _halve(activities[-1]) if depth in (0, 2) else activities[-1]
+        return [*activities, self.head(received.reshape(images.shape[0], -1))]
+
+    def layer_activities(self, images: jax.Array) -> dict[str, Any]:
+        """Return what the neurons of each layer send on, ``[batch, ..., neurons]``, by its name.
+
+        A convolution and the normalisation behind it are one layer of neurons.
+        """
+        *hidden, logits = self._activities(images)
+        by_depth = dict(enumerate(hidden))
+        return {"convolutions": by_depth, "norms": by_depth, "head": logits}
 
 
 class Block(nnx.Module):
@@ -165,6 +191,15 @@ class Model(NamedTuple):
         logits: jax.Array = nnx.merge(self.graph, parameters)(inputs)
         return logits
 
+    def observes(self, signal: str) -> bool:
+        """Return whether the model can :meth:`observe` a signal."""
+        return hasattr(nnx.merge(self.graph, self.parameters), signal)
+
+    def observe(self, signal: str, parameters: Parameters, inputs: jax.Array) -> dict[str, Any]:
+        """Return the ``"layer_inputs"`` or ``"layer_activities"``, by the names in the parameters."""
+        signals: dict[str, Any] = getattr(nnx.merge(self.graph, parameters), signal)(inputs)
+        return signals
+
 
 def functional(module: nnx.Module) -> Model:
     """Split a module that holds parameters and nothing else (no dropout, no running statistics)."""
@@ -172,7 +207,18 @@ def functional(module: nnx.Module) -> Model:
     return Model(graph, nnx.to_pure_dict(parameters))
 
 
-MODELS = ("mlp", "convnet", "transformer")
+_MODULES: dict[str, type[nnx.Module]] = {"mlp": MLP, "convnet": ConvNet, "transformer": Transformer}
+MODELS = tuple(_MODULES)
+
+
+def models_with(signal: str) -> list[str]:
+    """Return the names of the models that can :meth:`Model.observe` a signal.
+
+    Example:
+        >>> models_with("layer_activities")
+        ['mlp', 'convnet']
+    """
+    return [name for name, module in _MODULES.items() if hasattr(module, signal)]
 
 
 def build(name: str, dataset: Dataset, seed: int) -> Model:

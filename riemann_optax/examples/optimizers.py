@@ -2,8 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,38 +11,7 @@ import optax
 
 import riemann_optax as ro
 from riemann_optax.examples.errors import InputError
-
-
-class Phi(NamedTuple):
-    """An entry of :data:`PHIS`: how to make a phi, and one line for ``--phi help``."""
-
-    factory: Callable[[], optax.GradientTransformationExtraArgs]
-    summary: str
-
-
-def plasticity_and_energy() -> optax.GradientTransformationExtraArgs:
-    """Return the paper's own reading of phi: activity plus maintenance energy, each with mean one."""
-    parts = (ro.phi.activity(decay=0.97), ro.phi.maintenance_energy())
-    return ro.phi.weighted_sum([ro.phi.unit_mean(part) for part in parts])
-
-
-# The trainer gives every phi the weights and the batch's loss as a function of them (`obj_fn`), so phis that
-# need those stand here like the others.
-PHIS: dict[str, Phi] = {
-    "activity": Phi(partial(ro.phi.activity, decay=0.97), "root of the running mean of the squared gradient"),
-    "accumulated_activity": Phi(ro.phi.accumulated_activity, "root of the sum of all squared gradients"),
-    "bayesian_synapse": Phi(ro.phi.bayesian_synapse, "certainty of a synapse that tracks its own error bar"),
-    "presynaptic_release": Phi(ro.phi.presynaptic_release, "release probability, grown by large gradients"),
-    "secant_curvature": Phi(
-        ro.phi.secant_curvature, "change of gradient over change of weight; unreliable with minibatches"
-    ),
-    "hutchinson_curvature": Phi(
-        ro.phi.hutchinson_curvature, "diagonal of the Hessian by one more gradient per step"
-    ),
-    "maintenance_energy": Phi(ro.phi.maintenance_energy, "size of the weight, the cost of keeping it"),
-    "modification_energy": Phi(ro.phi.modification_energy, "how far the weight has moved so far"),
-    "plasticity_and_energy": Phi(plasticity_and_energy, "activity plus maintenance energy, each of mean one"),
-}
+from riemann_optax.examples.phis import PHIS
 
 
 class MetricOptions(NamedTuple):
@@ -51,7 +19,7 @@ class MetricOptions(NamedTuple):
 
     Attributes:
         optimizer: ``"riemannian_sgd"`` or ``"riemannian_adamw"``.
-        phi: a key of :data:`PHIS`.
+        phi: a key of :data:`riemann_optax.examples.phis.PHIS`.
         alpha: the weight of phi in ``E = 1 + alpha * phi``.
         role: ``"metric"`` divides by E (the paper's equations), ``"inverse_metric"`` multiplies (its text).
         conformal: the group over which E is rescaled to the mean of phi, or ``"none"``.

@@ -25,8 +25,9 @@ from riemann_optax.examples import data, models, pictures, report
 from riemann_optax.examples.checkpoint import Checkpoints
 from riemann_optax.examples.display import Display
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.loop import Problem, Run, evaluation_parameters, start, train
+from riemann_optax.examples.loop import Problem, Run, Supply, evaluation_parameters, start, train
 from riemann_optax.examples.optimizers import build_baseline, build_metric, warmup_cosine
+from riemann_optax.examples.supplies import supply_for
 from riemann_optax.examples.tensorboard import Log
 
 _RECORD, _CHECKPOINTS, _TENSORBOARD = "record.json", "checkpoints", "tensorboard"
@@ -44,6 +45,7 @@ class Contestant(NamedTuple):
     learning_rate: float
     schedule: optax.Schedule
     transformation: optax.GradientTransformationExtraArgs
+    supply: Supply | None = None
 
 
 def build_contestants(arguments: argparse.Namespace) -> dict[str, Contestant]:
@@ -120,6 +122,7 @@ def train_one(
             batch_size=arguments.batch_size,
             seed=arguments.seed,
             evaluate_every=arguments.evaluate_every,
+            supply=contestant.supply,
         )
         for _ in going:
             display.show(run)
@@ -145,6 +148,8 @@ def train_all(arguments: argparse.Namespace, console: Console) -> report.Record:
             "give a smaller one"
         )
     contestants = build_contestants(arguments)
+    supply = supply_for(arguments.phi, model)
+    contestants["metric"] = contestants["metric"]._replace(supply=supply)
     previous = prepare_folder(arguments)
     path = arguments.out / _RECORD
     if previous is not None and previous.get("status") == "finished":

@@ -1,0 +1,266 @@
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import riemann_optax as ro
+from riemann_optax.examples import arguments as command_line
+from riemann_optax.examples import data, loop, models, supplies, train
+from riemann_optax.examples.errors import InputError
+from riemann_optax.examples.optimizers import MetricOptions, build_metric
+from riemann_optax.examples.phis import PHIS
+from riemann_optax.examples.report import read_record
+
+BATCH = 100
+STEPS_PER_EPOCH = 12  # of the 1200 training digits
+
+# Phis made of others, their raw material, and the controls, which stand in the table with activity inside.
+NOT_BY_NAME = {
+    "draw_perturbations",
+    "from_weights",
+    "leaf_mean",
+    "permuted",
+    "power",
+    "product",
+    "unit_mean",
+    "weighted_sum",
+}
+CONSOLIDATING = ("laplace", "memory_aware_synapses", "online_ewc", "rwalk", "synaptic_intelligence")
+# The rules that are the whole rate by themselves, as their docstrings say.
+PUBLISHED = {"idbd": {"momentum": 0.0}, "autostep": {"momentum": 0.0}}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    dataset = data.load("digits")
+    small = models.MLP(64, 10, width=8, depth=1, rngs=nnx.Rngs(0))
+    return loop.Problem(models.functional(small), dataset)
+
+
+@pytest.fixture(scope="module")
+def text_problem(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_bytes(bytes(range(256)) * 20)
+    dataset = data.load_text(path, window=8)
+    small = models.Transformer(256, 8, width=8, depth=1, num_heads=2, rngs=nnx.Rngs(0))
+    return loop.Problem(models.functional(small), dataset)
+
+
+def metric_of(phi, rate):
+    options = MetricOptions(phi=phi, alpha=PHIS[phi].alpha, conformal="none", **PUBLISHED.get(phi, {}))
+    return build_metric(options, rate)
+
+
+def batch_of(problem, step=0):
+    return data.batch_indices(problem.dataset.num_train, BATCH, 0, step)
+
+
+def step_of(problem, training):
+    return loop.Step(
+        problem, training, *problem.dataset.take(problem.parts["train"], jnp.asarray(batch_of(problem)))
+    )
+
+
+def first_step(problem, phi):
+    return step_of(problem, loop.start(problem, metric_of(phi, 0.03)).training)
+
+
+def batch_gradient(step, parameters):
+    return jax.grad(lambda p: step.problem.losses(p, step.inputs, step.targets)[0].mean())(parameters)
+
+
+def assert_close(ours, theirs):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), ours, theirs)
+
+
+def test_every_public_phi_has_a_name_in_the_trainer():
+    public = {name for name in ro.phi.__all__ if inspect.isfunction(getattr(ro.phi, name))}
+    assert public >= NOT_BY_NAME
+    assert public - NOT_BY_NAME <= set(PHIS)
+    assert set(PHIS) - public == {"plasticity_and_energy", "permuted_activity", "leaf_mean_activity"}
+
+
+@pytest.mark.parametrize("phi", PHIS)
+def test_every_phi_trains(problem, phi):
+    rate = 1.0 if phi in PUBLISHED else 0.03
+    transformation = metric_of(phi, rate)
+    run = loop.start(problem, transformation)
+    going = loop.train(
+        run,
+        problem,
+        transformation,
+        optax.constant_schedule(rate),
+        steps=30,
+        batch_size=BATCH,
+        seed=0,
+        evaluate_every=10,
+        supply=supplies.supply_for(phi, problem.model),
+    )
+    assert [step.step for step in going] == [10, 20, 30]
+    losses = [row["loss"] for row in run.history["validation"]]
+    assert np.all(np.diff(losses) < 0)
+    assert losses[-1] < 0.95 * losses[0]
+    first, *_, last = run.history["metric"]
+    assert min(last["metric_min"]) > 0
+    # A metric of one value everywhere would be no metric.
+    assert max(last["metric_max"]) > min(last["metric_min"])
+    if phi in CONSOLIDATING:
+        # Nothing is to be protected before the first task has ended, after 12 steps.
+        assert first["metric_min"] == first["metric_max"] == [1.0] * 4
+        assert min(last["metric_max"]) > 1
+
+
+@pytest.mark.parametrize("phi", ["online_ewc", "synaptic_intelligence", "rwalk"])
+def test_a_task_is_an_epoch(problem, phi):
+    transformation = metric_of(phi, 0.03)
+    training = loop.start(problem, transformation).training
+    supply = supplies.supply_for(phi, problem.model)
+    advance = jax.jit(functools.partial(loop.train_steps, problem, transformation, supply=supply))
+    boundaries = []
+    for number in range(2 * STEPS_PER_EPOCH + 2):
+        if supplies.task_boundary(step_of(problem, training))["task_boundary"]:
+            boundaries.append(number)
+        training, _ = advance(training, problem.parts["train"], batch_of(problem, number)[None])
+    assert boundaries == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
+
+
+@pytest.mark.parametrize("phi", sorted(set(supplies.SUPPLIERS) - {"idbd", "autostep", "sliding_threshold"}))
+def test_text_supplies_the_same(text_problem, phi):
+    transformation = metric_of(phi, 0.03)
+    training = loop.start(text_problem, transformation).training
+    supply = supplies.supply_for(phi, text_problem.model)
+    advance = functools.partial(loop.train_steps, text_problem, transformation, supply=supply)
+    after, (losses, _) = jax.eval_shape(
+        advance, training, text_problem.parts["train"], jnp.zeros((2, 3), jnp.int32)
+    )
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, training)
+    assert losses.shape == (2,)
+
+
+def test_per_example_gradients_are_those_of_the_examples(problem):
+    step = first_step(problem, "online_ewc")
+    supplied = supplies.per_example_gradients(step)["per_example_gradients"]
+    parameters = step.training.parameters
+    assert_close(jax.tree.map(lambda g: g.mean(0), supplied), batch_gradient(step, parameters))
+    third = step._replace(inputs=step.inputs[2:3], targets=step.targets[2:3])
+    assert_close(jax.tree.map(lambda g: g[2], supplied), batch_gradient(third, parameters))
+
+
+def test_output_norm_gradients_are_those_of_the_logits(problem):
+    step = first_step(problem, "memory_aware_synapses")
+    supplied = supplies.output_norm_gradients(step)["output_norm_gradients"]["head"]["bias"]
+    # The squared norm of the logits grows by twice the logit for each bias of the head.
+    assert_close(supplied, 2 * problem.model.apply(step.training.parameters, step.inputs))
+
+
+def test_perturbed_gradients_are_of_the_summed_loss_at_the_perturbed_weights(problem):
+    step = first_step(problem, "mesu")
+    supplied = supplies.perturbed_gradients(step)
+    noise, gradients = supplied["perturbations"], supplied["perturbed_gradients"]
+    place = jax.tree.map(lambda w, e: w + 0.06 * e[3], step.training.parameters, noise)
+    summed = jax.tree.map(lambda g: BATCH * g, batch_gradient(step, place))
+    assert_close(jax.tree.map(lambda g: g[3], gradients), summed)
+    assert_close(supplied["grad"], jax.tree.map(lambda g: g.mean(0) / BATCH, gradients))
+
+
+def test_the_gradient_at_the_previous_weights_is_of_this_batch(problem):
+    transformation = metric_of("secant_curvature", 0.03)
+    training = loop.start(problem, transformation).training
+    supply = supplies.supply_for("secant_curvature", problem.model)
+    batches = np.stack([batch_of(problem, 5)])
+    after, _ = loop.train_steps(
+        problem, transformation, training, problem.parts["train"], batches, supply=supply
+    )
+    step = step_of(problem, after)
+    supplied = supplies.gradients_at_previous_params(step)["gradients_at_previous_params"]
+    assert_close(supplied, batch_gradient(step, training.parameters))
+
+
+def test_the_loss_of_the_outputs_is_the_loss(problem):
+    step = first_step(problem, "gauss_newton_curvature")
+    outputs_fn = supplies.outputs_fn(step)["outputs_fn"]
+    outputs_loss_fn = supplies.outputs_loss_fn(step)["outputs_loss_fn"]
+    gradient = jax.grad(lambda p: outputs_loss_fn(outputs_fn(p)))(step.training.parameters)
+    assert_close(gradient, batch_gradient(step, step.training.parameters))
+
+
+def test_inputs_and_activities_are_those_of_the_layers(problem):
+    step = first_step(problem, "idbd")
+    parameters = step.training.parameters
+    inputs, activities = supplies.inputs(step)["inputs"], supplies.activities(step)["activities"]
+    hidden, head = parameters["hidden"][0], parameters["head"]
+    assert_close(inputs["hidden"][0], {"kernel": step.inputs.reshape(BATCH, -1), "bias": 1.0})
+    sent = jax.nn.relu(inputs["hidden"][0]["kernel"] @ hidden["kernel"] + hidden["bias"])
+    assert_close(activities["hidden"][0], {"kernel": sent, "bias": sent})
+    assert_close(inputs["head"], {"kernel": sent, "bias": 1.0})
+    logits = sent @ head["kernel"] + head["bias"]
+    assert_close(activities["head"], {"kernel": logits, "bias": logits})
+
+
+def test_activities_of_a_convnet_are_those_of_its_channels(problem):
+    convnet = models.functional(models.ConvNet((8, 8, 1), 10, width=2, rngs=nnx.Rngs(0)))
+    step = first_step(loop.Problem(convnet, problem.dataset), "sliding_threshold")
+    activities = supplies.activities(step)["activities"]
+    sizes = [activities["convolutions"][depth]["kernel"].shape for depth in range(3)]
+    assert sizes == [(BATCH, 8, 8, 2), (BATCH, 4, 4, 4), (BATCH, 4, 4, 4)]
+    assert all(jnp.min(leaf) == 0 for leaf in jax.tree.leaves(activities["norms"]))
+    assert_close(activities["head"]["bias"], convnet.apply(step.training.parameters, step.inputs))
+    transformation = metric_of("sliding_threshold", 0.03)
+    values = transformation.update(
+        step.training.parameters,
+        step.training.optimizer_state,
+        step.training.parameters,
+        activities=activities,
+    )[0]
+    assert jax.tree.map(jnp.shape, values) == jax.tree.map(jnp.shape, convnet.parameters)
+
+
+def test_only_the_chosen_phi_costs_anything(problem):
+    assert set(supplies.SUPPLIERS) <= set(PHIS)
+    needless = set(PHIS) - set(supplies.SUPPLIERS)
+    assert {supplies.supply_for(phi, problem.model) for phi in needless} == {None}
+
+
+@pytest.mark.parametrize(
+    ("phi", "signal", "able"),
+    [
+        ("idbd", "inputs", "mlp"),
+        ("autostep", "inputs", "mlp"),
+        ("sliding_threshold", "activities", "mlp or convnet"),
+    ],
+)
+def test_a_model_that_cannot_tell_is_refused_with_those_that_can(text_problem, phi, signal, able):
+    with pytest.raises(InputError) as caught:
+        supplies.supply_for(phi, text_problem.model)
+    assert str(caught.value) == (
+        f"--phi {phi} needs the {signal} of every layer, which this model does not tell: "
+        f"use --model {able}, on images"
+    )
+
+
+def test_the_command_refuses_it_before_it_writes_anything(tmp_path, capsys):
+    assert train.main(["--phi", "idbd", "--model", "convnet", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith("error: --phi idbd needs the inputs of every layer")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_supplies_what_the_phi_needs(tmp_path, capsys):
+    chosen = ["--phi", "online_ewc", "--model", "mlp", "--baseline", "none", "--quiet"]
+    size = ["--steps", "20", "--batch-size", "80"]
+    assert train.main([*chosen, *size, "--out", str(tmp_path)]) == 0
+    assert "riemannian_sgd" in capsys.readouterr().out
+    rows = read_record(tmp_path / "record.json")["histories"]["metric"]["metric"]
+    # Fifteen steps are an epoch.
+    assert max(rows[0]["metric_max"]) == 1
+    assert min(rows[1]["metric_max"]) > 1
+
+
+def test_the_default_alpha_is_that_of_the_phi():
+    assert command_line.parse(["--phi", "utility_gate"]).alpha == 0.5
+    assert command_line.parse(["--phi", "mesu"]).alpha == 1.0
+    assert command_line.parse([]).alpha == 100.0
