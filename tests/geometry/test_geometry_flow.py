@@ -1,6 +1,6 @@
 """The gradient flow: closed solutions, events, dense output, orders of solvers; and transport on paths."""
 
-import importlib
+import subprocess
 import sys
 
 import diffrax
@@ -172,8 +172,20 @@ def test_transport_is_path_independent_exactly_where_the_metric_is_flat(field, f
 def test_says_what_is_missing_without_diffrax(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     monkeypatch.delitem(sys.modules, "riemann_optax.flow")
+    monkeypatch.delattr(ro, "flow")
     with pytest.raises(ImportError, match=r"pip install 'riemann-optax\[flow\]'"):
-        importlib.import_module("riemann_optax.flow")
+        _ = ro.flow
+
+
+def test_the_package_is_imported_without_diffrax():
+    """Another process: this one has imported it."""
+    code = (
+        "import sys, riemann_optax as ro; assert 'diffrax' not in sys.modules; "
+        "ro.flow; assert 'diffrax' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+    with pytest.raises(AttributeError, match="no attribute 'flows'"):
+        _ = ro.flows
 
 
 def test_errors_name_the_argument():
