@@ -1,0 +1,164 @@
+"""Which collectives an update needs, and what data parallelism has to do before stage 1."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import riemann_optax as ro
+
+from .contract.registry import ENTRIES
+
+COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
+
+# How many arrays, scalars or one value per neuron, an update all-reduces for a matrix and a vector whose
+# rows are spread over devices. What is not here is elementwise and adds none.
+ALL_REDUCED = {
+    "phi.unit_mean:tree": 2,
+    "phi.unit_mean:leaf": 2,
+    "phi.unit_mean:neuron": 2,
+    "phi.utility_gate": 2,
+    "phi.autostep": 2,
+    "phi.autostep:gradients": 2,
+    "phi.factored_activity": 3,
+    "phi.per_neuron": 2,
+    "phi.permuted": 2,
+    "phi.leaf_mean": 2,
+    "norm_matched_base:tree": 4,
+    "norm_matched_base:leaf": 4,
+    "conformal:tree": 2,
+    "conformal:leaf": 2,
+    "conformal:neuron": 2,
+    "conformal:inverse_metric": 2,
+    "normalize_metric:tree": 2,
+    "normalize_metric:leaf": 2,
+    "normalize_metric:neuron": 2,
+    "competitive_plasticity:tree": 2,
+    "competitive_plasticity:neuron": 2,
+    "record_metric": 12,
+    "track_energy": 4,
+    "skip_nonfinite": 2,
+    "retract:second_order": 4,
+    "riemannian_sgd:recommended": 2,
+    "riemannian_sgd:decay": 12,
+    "riemannian_adamw:decay_in_metric": 2,
+}
+ALIASES = "riemannian_"
+
+
+def make_mesh(axis_type=AxisType.Auto):
+    return jax.make_mesh((8,), ("devices",), axis_types=(axis_type,))
+
+
+def collectives(tx, specs):
+    """Return (operation, number of arrays) for each collective of a compiled update."""
+    mesh = make_mesh()
+    shapes = {"bias": (16,), "kernel": (16, 8)}
+    with jax.set_mesh(mesh):
+        params = {
+            name: jax.device_put(jnp.linspace(-1, 1, np.prod(shapes[name])).reshape(shapes[name]), sharding)
+            for name, sharding in ((name, NamedSharding(mesh, spec)) for name, spec in specs.items())
+        }
+        state = ro.sharding.init(tx, params)
+        program = jax.jit(tx.update).lower(params, state, params).compile().as_text()
+    found = re.findall(rf"= (\S.*?) ({COLLECTIVES})(?:-start)?\(", program)
+    return [(operation, len(re.findall(r"\w+\[[\d,]*\]", result))) for result, operation in found]
+
+
+ROWS = {"bias": P("devices"), "kernel": P("devices", None)}
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if not entry.needs_loss])
+def test_an_update_needs_the_declared_collectives_and_no_other(name):
+    found = collectives(ENTRIES[name].build(), ROWS)
+    declared = ALL_REDUCED.get(name, 0)
+    assert {operation for operation, _ in found} == ({"all-reduce"} if declared else set())
+    assert sum(arrays for _, arrays in found) <= declared
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_REDUCED if not name.startswith(ALIASES)])
+def test_docstrings_declare_the_collectives(name):
+    function = functools.reduce(getattr, name.partition(":")[0].split("."), ro)
+    assert re.search("all-reduce|all-gather", function.__doc__)
+
+
+@pytest.mark.parametrize("edit", [ro.conformal, ro.normalize_metric])
+def test_means_over_the_fan_in_stay_on_the_device_that_has_it(edit):
+    tx = optax.chain(ro.compute_metric(ro.phi.activity()), edit("neuron"), ro.scale_by_inverse_metric())
+    assert collectives(tx, {"kernel": P(None, "devices")}) == []
+
+
+def test_quantiles_gather():
+    """As record_metric says; without quantiles it reduces only."""
+    tx = optax.chain(
+        ro.compute_metric(ro.phi.activity()), ro.record_metric(quantiles=(0.5,)), ro.scale_by_inverse_metric()
+    )
+    assert {operation for operation, _ in collectives(tx, ROWS)} - {"all-reduce"}
+
+
+WEIGHTS = {"bias": jnp.array([0.5, -1.0, 2.0]), "kernel": jnp.array([[1.0, -0.5, 0.25], [-2.0, 1.5, 3.0]])}
+
+
+def batch_loss(params, inputs):
+    return jnp.mean(jnp.square(jnp.tanh(inputs @ params["kernel"] + params["bias"])))
+
+
+def inputs_of_all_devices():
+    return jnp.asarray(np.random.default_rng(0).standard_normal([16, 2]), jnp.float32)
+
+
+def weights_of_each_device(tx, average, steps=3):
+    """Train replicas under shard_map on parts of one batch; return the weights of every replica."""
+
+    def train(inputs, params):
+        params = jax.tree.map(lambda p: p[0], params)
+        state = tx.init(params)
+        for _ in range(steps):
+            gradients = jax.grad(batch_loss)(params, inputs)
+            if average:
+                gradients = jax.tree.map(lambda g: jax.lax.pmean(g, "devices"), gradients)
+            updates, state = tx.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+        return jax.tree.map(lambda p: p[None], params)
+
+    # Each replica has weights of its own, to see whether they drift apart.
+    replicas = jax.tree.map(lambda w: jnp.broadcast_to(w, (8, *w.shape)), WEIGHTS)
+    mapped = jax.shard_map(train, mesh=make_mesh(), in_specs=P("devices"), out_specs=P("devices"))
+    return jax.jit(mapped)(inputs_of_all_devices(), replicas)
+
+
+RULES = {
+    "activity": lambda: ro.riemannian_sgd(0.3, alpha=3.0),
+    "conformal": lambda: ro.riemannian_sgd(0.03, alpha=3.0, conformal="tree", momentum=0.9),
+    "adamw": lambda: ro.riemannian_adamw(0.03),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_gradients_averaged_before_stage_1_keep_replicas_together(name):
+    """And the replicas do what one device does with the whole batch."""
+    tx = RULES[name]()
+    replicas = weights_of_each_device(tx, average=True)
+    params, state = WEIGHTS, tx.init(WEIGHTS)
+    for _ in range(3):
+        gradients = jax.grad(batch_loss)(params, inputs_of_all_devices())
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    for key, leaf in replicas.items():
+        assert leaf.shape[0] == 8
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+        np.testing.assert_allclose(leaf[0], params[key], rtol=1e-4, atol=1e-6)
+
+
+def test_without_the_average_replicas_drift_apart():
+    """What compute_metric's docstring warns of: averaging the updates instead does not give the same."""
+    replicas = weights_of_each_device(RULES["activity"](), average=False)
+    assert np.ptp(np.asarray(replicas["kernel"]), axis=0).max() > 1e-3
+    averaged = weights_of_each_device(RULES["activity"](), average=True)
+    assert not np.allclose(np.mean(replicas["kernel"], axis=0), averaged["kernel"][0], rtol=1e-3)
