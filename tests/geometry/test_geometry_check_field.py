@@ -13,7 +13,6 @@ from riemann_optax.testing import check_field
     "field",
     [
         ro.fields.Constant(2.0),
-        ro.fields.Quadratic(3.0),
         ro.fields.Multiplicative(0.1),
         ro.fields.LogNormal(0.1),
         ro.fields.Elementwise(lambda w: 1 + jnp.abs(w)),
