@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     console.width = max(console.width, 110)
     console.print(table(rows))
     console.print(LEGEND)
-    console.print(f"\n{CLAIM}: {'holds' if claim_holds(rows) else 'DOES NOT HOLD'}.")
+    console.print(f"\n{CLAIM}: {'holds' if claim_holds(rows) else 'DOES NOT HOLD'}.", soft_wrap=True)
     (options.out / "slowly_changing.json").write_text(json.dumps(record(rows, size), indent=1) + "\n")
     if options.runs is None:
         runs.unlink()  # all of it that matters is in the record
