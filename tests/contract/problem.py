@@ -32,11 +32,18 @@ def jitted(tx, extra_args):
     return jax.jit(functools.partial(tx.update, **extra_args))
 
 
-def run(tx, extra_args, steps=3, jit=False):
+def updater(entry, tx, jit=None):
+    """Return ``update``, by default eager: that is quicker for a few calls, unless there is a loop in it."""
+    extra_args = entry.extra_args(loss)
+    jit = entry.loops if jit is None else jit
+    return jitted(tx, extra_args) if jit else functools.partial(tx.update, **extra_args)
+
+
+def run(entry, tx, steps=3, jit=None):
     """Return the updates of a few steps and the last state."""
     current = params()
-    update = jitted(tx, extra_args) if jit else functools.partial(tx.update, **extra_args)
     state = tx.init(current)
+    update = updater(entry, tx, jit)
     history = []
     for step in range(steps):
         updates, state = update(gradients(current, step), state, current)

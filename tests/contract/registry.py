@@ -12,7 +12,8 @@ An entry's name is the public name, with ``:`` and a note where one transformati
 Flags: ``learning_rate`` is one with which the four convergence targets are reached within 30,000 steps,
 ``needs_loss`` says that ``update`` wants the extra argument ``obj_fn``, ``optax_promotes`` that an Optax
 transformation inside relies on implicit promotion of dtypes, which our own code must not, ``real_only``
-that complex weights are refused, and ``reduces_state`` that the state of a leaf may be smaller than the leaf.
+that complex weights are refused, ``reduces_state`` that the state of a leaf may be smaller than the leaf, and
+``loops`` that an update holds a loop, which the tests then only run compiled.
 """
 
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
     optax_promotes: bool = False
     real_only: bool = False
     reduces_state: bool = False
+    loops: bool = False
 
     def build(self) -> optax.GradientTransformationExtraArgs:
         """Return the optimiser at the entry's own learning rate."""
@@ -153,9 +155,11 @@ ENTRIES: dict[str, Entry] = {
     "phi.utility_gate": with_phi(half_open_gate),
     # uncertainty and learned rates
     "phi.bayesian_gradient_descent": with_phi(
-        lambda: with_samples(ro.phi.bayesian_gradient_descent(3e-4)), needs_loss=True
+        lambda: with_samples(ro.phi.bayesian_gradient_descent(3e-4)), needs_loss=True, loops=True
     ),
-    "phi.mesu": with_phi(lambda: with_samples(ro.phi.mesu(memory=1.0)), learning_rate=0.1, needs_loss=True),
+    "phi.mesu": with_phi(
+        lambda: with_samples(ro.phi.mesu(memory=1.0)), learning_rate=0.1, needs_loss=True, loops=True
+    ),
     "phi.idbd": with_phi(lambda: with_constants(ro.phi.idbd(), "inputs")),
     "phi.idbd:gradients": with_phi(lambda: ro.phi.idbd(form="gradients")),
     "phi.autostep": with_phi(lambda: with_constants(ro.phi.autostep(), "inputs")),
@@ -245,7 +249,9 @@ ENTRIES: dict[str, Entry] = {
         real_only=True,
     ),
     "retract:euler": with_last(lambda: ro.retract(ro.fields.Quadratic(0.1), "euler")),
-    "retract:geodesic": with_last(lambda: ro.retract(ro.fields.Quadratic(0.1), "geodesic"), real_only=True),
+    "retract:geodesic": with_last(
+        lambda: ro.retract(ro.fields.Quadratic(0.1), "geodesic"), real_only=True, loops=True
+    ),
     "retract:second_order": with_last(
         lambda: ro.retract(ro.fields.Quadratic(0.1), "second_order"), real_only=True
     ),
