@@ -23,7 +23,7 @@ CLAIM = (
 LEGEND = f"""\
 Test accuracy in per cent, mean and standard error over seeds. "all tasks": mean over all tasks when the last
 has been learned. "last task": accuracy of the last task then. Plain gradient descent at rate {RATE:g}, cooled
-to 0 within every task by a cosine; F is the exact diagonal Fisher information at the end of each task, summed
+linearly to 0 within every task; F is the exact diagonal Fisher information at the end of each task, summed
 over tasks. Both methods have the same penalty lambda/2 sum F/N (w - w_old)**2; "metric" divides the gradient,
 the penalty's included, by E = 1 + {RATE:g} lambda F/N, which makes the pull an implicit step. lambda 0 has
 neither."""

@@ -11,7 +11,7 @@ import optax
 import riemann_optax as ro
 from benchmarks.permuted_digits.problem import Data, accuracy, draw_network, loss, make_data, mean_fisher
 
-RATE = 0.5  # at the start of every task; it cools to 0 within each
+RATE = 0.5  # at the start of every task; it cools to 0 within each, linearly (tried: cosine, on seeds 0-19)
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class Size:
       tasks: Permutations, learned one after the other.
       epochs: Epochs of each task.
       batch: Examples per step.
-      seeds: Splits, permutations and initial weights.
+      seeds: Splits, permutations and initial weights; 0 to 19 are those of the trials.
       strengths: The lambdas of the penalty.
     """
 
     tasks: int = 10
     epochs: int = 20
     batch: int = 32
-    seeds: range = range(10, 20)
+    seeds: range = range(20, 50)
     strengths: tuple[float, ...] = (2.0, 5.0, 8.0, 20.0, 50.0)
 
 
 FULL = Size()
-QUICK = Size(tasks=2, epochs=2, seeds=range(10, 11), strengths=(8.0, 20.0))
+QUICK = Size(tasks=2, epochs=2, seeds=range(20, 21), strengths=(8.0, 20.0))
 
 Make = Callable[[jax.Array, optax.Schedule], optax.GradientTransformationExtraArgs]
 
@@ -67,7 +67,7 @@ def run(make: Make, strengths: Sequence[float], size: Size) -> np.ndarray:
     data = [make_data(seed, size.tasks) for seed in size.seeds]
     data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *data)
     steps = size.epochs * (data.train_labels.shape[1] // size.batch)
-    cooling = optax.cosine_decay_schedule(RATE, steps)
+    cooling = optax.linear_schedule(RATE, 0.0, steps)
 
     def schedule(count):
         return cooling(count % steps)
