@@ -65,7 +65,7 @@ def magnitude(leaf: Any) -> jax.Array:
     """Return ``abs(leaf)`` in the working dtype, for real and complex leaves."""
     leaf = jnp.asarray(leaf)
     if jnp.iscomplexobj(leaf):
-        leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.complex64))
+        leaf = leaf.astype(np.promote_types(leaf.dtype, jnp.complex64))
         return jnp.abs(leaf)
     return jnp.abs(to_working_dtype(leaf))
 

@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from riemann_optax import _tree
@@ -82,7 +83,7 @@ def norm_matched_base(
         steps, base_state = base.update(updates, state.base, params, **extra_args)
         scales = jax.tree.map(_ratio, _norms(wanted, over), _norms(steps, over))
         matched = jax.tree.map(
-            lambda u, c: (u.astype(jnp.promote_types(u.dtype, c.dtype)) * c).astype(u.dtype), steps, scales
+            lambda u, c: (u.astype(np.promote_types(u.dtype, c.dtype)) * c).astype(u.dtype), steps, scales
         )
         return matched, NormMatchedBaseState(base=base_state, reference=reference_state)
 

@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from riemann_optax import _tree
@@ -263,7 +264,7 @@ def _zero_trace(params: optax.Params, state_dtype: Any) -> Any:
     def zeros(p: Any) -> jax.Array:
         real = jnp.dtype(state_dtype) if state_dtype is not None else _tree.working_dtype(p)
         is_complex = jnp.issubdtype(_tree.dtype_of(p), jnp.complexfloating)
-        return jnp.zeros_like(p, dtype=jnp.promote_types(real, jnp.complex64) if is_complex else real)
+        return jnp.zeros_like(p, dtype=np.promote_types(real, jnp.complex64) if is_complex else real)
 
     return jax.tree.map(zeros, params)
 
@@ -283,7 +284,7 @@ def _sum_over_fan_in(values: jax.Array, square: jax.Array) -> jax.Array:
 
 def _next_trace(gradient: jax.Array, beta: jax.Array, square: jax.Array, trace: jax.Array) -> jax.Array:
     rate = jnp.exp(beta)
-    dtype = jnp.promote_types(rate.dtype, trace.dtype)
+    dtype = np.promote_types(rate.dtype, trace.dtype)
     kept = jnp.maximum(1 - rate * square, 0)
     return kept.astype(dtype) * trace.astype(dtype) - rate.astype(dtype) * jnp.asarray(gradient).astype(dtype)
 

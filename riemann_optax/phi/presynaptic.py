@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _tree
+from riemann_optax.phi import _state
 
 
 class PresynapticReleaseState(NamedTuple):
@@ -64,7 +65,8 @@ def presynaptic_release(
       A phi with state :class:`PresynapticReleaseState`.
 
     Raises:
-      ValueError: for a concrete argument outside its range.
+      ValueError: for a concrete argument outside its range, or a ``state_dtype`` that is not real floating
+        point.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -92,6 +94,7 @@ def presynaptic_release(
     _tree.check_number("up", up, low=0.0, high=1.0, high_open=True)
     _tree.check_number("down", down, low=0.0)
     _tree.check_number("threshold", threshold, low=0.0)
+    _state.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> PresynapticReleaseState:
         return PresynapticReleaseState(_tree.full_like(params, minimum, state_dtype))

@@ -236,13 +236,13 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
         # Times one, to take on the sharding of the weights.
         if not jnp.iscomplexobj(w):
             return jnp.ones_like(s)[None] * jax.random.normal(k, (samples, *s.shape), s.dtype)
-        dtype = jnp.promote_types(s.dtype, jnp.complex64)
+        dtype = np.promote_types(s.dtype, jnp.complex64)
         return (
             math.sqrt(2.0) * jnp.ones_like(s, dtype)[None] * jax.random.normal(k, (samples, *s.shape), dtype)
         )
 
     def perturb(w: jax.Array, s: jax.Array, e: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(w.dtype, e.dtype)
+        dtype = np.promote_types(w.dtype, e.dtype)
         return (w[None].astype(dtype) + s[None].astype(dtype) * e.astype(dtype)).astype(w.dtype)
 
     noise = [draw(k, w, s) for k, w, s in zip(keys, leaves, deviations, strict=False)]
