@@ -52,9 +52,8 @@ def run(entry, tx, steps=3, jit=None):
     return history, readable(state)
 
 
-def tracer(tx, extra_args):
+def tracer(tx, extra_args, start):
     """Return a function that traces the first update and returns shapes and dtypes, compiling nothing."""
-    start = params()
     arguments = gradients(start), tx.init(start), start
     return lambda: jax.eval_shape(functools.partial(tx.update, **extra_args), *arguments)
 

@@ -56,13 +56,16 @@ def test_jitted_equals_eager_and_compiles_once(entry, extra_args, caplog):
         params = jax.tree.map(jnp.add, params, updates)
 
 
-def test_no_dtype_is_promoted_implicitly(entry, extra_args):
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64], ids=lambda dtype: dtype.__name__)
+def test_no_dtype_is_promoted_implicitly(entry, dtype):
     """What Optax promotes inside of an entry is not ours to forbid; it is allowed where the entry says so."""
-    trace = problem.tracer(entry.build(), extra_args)
-    promotion = "standard" if entry.optax_promotes else "strict"
-    with jax.numpy_dtype_promotion(promotion), jax.numpy_rank_promotion("raise"):
-        updates, _ = trace()
-    chex.assert_trees_all_equal_shapes_and_dtypes(updates, problem.params())
+    with jax.enable_x64(dtype == jnp.float64):
+        params = problem.params(dtype)
+        trace = problem.tracer(entry.build(), entry.extra_args(problem.loss), params)
+        promotion = "standard" if entry.optax_promotes else "strict"
+        with jax.numpy_dtype_promotion(promotion), jax.numpy_rank_promotion("raise"):
+            updates, _ = trace()
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
 def test_state_from_jitted_init_equals_eager(entry):
@@ -71,10 +74,11 @@ def test_state_from_jitted_init_equals_eager(entry):
 
 
 def test_leaks_no_tracer(entry, extra_args):
-    trace = problem.tracer(entry.build(), extra_args)
+    params = problem.params()
+    trace = problem.tracer(entry.build(), extra_args, params)
     with jax.checking_leaks():
         updates, _ = trace()
-    chex.assert_trees_all_equal_shapes_and_dtypes(updates, problem.params())
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
 def test_remembers_nothing_outside_of_its_state(entry, extra_args):
@@ -202,3 +206,15 @@ def test_donated_buffers(entry, extra_args):
             assert all(leaf.is_deleted() == (take is donating) for leaf in jax.tree.leaves(before))
             moved = jax.tree.map(lambda a, b: a - b, params, copied)
             chex.assert_trees_all_close(moved, expected[index], rtol=1e-3, atol=1e-6)
+
+
+def test_state_after_an_eager_update_shares_no_buffer_with_its_arguments(entry, extra_args):
+    """A buffer that stands in the state and in the parameters or gradients could not be donated with both."""
+    tx = entry.build()
+    params = problem.params()
+    gradients = problem.gradients(params)
+    initial = tx.init(params)
+    _, state = tx.update(gradients, initial, params, **extra_args)
+    donated = jax.tree.leaves(problem.readable((params, gradients, state)))
+    jax.jit(lambda leaves: [leaf + leaf for leaf in leaves], donate_argnums=0)(donated)
+    assert all(leaf.is_deleted() for leaf in donated)
