@@ -126,7 +126,16 @@ def online_ewc(
       Schwarz et al, `Progress & Compress: A scalable framework for continual learning
       <https://arxiv.org/abs/1805.06370>`_, ICML, 2018
     """
-    return _accumulated_importance(fisher_information, memory, decay, running, state_dtype)
+    accumulate = _accumulated_importance(fisher_information, memory, decay, running, state_dtype)
+
+    def update(
+        updates: optax.Updates, state: ImportanceState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, ImportanceState]:
+        # Its own function, because describe calls a phi by the name of what made its update.
+        values, state = accumulate.update(updates, state, params, **extra_args)
+        return values, state
+
+    return optax.GradientTransformationExtraArgs(accumulate.init, update)
 
 
 def laplace(
@@ -201,7 +210,15 @@ def laplace(
         fisher = fisher_information(updates, per_example_gradients)
         return jax.tree.map(lambda f: jnp.asarray(examples_per_task).astype(f.dtype) * f, fisher)
 
-    return _accumulated_importance(measure, memory, decay, running, state_dtype)
+    accumulate = _accumulated_importance(measure, memory, decay, running, state_dtype)
+
+    def update(
+        updates: optax.Updates, state: ImportanceState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, ImportanceState]:
+        values, state = accumulate.update(updates, state, params, **extra_args)
+        return values, state
+
+    return optax.GradientTransformationExtraArgs(accumulate.init, update)
 
 
 def memory_aware_synapses(
@@ -270,7 +287,17 @@ def memory_aware_synapses(
             _tree.magnitude, output_norm_gradients, updates, "output_norm_gradients", "squared output norm"
         )
 
-    return _accumulated_importance(measure, memory, decay, running, state_dtype, "output_norm_gradients")
+    accumulate = _accumulated_importance(
+        measure, memory, decay, running, state_dtype, "output_norm_gradients"
+    )
+
+    def update(
+        updates: optax.Updates, state: ImportanceState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, ImportanceState]:
+        values, state = accumulate.update(updates, state, params, **extra_args)
+        return values, state
+
+    return optax.GradientTransformationExtraArgs(accumulate.init, update)
 
 
 def fisher_information(updates: optax.Updates, per_example_gradients: optax.Updates | None) -> optax.Updates:
