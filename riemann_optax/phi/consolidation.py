@@ -264,7 +264,8 @@ def rwalk(
     the Kullback-Leibler divergence that the weight has walked. At the end of each window ``F`` becomes
     ``mixing * mean(g**2) + (1 - mixing) * F``. At a task boundary the window is closed early, ``s`` takes in
     the task's score (the first task's as it is), and phi becomes ``F + s``; it stays as it is within a task.
-    Where the paper also scales both terms to [0, 1], divide by hand: ``alpha`` scales the sum.
+    (The paper's experiments scale both terms to [0, 1] by their extremes over the network, which would need
+    reductions; here they are added as they are.)
 
     The gradients must be those of the task alone: put a pull to old weights behind this stage. With
     ``per_example_gradients`` (a leading batch axis) ``F`` is the empirical Fisher; **without them it is the
