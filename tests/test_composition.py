@@ -244,3 +244,41 @@ def test_tree_get_finds_and_map_params_maps_the_state(nest):
     )
     assert np.all(optax.tree.get(other, "second_moment")["kernel"] == 7.0)
     assert optax.tree.get(other, "ComputeMetricState").count == 0
+
+
+def stage_1(phi=None):
+    return ro.compute_metric(ro.phi.activity() if phi is None else phi)
+
+
+HOLDERS = {
+    "compute_metric": lambda inner: optax.chain(stage_1(inner), ro.scale_by_inverse_metric()),
+    "on_gradient": lambda inner: optax.chain(stage_1(), ro.on_gradient(inner), ro.scale_by_inverse_metric()),
+    "on_metric": lambda inner: optax.chain(stage_1(), ro.on_metric(inner), ro.scale_by_inverse_metric()),
+    "multiply_metric": lambda inner: optax.chain(
+        stage_1(), ro.multiply_metric(inner), ro.scale_by_inverse_metric()
+    ),
+    "in_orthonormal_frame": lambda inner: optax.chain(stage_1(), ro.in_orthonormal_frame(inner)),
+    "skip_nonfinite": ro.skip_nonfinite,
+    "partition_by_kind": lambda inner: ro.partition_by_kind(optax.sgd(0.1), matrix=inner),
+    "phi.weighted_sum": lambda inner: ro.phi.weighted_sum([ro.phi.activity(), inner]),
+    "phi.product": lambda inner: ro.phi.product(ro.phi.activity(), inner),
+    "phi.power": lambda inner: ro.phi.power(inner, 2.0),
+    "phi.unit_mean": lambda inner: ro.phi.unit_mean(inner),
+}
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
+def test_parameters_and_extra_arguments_reach_what_is_inside(hold):
+    seen = []
+
+    def look(updates, state, params=None, **extra_args):
+        seen.append((params, extra_args))
+        return jax.tree.map(jnp.abs, updates), state
+
+    inner = optax.GradientTransformationExtraArgs(optax.init_empty_state, look)
+    tx = optax.with_extra_args_support(hold(inner))
+    params = {"kernel": jnp.array([[1.0, 2.0]])}
+    tx.update(params, tx.init(params), params, obj_fn=loss, value=3.0)
+    ((seen_params, extra_args),) = seen
+    assert seen_params["kernel"] is params["kernel"]
+    assert extra_args == {"obj_fn": loss, "value": 3.0}
