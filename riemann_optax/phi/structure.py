@@ -77,18 +77,12 @@ def factored_activity(
     _tree.check_number("power", power, low=0.0, low_open=True)
     _state.check_state_dtype(state_dtype)
 
-    def row_means(squares: jax.Array) -> jax.Array:
-        return _saturate(jnp.mean(squares, axis=-1, keepdims=True)) if squares.ndim > 1 else squares
-
-    def column_means(squares: jax.Array) -> jax.Array:
-        axis = -2 if squares.ndim > 1 else None
-        return _saturate(jnp.mean(squares, axis=axis, keepdims=True))
-
     def init(params: optax.Params) -> FactoredActivityState:
+        zeros = _tree.zeros_like(params, state_dtype)
         return FactoredActivityState(
             count=jnp.zeros([], jnp.int32),
-            rows=jax.tree.map(row_means, _tree.zeros_like(params, state_dtype)),
-            columns=jax.tree.map(column_means, _tree.zeros_like(params, state_dtype)),
+            rows=jax.tree.map(_row_means, zeros),
+            columns=jax.tree.map(_column_means, zeros),
         )
 
     def update(
@@ -99,17 +93,18 @@ def factored_activity(
     ) -> tuple[optax.Updates, FactoredActivityState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        squares = jax.tree.map(_tree.squared_magnitude, updates)
-        rows = _state.running_mean(jax.tree.map(row_means, squares), state.rows, decay)
-        columns = _state.running_mean(jax.tree.map(column_means, squares), state.columns, decay)
+        rows = _state.running_mean(jax.tree.map(_row_means, updates), state.rows, decay)
+        columns = _state.running_mean(jax.tree.map(_column_means, updates), state.columns, decay)
 
         def combine(r: jax.Array, c: jax.Array) -> jax.Array:
             if r.ndim < 2:
                 return _tree.power(r, power)
             mean = jnp.mean(r, axis=-2, keepdims=True)
-            # c / mean is at most the number of columns: r * c by itself would overflow.
-            product = r * (c / jnp.where(mean == 0, jnp.ones_like(mean), mean))
-            return _tree.power(_saturate(product), power)
+            # The power of each factor, not of their product: a root per row and column, not per weight. The
+            # second is at most columns**power, so that a bound on the first keeps the product finite.
+            share = _tree.power(c / jnp.where(mean == 0, jnp.ones_like(mean), mean), power)
+            limit = _limit(r.dtype) / max(c.shape[-1], 1) ** power
+            return jnp.minimum(_tree.power(r, power), limit) * share
 
         values = jax.tree.map(
             combine, _state.debias(rows, decay, count), _state.debias(columns, decay, count)
@@ -284,9 +279,34 @@ def sliding_threshold(decay: float = 0.99, state_dtype: Any = None) -> optax.Gra
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _row_means(gradient: jax.Array) -> jax.Array:
+    """Return the mean square of each row, shape (..., rows, 1), or the squares of less than a matrix."""
+    if gradient.ndim < 2:
+        return _tree.squared_magnitude(gradient)
+    return _saturate(jnp.mean(jnp.square(_real(gradient)), axis=-1, keepdims=True))
+
+
+def _column_means(gradient: jax.Array) -> jax.Array:
+    """Return the mean square of each column, shape (..., 1, columns), or of the whole leaf."""
+    axis = -2 if gradient.ndim > 1 else None
+    # The 2 is there to be another expression than that of the rows. Of one expression XLA makes one array of
+    # all squares, which on a CPU costs as much as the whole update; of two it makes none.
+    return _saturate(jnp.mean(jnp.square(2 * _real(gradient)), axis=axis, keepdims=True) / 4)
+
+
+def _real(gradient: jax.Array) -> jax.Array:
+    """Return real numbers of the magnitude of the gradient, in the working dtype."""
+    return _tree.magnitude(gradient) if jnp.iscomplexobj(gradient) else _tree.to_working_dtype(gradient)
+
+
+def _limit(dtype: Any) -> float:
+    """Return the bound of mean squares, that of ``squared_magnitude``."""
+    return 2.0**1022 if dtype.itemsize > 4 else 2.0**126
+
+
 def _saturate(mean: jax.Array) -> jax.Array:
     """Bound a mean of squares as the squares themselves are bounded: its sum may have overflowed."""
-    return jnp.minimum(mean, 2.0**1022 if mean.dtype.itemsize > 4 else 2.0**126)
+    return jnp.minimum(mean, _limit(mean.dtype))
 
 
 def _spread(value: jax.Array, gradient: jax.Array) -> jax.Array:
