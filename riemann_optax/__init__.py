@@ -2,7 +2,7 @@
 
 import importlib
 
-from riemann_optax import anchor, fields, geometry, phi, sharding
+from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding
 from riemann_optax.boundary import ConsolidatingState, consolidate
 from riemann_optax.competition import competitive_plasticity
 from riemann_optax.controls import NormMatchedBaseState, norm_matched_base
@@ -54,6 +54,7 @@ __all__ = [
     "add_metric_noise",
     "anchor",
     "attach_field",
+    "checkpoint",
     "clip_metric",
     "competitive_plasticity",
     "compute_metric",

@@ -24,7 +24,8 @@ class RecordMetricState(NamedTuple):
       rate_min: smallest effective rate ``1/E`` of each leaf.
       rate_mean: mean effective rate of each leaf.
       rate_max: largest effective rate of each leaf.
-      metric_quantiles: shape (leaves, number of quantiles), the quantiles of ``E`` asked for.
+      metric_quantiles: shape (leaves, number of quantiles), the quantiles of ``E`` asked for; ``()`` where
+        none are, for Orbax refuses to save an array without elements.
     """
 
     metric_min: jax.Array
@@ -33,7 +34,7 @@ class RecordMetricState(NamedTuple):
     rate_min: jax.Array
     rate_mean: jax.Array
     rate_max: jax.Array
-    metric_quantiles: jax.Array
+    metric_quantiles: jax.Array | tuple[()]
 
 
 def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransformationExtraArgs:
@@ -77,7 +78,8 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
         leaves = len(jax.tree.leaves(params))
         # Six separate buffers: one shared by six fields could not be donated.
         statistics = [jnp.ones([leaves], jnp.float32) for _ in range(6)]
-        return RecordMetricState._make([*statistics, jnp.ones([leaves, len(quantiles)], jnp.float32)])
+        table = jnp.ones([leaves, len(quantiles)], jnp.float32) if quantiles else ()
+        return RecordMetricState._make([*statistics, table])
 
     def update(
         updates: optax.Updates,
@@ -100,11 +102,10 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
             for values in (metrics, rates)
             for statistic in (jnp.min, jnp.mean, jnp.max)
         ]
+        table = state.metric_quantiles
         if quantiles:
             levels = jnp.asarray(quantiles, jnp.float32)
             table = jnp.stack([jnp.quantile(m.astype(jnp.float32), levels) for m in metrics])
-        else:
-            table = state.metric_quantiles
         return updates, RecordMetricState._make([*columns, table])
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -147,7 +148,7 @@ def metric_statistics(state: optax.OptState, params: optax.Params) -> dict[str, 
     result: dict[str, dict[str, Any]] = {}
     for index, name in enumerate(names):
         result[name] = {field: float(getattr(record, field)[index]) for field in record._fields[:-1]}
-        if record.metric_quantiles.shape[1]:
+        if len(record.metric_quantiles):
             result[name]["metric_quantiles"] = record.metric_quantiles[index].tolist()
     return result
 

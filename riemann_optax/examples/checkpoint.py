@@ -6,6 +6,7 @@ from typing import Any, Self
 import jax
 import orbax.checkpoint as ocp
 
+import riemann_optax as ro
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.loop import Run, Training
 
@@ -15,8 +16,13 @@ _KEPT = 3
 class Checkpoints:
     """The checkpoints of one optimiser's run, of which the last few are kept; use it in a ``with`` block.
 
+    Of several processes every one makes the same calls, and Orbax sees to it that each array is written once.
+
     Args:
         folder: where they are written, one folder per step; made if it does not exist.
+
+    Raises:
+        InputError: if the folder cannot hold checkpoints.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +45,8 @@ class Checkpoints:
         if self._manager.latest_step() == run.step:
             return
         items = ocp.args.Composite(
-            training=ocp.args.StandardSave(_without_empty(run.training)),
+            training=ocp.args.StandardSave(run.training._asdict()),
+            manifest=ocp.args.JsonSave(ro.checkpoint.manifest(run.training)),
             history=ocp.args.JsonSave(run.history),
         )
         self._manager.save(run.step, args=items)
@@ -48,36 +55,39 @@ class Checkpoints:
         """Return the latest checkpoint, or ``fresh`` if there is none.
 
         Args:
-            fresh: a run of no steps by the same model and optimiser, whose structure is expected.
+            fresh: a run of no steps by the same model and optimiser, whose structure and placement on devices
+                the result has; the checkpoint may have been written on others.
 
         Returns:
             The run to continue.
 
         Raises:
-            InputError: if the checkpoint is damaged or belongs to another model or optimiser.
+            InputError: if the checkpoint is damaged, or belongs to another model, optimiser or release.
         """
         step = self._manager.latest_step()
         if step is None:
             return fresh
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(fresh.training))
-        items = ocp.args.Composite(
-            training=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore()
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), fresh.training
         )
+        json = self._read(step, manifest=ocp.args.JsonRestore(), history=ocp.args.JsonRestore())
         try:
-            restored = self._manager.restore(step, args=items)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            ro.checkpoint.check(json["manifest"], target)
+        except ValueError as error:
+            raise InputError(f"--resume: {self.folder / str(step)}: {error}") from error
+        training = self._read(step, training=ocp.args.StandardRestore(target._asdict()))["training"]
+        return Run(Training(**training), step, json["history"])
+
+    def _read(self, step: int, **items: Any) -> Any:
+        folder = self.folder / str(step)
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except KeyError as error:
             raise InputError(
-                f"--resume: the checkpoint {self.folder / str(step)} cannot be read: remove that folder to "
-                "go on from the one before"
+                f"--resume: {folder} is no whole checkpoint, or one of an older release or another program "
+                f"({' '.join(str(error).split())}): move it away to go on from the one before"
             ) from error
-        training = jax.tree.map(
-            lambda initial, saved: initial if saved is None else saved,
-            fresh.training,
-            Training(**restored["training"]),
-        )
-        return Run(training, step, restored["history"])
-
-
-def _without_empty(training: Training) -> Any:
-    # Orbax refuses arrays of no elements, which have nothing to restore.
-    return jax.tree.map(lambda leaf: leaf if leaf.size else None, training)._asdict()
+        except (ValueError, TypeError, OSError, RecursionError) as error:
+            raise InputError(
+                f"--resume: the checkpoint {folder} is damaged: move it away to go on from the one before"
+            ) from error

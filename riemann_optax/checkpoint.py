@@ -1,0 +1,179 @@
+"""What lets a checkpoint be restored safely: a manifest to save beside it, and a target to restore to.
+
+`Orbax <https://orbax.readthedocs.io>`_ does the saving; this module needs none of it and works on trees and
+plain dictionaries that JSON can hold. By itself Orbax tells neither the states of two phis apart whose arrays
+have the same names and shapes, nor one release's meaning of a field from another's. The manifest does both:
+
+.. code-block:: python
+
+    manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), manifest=ocp.args.JsonSave(ro.checkpoint.manifest(state))))
+    ...
+    target = ro.checkpoint.target(tx, params)  # params: where they are to lie from now on
+    saved = manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))
+    ro.checkpoint.check(saved["manifest"], target)
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    state = manager.restore(step, args=items)["state"]
+
+The numbers that a transformation is made with (decays, rates, ``alpha``) are no state: keep them where you
+keep the other settings of a run.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from riemann_optax import _tree, sharding
+
+# To be raised by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint
+# of another format is refused; where an old one is worth a migration, it belongs in `check`.
+FORMAT_VERSION = 1
+
+_NAMED = 8  # differences of a kind that a message spells out
+
+
+def manifest(tree: Any) -> dict[str, Any]:
+    """Return what to save beside a tree, so that :func:`check` can tell later whether it fits.
+
+    Args:
+      tree: an optimiser state, or a tree that holds one; arrays or ``jax.ShapeDtypeStruct``.
+
+    Returns:
+      A dictionary of strings and numbers for JSON: ``format`` (the version of the state's format),
+      ``release`` (of riemann_optax), ``states`` (the type of each named state by path) and ``arrays`` (dtype
+      and shape of each array by path).
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> state = ro.phi.activity().init({"w": jnp.zeros([3, 2])})
+      >>> manifest = ro.checkpoint.manifest(state)
+      >>> print(manifest["format"], manifest["states"])
+      1 {'': 'ActivityState'}
+      >>> print(manifest["arrays"])
+      {'.count': 'int32[]', ".second_moment['w']": 'float32[3,2]'}
+    """
+    arrays = {
+        jax.tree_util.keystr(path): _type_name(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    return {
+        "format": FORMAT_VERSION,
+        "release": importlib.import_module("riemann_optax").__version__,
+        "states": dict(_named_states(tree)),
+        "arrays": arrays,
+    }
+
+
+def check(saved: Any, tree: Any) -> None:
+    """Raise unless the checkpoint with the manifest ``saved`` can be restored to the structure of ``tree``.
+
+    Two phis that keep the same statistics in a state of the same type (``activity`` and ``bayesian_synapse``)
+    can go on from each other's checkpoints.
+
+    Args:
+      saved: what :func:`manifest` returned when the checkpoint was written, as JSON gives it back.
+      tree: what is to be restored, such as :func:`target` returns; arrays or ``jax.ShapeDtypeStruct``.
+
+    Raises:
+      ValueError: for a manifest that is damaged or not of this library; for another format of the state; and
+        for a checkpoint of another phi, chain or model, where it names what only the checkpoint has, what
+        only ``tree`` has and what differs in type, dtype or shape.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> params = {"w": jnp.zeros(3)}
+      >>> saved = ro.checkpoint.manifest(ro.phi.activity().init(params))
+      >>> ro.checkpoint.check(saved, ro.phi.accumulated_activity().init(params))
+      Traceback (most recent call last):
+      ValueError: the checkpoint is of another phi, chain or model: the state is ActivityState in the
+      checkpoint and AccumulatedActivityState here; only in the checkpoint: .count, .second_moment['w']; only
+      here: .sum_of_squares['w']. Build what it was saved with, or start anew.
+    """
+    whole = isinstance(saved, Mapping) and {"format", "release", "states", "arrays"} <= saved.keys()
+    if not (whole and all(isinstance(saved[key], Mapping) for key in ("states", "arrays"))):
+        raise ValueError(
+            "the checkpoint's manifest is damaged, or not one of riemann_optax: restore another checkpoint."
+        )
+    if saved["format"] != FORMAT_VERSION:
+        raise ValueError(
+            f"the checkpoint has format {saved['format']} of riemann_optax's state, written by release "
+            f"{saved['release']}, and this release reads format {FORMAT_VERSION} only: go on with that "
+            "release, or start anew."
+        )
+    here = manifest(tree)
+    differences = _changed("state", saved["states"], here["states"])
+    differences += _changed("array", saved["arrays"], here["arrays"])
+    for place, one, other in (("in the checkpoint", saved, here), ("here", here, saved)):
+        missing = [path for path in one["arrays"] if path not in other["arrays"]]
+        differences += [f"only {place}: {_some(missing)}"] if missing else []
+    if differences:
+        raise ValueError(
+            f"the checkpoint is of another phi, chain or model: {'; '.join(differences)}. Build what it was "
+            "saved with, or start anew."
+        )
+
+
+def target(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptState:
+    """Return the state of ``tx`` as shapes, dtypes and shardings, to restore a checkpoint to.
+
+    The mesh may be another than the one the checkpoint was saved on: of other devices, another layout, or
+    with Explicit instead of Auto axes. Nothing is allocated.
+
+    Args:
+      tx: the transformation.
+      params: the parameters, or ``jax.ShapeDtypeStruct`` with shardings, where they are to lie from now on.
+
+    Returns:
+      The structure of ``tx.init(params)`` with ``jax.ShapeDtypeStruct`` leaves, each where
+      :func:`riemann_optax.sharding.state_shardings` puts it.
+
+    Raises:
+      ValueError: as :func:`riemann_optax.sharding.state_shardings`.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> target = ro.checkpoint.target(ro.phi.activity(), {"w": jnp.zeros([3, 2])})
+      >>> print(target.second_moment["w"].shape)
+      (3, 2)
+    """
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        jax.eval_shape(tx.init, params),
+        sharding.state_shardings(tx, params),
+    )
+
+
+def _type_name(leaf: Any) -> str:
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else _tree.dtype_of(leaf)  # a random key's is not NumPy's
+    return f"{dtype}[{','.join(map(str, getattr(leaf, 'shape', ())))}]"
+
+
+def _named_states(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield path and type of every named tuple with arrays in it, the outer before the inner."""
+
+    def is_inner(node: Any) -> bool:
+        return node is not tree and hasattr(node, "_fields")
+
+    if hasattr(tree, "_fields") and jax.tree.leaves(tree):
+        yield prefix, type(tree).__name__
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_inner):
+        if is_inner(node):
+            yield from _named_states(node, prefix + jax.tree_util.keystr(path))
+
+
+def _changed(what: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return in words which paths of both have other types, as a list of one sentence or none."""
+    changed = [
+        f"the {what}{' ' if path else ''}{path} is {saved[path]} in the checkpoint and {here[path]} here"
+        for path in saved
+        if path in here and saved[path] != here[path]
+    ]
+    return [_some(changed)] if changed else []
+
+
+def _some(items: list[str]) -> str:
+    rest = len(items) - _NAMED
+    return ", ".join(items[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

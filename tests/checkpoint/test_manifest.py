@@ -1,0 +1,137 @@
+"""The manifest beside a checkpoint, and Orbax with every state of the library."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import riemann_optax as ro
+
+from ..contract.problem import params, readable
+from ..contract.registry import ENTRIES
+
+PARAMS = {"w": jnp.zeros([3, 2]), "b": jnp.zeros(2)}
+
+
+def through_json(manifest):
+    return json.loads(json.dumps(manifest))
+
+
+def otherwise(leaf):
+    """A value that no init makes, so that a field that is left out is noticed; keys stay."""
+    return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf + leaf.dtype.type(1)
+
+
+@pytest.fixture(scope="module")
+def states():
+    """The first state of every transformation, by its name in the registry."""
+    weights = params()
+    return {name: entry.build().init(weights) for name, entry in ENTRIES.items()}
+
+
+def test_no_state_holds_an_array_without_elements(states):
+    for name, state in states.items():
+        assert all(leaf.size for leaf in jax.tree.leaves(state)), name
+
+
+def test_orbax_saves_and_restores_every_state(states, tmp_path):
+    states = jax.tree.map(otherwise, states)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(states), manifest=ocp.args.JsonSave(ro.checkpoint.manifest(states))
+        )
+        manager.save(1, args=items)
+        manager.wait_until_finished()
+        targets = {name: ro.checkpoint.target(ENTRIES[name].build(), params()) for name in states}
+        manifest = manager.restore(1, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
+        ro.checkpoint.check(manifest, targets)
+        restore = ocp.args.Composite(state=ocp.args.StandardRestore(targets))
+        restored = manager.restore(1, args=restore)["state"]
+    assert jax.tree.structure(restored) == jax.tree.structure(states)
+    jax.tree.map(np.testing.assert_array_equal, readable(restored), readable(states))
+    assert [leaf.dtype for leaf in jax.tree.leaves(restored)] == [
+        leaf.dtype for leaf in jax.tree.leaves(states)
+    ]
+
+
+def chain(phi):
+    return optax.chain(ro.compute_metric(phi), ro.scale_by_inverse_metric(), optax.trace(0.9))
+
+
+def refusal(saved, tree):
+    with pytest.raises(ValueError, match=r"^the checkpoint.*") as caught:
+        ro.checkpoint.check(saved, tree)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_checkpoint_of_another_phi_names_the_fields():
+    saved = through_json(ro.checkpoint.manifest(chain(ro.phi.activity()).init(PARAMS)))
+    message = refusal(saved, chain(ro.phi.maintenance_energy()).init(PARAMS))
+    assert "another phi, chain or model" in message
+    assert "only in the checkpoint: [0].phi.count, [0].phi.second_moment['b'], [0].phi.sec" in message
+    message = refusal(saved, chain(ro.phi.secant_curvature()).init(PARAMS))
+    assert "the state [0].phi is ActivityState in the checkpoint and SecantCurvatureState here" in message
+    assert re.search(r"; only here: .*\[0\].phi.previous_params\['b'\]", message)
+
+
+def test_another_phi_whose_arrays_look_the_same_is_told_by_its_type():
+    arrays = []
+    for phi in (ro.phi.hutchinson_curvature(), ro.phi.gauss_newton_curvature()):
+        saved = through_json(ro.checkpoint.manifest(chain(phi).init(PARAMS)))
+        arrays.append(saved["arrays"])
+    assert arrays[0] == arrays[1]
+    message = refusal(saved, chain(ro.phi.hutchinson_curvature()).init(PARAMS))
+    assert (
+        "[0].phi is GaussNewtonCurvatureState in the checkpoint and HutchinsonCurvatureState here" in message
+    )
+
+
+def test_another_shape_or_dtype_is_named():
+    tx = chain(ro.phi.activity())
+    saved = through_json(ro.checkpoint.manifest(tx.init(PARAMS)))
+    wider = tx.init(PARAMS | {"w": jnp.zeros([4, 2])})
+    assert "[0].phi.second_moment['w'] is float32[3,2] in the checkpoint and float32[4,2] h" in refusal(
+        saved, wider
+    )
+    narrow = chain(ro.phi.activity(state_dtype=jnp.bfloat16)).init(PARAMS)
+    assert "second_moment['b'] is float32[2] in the checkpoint and bfloat16[2] here" in refusal(saved, narrow)
+
+
+def test_many_differences_are_counted_and_not_listed():
+    many = {f"layer {number}": jnp.zeros(1) for number in range(100)}
+    message = refusal(through_json(ro.checkpoint.manifest(many)), {"w": jnp.zeros(1)})
+    assert message.count("layer") == 8
+    assert "and 92 more; only here: ['w']" in message
+
+
+@pytest.mark.parametrize("version", [ro.checkpoint.FORMAT_VERSION - 1, ro.checkpoint.FORMAT_VERSION + 1])
+def test_another_format_is_refused_in_words(version):
+    saved = through_json(ro.checkpoint.manifest(PARAMS)) | {"format": version, "release": "0.0.9"}
+    message = refusal(saved, PARAMS)
+    assert f"has format {version} of riemann_optax's state, written by release 0.0.9" in message
+    assert f"reads format {ro.checkpoint.FORMAT_VERSION} only" in message
+
+
+@pytest.mark.parametrize(
+    "saved", [None, [], {}, {"format": 1}, {"format": 1, "release": "", "states": {}, "arrays": None}]
+)
+def test_a_damaged_manifest_is_refused(saved):
+    assert "manifest is damaged" in refusal(saved, PARAMS)
+
+
+def test_the_target_lies_where_the_parameters_do():
+    """Nothing is allocated: abstract parameters are enough."""
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+    abstract = {"w": jax.ShapeDtypeStruct((16, 2), jnp.float32, sharding=where)}
+    target = ro.checkpoint.target(chain(ro.phi.activity()), abstract)
+    leaves = jax.tree.leaves(target)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    assert [leaf.sharding.is_equivalent_to(where, 2) for leaf in leaves if leaf.shape] == [True, True]
