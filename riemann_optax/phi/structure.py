@@ -81,8 +81,8 @@ def factored_activity(
         zeros = _tree.zeros_like(params, state_dtype)
         return FactoredActivityState(
             count=jnp.zeros([], jnp.int32),
-            rows=jax.tree.map(_row_means, zeros),
-            columns=jax.tree.map(_column_means, zeros),
+            rows=_state.cast_like(jax.tree.map(_row_means, zeros), zeros),
+            columns=_state.cast_like(jax.tree.map(_column_means, zeros), zeros),
         )
 
     def update(
