@@ -88,7 +88,7 @@ def compute_metric(
       Riemannian manifold.
     """
     check_transformation("phi", phi)
-    phi = optax.with_extra_args_support(phi)
+    made, phi = phi, optax.with_extra_args_support(phi)
     _tree.check_choice("role", role, ROLES)
     if not callable(alpha):
         _tree.check_number("alpha", alpha, low=0.0)
@@ -107,7 +107,7 @@ def compute_metric(
         _tree.check_inexact(updates, "gradients")
         values, phi_state = phi.update(updates, state.phi, params, **extra_args)
         check_phi_values(values, updates)
-        observe.phi_used(phi, updates)
+        observe.phi_used(made, updates)  # wrapped, it would go by the wrapper's name
         current_alpha = alpha(state.count) if callable(alpha) else alpha
 
         def attach(path: tuple[Any, ...], gradient: jax.Array, value: jax.Array) -> Covector:

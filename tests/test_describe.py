@@ -51,3 +51,18 @@ def test_describe_says_that_a_plain_optimiser_is_euclidean():
 def test_describe_wants_a_transformation():
     with pytest.raises(TypeError, match="a function that makes one has to be called"):
         ro.describe(ro.phi.activity, PARAMS)
+
+
+def squared_gradient():
+    def update(gradients, state, params=None):  # takes no extra arguments: Optax will wrap it
+        return jax.tree.map(jnp.square, gradients), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def test_describe_names_a_phi_of_ones_own_after_the_function_that_made_it():
+    for description in (
+        ro.describe(ro.riemannian_sgd(0.1, phi=squared_gradient()), PARAMS),
+        ro.describe(squared_gradient(), PARAMS, alpha=2.0),
+    ):
+        assert {leaf.phi for leaf in description.leaves} == {"squared_gradient"}
