@@ -16,6 +16,7 @@ from riemann_optax.edits import (
     on_gradient,
     on_metric,
 )
+from riemann_optax.eigenbasis import InEigenbasisState, MatrixAxes, in_eigenbasis, kernel_axes
 from riemann_optax.fields import attach_field
 from riemann_optax.guard import skip_nonfinite
 from riemann_optax.inspect import (
@@ -28,6 +29,7 @@ from riemann_optax.inspect import (
 from riemann_optax.metric import ComputeMetricState, compute_metric, split
 from riemann_optax.noise import MetricNoiseState, add_idle_noise, add_metric_noise
 from riemann_optax.optimizers import riemannian_adamw, riemannian_sgd
+from riemann_optax.precision import LowPrecisionState, MasterWeightsState, low_precision_state, master_weights
 from riemann_optax.presets import parameter_kinds, partition_by_kind
 from riemann_optax.pull import AnchoredWeightsState, add_anchored_weights
 from riemann_optax.retraction import retract
@@ -42,7 +44,11 @@ __all__ = [
     "ConsolidatingState",
     "Covector",
     "Description",
+    "InEigenbasisState",
     "LeafDescription",
+    "MatrixAxes",
+    "LowPrecisionState",
+    "MasterWeightsState",
     "MetricAttachedError",
     "MetricNoiseState",
     "NormMatchedBaseState",
@@ -63,7 +69,11 @@ __all__ = [
     "describe",
     "fields",
     "geometry",
+    "in_eigenbasis",
     "in_orthonormal_frame",
+    "kernel_axes",
+    "low_precision_state",
+    "master_weights",
     "metric_at",
     "metric_statistics",
     "multiply_metric",

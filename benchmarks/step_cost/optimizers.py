@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import optax
 
 import riemann_optax as ro
@@ -28,7 +27,12 @@ PEERS: dict[str, Make] = {
 METRICS: dict[str, Make] = {
     "stateless metric": lambda: ro.riemannian_sgd(RATE, phi=ro.phi.maintenance_energy()),
     "averaged phi": lambda: ro.riemannian_sgd(RATE),
-    "averaged phi, bf16 state": lambda: ro.riemannian_sgd(RATE, state_dtype=jnp.bfloat16),
+    "averaged phi, bf16 state": lambda: ro.riemannian_sgd(
+        RATE, phi=ro.low_precision_state(ro.phi.activity())
+    ),
+    "averaged phi, int8 state": lambda: ro.riemannian_sgd(
+        RATE, phi=ro.low_precision_state(ro.phi.activity(), "int8")
+    ),
     "averaged phi, momentum": lambda: ro.riemannian_sgd(RATE, momentum=0.9),
     "factored phi": lambda: ro.riemannian_sgd(RATE, phi=ro.phi.factored_activity()),
     "factored phi, momentum": lambda: ro.riemannian_sgd(RATE, momentum=0.9, phi=ro.phi.factored_activity()),

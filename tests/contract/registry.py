@@ -12,8 +12,9 @@ An entry's name is the public name, with ``:`` and a note where one transformati
 Flags: ``learning_rate`` is one with which the four convergence targets are reached within 30,000 steps,
 ``needs_loss`` says that ``update`` wants the extra argument ``obj_fn``, ``optax_promotes`` that an Optax
 transformation inside relies on implicit promotion of dtypes, which our own code must not, ``real_only``
-that complex weights are refused, ``reduces_state`` that the state of a leaf may be smaller than the leaf, and
-``loops`` that an update holds a loop, which the tests then only run compiled.
+that complex weights are refused, ``reduces_state`` that the state of a leaf may be smaller than the leaf,
+``loops`` that an update holds a loop, which the tests then only run compiled, and ``rounds_weights`` that the
+updated narrow weight is right to its last place, not the update.
 """
 
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class Entry(NamedTuple):
     real_only: bool = False
     reduces_state: bool = False
     loops: bool = False
+    rounds_weights: bool = False
 
     def build(self) -> optax.GradientTransformationExtraArgs:
         """Return the optimiser at the entry's own learning rate."""
@@ -238,6 +240,15 @@ ENTRIES: dict[str, Entry] = {
     "track_energy": with_last(ro.track_energy),
     "skip_nonfinite": Entry(
         lambda learning_rate, alpha=1.0: ro.skip_nonfinite(ro.riemannian_sgd(learning_rate, alpha=alpha))
+    ),
+    # precision
+    "low_precision_state:bfloat16": with_phi(lambda: ro.low_precision_state(ro.phi.activity())),
+    "low_precision_state:int8": with_phi(
+        lambda: ro.low_precision_state(ro.phi.activity(), "int8", block_size=2), reduces_state=True
+    ),
+    "master_weights": Entry(
+        lambda learning_rate, alpha=1.0: ro.master_weights(ro.riemannian_sgd(learning_rate, alpha=alpha)),
+        rounds_weights=True,
     ),
     # metric fields
     "attach_field": Entry(

@@ -61,7 +61,8 @@ def assert_types_are_stable(entry, start):
     assert problem.types(updates) == problem.types(start)
     assert problem.types(state) == problem.types(start_state)
     chex.assert_tree_all_finite(updates)
-    assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(updates))
+    if not entry.rounds_weights:  # a step may be too small for a narrow weight to show
+        assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(updates))
 
 
 def test_mixed_dtypes_in_one_tree(entry):
@@ -79,6 +80,9 @@ def test_mixed_dtypes_in_one_tree(entry):
         assert problem.types(new_state) == problem.types(state)
         wide = np.asarray(updates["3"])
         assert np.all(wide != 0)
+        if entry.rounds_weights:
+            updates = jax.tree.map(jnp.add, params, updates)
+            wide = wide + weights
         for leaf in updates.values():
-            tolerance = 20 * float(jnp.finfo(leaf.dtype).eps)
+            tolerance = (1 if entry.rounds_weights else 20) * float(jnp.finfo(leaf.dtype).eps)
             np.testing.assert_allclose(np.asarray(leaf, np.float64), wide, rtol=max(tolerance, 1e-6))

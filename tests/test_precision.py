@@ -1,0 +1,244 @@
+"""State in few bytes that does not stall, and narrow weights trained as wide ones."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import riemann_optax as ro
+
+STORAGES = ["bfloat16", "int8"]
+# From here on a value is never further from the one stored than the distance of its two neighbours.
+STEP = {"bfloat16": 2.0**-7, "int8": 4.1 / 127}
+
+
+def keeper():
+    """A transformation whose state is the last array it was given, and whose result is the one before."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda updates, state, params=None: (state, updates),
+    )
+
+
+def stored(array, storage, draws=1, **options):
+    """What is read back after each of several storings of one array."""
+    tx = ro.low_precision_state(keeper(), storage, **options)
+
+    def store(state, _):
+        return tx.update(array, tx.update(array, state)[1])[::-1]
+
+    return np.asarray(jax.jit(lambda s: jax.lax.scan(store, s, None, length=draws))(tx.init(array))[1])
+
+
+def mean_of_a_constant(phi, target, steps, elements=512):
+    gradients = jnp.broadcast_to(jnp.sqrt(target), (elements, *target.shape))
+
+    def step(state, _):
+        return phi.update(gradients, state)[1], None
+
+    state, _ = jax.jit(lambda s: jax.lax.scan(step, s, None, length=steps))(phi.init(gradients))
+    return np.asarray(phi.update(gradients, state)[0] / target, np.float64)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_running_mean_of_a_constant_reaches_it(storage):
+    """Decay 0.999, over 8 time constants, for constants of all sizes within a block."""
+    target = jnp.exp(jnp.linspace(-4.0, 0.0, 32))
+    ratio = mean_of_a_constant(
+        ro.low_precision_state(ro.phi.activity(0.999, power=1.0), storage), target, 8000
+    )
+    np.testing.assert_allclose(ratio.mean(axis=0), 1, atol=0.01)
+    np.testing.assert_allclose(ratio.mean(), 1, atol=0.002)
+
+
+def test_rounding_to_nearest_stalls():
+    """The reason for all this: see the docstring of ``low_precision_state``."""
+    phi = ro.phi.activity(0.999, power=1.0, state_dtype=jnp.bfloat16)
+    assert mean_of_a_constant(phi, jnp.ones(1), 8000, elements=1) < 0.6
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_rounding_is_one_of_two_neighbours_and_right_on_average(storage):
+    x = jnp.asarray(
+        np.random.default_rng(0).normal(size=(4, 64)) * [[1e-3], [1.0], [30.0], [1e20]], jnp.float32
+    )
+    draws = 4000
+    values = stored(x, storage, draws).astype(np.float64)
+    low, high = values.min(0), values.max(0)
+    assert np.all((values == low) | (values == high))
+    exact = np.asarray(x, np.float64)
+    error = 5 * (high - low) / 2 / np.sqrt(draws)
+    np.testing.assert_array_less(np.abs(values.mean(0) - exact), error + 1e-6 * np.abs(exact))
+    large = np.abs(exact) > 0.9 * np.abs(exact).max(axis=1, keepdims=True)
+    assert np.all((high - low)[large] <= STEP[storage] * np.abs(exact)[large] * 1.1)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_roundings_of_neighbours_and_of_steps_are_independent(storage):
+    up = stored(jnp.full([64, 64], 0.7, jnp.float32).at[:, ::32].set(1.0), storage, 20)
+    up = (up > 0.7).astype(np.float64)[:, :, 1:32]
+    deviations = up - up.mean()
+    for one, other in (
+        (deviations[1:], deviations[:-1]),
+        (deviations[:, 1:], deviations[:, :-1]),
+        (deviations[:, :, 1:], deviations[:, :, :-1]),
+    ):
+        assert abs(np.mean(one * other)) / deviations.var() < 5 / np.sqrt(one.size)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -2.0, np.inf, -np.inf, np.nan, np.float32(3.4028235e38)])
+def test_special_values(storage, value):
+    """Zero, powers of two, infinities and NaN are stored exactly; the largest number does not overflow."""
+    read = stored(jnp.full([2, 32], value, jnp.float32), storage)
+    if value == np.float32(3.4028235e38):
+        assert np.all(np.isfinite(read))
+        np.testing.assert_allclose(read, value, rtol=0.01)
+    else:
+        np.testing.assert_array_equal(read, np.full_like(read, value))
+
+
+def test_a_nan_is_not_hidden_by_its_block():
+    read = stored(jnp.ones([1, 32]).at[0, 3].set(jnp.nan), "int8")
+    assert np.isnan(read[0, 0, 3])
+
+
+@pytest.mark.parametrize(("storage", "expected"), [("bfloat16", 2.0), ("int8", 1.125)])
+def test_bytes_per_weight(storage, expected):
+    params = jnp.zeros([64, 128])
+    state = ro.low_precision_state(ro.phi.activity(), storage).init(params)
+    arrays = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert sum(leaf.nbytes for leaf in arrays) / params.size == expected
+
+
+def test_what_is_not_float32_is_kept():
+    tx = ro.low_precision_state(keeper())
+    kept = {"narrow": jnp.ones(2, jnp.float16), "complex": jnp.ones(2, jnp.complex64), "scalar": jnp.ones([])}
+    state = tx.update(kept, tx.init(kept))[1]
+    assert jax.tree.map(lambda x: x.dtype, state.inner_state) == jax.tree.map(lambda x: x.dtype, kept)
+
+
+def test_seeds_differ_and_repeat():
+    x = jnp.linspace(0, 1, 64)
+    one, again, other = (stored(x, "bfloat16", seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert np.any(one != other)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_on_eight_devices_the_same_bits_and_no_collective(storage):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto, AxisType.Auto))
+    tx = ro.low_precision_state(ro.phi.activity(), storage, block_size=8)
+    params = jnp.asarray(np.random.default_rng(0).normal(size=(16, 32)), jnp.float32)
+    alone = tx.update(params, tx.init(params))[1]
+    sharded = jax.device_put(params, NamedSharding(mesh, P("x", "y")))
+    with jax.set_mesh(mesh):
+        update = jax.jit(tx.update).lower(sharded, ro.sharding.init(tx, sharded)).compile()
+        spread = update(sharded, ro.sharding.init(tx, sharded))[1]
+    assert not re.search("all-|permute|reduce-scatter", update.as_text())
+    jax.tree.map(np.testing.assert_array_equal, spread, alone)
+
+
+def test_a_block_on_several_devices_is_refused():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(jnp.zeros([4, 64]), NamedSharding(mesh, P(None, "x")))
+        tx = ro.low_precision_state(ro.phi.activity(), "int8")
+        with pytest.raises(ValueError, match=r"block_size 32 makes 2 block.* on 8 devices: .* divides 8"):
+            tx.init(params)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="storage must be one of 'bfloat16', 'int8'"):
+        ro.low_precision_state(ro.phi.activity(), "int4")
+    with pytest.raises(ValueError, match="block_size must be"):
+        ro.low_precision_state(ro.phi.activity(), "int8", block_size=0)
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        ro.low_precision_state(ro.phi.activity(), seed=0.5)
+    with pytest.raises(TypeError, match="tx must be"):
+        ro.low_precision_state(ro.phi.activity)
+    with pytest.raises(ValueError, match="dtype must be a real floating-point dtype"):
+        ro.master_weights(optax.sgd(0.1), jnp.int32)
+
+
+def train(tx, params, steps=200):
+    """Descend a noisy quadratic; return the weights and the state."""
+    noise = np.random.default_rng(0).normal(size=(steps, 8)).astype(np.float32)
+
+    def step(carry, noise):
+        params, state = carry
+        gradients = jax.tree.map(lambda p: (p - 1 + 0.1 * noise).astype(p.dtype), params)
+        updates, state = tx.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), noise)[0])(params)
+
+
+def test_master_weights_are_those_of_float32():
+    """Bit for bit, given the gradients that the narrow weights have."""
+    tx = ro.riemannian_sgd(2e-3, momentum=0.9, weight_decay=1e-4)
+    params = jnp.linspace(-2, 2, 8, dtype=jnp.bfloat16)
+    mixed = ro.master_weights(tx)
+    state, wide = mixed.init(params), params.astype(jnp.float32)
+    wide_state = tx.init(wide)
+    noise = np.random.default_rng(0).normal(size=(200, 8))
+
+    @jax.jit
+    def step(params, state, wide, wide_state, noise):
+        gradients = params - 1 + noise.astype(params.dtype)
+        moves, state = mixed.update(gradients, state, params)
+        steps, wide_state = tx.update(gradients.astype(jnp.float32), wide_state, wide)
+        return (
+            optax.apply_updates(params, moves),
+            state,
+            optax.apply_updates(wide, steps),
+            wide_state,
+        )
+
+    for row in noise:
+        params, state, wide, wide_state = step(params, state, wide, wide_state, jnp.asarray(row, jnp.float32))
+        assert params.dtype == jnp.bfloat16
+        # As weights + remainder is how the master weight is read, so it is compared; XLA may fuse a product
+        # and a sum differently in the two programs, so the last bits may differ.
+        np.testing.assert_allclose(params.astype(jnp.float32) + state.remainder, wide, rtol=2e-6, atol=1e-7)
+        np.testing.assert_allclose(params.astype(jnp.float32), wide, rtol=2.0**-8, atol=2.0**-9)
+
+
+def test_master_weights_move_where_narrow_ones_stand_still():
+    start = jnp.full(8, 4.0, jnp.bfloat16)
+    still, _ = train(optax.sgd(1e-3), start)
+    np.testing.assert_array_equal(still, start)
+    moved, _ = train(ro.master_weights(optax.sgd(1e-3)), start)
+    expected, _ = train(optax.sgd(1e-3), start.astype(jnp.float32))
+    np.testing.assert_allclose(moved.astype(jnp.float32), expected, rtol=0.01)
+
+
+def test_wide_weights_are_left_alone():
+    params = {"narrow": jnp.ones(8, jnp.bfloat16), "wide": jnp.ones(8)}
+    tx = ro.master_weights(optax.adam(1e-2))
+    mixed, state = train(tx, params)
+    assert state.remainder["wide"] == optax.MaskedNode()
+    plain, _ = train(optax.adam(1e-2), params["wide"])
+    np.testing.assert_array_equal(mixed["wide"], plain)
+
+
+def test_an_optimiser_that_keeps_weights_gets_the_wide_ones():
+    """Schedule-free AdamW starts from a copy of the weights: zeros would be another start."""
+    params = jnp.linspace(-2, 2, 8, dtype=jnp.bfloat16)
+    state = ro.master_weights(optax.contrib.schedule_free_adamw(1e-2)).init(params)
+    start = optax.tree.get(state, "z")
+    assert start.dtype == jnp.float32
+    np.testing.assert_array_equal(start, params.astype(jnp.float32))
+
+
+def test_master_weights_respect_changes_by_others():
+    tx = ro.master_weights(optax.sgd(0.0))
+    params = jnp.ones(2, jnp.bfloat16)
+    state = tx.init(params)
+    updates, _ = tx.update(params, state, params + 5)
+    np.testing.assert_array_equal(updates, 0)
