@@ -67,6 +67,11 @@ def collectives(tx, specs):
         }
         state = ro.sharding.init(tx, params)
         program = jax.jit(tx.update).lower(params, state, params).compile().as_text()
+    return operations(program)
+
+
+def operations(program):
+    """Return (operation, number of arrays) for each collective in the text of a compiled program."""
     found = re.findall(rf"= (\S.*?) ({COLLECTIVES})(?:-start)?\(", program)
     return [(operation, len(re.findall(r"\w+\[[\d,]*\]", result))) for result, operation in found]
 
@@ -86,6 +91,31 @@ def test_an_update_needs_the_declared_collectives_and_no_other(name):
 def test_docstrings_declare_the_collectives(name):
     function = functools.reduce(getattr, name.partition(":")[0].split("."), ro)
     assert re.search("all-reduce|all-gather", function.__doc__)
+
+
+FACTORED_LAYOUTS = {  # of a matrix and of stacked ones, and how many arrays have to be summed over devices
+    "rows": (P("devices", None), P(None, "devices", None), 4),  # columns of both, and the means of the rows
+    "columns": (P(None, "devices"), P(None, None, "devices"), 2),  # rows of both
+    "layers": (P(), P("devices", None, None), 0),
+}
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("layout", FACTORED_LAYOUTS)
+def test_a_factored_phi_reduces_rows_and_columns_and_gathers_nothing(layout, axis_type):
+    """The implementation that is fast on one device is the one that runs on many, in both kinds of mesh."""
+    matrix, stack, declared = FACTORED_LAYOUTS[layout]
+    mesh = make_mesh(axis_type)
+    with jax.set_mesh(mesh):
+        params = {
+            "matrix": jax.device_put(jnp.ones([16, 24]), NamedSharding(mesh, matrix)),
+            "stack": jax.device_put(jnp.ones([8, 16, 24]), NamedSharding(mesh, stack)),
+        }
+        tx = ro.riemannian_sgd(0.1, phi=ro.phi.factored_activity(), momentum=0.9)
+        state = ro.sharding.init(tx, params)
+        found = operations(jax.jit(tx.update).lower(params, state, params).compile().as_text())
+    assert {operation for operation, _ in found} == ({"all-reduce"} if declared else set())
+    assert sum(arrays for _, arrays in found) == declared
 
 
 @pytest.mark.parametrize("edit", [ro.conformal, ro.normalize_metric])

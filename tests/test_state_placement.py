@@ -81,10 +81,10 @@ def test_plain_jit_of_init_replicates_on_an_auto_mesh():
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_factored_state_follows_the_projected_spec(axis_type):
     params = make_params(make_mesh(axis_type), "both")
-    tx = optax.scale_by_factored_rms(min_dim_size_to_factor=2)
-    shardings = ro.sharding.state_shardings(tx, params)
-    kernel = {shardings.v_row["kernel"].spec, shardings.v_col["kernel"].spec}
-    assert kernel == {P("data"), P("model")}
+    shardings = ro.sharding.state_shardings(ro.phi.factored_activity(), params)
+    specs = {name: (shardings.rows[name].spec, shardings.columns[name].spec) for name in params}
+    assert specs["kernel"] == (P("data", None), P(None, "model"))
+    assert specs["scanned"] == (P(None, "data", None), P(None, None, "model"))
 
 
 def test_abstract_parameters_are_enough():
@@ -110,11 +110,12 @@ def test_two_meshes_are_refused():
         ro.sharding.state_shardings(optax.sgd(0.1), {"a": one, "b": other})
 
 
+@pytest.mark.parametrize("phi", [ro.phi.activity, ro.phi.factored_activity], ids=lambda phi: phi.__name__)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_training_on_eight_devices_agrees_with_one(axis_type):
-    """100 steps of the recommended design, which reduces over the tree."""
+def test_training_on_eight_devices_agrees_with_one(axis_type, phi):
+    """100 steps of the recommended design, which reduces over the tree, in both of its forms."""
     tx = ro.riemannian_sgd(
-        0.01, momentum=0.9, nesterov=True, phi=ro.phi.activity(decay=0.97), alpha=100.0, conformal="tree"
+        0.01, momentum=0.9, nesterov=True, phi=phi(decay=0.97), alpha=100.0, conformal="tree"
     )
     target = {"scanned": 2.0, "kernel": -1.0, "bias": 0.5}
 
