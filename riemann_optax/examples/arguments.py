@@ -13,6 +13,8 @@ from riemann_optax.examples.loop import CHUNK
 from riemann_optax.examples.models import MODELS
 from riemann_optax.examples.optimizers import MetricOptions
 from riemann_optax.examples.phis import PHIS
+from riemann_optax.examples.placement import SHARDS
+from riemann_optax.examples.processes import Cluster
 
 
 class Defaults(NamedTuple):
@@ -50,8 +52,9 @@ _OTHER_IMAGES = Defaults(2000, 64, 100, 3e-4, 3e-3, 0.03, None)
 
 _ADAM_KIN = ("adam", "adamw", "nadam", "nadamw", "radam", "amsgrad", "adabelief")
 
-# Arguments that change nothing about the weights a run ends with.
-FREE_ON_RESUME = ("out", "resume", "overwrite", "quiet", "tensorboard", "checkpoint_every", "data_dir")
+# Arguments that change nothing about the weights a run ends with, the last four but for rounding.
+_FREE = ("out", "resume", "overwrite", "quiet", "tensorboard", "checkpoint_every", "data_dir")
+FREE_ON_RESUME = (*_FREE, "shard", "coordinator", "processes", "process")
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,6 +100,14 @@ def number(
         return value
 
     return parse
+
+
+def _address(text: str) -> str:
+    """Accept ``auto`` or ``host:port``."""
+    host, separator, port = text.rpartition(":")
+    if text != "auto" and not (separator and host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise argparse.ArgumentTypeError(f"expected HOST:PORT or auto, got {text!r}")
+    return text
 
 
 def _option(text: str) -> tuple[str, float | bool]:
@@ -164,6 +175,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--baseline-option", type=_option, action="append", default=[], metavar="NAME=VALUE"
     )
 
+    devices = parser.add_argument_group("the devices")
+    devices.add_argument(
+        "--shard",
+        choices=SHARDS,
+        help="what the devices share: none uses one device; data spreads each batch over all of them; all, "
+        "weights and optimiser state too; default none, and data with several processes",
+    )
+    devices.add_argument(
+        "--coordinator",
+        type=_address,
+        metavar="HOST:PORT",
+        help="where several processes meet, which run the same command: an address that process 0 can listen "
+        "at and all can reach; or auto, for what JAX finds by itself (Slurm, Kubernetes, a cloud)",
+    )
+    devices.add_argument("--processes", type=number(2, kind=int), help="how many processes there are")
+    devices.add_argument("--process", type=number(0, kind=int), help="the number of this one, from 0")
+
     output = parser.add_argument_group("the output")
     output.add_argument("--out", type=Path, help="folder to write to; default runs/DATA-MODEL-TIME")
     output.add_argument("--target", type=positive, help="validation loss whose first step is reported")
@@ -190,7 +218,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         argv: the arguments, by default those of the process.
 
     Returns:
-        The arguments, all set but those that may be None (``data_dir``, ``text_file``, ``target``).
+        The arguments, all set but those that may be None (``data_dir``, ``text_file``, ``target`` and what
+        tells where several processes meet).
 
     Raises:
         InputError: for arguments that are wrong in themselves or do not go together.
@@ -233,12 +262,41 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             setattr(arguments, name, getattr(defaults, name))
     arguments.evaluate_every = _round_up(arguments.evaluate_every)
     arguments.checkpoint_every = _round_up(arguments.checkpoint_every)
+    _check_cluster(arguments)
+    if arguments.shard is None:
+        arguments.shard = "none" if arguments.coordinator is None else "data"
     if arguments.out is None:
         if arguments.resume or arguments.overwrite:
             raise InputError("--resume and --overwrite need --out, the folder of the run")
         moment = time.strftime("%Y%m%d-%H%M%S")
         arguments.out = Path("runs") / f"{arguments.data}-{arguments.model}-{moment}"
     return arguments
+
+
+def _check_cluster(arguments: argparse.Namespace) -> None:
+    """Raise unless what is said about several processes goes together."""
+    numbers = {"--processes": arguments.processes, "--process": arguments.process}
+    given = [name for name, value in numbers.items() if value is not None]
+    if arguments.coordinator is None or arguments.coordinator == "auto":
+        if given and arguments.coordinator is None:
+            raise InputError(f"{given[0]} needs --coordinator HOST:PORT as well")
+        if given:
+            raise InputError(f"{given[0]} is not used by --coordinator auto: leave it out")
+    elif len(given) < len(numbers):
+        raise InputError("--coordinator HOST:PORT needs --processes and --process as well")
+    elif arguments.process >= arguments.processes:
+        raise InputError(
+            f"--process {arguments.process} is not below --processes {arguments.processes}: count from 0"
+        )
+    if arguments.coordinator is not None and arguments.out is None:
+        raise InputError("--coordinator needs --out, a folder that all processes can write to")
+    if arguments.coordinator is not None and arguments.shard == "none":
+        raise InputError("--shard none uses one device of one process: give data or all with --coordinator")
+
+
+def cluster(arguments: argparse.Namespace) -> Cluster:
+    """Return what the arguments say about other processes."""
+    return Cluster(**{name: getattr(arguments, name) for name in Cluster._fields})
 
 
 def metric_options(arguments: argparse.Namespace) -> MetricOptions:

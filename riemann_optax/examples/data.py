@@ -64,22 +64,36 @@ class Dataset:
         window = self.input_shape[0]
         return np.arange(0, len(self.parts[part]["tokens"]) - window, window, dtype=np.int32)
 
-    def take(self, part: dict[str, jax.Array], indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Gather a batch; runs inside the compiled step.
+    def gather(self, part: dict[str, Any], indices: Any) -> dict[str, Any]:
+        """Return the rows of a part that make up a batch, as they are stored.
 
         Args:
-            part: the arrays of one part, on the device.
-            indices: ``i32[batch]``.
+            part: the arrays of one part, on the device inside the compiled step, or of NumPy.
+            indices: ``i32[..., batch]``, likewise.
+
+        Returns:
+            By the names in ``part``: ``images`` and ``labels``, or ``tokens`` ``u8[..., batch, window + 1]``.
+        """
+        if self.kind == "images":
+            return {name: rows[indices] for name, rows in part.items()}
+        offsets = np.arange(self.input_shape[0] + 1, dtype=indices.dtype)
+        return {"tokens": part["tokens"][indices[..., None] + offsets]}
+
+    def decode(self, rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Turn gathered rows into a batch; runs inside the compiled step.
 
         Returns:
             Images ``f32[batch, height, width, channels]`` in 0..1 and labels ``i32[batch]``, or tokens
             ``i32[batch, window]`` and the tokens that follow each of them, of the same shape.
         """
         if self.kind == "images":
-            return part["images"][indices].astype(jnp.float32) / self.scale, part["labels"][indices]
-        offsets = jnp.arange(self.input_shape[0] + 1, dtype=indices.dtype)
-        tokens = part["tokens"][indices[:, None] + offsets[None]].astype(jnp.int32)
+            return rows["images"].astype(jnp.float32) / self.scale, rows["labels"]
+        tokens = rows["tokens"].astype(jnp.int32)
         return tokens[:, :-1], tokens[:, 1:]
+
+    def take(self, part: dict[str, jax.Array], indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Gather and decode a batch ``i32[batch]`` of a part on the device, inside the compiled step."""
+        return self.decode(self.gather(part, indices))
 
 
 @functools.lru_cache(maxsize=4)

@@ -19,6 +19,7 @@ import optax
 from riemann_optax.examples.data import PARTS, Dataset, batch_indices
 from riemann_optax.examples.models import Model, Parameters
 from riemann_optax.examples.optimizers import energy_spent, recorded_metric
+from riemann_optax.examples.placement import Placement
 
 # Steps of one compiled call. Calls end on multiples of this whatever happens in between, so that a resumed
 # run executes the same compiled programs as an unbroken one.
@@ -57,13 +58,17 @@ class Problem:
 
     Args:
         model: the model in functional form.
-        dataset: the data, which is put on the device here, once.
+        dataset: the data, which is put on the device here, once. On several devices, the training part stays
+            where it is: each process then brings its share of each batch.
+        placement: the devices.
     """
 
-    def __init__(self, model: Model, dataset: Dataset) -> None:
+    def __init__(self, model: Model, dataset: Dataset, placement: Placement | None = None) -> None:
         self.model = model
         self.dataset = dataset
-        self.parts = {part: jax.device_put(dataset.parts[part]) for part in PARTS}
+        self.placement = placement or Placement()
+        parts = [part for part in PARTS if part != "train" or not self.placement.is_sharded]
+        self.parts = {part: self.placement.copies(dataset.parts[part]) for part in parts}
         self._evaluate = jax.jit(self._scores)
 
     def losses(
@@ -73,13 +78,6 @@ class Problem:
         logits = self.model.apply(parameters, inputs)
         correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets), correct
-
-    def batch_loss(
-        self, parameters: Parameters, part: dict[str, jax.Array], indices: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Return the mean loss and accuracy of a batch ``i32[batch]`` of a part."""
-        losses, correct = self.losses(parameters, *self.dataset.take(part, indices))
-        return losses.mean(), correct.mean()
 
     def _scores(
         self, parameters: Parameters, part: dict[str, jax.Array], indices: jax.Array, weights: jax.Array
@@ -97,11 +95,13 @@ class Problem:
 
     def evaluate(self, part: str, parameters: Parameters) -> dict[str, float]:
         """Return the mean loss and the accuracy over every example of a part."""
-        indices = self.dataset.evaluation_indices(part)
-        size = min(_EVALUATION_BATCH, len(indices))
+        indices, devices = self.dataset.evaluation_indices(part), self.placement.num_devices
+        size = -(-min(_EVALUATION_BATCH, len(indices)) // devices) * devices
         padding = -len(indices) % size
         weights = np.pad(np.ones(len(indices), np.float32), (0, padding)).reshape(-1, size)
         blocks = np.pad(indices, (0, padding)).reshape(-1, size)
+        mine = self.placement.share(size)
+        blocks, weights = self.placement.batches((blocks[:, mine], weights[:, mine]))
         loss, accuracy = self._evaluate(parameters, self.parts[part], blocks, weights)
         return {"loss": float(loss), "accuracy": float(accuracy)}
 
@@ -139,11 +139,14 @@ def train_steps(
     problem: Problem,
     transformation: optax.GradientTransformationExtraArgs,
     training: Training,
-    part: dict[str, jax.Array],
-    indices: jax.Array,
+    part: dict[str, jax.Array] | None,
+    batches: Any,
     supply: Supply | None = None,
 ) -> tuple[Training, tuple[jax.Array, jax.Array]]:
-    """Take one step for each row of ``indices``, ``i32[steps, batch]``; to be compiled by the caller.
+    """Take one step for each of ``batches``; to be compiled by the caller.
+
+    These are indices ``i32[steps, batch]`` into ``part``; where that is None, the rows themselves, as
+    :meth:`riemann_optax.examples.data.Dataset.gather` gives them.
 
     Beside the gradient, the optimiser gets what any Optax optimiser may ask for by name: the batch's loss
     as a function of the weights (``obj_fn`` and ``value_fn``), its ``value`` and its ``grad``; and what
@@ -153,9 +156,12 @@ def train_steps(
         The new state and, for each step, the batch's loss and accuracy before it, ``f32[steps]``.
     """
 
-    def step(training: Training, batch: jax.Array) -> tuple[Training, tuple[jax.Array, jax.Array]]:
+    def step(training: Training, batch: Any) -> tuple[Training, tuple[jax.Array, jax.Array]]:
+        examples = problem.dataset.decode(batch if part is None else problem.dataset.gather(part, batch))
+
         def objective(parameters: Parameters) -> tuple[jax.Array, jax.Array]:
-            return problem.batch_loss(parameters, part, batch)
+            losses, correct = problem.losses(parameters, *examples)
+            return losses.mean(), correct.mean()
 
         # Optax's line searches insist that their objective takes every argument they don't know.
         def loss_only(parameters: Parameters, obj_fn: Any = None) -> jax.Array:
@@ -166,11 +172,11 @@ def train_steps(
         (loss, accuracy), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
         named = {"value": loss, "grad": gradients, "value_fn": loss_only, "obj_fn": loss_only}
         if supply is not None:
-            named |= supply(Step(problem, training, *problem.dataset.take(part, batch)))
+            named |= supply(Step(problem, training, *examples))
         updates, state = transformation.update(named["grad"], state, parameters, **named)
         return Training(optax.apply_updates(parameters, updates), state), (loss, accuracy)
 
-    return jax.lax.scan(step, training, indices)
+    return jax.lax.scan(step, training, batches)
 
 
 def layer_names(parameters: Parameters) -> list[str]:
@@ -187,7 +193,7 @@ def layer_names(parameters: Parameters) -> list[str]:
 def start(problem: Problem, transformation: optax.GradientTransformationExtraArgs) -> Run:
     """Return a run of no steps from the model's initial weights."""
     # A copy, for the compiled step takes over the buffers it is given.
-    parameters = jax.tree.map(jnp.copy, problem.model.parameters)
+    parameters = problem.placement.parameters(problem.model.parameters)
     history: dict[str, Any] = {
         "layers": layer_names(parameters),
         "training": [],
@@ -195,7 +201,7 @@ def start(problem: Problem, transformation: optax.GradientTransformationExtraArg
         "metric": [],
     }
     history |= {"seconds": 0.0, "compile_seconds": 0.0, "diverged": None}
-    return Run(Training(parameters, transformation.init(parameters)), 0, history)
+    return Run(Training(parameters, problem.placement.state(transformation, parameters)), 0, history)
 
 
 def _metric_row(run: Run, schedule: optax.Schedule) -> dict[str, Any] | None:
@@ -243,25 +249,38 @@ def train(
         ``run``, after its weights and its history have moved on.
     """
     compiled: dict[int, Any] = {}
-    part, num_train = problem.parts["train"], problem.dataset.num_train
+    dataset, placement = problem.dataset, problem.placement
+    part = problem.parts.get("train")
     metric_every = CHUNK * max(1, steps // (200 * CHUNK))
 
     # The data is an argument: as a constant it would be compiled into the program.
-    chunk = jax.jit(functools.partial(train_steps, problem, transformation, supply=supply), donate_argnums=0)
+    chunk = jax.jit(
+        functools.partial(train_steps, problem, transformation, supply=supply),
+        donate_argnums=0,
+        **placement.outputs(run.training),
+    )
+
+    def batches_until(stop: int) -> Any:
+        indices = np.stack(
+            [batch_indices(dataset.num_train, batch_size, seed, step) for step in range(run.step, stop)]
+        )
+        if part is not None:
+            return indices
+        return placement.batches(
+            dataset.gather(dataset.parts["train"], indices[:, placement.share(batch_size)])
+        )
 
     if not run.history["validation"]:
         _validate(run, problem)
     while run.step < steps and run.history["diverged"] is None:
         stop = min(steps, run.step + CHUNK - run.step % CHUNK)
-        indices = np.stack(
-            [batch_indices(num_train, batch_size, seed, step) for step in range(run.step, stop)]
-        )
-        if len(indices) not in compiled:
+        batches, size = batches_until(stop), stop - run.step
+        if size not in compiled:
             began = time.perf_counter()
-            compiled[len(indices)] = chunk.lower(run.training, part, indices).compile()
+            compiled[size] = chunk.lower(run.training, part, batches).compile()
             run.history["compile_seconds"] += time.perf_counter() - began
         began = time.perf_counter()
-        run.training, (losses, accuracies) = compiled[len(indices)](run.training, part, indices)
+        run.training, (losses, accuracies) = compiled[size](run.training, part, batches)
         loss, accuracy = float(np.mean(losses)), float(np.mean(accuracies))
         run.history["seconds"] += time.perf_counter() - began
         run.step = stop

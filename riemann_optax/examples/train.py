@@ -4,6 +4,10 @@
     python -m riemann_optax.examples.train --data text --tensorboard
     python -m riemann_optax.examples.train --phi help
 
+Two processes that share the batches, to be started side by side, one with --process 0 and one with 1:
+
+    python -m riemann_optax.examples.train --out runs/2 --coordinator localhost:8476 --processes 2 --process 0
+
 Both optimisers start from the same weights, see the same batches and follow the same schedule (linear
 warm-up over 5% of the steps, then cosine decay). The held-out part is scored once, at the very end.
 """
@@ -21,12 +25,13 @@ import optax
 from rich.console import Console
 
 from riemann_optax.examples import arguments as command_line
-from riemann_optax.examples import data, models, pictures, report
+from riemann_optax.examples import data, models, pictures, processes, report
 from riemann_optax.examples.checkpoint import Checkpoints
 from riemann_optax.examples.display import Display
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.loop import Problem, Run, Supply, evaluation_parameters, start, train
 from riemann_optax.examples.optimizers import build_baseline, build_metric, warmup_cosine
+from riemann_optax.examples.placement import Placement
 from riemann_optax.examples.supplies import supply_for
 from riemann_optax.examples.tensorboard import Log
 
@@ -112,7 +117,8 @@ def train_one(
         checkpoints = stack.enter_context(Checkpoints(folder / _CHECKPOINTS / name))
         run = checkpoints.restore(start(problem, contestant.transformation))
         display.begin(contestant.label, arguments.steps)
-        log = stack.enter_context(Log(folder / _TENSORBOARD / name, run)) if arguments.tensorboard else None
+        logs = arguments.tensorboard and processes.is_leader()
+        log = stack.enter_context(Log(folder / _TENSORBOARD / name, run)) if logs else None
         going = train(
             run,
             problem,
@@ -137,6 +143,8 @@ def train_one(
 def train_all(arguments: argparse.Namespace, console: Console) -> report.Record:
     """Train every optimiser, score the held-out part, and write record and pictures.
 
+    Of several processes all train, and the leader writes.
+
     Returns:
         The record, as it is written.
     """
@@ -147,10 +155,16 @@ def train_all(arguments: argparse.Namespace, console: Console) -> report.Record:
             f"--batch-size {arguments.batch_size} is more than the {dataset.num_train} training examples: "
             "give a smaller one"
         )
+    placement = Placement(arguments.shard)
+    if arguments.batch_size % placement.num_devices:
+        raise InputError(
+            f"--batch-size {arguments.batch_size} cannot be shared evenly by {placement.num_devices} "
+            "devices: give a multiple of that"
+        )
     contestants = build_contestants(arguments)
     supply = supply_for(arguments.phi, model)
     contestants["metric"] = contestants["metric"]._replace(supply=supply)
-    previous = prepare_folder(arguments)
+    previous: report.Record | None = processes.by_leader(lambda: prepare_folder(arguments))
     path = arguments.out / _RECORD
     if previous is not None and previous.get("status") == "finished":
         return previous
@@ -163,9 +177,11 @@ def train_all(arguments: argparse.Namespace, console: Console) -> report.Record:
         "target": arguments.target,
         **report.environment(),
     }
-    report.write_record(record, path)
-    problem = Problem(model, dataset)
-    with Display(console, quiet=arguments.quiet) as display:
+    leader = processes.is_leader()
+    if leader:
+        report.write_record(record, path)
+    problem = Problem(model, dataset, placement)
+    with Display(console, quiet=arguments.quiet or not leader) as display:
         try:
             runs = {
                 name: train_one(name, contestant, problem, arguments, display)
@@ -181,11 +197,13 @@ def train_all(arguments: argparse.Namespace, console: Console) -> report.Record:
         summary = report.summarise(run, heldout, contestants[name].learning_rate, arguments.target)
         results[name] = {"label": contestants[name].label, **summary}
     histories = {name: run.history for name, run in runs.items()}
+    record |= {"status": "finished", "results": results, "histories": histories}
+    if not leader:
+        return record
     labels = {name: contestant.label for name, contestant in contestants.items()}
     curves, metric = (arguments.out / name for name in _PICTURES)
     pictures.draw_curves(histories, labels, arguments.target, record["title"], curves)
     pictures.draw_metric(histories["metric"], f"The metric E of each layer: {record['title']}", metric)
-    record |= {"status": "finished", "results": results, "histories": histories}
     report.write_record(record, path)
     return record
 
@@ -195,10 +213,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         arguments = command_line.parse(argv)
+        processes.connect(command_line.cluster(arguments))
         record = train_all(arguments, console)
-        report.print_table(record, console)
-        files = ", ".join((*_PICTURES, _RECORD))
-        console.print(f"written to {arguments.out}: {files}", soft_wrap=True, highlight=False)
+        if processes.is_leader():
+            report.print_table(record, console)
+            files = ", ".join((*_PICTURES, _RECORD))
+            console.print(f"written to {arguments.out}: {files}", soft_wrap=True, highlight=False)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

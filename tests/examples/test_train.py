@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from riemann_optax.examples import checkpoint, data, loop, models, train
 
 # Of one phi without state, and quick to compile.
 QUICK = ["--phi", "maintenance_energy", "--baseline", "none", "--steps", "10"]
+PAIR = ["--coordinator", "localhost:1", "--processes", "2"]
 SMALL = ["--model", "mlp", "--steps", "40", "--checkpoint-every", "10", "--quiet"]
 
 
@@ -179,27 +181,31 @@ def test_a_folder_that_is_not_empty_is_left_alone(unbroken, capsys):
     assert contents(unbroken) == before
 
 
-def test_overwriting_replaces_the_run_and_nothing_else(tmp_path):
-    assert run(*QUICK, out=tmp_path) == 0
-    (tmp_path / "notes.txt").write_text("mine")
-    assert run(*QUICK, "--seed", "1", "--overwrite", out=tmp_path) == 0
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert read_record(tmp_path)["arguments"]["seed"] == 1
+def test_overwriting_replaces_the_run_and_nothing_else(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    (folder / "notes.txt").write_text("mine")
+    assert run(*QUICK, "--seed", "1", "--overwrite", out=folder) == 0
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert read_record(folder)["arguments"]["seed"] == 1
+    assert {path.name for path in (folder / "checkpoints" / "metric").iterdir()} == {"10"}
+    assert not (folder / "checkpoints" / "baseline").exists()
 
 
 @pytest.mark.parametrize("damage", ["record", "checkpoint"])
-def test_a_damaged_run_is_refused_in_one_line(tmp_path, capsys, damage):
-    assert run(*QUICK, out=tmp_path) == 0
-    record = tmp_path / "record.json"
+def test_a_damaged_run_is_refused_in_one_line(unbroken, tmp_path, capsys, damage):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    record = folder / "record.json"
     if damage == "record":
         record.write_text(record.read_text()[:100])
     else:
         record.write_text(record.read_text().replace('"finished"', '"running"'))
-        for path in (tmp_path / "checkpoints" / "metric" / "10" / "training").rglob("*"):
+        for path in (folder / "checkpoints" / "metric" / "40" / "training").rglob("*"):
             if path.is_file():
                 path.write_bytes(b"")
     capsys.readouterr()
-    assert run(*QUICK, "--resume", out=tmp_path) == 2
+    assert run("--tensorboard", "--resume", out=folder) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: --resume: ")
     assert message.count("\n") == 1
@@ -236,6 +242,26 @@ def test_a_damaged_run_is_refused_in_one_line(tmp_path, capsys, damage):
         (["--text-file", "missing"], r"--text-file is not used by --data digits: add --data text"),
         (["--data", "mnist", "--data-dir", "missing"], r"--data-dir missing has no train-\*\.parquet"),
         (["--no-such-option"], r"unrecognized arguments: --no-such-option"),
+        (["--shard", "weights"], r"argument --shard: invalid choice: 'weights'"),
+        (
+            ["--coordinator", "localhost"],
+            r"argument --coordinator: expected HOST:PORT or auto, got 'localhost'",
+        ),
+        (["--coordinator", "localhost:99999"], r"argument --coordinator: expected HOST:PORT or auto"),
+        (
+            ["--coordinator", "localhost:1"],
+            r"--coordinator HOST:PORT needs --processes and --process as well",
+        ),
+        (["--process", "0"], r"--process needs --coordinator HOST:PORT as well"),
+        (["--processes", "1"], r"argument --processes: expected a whole number from 2, got '1'"),
+        ([*PAIR, "--process", "2"], r"--process 2 is not below --processes 2: count from 0"),
+        ([*PAIR, "--process", "1", "--shard", "none"], r"--shard none uses one device of one process"),
+        (["--coordinator", "auto", "--processes", "2"], r"--processes is not used by --coordinator auto"),
+        (
+            ["--coordinator", "auto"],
+            r"--coordinator auto: no meeting there \(.*\): give HOST:PORT, --processes",
+        ),
+        (["--shard", "data", "--batch-size", "12"], r"--batch-size 12 cannot be shared evenly by 8 devices"),
         (["--resume", "--overwrite"], r"argument --overwrite: not allowed with argument --resume"),
         (["--resume"], r"--resume: .* holds no readable run \(record\.json\): leave out --resume"),
     ],
@@ -331,13 +357,14 @@ def start_process(folder, *arguments, **environment):
     )
 
 
-def test_the_command_trains_a_transformer_on_text_without_escape_codes(tmp_path):
+def test_a_transformer_is_trained_on_text_and_shown_without_escape_codes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_bytes(b"All work and no play makes Jack a dull boy.\n" * 40)
     arguments = ["--data", "text", "--text-file", "text.txt", "--steps", "20", "--batch-size", "4"]
-    process = start_process(tmp_path, *arguments, "--baseline", "none")
-    assert process.returncode == 0, process.stderr
-    assert "\x1b" not in process.stdout + process.stderr
-    assert re.search(r"step 20/20  loss \d\.\d+  accuracy 0\.\d+  rates \S+ to \S+", process.stdout)
+    assert train.main([*arguments, "--baseline", "none"]) == 0
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    assert re.search(r"step 20/20  loss \d\.\d+  accuracy 0\.\d+  rates \S+ to \S+", captured.out)
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"text-transformer-\d{8}-\d{6}", folder.name)
     assert read_record(folder)["status"] == "finished"
