@@ -10,6 +10,15 @@ import optax
 from benchmarks.step_cost import problems
 from benchmarks.step_cost.optimizers import ALL
 
+COPY, COPY_BYTES = "copy", 8  # the yardstick of bandwidth: each value is read, changed and written
+_CONTESTANTS = {COPY: lambda: optax.GradientTransformation(optax.init_empty_state, _leave), **ALL}
+
+
+def _leave(updates: Any, state: Any, params: Any = None) -> Any:
+    """Move each weight without looking at its gradient, which is then not read."""
+    del updates
+    return jax.tree.map(lambda p: 1e-3 * p, params), state
+
 
 class Cost(NamedTuple):
     """What one update of an optimiser costs on one problem.
@@ -33,7 +42,7 @@ class _Contestant:
     """One optimiser with its own parameters and state, compiled, ready to take steps."""
 
     def __init__(self, name: str, tree: Any, gradients: Any) -> None:
-        tx = optax.with_extra_args_support(ALL[name]())
+        tx = optax.with_extra_args_support(_CONTESTANTS[name]())
         self.params = problems.values(tree, 0.1, seed=1)
         self.state = tx.init(self.params)
         self.gradients = gradients
@@ -72,8 +81,8 @@ def measure(problem: str, names: list[str], rounds: int, steps: int, report: Any
 
     Args:
       problem: A name of ``problems.PROBLEMS``.
-      names: Optimisers, names of ``optimizers.ALL``.
-      rounds: How many turns each takes, at least 3; the first is thrown away.
+      names: Optimisers, names of ``optimizers.ALL``, or ``COPY``.
+      rounds: How many turns each takes, at least 4; the first is thrown away.
       steps: Updates in a turn.
       report: Called with the name before each compilation and turn.
 

@@ -1,0 +1,130 @@
+"""Tables, record and picture of the costs."""
+
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from rich.table import Table
+
+import riemann_optax as ro
+from benchmarks.step_cost.measure import COPY, COPY_BYTES, Cost
+from benchmarks.step_cost.optimizers import METRICS
+from benchmarks.step_cost.targets import FLOORS, TARGETS
+
+Costs = dict[str, dict[str, Cost]]
+
+
+def cost_table(problem: str, costs: dict[str, Cost]) -> Table:
+    """Return the table of one problem, relative to SGD and Adam where they were measured."""
+    table = Table(title=f"{problem}: one update")
+    headings = [
+        "optimiser",
+        "ms",
+        "+-",
+        "/ sgd",
+        "/ adam",
+        "bandwidth",
+        "bytes",
+        "floor",
+        "state",
+        "compile s",
+    ]
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "optimiser" else "right", no_wrap=True)
+    copy = costs[COPY]
+    for name, cost in costs.items():
+        relative = [
+            f"{cost.seconds / costs[reference].seconds:.2f}" if reference in costs else "-"
+            for reference in ("sgd", "adam")
+        ]
+        share = (cost.bytes_per_parameter / cost.seconds) / (COPY_BYTES / copy.seconds)
+        table.add_row(
+            name,
+            f"{1e3 * cost.seconds:.2f}",
+            f"{1e3 * cost.spread:.2f}",
+            *relative,
+            f"{100 * share:.0f}%",
+            f"{cost.bytes_per_parameter:.1f}",
+            str(FLOORS.get(name, "")),
+            f"{cost.state_bytes_per_parameter:.2f}",
+            f"{cost.compile_seconds:.2f}",
+        )
+    table.caption = (
+        "bytes: moved per parameter by XLA's count; floor: the least; state: bytes per parameter; bandwidth: "
+        "bytes moved per second, as a share of a copy's in the same run"
+    )
+    return table
+
+
+def mesh_table(mesh: dict[str, dict[str, Any]]) -> Table:
+    """Return the table of collectives and of state bytes per device."""
+    table = Table(title="On eight devices, fully sharded")
+    for heading in ("optimiser", "collectives of an update", "state bytes on a device / an eighth"):
+        table.add_column(heading)
+    table.caption = "the means of columns belong to every device that holds rows of them"
+    for name, row in mesh.items():
+        found = ", ".join(f"{count} {kind}" for kind, count in row["collectives"].items())
+        ratio = row["state_bytes_over_ideal"]
+        table.add_row(name, found or "none", "no state" if ratio is None else f"{ratio:.2f}")
+    return table
+
+
+def target_table(costs: Costs) -> Table:
+    """Return every target that was measured, and whether it is met."""
+    table = Table(title="Targets")
+    for heading in ("problem", "optimiser", "quantity", "at most", "measured", ""):
+        table.add_column(heading)
+    for target in TARGETS:
+        measured = target.measured(costs)
+        if measured is not None:
+            verdict = "met" if measured <= target.limit else "MISSED"
+            row = (target.problem, target.optimizer, target.quantity, target.bound)
+            table.add_row(*row, f"{measured:.2f}", verdict)
+    return table
+
+
+def record(costs: Costs, mesh: dict[str, dict[str, Any]], rounds: int, steps: int) -> dict[str, Any]:
+    """Return what goes into the JSON file."""
+    return {
+        "command": " ".join(["python -m benchmarks.step_cost", *sys.argv[1:]]),
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "optax": optax.__version__,
+            "riemann_optax": ro.__version__,
+        },
+        "device": jax.devices()[0].device_kind,
+        "rounds": rounds,
+        "steps": steps,
+        "costs": {p: {n: c._asdict() for n, c in rows.items()} for p, rows in costs.items()},
+        "eight_devices": mesh,
+        "targets": [{**target._asdict(), "measured": target.measured(costs)} for target in TARGETS],
+    }
+
+
+def draw(costs: Costs, path: Path) -> None:
+    """Draw the time of an update relative to SGD's, one panel per problem."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(costs), figsize=(5.2 * len(costs), 6.4), layout="constrained", squeeze=False
+    )
+    for axis, (problem, rows) in zip(axes[0], costs.items(), strict=True):
+        reference = rows.get("sgd", next(iter(rows.values()))).seconds
+        names = sorted((n for n in rows if n != COPY), key=lambda name: rows[name].seconds, reverse=True)
+        ratios = [rows[name].seconds / reference for name in names]
+        colours = ["#143f6b" if name in METRICS else "#b9c4d0" for name in names]
+        bars = axis.barh(names, ratios, color=colours)
+        axis.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3)
+        axis.set(title=problem, xlabel="time of one update / SGD's", xscale="log")
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"Cost of one update in one run on {jax.devices()[0].device_kind} (dark: with a metric)")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
