@@ -13,8 +13,9 @@ Flags: ``learning_rate`` is one with which the four convergence targets are reac
 ``needs_loss`` says that ``update`` wants the extra argument ``obj_fn``, ``optax_promotes`` that an Optax
 transformation inside relies on implicit promotion of dtypes, which our own code must not, ``real_only``
 that complex weights are refused, ``reduces_state`` that the state of a leaf may be smaller than the leaf,
-``loops`` that an update holds a loop, which the tests then only run compiled, and ``rounds_weights`` that the
-updated narrow weight is right to its last place, not the update.
+``loops`` that an update holds a loop, which the tests then only run compiled, ``rounds_weights`` that the
+updated narrow weight is right to its last place, not the update, and ``mixes_weights`` that the step of a
+weight depends on the gradients of others, so that a leaf goes downhill only as a whole.
 """
 
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class Entry(NamedTuple):
     real_only: bool = False
     reduces_state: bool = False
     loops: bool = False
+    mixes_weights: bool = False
     rounds_weights: bool = False
 
     def build(self) -> optax.GradientTransformationExtraArgs:
@@ -249,6 +251,16 @@ ENTRIES: dict[str, Entry] = {
     "master_weights": Entry(
         lambda learning_rate, alpha=1.0: ro.master_weights(ro.riemannian_sgd(learning_rate, alpha=alpha)),
         rounds_weights=True,
+    ),
+    # in an eigenbasis
+    "in_eigenbasis": Entry(
+        lambda learning_rate, alpha=1.0: ro.in_eigenbasis(
+            ro.riemannian_sgd(learning_rate, alpha=alpha), update_every=2, sides="smaller"
+        ),
+        real_only=True,
+        reduces_state=True,
+        loops=True,
+        mixes_weights=True,
     ),
     # metric fields
     "attach_field": Entry(

@@ -1,0 +1,211 @@
+"""The bases of all leaves at one update: made, entered and left."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType
+
+from riemann_optax import _tree
+from riemann_optax.eigenbasis import bases
+from riemann_optax.eigenbasis.layout import Layout
+from riemann_optax.eigenbasis.mesh import on_auto_mesh, square_sharding
+
+# Extra arguments that are functions of the weights; trees of vectors such as the gradient (further axes in
+# front are allowed); and what belongs to the weights one by one.
+FUNCTIONS = ("obj_fn", "outputs_fn", "value_fn")
+VECTOR_TREES = (
+    "grad",
+    "gradients_at_previous_params",
+    "output_norm_gradients",
+    "per_example_gradients",
+    "perturbations",
+    "perturbed_gradients",
+)
+ORIGINAL = ("activities", "inputs", "task_importance")
+
+
+class Frame(NamedTuple):
+    """The bases of all leaves at the beginning of an update."""
+
+    layouts: list[Layout | None]
+    left: list[Any]
+    right: list[Any]
+    precision: Any
+
+    def enter(self, tree: Any) -> Any:
+        """Return a tree of vectors in the coordinates of the bases."""
+        return self._map(bases.turn, tree)
+
+    def leave(self, tree: Any) -> Any:
+        """Return a tree of vectors in the original coordinates."""
+        return self._map(bases.turn_back, tree)
+
+    def arguments(self, extra_args: dict[str, Any]) -> dict[str, Any]:
+        """Return the extra arguments as ``inner`` needs them."""
+        extra_args = dict(extra_args)
+        for name in ORIGINAL:
+            if extra_args.get(name) is not None:
+                raise ValueError(
+                    f"in_eigenbasis: the extra argument {name} belongs to single weights, which the "
+                    "eigenbasis mixes: keep what needs it outside of in_eigenbasis."
+                )
+        for name in FUNCTIONS:
+            if callable(extra_args.get(name)):
+                extra_args[name] = self._composed(extra_args[name])
+        for name in VECTOR_TREES:
+            if extra_args.get(name) is not None:
+                extra_args[name] = self.enter(extra_args[name])
+        return extra_args
+
+    def _composed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def in_coordinates(params: Any, *args: Any, **kwargs: Any) -> Any:
+            return function(self.leave(params), *args, **kwargs)
+
+        return in_coordinates
+
+    def _map(self, change: Callable[..., jax.Array], tree: Any) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+
+        def all_leaves(leaves: list[Any], left: list[Any], right: list[Any]) -> list[Any]:
+            return [
+                x if layout is None else self._one(change, x, layout, q, r)
+                for x, layout, q, r in zip(leaves, self.layouts, left, right, strict=True)
+            ]
+
+        return jax.tree.unflatten(structure, on_auto_mesh(all_leaves, leaves, leaves, self.left, self.right))
+
+    def _one(self, change: Callable[..., jax.Array], x: Any, layout: Layout, left: Any, right: Any) -> Any:
+        if x.ndim > len(layout.permutation):
+            return jax.vmap(lambda one: self._one(change, one, layout, left, right))(x)
+        left, right = (None if _is_masked(basis) else basis for basis in (left, right))
+        turned = change(layout.matrices(_tree.to_working_dtype(x)), left, right, self.precision)
+        return layout.array(turned, x.shape).astype(x.dtype)
+
+
+def averaged(
+    gradients: list[Any],
+    layouts: list[Layout | None],
+    factors: list[Any],
+    side: Literal["left", "right"],
+    decay: Any,
+    precision: Any,
+) -> list[Any]:
+    """Return the running means of the correlations of one side with these gradients taken in."""
+
+    def all_leaves(gradients: list[Any], factors: list[Any]) -> list[Any]:
+        new = []
+        for gradient, layout, factor in zip(gradients, layouts, factors, strict=True):
+            if layout is None or _is_masked(factor):
+                new.append(factor)
+                continue
+            matrices = layout.matrices(_tree.to_working_dtype(gradient))
+            rate = jnp.asarray(decay).astype(matrices.dtype)
+            correlation = bases.correlations(matrices, side, precision)
+            mean = rate * factor.astype(matrices.dtype) + (1 - rate) * correlation
+            new.append(mean.astype(factor.dtype))
+        return new
+
+    return on_auto_mesh(all_leaves, factors, gradients, factors)  # type: ignore[no-any-return]
+
+
+def decompose_first(groups: list[list[bases.Job]], squares: dict[str, list[Any]], count: jax.Array) -> None:
+    """Put the eigenvectors of the first factors into the bases, at the first update."""
+    by_size: dict[tuple[int, str], list[bases.Job]] = {}
+    for job in (job for group in groups for job in group):
+        by_size.setdefault((job.shape[-1], str(job.dtype)), []).append(job)
+    for jobs in by_size.values():
+        factors = [squares[f"{job.side}_factors"][job.leaf] for job in jobs]
+        old = [squares[f"{job.side}_bases"][job.leaf] for job in jobs]
+
+        def choose(
+            count: jax.Array, factors: list[jax.Array], old: list[jax.Array], dtype: Any = jobs[0].dtype
+        ) -> list[jax.Array]:
+            return jax.lax.cond(  # type: ignore[no-any-return]
+                count == 0,
+                lambda factors, old: bases.first_bases(factors, old, dtype),
+                lambda factors, old: old,
+                factors,
+                old,
+            )
+
+        for job, basis in zip(jobs, on_auto_mesh(choose, old, count, factors, old), strict=True):
+            squares[f"{job.side}_bases"][job.leaf] = basis
+
+
+def without_noise(turned: Any, layouts: list[Layout | None], count: jax.Array, state_dtype: Any) -> Any:
+    """Set to 0, at the first update, what is rounding in a gradient that its own basis makes diagonal.
+
+    Adam, and any metric of infinite alpha, would divide that rounding by itself.
+    """
+    leaves, structure = jax.tree.flatten(turned)
+
+    def clean(leaves: list[Any]) -> list[Any]:
+        return [
+            leaf if layout is None else _rounded(leaf, layout, state_dtype)
+            for leaf, layout in zip(leaves, layouts, strict=True)
+        ]
+
+    def choose(count: jax.Array, leaves: list[Any]) -> list[Any]:
+        return jax.lax.cond(count == 0, clean, lambda leaves: leaves, leaves)  # type: ignore[no-any-return]
+
+    return jax.tree.unflatten(structure, on_auto_mesh(choose, leaves, count, leaves))
+
+
+def _rounded(leaf: jax.Array, layout: Layout, state_dtype: Any) -> jax.Array:
+    """Return the leaf without what its bases cannot resolve.
+
+    They come from squares, which show nothing below the root of the working precision, and are themselves
+    rounded to the dtype they are kept in.
+    """
+    size = jnp.abs(leaf)
+    working = _epsilon(_tree.working_dtype(leaf))
+    relative = max(working**0.5, *(4 * _epsilon(dtype) for dtype in (leaf.dtype, state_dtype or leaf.dtype)))
+    limit = jnp.asarray(relative, leaf.dtype) * jnp.max(
+        size, axis=layout.permutation[len(layout.stack) :], keepdims=True
+    )
+    return jnp.where(size <= limit, jnp.zeros_like(leaf), leaf)
+
+
+def _epsilon(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+
+
+def first_square(
+    leaf: Any,
+    layout: Layout | None,
+    side: Literal["left", "right"],
+    fill: Callable[..., jax.Array],
+    state_dtype: Any,
+) -> Any:
+    """Return the first factor or basis of one side of a leaf, where its sharding wants it."""
+    if layout is None or not getattr(layout, side):
+        return optax.MaskedNode()
+    if jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating):
+        raise TypeError(
+            "in_eigenbasis: eigenbases are those of real matrices, and a leaf is complex: keep it out with "
+            'optax.masked, or give it sides="none".'
+        )
+    square = fill(layout.square(side), state_dtype or _tree.working_dtype(leaf))
+    sharding = square_sharding(leaf, layout, side)
+    if sharding is None:
+        return square
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.sharding.reshard(square, sharding)
+    return jax.device_put(square, sharding)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Return the first factors."""
+    return jnp.zeros(shape, dtype)
+
+
+def identity(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Return the first bases."""
+    return jnp.zeros(shape, dtype) + jnp.eye(shape[-1], dtype=dtype)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)

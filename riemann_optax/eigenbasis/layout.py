@@ -1,0 +1,177 @@
+"""How an array is read as a matrix: which axes are its inputs and outputs, and which sides get a basis."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from riemann_optax import _tree
+
+Side = Literal["both", "smaller", "input", "output", "none", "vector"]
+SIDES: tuple[str, ...] = get_args(Side)
+ChooseSide = Callable[[str, Any], Side]
+
+
+class MatrixAxes(NamedTuple):
+    """Which axes of an array are the rows of its matrix and which the columns.
+
+    Attributes:
+      inputs: the axes of the fan-in, merged into rows.
+      outputs: the axes of the fan-out, merged into columns. All other axes stack matrices, each with bases of
+        its own.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+ChooseAxes = Callable[[str, Any], MatrixAxes]
+_PROJECTIONS = re.compile(r"\['(query|key|value)'\]\['\w+'\](\.value)?$")
+_PROJECTION_BACK = re.compile(r"\['out'\]\['\w+'\](\.value)?$")
+
+
+def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
+    """Return the matrix axes of an array by Flax's conventions; the default of :func:`in_eigenbasis`.
+
+    ============================================================  ==========================================
+    shape                                                         matrix
+    ============================================================  ==========================================
+    ``(n,)``                                                      one column
+    ``(in, out)``                                                 as it is
+    ``(stack, in, out)``                                          one matrix per layer of a scan (or per tap
+                                                                  of a 1-D convolution)
+    ``(..., height, width, in, out)``                             ``(height * width * in, out)``
+    ``(..., in, heads, size)`` under query, key or value          ``(in, heads * size)``
+    ``(..., heads, size, out)`` under out                         ``(heads * size, out)``
+    ============================================================  ==========================================
+
+    The last two are the projections of Flax's ``MultiHeadAttention``, known by the name of their module and
+    having three axes or more. For other conventions write such a function of your own.
+
+    Args:
+      name: the path of the leaf, as ``jax.tree_util.keystr`` writes it.
+      leaf: the parameter, of which only the shape is read.
+
+    Returns:
+      The axes.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> ro.kernel_axes("['conv']['kernel']", jnp.zeros([3, 3, 16, 32]))
+      MatrixAxes(inputs=(0, 1, 2), outputs=(3,))
+      >>> ro.kernel_axes("['attention']['query']['kernel']", jnp.zeros([64, 4, 16]))
+      MatrixAxes(inputs=(0,), outputs=(1, 2))
+    """
+    ndim = len(leaf.shape)
+    if ndim < 2:
+        return MatrixAxes(tuple(range(ndim)), ())
+    if ndim >= 3 and _PROJECTIONS.search(name):
+        return MatrixAxes((ndim - 3,), (ndim - 2, ndim - 1))
+    if ndim >= 3 and _PROJECTION_BACK.search(name):
+        return MatrixAxes((ndim - 3, ndim - 2), (ndim - 1,))
+    first = ndim - 2 if ndim < 4 else ndim - 4
+    return MatrixAxes(tuple(range(first, ndim - 1)), (ndim - 1,))
+
+
+class Layout(NamedTuple):
+    """How one leaf is read.
+
+    Attributes:
+      permutation: brings its axes into the order stack, inputs, outputs.
+      num_inputs: how many axes are inputs.
+      stack: sizes of the stacking axes.
+      rows: (number of blocks, size of a block) of the input side.
+      columns: the same of the output side.
+      left: whether the rows are turned.
+      right: whether the columns are turned.
+    """
+
+    permutation: tuple[int, ...]
+    num_inputs: int
+    stack: tuple[int, ...]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    left: bool
+    right: bool
+
+    def matrices(self, x: jax.Array) -> jax.Array:
+        """Return the array as ``[*stack, row blocks, rows, column blocks, columns]``."""
+        return jnp.transpose(x, self.permutation).reshape(*self.stack, *self.rows, *self.columns)
+
+    def array(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Return what :meth:`matrices` was made of, an array of this shape."""
+        permuted = matrices.reshape([shape[axis] for axis in self.permutation])
+        return jnp.transpose(permuted, [self.permutation.index(axis) for axis in range(len(shape))])
+
+    def square(self, side: Literal["left", "right"]) -> tuple[int, ...]:
+        """Return the shape of the bases of a side, ``[*stack, blocks, size, size]``."""
+        blocks, size = self.rows if side == "left" else self.columns
+        return (*self.stack, blocks, size, size)
+
+
+class Reading(NamedTuple):
+    """How all leaves are read: the arguments of :func:`in_eigenbasis` that say so.
+
+    Attributes:
+      sides: one choice for all leaves, or a function of name and leaf.
+      axes: a function of name and leaf.
+      max_size: the largest side with one basis.
+      block_size: the size of blocks of a larger side, None to leave it alone.
+    """
+
+    sides: Side | ChooseSide
+    axes: ChooseAxes
+    max_size: int
+    block_size: int | None
+
+    def layouts(self, params: Any) -> list[Layout | None]:
+        """Return the layout of each leaf, None where nothing is turned."""
+        return [self._layout(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+
+    def _layout(self, path: tuple[Any, ...], leaf: Any) -> Layout | None:
+        name, shape = jax.tree_util.keystr(path), leaf.shape
+        side = self.sides(name, leaf) if callable(self.sides) else self.sides
+        _tree.check_choice(f"sides of {_tree.leaf_name(path)}", side, SIDES)
+        if side == "none" or not shape or (len(shape) == 1 and side != "vector"):
+            return None
+        axes = self.axes(name, leaf)
+        chosen = (*axes.inputs, *axes.outputs)
+        if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(len(shape))):
+            raise ValueError(
+                f"axes of {_tree.leaf_name(path)}, which has shape {shape}, must be different axes counted "
+                f"from 0, got {axes}."
+            )
+        stacking = tuple(axis for axis in range(len(shape)) if axis not in chosen)
+        fan_in = math.prod(shape[axis] for axis in axes.inputs)
+        fan_out = math.prod(shape[axis] for axis in axes.outputs)
+        left = side in ("both", "input", "vector") or (side == "smaller" and fan_in <= fan_out)
+        right = side in ("both", "output", "vector") or (side == "smaller" and fan_in > fan_out)
+        rows, columns = self._blocks(fan_in), self._blocks(fan_out)
+        left, right = left and rows is not None, right and columns is not None
+        if not (left or right):
+            return None
+        return Layout(
+            permutation=(*stacking, *axes.inputs, *axes.outputs),
+            num_inputs=len(axes.inputs),
+            stack=tuple(shape[axis] for axis in stacking),
+            rows=rows if left and rows else (1, fan_in),
+            columns=columns if right and columns else (1, fan_out),
+            left=left,
+            right=right,
+        )
+
+    def _blocks(self, size: int) -> tuple[int, int] | None:
+        """Return number and size of the blocks of a side, None where it is left alone."""
+        if size == 1:
+            return None
+        if size <= self.max_size:
+            return 1, size
+        if self.block_size is None:
+            return None
+        for blocks in range(-(-size // self.block_size), 2 * size // self.block_size + 1):
+            if size % blocks == 0:
+                return blocks, size // blocks
+        return None

@@ -1,0 +1,95 @@
+"""Where bases and factors live on a mesh, and how the compiler is left to find the rest."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from riemann_optax.eigenbasis.layout import Layout
+
+
+def named_sharding(leaf: Any) -> NamedSharding | None:
+    """Return a leaf's sharding where it is known: on an Explicit mesh always, elsewhere of arrays only."""
+    sharding = getattr(leaf if not isinstance(leaf, jax.core.Tracer) else jax.typeof(leaf), "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    traced = isinstance(leaf, jax.core.Tracer)
+    return None if traced and not is_explicit(sharding) else sharding
+
+
+def is_explicit(sharding: NamedSharding) -> bool:
+    """Return whether an axis of the mesh is Explicit."""
+    return AxisType.Explicit in sharding.mesh.axis_types
+
+
+def square_sharding(leaf: Any, layout: Layout, side: Literal["left", "right"]) -> NamedSharding | None:
+    """Return where the bases of a side live: spread over all devices that its leaf is spread over.
+
+    The axes of the mesh along the leaf's own side go along the rows of the square (along its blocks, where
+    it has several), those along the other side along its columns, wherever sizes divide.
+    """
+    sharding = named_sharding(leaf)
+    if sharding is None:
+        return None
+    spec = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)))
+    spec = tuple(spec[axis] for axis in layout.permutation)
+    depth = len(layout.stack)
+    middle = depth + layout.num_inputs
+    own, other = _first(spec[depth:middle]), _first(spec[middle:])
+    if side == "right":
+        own, other = other, own
+    *_, blocks, size, _ = layout.square(side)
+
+    def fits(axes: Any, length: int) -> Any:
+        if axes is None:
+            return None
+        names = axes if isinstance(axes, tuple) else (axes,)
+        return axes if length % math.prod(sharding.mesh.shape[name] for name in names) == 0 else None
+
+    if blocks > 1:
+        return NamedSharding(
+            sharding.mesh, PartitionSpec(*spec[:depth], fits(own, blocks), None, fits(other, size))
+        )
+    return NamedSharding(
+        sharding.mesh, PartitionSpec(*spec[:depth], None, fits(own, size), fits(other, size))
+    )
+
+
+def _first(spec: tuple[Any, ...]) -> Any:
+    return next((axes for axes in spec if axes is not None), None)
+
+
+def spread(squares: jax.Array) -> jax.Array:
+    """Spread ``[number, n, n]`` over the devices of the mesh in use, as far as their number divides."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names: list[str] = []
+    devices = 1
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
+        if kind == AxisType.Auto and squares.shape[0] % (devices * mesh.shape[name]) == 0:
+            names.append(name)
+            devices *= mesh.shape[name]
+    if devices == 1:
+        return squares
+    placed: jax.Array = jax.lax.with_sharding_constraint(squares, PartitionSpec(tuple(names), None, None))
+    return placed
+
+
+def on_auto_mesh(function: Callable[..., Any], like: Any, *arguments: Any) -> Any:
+    """Call a function; where the mesh has Explicit axes, let the compiler find the shardings inside.
+
+    Args:
+      function: what to call.
+      like: arrays in the structure of the result, which get back the shardings of these.
+      *arguments: of the function.
+    """
+    shardings = [named_sharding(leaf) for leaf in jax.tree.leaves((like, arguments))]
+    mesh = next((sharding.mesh for sharding in shardings if sharding is not None), None)
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        return function(*arguments)
+    explicit = [
+        name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit
+    ]
+    specs = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, like)
+    return jax.sharding.auto_axes(function, axes=tuple(explicit), out_sharding=specs)(*arguments)

@@ -1,0 +1,247 @@
+"""in_eigenbasis: any transformation, in the eigenbasis of each matrix's own correlations."""
+
+from collections.abc import Callable, Collection
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _tree
+from riemann_optax.eigenbasis import averages, bases
+from riemann_optax.eigenbasis.frame import (
+    Frame,
+    averaged,
+    decompose_first,
+    first_square,
+    identity,
+    without_noise,
+    zeros,
+)
+from riemann_optax.eigenbasis.layout import SIDES, ChooseAxes, ChooseSide, Reading, Side, kernel_axes
+from riemann_optax.eigenbasis.mesh import on_auto_mesh
+from riemann_optax.metric import check_transformation
+
+
+class InEigenbasisState(NamedTuple):
+    """State of :func:`in_eigenbasis`.
+
+    The four trees have the structure of the parameters; a leaf is ``[*stack, blocks, size, size]``, or
+    ``optax.MaskedNode()`` where that side of the parameter is left alone.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      left_factors: running mean of ``G G^T``.
+      right_factors: running mean of ``G^T G``.
+      left_bases: orthogonal matrices, eigenvectors in columns.
+      right_bases: the same for the other side.
+      inner: the state of the inner transformation, in the coordinates of these bases.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    left_factors: Any
+    right_factors: Any
+    left_bases: Any
+    right_bases: Any
+    inner: optax.OptState
+
+
+def in_eigenbasis(
+    inner: optax.GradientTransformation,
+    *,
+    decay: float = 0.95,
+    update_every: int = 10,
+    sides: Side | ChooseSide = "both",
+    max_size: int = 8192,
+    block_size: int | None = None,
+    axes: ChooseAxes = kernel_axes,
+    state_dtype: Any = None,
+    second_moments: Literal["mix", "keep"] = "mix",
+    vectors: Collection[str] = averages.VECTORS,
+    together: int = 1,
+    precision: jax.lax.PrecisionLike = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Run ``inner`` in the eigenbasis of each matrix's input and output correlations.
+
+    .. math::
+      U = Q_L\,\mathrm{inner}(Q_L^\top G\,Q_R)\,Q_R^\top, \qquad
+      L = \overline{G G^\top} \approx Q_L \Lambda_L Q_L^\top, \quad
+      R = \overline{G^\top G} \approx Q_R \Lambda_R Q_R^\top
+
+    with a bar for a running mean. A diagonal metric inside is then :math:`g = (Q_L \otimes
+    Q_R)\,\mathrm{diag}(E)\,(Q_L \otimes Q_R)^\top`: synapses that share a neuron interact. With
+    ``optax.scale_by_adam`` inside this is SOAP. The bases are the eigenvectors of the first gradient's
+    correlations, so that no update is skipped and a turned problem has a turned trajectory; later, after an
+    update, one power iteration and a QR decomposition bring a side of a matrix up to date every
+    ``update_every`` steps, the sides taking turns so that each step has a similar share of the work.
+
+    **What inner sees.** Gradients *and parameters* in the coordinates of the bases, in shape and dtype of the
+    leaf: a phi of the weights, an anchor or weight decay inside is one of the turned weights, and ``E`` as
+    :func:`metric_at` and :func:`record_metric` show it belongs to eigenvectors. Means over a leaf or the tree
+    mean the same; "neuron" is an output eigenvector. The functions ``obj_fn``, ``value_fn`` and
+    ``outputs_fn`` and gradients of examples or samples among the extra arguments are turned too; ``inputs``,
+    ``activities`` and ``task_importance`` belong to single weights and are refused. Both stages must be
+    inside, or both outside.
+
+    **What inner remembers.** When a basis changes, whatever in the state of ``inner`` has the shape of the
+    leaf changes coordinates with it: what is linear in gradients or weights (``vectors``) exactly, by
+    ``Q_new^T Q_old``, which is what SOAP's momentum in the original coordinates amounts to; all else is taken
+    for second moments, or the diagonal of a curvature, and mixed by the *squares* of that matrix: the
+    variances of coordinates that were independent in the old basis. SOAP keeps them in place
+    (``second_moments="keep"``, which only reorders them along with the eigenvectors). Momentum behind
+    ``in_eigenbasis`` rather than inside is the same as inside, if the metric comes before it.
+
+    **Which arrays.** Axes are read as rows and columns by ``axes``, by default :func:`kernel_axes`: dense,
+    convolutional, attention and stacked kernels. Vectors stay diagonal unless ``sides="vector"``. A side of
+    more than ``max_size``, such as a vocabulary, is left alone, or turned in equal blocks of at most
+    ``block_size`` (left alone if no block of at least half that divides it).
+
+    **Cost.** State of a square matrix, factors and bases: 16 bytes per weight, 8 with
+    ``state_dtype=jnp.bfloat16``, half of either for one side. For an ``n x n`` matrix an update is ``12
+    n**3`` operations and about ``20 n**3 / update_every`` for the refresh, where a training step on ``T``
+    tokens is ``6 n**2 T``: see ``python -m benchmarks.eigenbasis_cost``. Under ``vmap`` a step costs what a
+    refresh does.
+
+    **Sharding.** Factors and bases are spread over the devices that their leaf is spread over (as ``tx.init``
+    outside of ``jit``, an Explicit mesh or :func:`sharding.init` place them). The bases of stacked matrices,
+    and of ``together`` alike sides, are decomposed on different devices if their number divides. Collectives
+    per update of a matrix, from its compiled form: see the table in ``tests/eigenbasis``.
+
+    Args:
+      inner: any Optax transformation or chain; :func:`compute_metric` up to :func:`scale_by_inverse_metric`
+        with an edit or momentum, say.
+      decay: of the running means of the correlations, in [0, 1). Default 0.95, as SOAP's.
+      update_every: steps between two refreshes of a side. A finite ``alpha`` stands bases of 50 steps.
+      sides: ``"both"``, ``"smaller"`` (only the shorter side, rows if they are equal), ``"input"``,
+        ``"output"``, ``"none"``, or ``"vector"``, which is both, and 1-D arrays as well; or a function of a
+        leaf's name (as ``jax.tree_util.keystr`` writes its path) and the leaf that returns one of them.
+      max_size: the longest side with one basis.
+      block_size: of the blocks of longer sides; None leaves them alone.
+      axes: a function of a leaf's name and the leaf that returns its :class:`MatrixAxes`.
+      state_dtype: of factors and bases; None means float32, or wider where the parameter is wider. Products
+        are computed in float32 or wider.
+      second_moments: ``"mix"`` or ``"keep"``, see above.
+      vectors: names of the fields of states that are linear in gradients or weights. A field of your own
+        transformation that is not among the defaults has to be added.
+      together: how many sides of the same size are refreshed at the same step; on a mesh, its devices.
+      precision: of the products, as in ``jnp.matmul``.
+
+    Returns:
+      A gradient transformation with state :class:`InEigenbasisState`.
+
+    Raises:
+      ValueError: for an argument outside its range, axes that a leaf does not have, or at ``update`` an extra
+        argument that cannot be turned.
+      TypeError: where ``inner`` is no gradient transformation, or a matrix is complex.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
+      >>> metric = [ro.compute_metric(ro.phi.activity(decay=0.9), 100.0), ro.conformal()]
+      >>> tx = optax.chain(
+      ...     ro.in_eigenbasis(optax.chain(*metric, ro.scale_by_inverse_metric())),
+      ...     optax.scale_by_learning_rate(1.0),
+      ... )
+      >>> gradient = jnp.array([[1.0, 0.8], [0.8, 1.0]])  # 1.8 along (1, 1), 0.2 along (1, -1)
+      >>> updates, _ = tx.update(gradient, tx.init(gradient))
+      >>> print(updates.round(2))  # steps of nearly one size along both: nearly the identity
+      [[-1.   -0.01]
+       [-0.01 -1.  ]]
+
+    References:
+      Vyas et al, `SOAP: Improving and Stabilizing Shampoo using Adam <https://arxiv.org/abs/2409.11321>`_,
+      ICLR, 2025
+
+      Gupta, Koren and Singer, `Shampoo: Preconditioned Stochastic Tensor Optimization
+      <https://arxiv.org/abs/1802.09568>`_, ICML, 2018
+    """
+    check_transformation("inner", inner)
+    _tree.check_decay(decay)
+    for name, value in (("update_every", update_every), ("max_size", max_size), ("together", together)):
+        _tree.check_number(name, value, low=1)
+    if block_size is not None:
+        _tree.check_number("block_size", block_size, low=2, high=max_size)
+    if not callable(sides):
+        _tree.check_choice("sides", sides, SIDES)
+    _tree.check_choice("second_moments", second_moments, ("mix", "keep"))
+    if state_dtype is not None and not jnp.issubdtype(jnp.dtype(state_dtype), jnp.floating):
+        raise ValueError(f"state_dtype must be a real floating-point dtype, got {jnp.dtype(state_dtype)}.")
+    inner = optax.with_extra_args_support(inner)
+    reading = Reading(sides, axes, max_size, block_size)
+
+    def init(params: optax.Params) -> InEigenbasisState:
+        _tree.check_inexact(params, "params")
+        leaves, structure = jax.tree.flatten(params)
+        layouts = reading.layouts(params)
+
+        def squares(side: Literal["left", "right"], fill: Callable[..., jax.Array]) -> Any:
+            made = [
+                first_square(leaf, layout, side, fill, state_dtype)
+                for leaf, layout in zip(leaves, layouts, strict=True)
+            ]
+            return jax.tree.unflatten(structure, made)
+
+        return InEigenbasisState(
+            count=jnp.zeros([], jnp.int32),
+            left_factors=squares("left", zeros),
+            right_factors=squares("right", zeros),
+            left_bases=squares("left", identity),
+            right_bases=squares("right", identity),
+            inner=inner.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: InEigenbasisState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, InEigenbasisState]:
+        _tree.check_inexact(updates, "gradients")
+        gradients, structure = jax.tree.flatten(updates)
+        layouts = reading.layouts(updates)
+        names = ("left_factors", "right_factors", "left_bases", "right_bases")
+        squares = {name: _leaves_up_to(structure, getattr(state, name)) for name in names}
+        for side in ("left", "right"):
+            squares[f"{side}_factors"] = averaged(
+                gradients, layouts, squares[f"{side}_factors"], side, decay, precision
+            )
+        dtypes = [_tree.working_dtype(gradient) for gradient in gradients]
+        groups = bases.schedule(layouts, dtypes, update_every, together)
+        decompose_first(groups, squares, state.count)
+        frame = Frame(layouts, squares["left_bases"], squares["right_bases"], precision)
+        turned, inner_state = inner.update(
+            without_noise(frame.enter(updates), layouts, state.count, state_dtype),
+            state.inner,
+            None if params is None else frame.enter(params),
+            **frame.arguments(extra_args),
+        )
+        tangent = frame.leave(turned)
+        arrays, inner_structure = jax.tree.flatten(inner_state)
+        coordinates = averages.find(inner_state, updates, vectors)
+        shapes = [gradient.shape for gradient in gradients]
+        for group in groups:
+            positions = {a.position for job in group for a in coordinates[job.leaf]}
+            operands = (
+                [squares[f"{job.side}_factors"][job.leaf] for job in group],
+                [squares[f"{job.side}_bases"][job.leaf] for job in group],
+                {position: arrays[position] for position in positions},
+            )
+            refresh = bases.Refresh(
+                group, layouts, shapes, coordinates, update_every, second_moments == "mix", precision
+            )
+            new_bases, moved = on_auto_mesh(refresh.run, operands[1:], state.count, *operands)
+            for job, basis in zip(group, new_bases, strict=True):
+                squares[f"{job.side}_bases"][job.leaf] = basis
+            for position, array in moved.items():
+                arrays[position] = array
+        return tangent, InEigenbasisState(
+            count=optax.safe_increment(state.count),
+            inner=jax.tree.unflatten(inner_structure, arrays),
+            **{name: jax.tree.unflatten(structure, squares[name]) for name in names},
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _leaves_up_to(structure: Any, tree: Any) -> list[Any]:
+    leaves: list[Any] = structure.flatten_up_to(tree)
+    return leaves
