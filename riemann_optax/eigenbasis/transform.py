@@ -22,11 +22,13 @@ from riemann_optax.eigenbasis.layout import SIDES, ChooseAxes, ChooseSide, Readi
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
 from riemann_optax.metric import check_transformation
 
+SQUARES = ("left_factors", "right_factors", "left_bases", "right_bases")
+
 
 class InEigenbasisState(NamedTuple):
     """State of :func:`in_eigenbasis`.
 
-    The four trees have the structure of the parameters; a leaf is ``[*stack, blocks, size, size]``, or
+    Factors and bases have the structure of the parameters; a leaf is ``[*stack, blocks, size, size]``, or
     ``optax.MaskedNode()`` where that side of the parameter is left alone.
 
     Attributes:
@@ -35,6 +37,7 @@ class InEigenbasisState(NamedTuple):
       right_factors: running mean of ``G^T G``.
       left_bases: orthogonal matrices, eigenvectors in columns.
       right_bases: the same for the other side.
+      previous_gradients: of the last update, if it is their differences that are correlated.
       inner: the state of the inner transformation, in the coordinates of these bases.
     """
 
@@ -43,6 +46,7 @@ class InEigenbasisState(NamedTuple):
     right_factors: Any
     left_bases: Any
     right_bases: Any
+    previous_gradients: Any
     inner: optax.OptState
 
 
@@ -56,6 +60,7 @@ def in_eigenbasis(
     block_size: int | None = None,
     axes: ChooseAxes = kernel_axes,
     state_dtype: Any = None,
+    correlate: Literal["gradients", "gradient_differences"] = "gradients",
     second_moments: Literal["mix", "keep"] = "mix",
     vectors: Collection[str] = averages.VECTORS,
     together: int = 1,
@@ -120,6 +125,10 @@ def in_eigenbasis(
       axes: a function of a leaf's name and the leaf that returns its :class:`MatrixAxes`.
       state_dtype: of factors and bases; None means float32, or wider where the parameter is wider. Products
         are computed in float32 or wider.
+      correlate: ``"gradients"``, or ``"gradient_differences"`` of one update to the next, whose correlations
+        are those of the Hessian's own factors: **for gradients without noise only**. The first update is then
+        made in the original coordinates, and later bases are brought up to date before they are used, not
+        after; the state holds the last gradient as well.
       second_moments: ``"mix"`` or ``"keep"``, see above.
       vectors: names of the fields of states that are linear in gradients or weights. A field of your own
         transformation that is not among the defaults has to be added.
@@ -162,11 +171,13 @@ def in_eigenbasis(
         _tree.check_number("block_size", block_size, low=2, high=max_size)
     if not callable(sides):
         _tree.check_choice("sides", sides, SIDES)
+    _tree.check_choice("correlate", correlate, ("gradients", "gradient_differences"))
     _tree.check_choice("second_moments", second_moments, ("mix", "keep"))
     if state_dtype is not None and not jnp.issubdtype(jnp.dtype(state_dtype), jnp.floating):
         raise ValueError(f"state_dtype must be a real floating-point dtype, got {jnp.dtype(state_dtype)}.")
     inner = optax.with_extra_args_support(inner)
     reading = Reading(sides, axes, max_size, block_size)
+    mix, differences = second_moments == "mix", correlate == "gradient_differences"
 
     def init(params: optax.Params) -> InEigenbasisState:
         _tree.check_inexact(params, "params")
@@ -186,6 +197,13 @@ def in_eigenbasis(
             right_factors=squares("right", zeros),
             left_bases=squares("left", identity),
             right_bases=squares("right", identity),
+            previous_gradients=jax.tree.unflatten(
+                structure,
+                [
+                    optax.MaskedNode() if layout is None or not differences else jnp.zeros_like(leaf)
+                    for leaf, layout in zip(leaves, layouts, strict=True)
+                ],
+            ),
             inner=inner.init(params),
         )
 
@@ -198,48 +216,82 @@ def in_eigenbasis(
         _tree.check_inexact(updates, "gradients")
         gradients, structure = jax.tree.flatten(updates)
         layouts = reading.layouts(updates)
-        names = ("left_factors", "right_factors", "left_bases", "right_bases")
-        squares = {name: _leaves_up_to(structure, getattr(state, name)) for name in names}
+        squares = {name: _leaves_up_to(structure, getattr(state, name)) for name in SQUARES}
+        previous = _leaves_up_to(structure, state.previous_gradients)
+        sources = _differences(gradients, previous, state.count) if differences else gradients
         for side in ("left", "right"):
-            squares[f"{side}_factors"] = averaged(
-                gradients, layouts, squares[f"{side}_factors"], side, decay, precision
-            )
+            factors = squares[f"{side}_factors"]
+            squares[f"{side}_factors"] = averaged(sources, layouts, factors, side, decay, precision)
         dtypes = [_tree.working_dtype(gradient) for gradient in gradients]
         groups = bases.schedule(layouts, dtypes, update_every, together)
-        decompose_first(groups, squares, state.count)
+        shapes = [gradient.shape for gradient in gradients]
+
+        def refresh(inner_state: optax.OptState) -> optax.OptState:
+            coordinates = averages.find(inner_state, updates, vectors)
+            arrays, inner_structure = jax.tree.flatten(inner_state)
+            for group in groups:
+                work = bases.Refresh(group, layouts, shapes, coordinates, update_every, mix, precision)
+                _refresh(work, state.count, squares, arrays)
+            return jax.tree.unflatten(inner_structure, arrays)
+
+        inner_state = state.inner
+        if differences:
+            inner_state = refresh(inner_state)
+        else:
+            decompose_first(groups, squares, state.count)
         frame = Frame(layouts, squares["left_bases"], squares["right_bases"], precision)
+        turned = frame.enter(updates)
+        if not differences:
+            turned = without_noise(turned, layouts, state.count, state_dtype)
         turned, inner_state = inner.update(
-            without_noise(frame.enter(updates), layouts, state.count, state_dtype),
-            state.inner,
+            turned,
+            inner_state,
             None if params is None else frame.enter(params),
             **frame.arguments(extra_args),
         )
         tangent = frame.leave(turned)
-        arrays, inner_structure = jax.tree.flatten(inner_state)
-        coordinates = averages.find(inner_state, updates, vectors)
-        shapes = [gradient.shape for gradient in gradients]
-        for group in groups:
-            positions = {a.position for job in group for a in coordinates[job.leaf]}
-            operands = (
-                [squares[f"{job.side}_factors"][job.leaf] for job in group],
-                [squares[f"{job.side}_bases"][job.leaf] for job in group],
-                {position: arrays[position] for position in positions},
-            )
-            refresh = bases.Refresh(
-                group, layouts, shapes, coordinates, update_every, second_moments == "mix", precision
-            )
-            new_bases, moved = on_auto_mesh(refresh.run, operands[1:], state.count, *operands)
-            for job, basis in zip(group, new_bases, strict=True):
-                squares[f"{job.side}_bases"][job.leaf] = basis
-            for position, array in moved.items():
-                arrays[position] = array
+        if not differences:
+            inner_state = refresh(inner_state)
+        else:
+            previous = [
+                old if isinstance(old, optax.MaskedNode) else jnp.array(gradient, dtype=old.dtype, copy=True)
+                for gradient, old in zip(gradients, previous, strict=True)
+            ]
         return tangent, InEigenbasisState(
             count=optax.safe_increment(state.count),
-            inner=jax.tree.unflatten(inner_structure, arrays),
-            **{name: jax.tree.unflatten(structure, squares[name]) for name in names},
+            previous_gradients=jax.tree.unflatten(structure, previous),
+            inner=inner_state,
+            **{name: jax.tree.unflatten(structure, squares[name]) for name in SQUARES},
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _refresh(
+    work: bases.Refresh, count: jax.Array, squares: dict[str, list[Any]], arrays: list[jax.Array]
+) -> None:
+    """Do the work of one group if its turn has come; put what is new into ``squares`` and ``arrays``."""
+    positions = {average.position for job in work.group for average in work.coordinates[job.leaf]}
+    factors = [squares[f"{job.side}_factors"][job.leaf] for job in work.group]
+    old = [squares[f"{job.side}_bases"][job.leaf] for job in work.group]
+    averaged = {position: arrays[position] for position in positions}
+    new, moved = on_auto_mesh(work.run, (old, averaged), count, factors, old, averaged)
+    for job, basis in zip(work.group, new, strict=True):
+        squares[f"{job.side}_bases"][job.leaf] = basis
+    for position, array in moved.items():
+        arrays[position] = array
+
+
+def _differences(gradients: list[Any], previous: list[Any], count: jax.Array) -> list[Any]:
+    """Return how gradients have changed since the last update, at the first 0."""
+
+    def change(gradient: jax.Array, old: Any) -> jax.Array:
+        if isinstance(old, optax.MaskedNode):
+            return gradient
+        difference = gradient - old.astype(gradient.dtype)
+        return jnp.where(count == 0, jnp.zeros_like(difference), difference)
+
+    return [change(*pair) for pair in zip(gradients, previous, strict=True)]
 
 
 def _leaves_up_to(structure: Any, tree: Any) -> list[Any]:
