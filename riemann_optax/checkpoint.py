@@ -120,8 +120,8 @@ def target(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptS
     """Return the state of ``tx`` as shapes, dtypes and shardings, to restore a checkpoint to.
 
     The mesh may be another than the one the checkpoint was saved on: of other devices, another layout, or
-    with Explicit instead of Auto axes. Nothing is allocated. For states with random keys Orbax must be 0.11.30
-    or newer.
+    with Explicit instead of Auto axes. Nothing is allocated. States with random keys need Orbax 0.11.30 or
+    newer.
 
     Args:
       tx: the transformation.
