@@ -101,6 +101,20 @@ def test_runs_are_kept_and_lanes_do_not_depend_on_each_other(tmp_path, monkeypat
     assert runs.Records(path, SMALL).get(FULL.name, (50.0, 100.0), SMALL.seeds) == both
 
 
+def test_a_grid_is_widened_while_its_best_rate_is_on_the_edge():
+    class Bowl:
+        """Records of a method whose error is smallest at a rate of 1/8 of its grid's first."""
+
+        def get(self, name, rates, seeds):
+            return [runs.Run([np.log(8 * rate / first) ** 2], [0.0]) for rate in rates]
+
+    method = METHODS["SGD"]
+    first = method.rates[0]
+    row = report.make_row(method, Bowl(), SMALL)
+    assert (row.rate, row.edge) == (first / 8, True)  # three times further, and still on the edge
+    assert list(row.tuning) == [first / 8, first / 4, first / 2, *method.rates]
+
+
 def test_command_writes_its_record(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "ALL", [FULL, METHODS["SGD"]])
     monkeypatch.setattr(command, "QUICK", SMALL)
