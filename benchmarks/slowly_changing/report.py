@@ -15,8 +15,8 @@ CLAIM = f"metric + anchor + noise: whole-run error {PROBE} within {TOLERANCE}"
 
 LEGEND = """\
 Squared error over the whole run, every example predicted before it is learned; mean and standard error over
-fresh seeds. Each row has its own best of seven rates or more, a factor of two apart, chosen on other seeds: a
-grid is widened three times at most, and * marks a best rate that is on the edge even so. "against" is the mean
+fresh seeds. Each row has its own best of seven rates or more, a factor of two apart, chosen on other seeds:
+grids are widened three times at most, and * marks a best rate on the edge even so. "against" is the mean
 difference to the first row on the same seeds, with its standard error, and on how many of them the first row
 is better. Rows without "metric" give every weight the mean phi: the metric's size without its direction.
 "last" is the error in the last tenth of the run."""
