@@ -95,13 +95,34 @@ def recommended(rate: jax.Array, alpha: jax.Array, key: jax.Array) -> optax.Grad
     )
 
 
+def turned_secant(rate: jax.Array, alpha: jax.Array, key: jax.Array) -> optax.GradientTransformation:
+    """Build the secant rule in the eigenbasis of the gradient's changes, which turns with the valley."""
+    del key
+    metric = optax.chain(ro.compute_metric(secant("metric"), alpha), ro.scale_by_inverse_metric())
+    return optax.chain(
+        ro.in_eigenbasis(metric, sides="vector", update_every=1, correlate="gradient_differences"),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def turned_adam(rate: jax.Array, beta: jax.Array, key: jax.Array) -> optax.GradientTransformation:
+    """Build Adam in the eigenbasis of its gradients: SOAP of a vector."""
+    del key
+    return optax.chain(
+        ro.in_eigenbasis(optax.scale_by_adam(b1=beta), sides="vector", update_every=1),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
 METHODS: list[Method] = [
     Method("SGD", lambda rate, _, key: optax.sgd(rate)),
     Method("momentum", lambda rate, beta, key: optax.sgd(rate, momentum=beta), second="beta"),
     Method("Nesterov", lambda rate, beta, key: optax.sgd(rate, momentum=beta, nesterov=True), second="beta"),
     Method("Adam", lambda rate, beta, key: optax.adam(rate, b1=beta), second="beta"),
     Method("Adam, default betas", lambda rate, _, key: optax.adam(rate)),
+    Method("Adam, eigenbasis", turned_adam, second="beta"),
     *(metric_method(name, make_phi, "metric") for name, make_phi in PHIS.items()),
     Method("activity, conformal, Nesterov", recommended, second="alpha", role="metric"),
+    Method("secant curvature, eigenbasis", turned_secant, second="alpha", role="metric"),
     *(metric_method(name, make_phi, "inverse_metric") for name, make_phi in PHIS.items()),
 ]
