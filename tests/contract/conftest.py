@@ -18,7 +18,6 @@ def quick_to_compile():
 
     What has to hold bit for bit in optimised programs (``test_alpha_zero.py``) is tested elsewhere.
     """
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)
