@@ -72,25 +72,27 @@ class Job(NamedTuple):
 def schedule(
     layouts: list[Layout | None], dtypes: list[Any], update_every: int, together: int
 ) -> list[list[Job]]:
-    """Spread the refreshes over steps; return groups of jobs of one size, dtype and slot.
+    """Spread the refreshes over steps; return groups of jobs of one shape, dtype and slot.
 
     The largest come first; each run of ``together`` alike jobs goes into the slot that has least to do.
     """
-    alike: dict[tuple[int, str], list[Job]] = {}
+    alike: dict[tuple[int, tuple[int, ...], str], list[Job]] = {}
     for index, (layout, dtype) in enumerate(zip(layouts, dtypes, strict=True)):
         for side in ("left", "right"):
             if layout is not None and getattr(layout, side):
                 job = Job(index, side, layout.square(side), dtype)
-                alike.setdefault((job.shape[-1], str(dtype)), []).append(job)
+                alike.setdefault((job.shape[-1], job.shape, str(dtype)), []).append(job)
     work = [0] * update_every
-    groups: dict[tuple[int, str, int], list[Job]] = {}
-    for (size, dtype), jobs in sorted(alike.items(), reverse=True):
+    groups: list[list[Job]] = []
+    for (size, shape, _), jobs in sorted(alike.items(), reverse=True):
+        by_slot: dict[int, list[Job]] = {}
         for first in range(0, len(jobs), together):
             slot = work.index(min(work))
             for job in jobs[first : first + together]:
-                work[slot] += math.prod(job.shape) * size
-                groups.setdefault((size, dtype, slot), []).append(job._replace(slot=slot))
-    return list(groups.values())
+                work[slot] += math.prod(shape) * size
+                by_slot.setdefault(slot, []).append(job._replace(slot=slot))
+        groups += by_slot.values()
+    return groups
 
 
 class Change(NamedTuple):

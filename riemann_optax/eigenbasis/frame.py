@@ -113,10 +113,10 @@ def averaged(
 
 def decompose_first(groups: list[list[bases.Job]], squares: dict[str, list[Any]], count: jax.Array) -> None:
     """Put the eigenvectors of the first factors into the bases, at the first update."""
-    by_size: dict[tuple[int, str], list[bases.Job]] = {}
+    alike: dict[tuple[tuple[int, ...], str], list[bases.Job]] = {}
     for job in (job for group in groups for job in group):
-        by_size.setdefault((job.shape[-1], str(job.dtype)), []).append(job)
-    for jobs in by_size.values():
+        alike.setdefault((job.shape, str(job.dtype)), []).append(job)
+    for jobs in alike.values():
         factors = [squares[f"{job.side}_factors"][job.leaf] for job in jobs]
         old = [squares[f"{job.side}_bases"][job.leaf] for job in jobs]
 

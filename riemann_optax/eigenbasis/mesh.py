@@ -62,17 +62,14 @@ def _first(spec: tuple[Any, ...]) -> Any:
 
 
 def spread(squares: jax.Array) -> jax.Array:
-    """Spread ``[number, n, n]`` over the devices of the mesh in use, as far as their number divides."""
+    """Spread ``[number, n, n]`` over all devices of the mesh in use, if their number divides."""
     mesh = jax.sharding.get_abstract_mesh()
-    names: list[str] = []
-    devices = 1
-    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
-        if kind == AxisType.Auto and squares.shape[0] % (devices * mesh.shape[name]) == 0:
-            names.append(name)
-            devices *= mesh.shape[name]
-    if devices == 1:
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    names = tuple(name for name, kind in kinds if kind == AxisType.Auto)
+    devices = math.prod(mesh.shape[name] for name in names)
+    if devices == 1 or squares.shape[0] % devices:
         return squares
-    placed: jax.Array = jax.lax.with_sharding_constraint(squares, PartitionSpec(tuple(names), None, None))
+    placed: jax.Array = jax.lax.with_sharding_constraint(squares, PartitionSpec(names, None, None))
     return placed
 
 
