@@ -1,0 +1,80 @@
+"""The notebooks as they are committed: a person can read them without running them.
+
+That they run is seen by ``pytest --nbmake notebooks``, at the reduced size in ``.ci/run``.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+LARGEST = 600_000  # bytes of a file
+REMEDY = "python notebooks/refresh.py"
+# Of any machine: a home, a temporary folder, an installed package, a drive.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/])/(home|root|tmp|usr|Users|work|content|opt|var)/|site-packages|\b[A-Z]:\\\\"
+)
+
+pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path):
+    cells = json.loads(path.read_text())["cells"]
+    return cells, [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def text_of(output):
+    """All text of an output, pictures left out."""
+    data = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
+    return json.dumps([output.get("text", ""), data])
+
+
+def test_there_are_six_and_readme_links_each(path):
+    assert [notebook.stem[:2] for notebook in NOTEBOOKS] == [f"{number}_" for number in range(1, 7)]
+    assert f"(notebooks/{path.name})" in (ROOT / "README.md").read_text()
+
+
+def test_the_first_code_cell_installs_on_colab_alone(path):
+    _, code = read(path)
+    installs = "".join(code[0]["source"])
+    assert installs == (
+        "import sys\n\n"
+        'if "google.colab" in sys.modules:  # on Colab: install the package; elsewhere: nothing\n'
+        '    %pip install -q "riemann-optax[notebooks]"'
+    )
+    assert not any("%pip" in "".join(cell["source"]) for cell in code[1:])
+
+
+def test_outputs_are_those_of_one_clean_run(path):
+    _, code = read(path)
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), REMEDY
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    for output in outputs:
+        assert output["output_type"] != "error"
+        assert output.get("name") != "stderr", "a warning is in the output"
+        assert not MACHINE_PATH.search(text_of(output))
+    assert path.stat().st_size < LARGEST
+    # Timestamps and kernel versions would differ with every run.
+    assert all(not cell["metadata"] for cell in code), REMEDY
+
+
+def test_it_says_what_it_teaches_how_it_was_run_and_where_to_go_next(path):
+    cells, _ = read(path)
+    prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    assert "After this notebook you can" in prose[0]
+    assert "## Where to go next" in prose[-1]
+    assert f"notebooks/refresh.py notebooks/{path.name}" in "\n".join(prose)
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", "\n".join(prose)):
+        assert (FOLDER / target).exists(), f"a link to {target}, which is not there"
+
+
+def test_its_claims_are_asserted_and_its_size_can_be_reduced(path):
+    _, code = read(path)
+    source = "\n".join("".join(cell["source"]) for cell in code)
+    assert 'os.environ.get("RIEMANN_OPTAX_QUICK") == "1"' in source
+    assert len(re.findall(r"^ *assert ", source, flags=re.MULTILINE)) >= 3
