@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
             runs = [records.get(contestant, exponent, seed) for seed in size.seeds]
             tuned = contestant.rate_of is None
             rows.append(Row(contestant.name, exponent, tuned, tuning.get(contestant.name, {}), runs))
-    command = ["python", "-m", "benchmarks.language_model", *arguments]
+    command = ["python", "-m", "benchmarks.language_model", *["--quick"] * options.quick]
     write_record(options.out / "language_model.json", command, size, rows)
     draw(options.out / "language_model.png", rows)
     console = Console(highlight=False)

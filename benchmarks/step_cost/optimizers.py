@@ -39,6 +39,9 @@ METRICS: dict[str, Make] = {
     "conformal, momentum": lambda: ro.riemannian_sgd(
         RATE, momentum=0.9, nesterov=True, alpha=100.0, conformal="tree"
     ),
+    "conformal, momentum, eigenbasis": lambda: ro.in_eigenbasis(
+        ro.riemannian_sgd(RATE, momentum=0.9, nesterov=True, alpha=30.0, conformal="tree")
+    ),
 }
 
 ALL = {**PEERS, **METRICS}

@@ -168,6 +168,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     metric.add_argument("--weight-decay", type=number(0), default=1e-4, help="decoupled, also of AdamW")
 
+    metric.add_argument(
+        "--eigenbasis",
+        type=count,
+        nargs="?",
+        const=10,
+        default=0,
+        metavar="STEPS",
+        help="run it in the eigenbasis of each matrix, refreshed every so many steps (default 10)",
+    )
+
     baseline = parser.add_argument_group("the baseline")
     baseline.add_argument("--baseline", default="adamw", metavar="NAME", help="any Optax optimiser, or none")
     baseline.add_argument("--baseline-learning-rate", type=positive)

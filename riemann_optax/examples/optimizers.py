@@ -25,6 +25,7 @@ class MetricOptions(NamedTuple):
         conformal: the group over which E is rescaled to the mean of phi, or ``"none"``.
         momentum: Nesterov momentum on the tangent (``b1`` of ``riemannian_adamw``); 0 for none.
         weight_decay: decoupled weight decay per unit of the size of a steady step.
+        eigenbasis: steps between two refreshes of the eigenbases it all runs in; 0 for none.
     """
 
     optimizer: str = "riemannian_sgd"
@@ -34,6 +35,7 @@ class MetricOptions(NamedTuple):
     conformal: Literal["none", "tree", "leaf", "neuron"] = "tree"
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    eigenbasis: int = 0
 
 
 def warmup_cosine(peak: jax.typing.ArrayLike, steps: int) -> optax.Schedule:
@@ -85,6 +87,8 @@ def build_metric(
         optimizer = ro.riemannian_sgd(learning_rate, momentum=momentum, **shared)
     else:
         optimizer = ro.riemannian_adamw(learning_rate, b1=options.momentum, **shared)
+    if options.eigenbasis:
+        optimizer = ro.in_eigenbasis(optimizer, update_every=options.eigenbasis)
     return optax.chain(optimizer, ro.track_energy())
 
 

@@ -69,6 +69,15 @@ def test_alpha_zero_is_sgd(problem):
     jax.tree.map(np.testing.assert_array_equal, ours.parameters, theirs.parameters)
 
 
+def test_in_an_eigenbasis_it_learns_and_shows_its_metric(problem):
+    options = MetricOptions(eigenbasis=2, alpha=30.0)
+    training, (losses, _) = take_steps(problem, build_metric(options, 3e-3), 20)
+    assert np.mean(losses[-5:]) < 0.9 * losses[0]
+    assert recorded_metric(training.optimizer_state).metric_max.max() > 0
+    (state,) = optax.tree.get_all_with_path(training.optimizer_state, "right_bases")
+    assert jax.tree.leaves(state[1])
+
+
 def test_weight_decay_shrinks_a_weight_without_gradient_as_adamw_does():
     weights = {"w": jnp.array([1.0, -2.0])}
     gradients = jax.tree.map(jnp.zeros_like, weights)

@@ -1,0 +1,135 @@
+"""What an eigenbasis costs, counted and not timed: ``python -m benchmarks.eigenbasis_cost``.
+
+Memory is that of the state ``tx.init`` would allocate for a square matrix. Operations are those of the
+products in the traced update (a multiplication and an addition are two), of each QR decomposition 8/3 n^3
+(4/3 for R, 4/3 for Q), on the matrices of a Transformer's layer; a training step is six operations per weight
+and token.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import riemann_optax as ro
+
+RESULTS = Path(__file__).parent / "results"
+SIZE = 1024
+TOKENS = (8192, 524_288)
+WIDTHS = (768, 2048)
+EVERY = (10, 50)
+
+
+def metric(**options: Any) -> optax.GradientTransformation:
+    """Build the recommended metric with Nesterov momentum in the eigenbasis."""
+    inner = optax.chain(
+        ro.compute_metric(ro.phi.activity(decay=0.97), 30.0),
+        ro.conformal(),
+        ro.scale_by_inverse_metric(),
+        optax.trace(0.9, nesterov=True),
+    )
+    return ro.in_eigenbasis(inner, **options)
+
+
+NARROW = jnp.bfloat16
+OPTIMISERS: dict[str, tuple[Callable[[], optax.GradientTransformation], float | None]] = {
+    "Adam": (lambda: optax.adam(1.0), None),
+    "Muon": (lambda: optax.contrib.muon(1.0), None),
+    "Adam in the eigenbasis": (lambda: ro.in_eigenbasis(optax.scale_by_adam()), None),
+    "metric in the eigenbasis": (metric, 24),
+    "the same, factors and bases bf16": (lambda: metric(state_dtype=NARROW), 16),
+    "the same, one-sided": (lambda: metric(state_dtype=NARROW, sides="smaller"), 12),
+}
+
+
+def state_bytes(tx: optax.GradientTransformation) -> float:
+    """Return the bytes of state per weight of a square matrix, counters left out."""
+    state = jax.eval_shape(tx.init, {"w": jax.ShapeDtypeStruct((SIZE, SIZE), jnp.float32)})
+    total = sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(state) if s.shape)
+    return total / SIZE**2
+
+
+def operations(jaxpr: Any) -> Iterator[tuple[str, float, bool]]:
+    """Yield kind, operations, and whether it is in a branch, of each product and decomposition."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            output = math.prod(equation.outvars[0].aval.shape)
+            yield "product", 2.0 * output * math.prod(shape[axis] for axis in contracted), False
+        elif name in ("qr", "householder_product", "geqrf", "eigh"):
+            shape = equation.invars[0].aval.shape
+            share = {"qr": 8 / 3, "eigh": math.nan}.get(name, 4 / 3)
+            yield name, share * math.prod(shape) * shape[-1], False
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    found = list(operations(inner))
+                    if name == "cond" and any(kind == "eigh" for kind, _, _ in found):
+                        continue  # once in a run
+                    yield from ((kind, cost, name == "cond" or branch) for kind, cost, branch in found)
+
+
+def share_of_a_step(width: int, update_every: int, tokens: int) -> tuple[float, float]:
+    """Return the operations of turning, and of refreshing, over those of a training step."""
+    shapes = {"qkv": (width, 3 * width), "out": (width, width), "up": (width, 4 * width)}
+    shapes |= {"down": (4 * width, width)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    tx = metric(update_every=update_every)
+    traced = jax.make_jaxpr(tx.update)(params, jax.eval_shape(tx.init, params)).jaxpr
+    step = 6.0 * sum(math.prod(shape) for shape in shapes.values()) * tokens
+    costs = list(operations(traced))
+    turning = sum(cost for _, cost, branch in costs if not branch)
+    refreshing = sum(cost for _, cost, branch in costs if branch) / update_every
+    return turning / step, refreshing / step
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Count, print and write the record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.eigenbasis_cost", description=__doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for eigenbasis_cost.json")
+    options = parser.parse_args(arguments)
+    console = Console(highlight=False)
+    memory = {name: (state_bytes(make()), limit) for name, (make, limit) in OPTIMISERS.items()}
+    table = Table(title="State of a square matrix", box=box.SIMPLE, title_justify="left")
+    for heading in ("optimiser", "bytes per weight", "at most"):
+        table.add_column(heading, justify="left" if heading == "optimiser" else "right")
+    for name, (size, limit) in memory.items():
+        table.add_row(name, f"{size:.1f}", "" if limit is None else f"{limit:g}")
+    console.print(table)
+    console.print("SOAP's public JAX code keeps 43.\n")
+    shares = [
+        (width, every, tokens, *share_of_a_step(width, every, tokens))
+        for width in WIDTHS
+        for every in EVERY
+        for tokens in TOKENS
+    ]
+    table = Table(title="Operations, share of a training step", box=box.SIMPLE, title_justify="left")
+    for heading in ("width", "refresh every", "tokens in a batch", "turning", "refreshing"):
+        table.add_column(heading, justify="right")
+    for width, every, tokens, turning, refreshing in shares:
+        table.add_row(str(width), str(every), str(tokens), f"{turning:.2%}", f"{refreshing:.2%}")
+    console.print(table)
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "command": "python -m benchmarks.eigenbasis_cost",
+        "state_bytes_per_weight": {name: size for name, (size, _) in memory.items()},
+        "columns": ["width", "update_every", "tokens", "turning", "refreshing"],
+        "share_of_a_training_step": shares,
+    }
+    (options.out / "eigenbasis_cost.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Which arrays are turned how: kernels of every kind, blocks, one side, vectors, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+from riemann_optax.eigenbasis.layout import Reading
+
+
+def shapes_of_bases(params, **options):
+    state = jax.eval_shape(ro.in_eigenbasis(optax.identity(), **options).init, params)
+    return [
+        None if isinstance(basis, optax.MaskedNode) else basis.shape
+        for basis in (state.left_bases, state.right_bases)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "left", "right"),
+    [
+        ((6, 4), {}, (1, 6, 6), (1, 4, 4)),
+        ((6, 4), {"sides": "smaller"}, None, (1, 4, 4)),
+        ((4, 4), {"sides": "smaller"}, (1, 4, 4), None),
+        ((6, 4), {"sides": "input"}, (1, 6, 6), None),
+        ((6, 4), {"sides": "output"}, None, (1, 4, 4)),
+        ((6, 4), {"sides": lambda name, leaf: "output"}, None, (1, 4, 4)),
+        ((6, 4), {"max_size": 5}, None, (1, 4, 4)),
+        ((50, 4), {"max_size": 16, "block_size": 16}, (5, 10, 10), (1, 4, 4)),
+        ((53, 4), {"max_size": 16, "block_size": 16}, None, (1, 4, 4)),
+        ((6, 1), {}, (1, 6, 6), None),
+        ((2, 3, 4, 5), {}, (1, 24, 24), (1, 5, 5)),
+        ((7, 3, 4), {}, (7, 1, 3, 3), (7, 1, 4, 4)),
+        ((7, 3, 4), {"axes": lambda name, leaf: ro.MatrixAxes((0,), (2, 1))}, (1, 7, 7), (1, 12, 12)),
+        ((5,), {}, None, None),
+        ((5,), {"sides": "vector"}, (1, 5, 5), None),
+        ((5,), {"sides": "vector", "max_size": 4}, None, None),
+        ((), {"sides": "vector"}, None, None),
+    ],
+)
+def test_bases_have_the_sizes_of_the_sides(shape, options, left, right):
+    assert shapes_of_bases(jnp.zeros(shape), **options) == [left, right]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "axes"),
+    [
+        ("['attention']['query']['kernel']", (64, 4, 16), ((0,), (1, 2))),
+        ("['attention']['value']['kernel'].value", (64, 4, 16), ((0,), (1, 2))),
+        ("['attention']['out']['kernel']", (4, 16, 64), ((0, 1), (2,))),
+        ("['layers']['attention']['key']['kernel']", (12, 64, 4, 16), ((1,), (2, 3))),
+        ("['layers']['up']['kernel'].value", (12, 64, 256), ((1,), (2,))),
+        ("['layers']['conv']['kernel']", (12, 3, 3, 8, 16), ((1, 2, 3), (4,))),
+    ],
+)
+def test_kernels_of_flax_are_read_by_their_conventions(name, shape, axes):
+    assert ro.kernel_axes(name, jnp.zeros(shape)) == ro.MatrixAxes(*axes)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (2, 3, 4, 5), (7, 3, 4)])
+def test_what_is_read_as_matrices_can_be_written_back(shape):
+    axes = [ro.kernel_axes, lambda name, leaf: ro.MatrixAxes((1,), (0,))]
+    for choose in axes:
+        (layout,) = Reading("both", choose, 8, 2).layouts(jnp.zeros(shape))
+        x = jnp.arange(np.prod(shape)).reshape(shape)
+        np.testing.assert_array_equal(layout.array(layout.matrices(x), shape), x)
+
+
+def path_of(shape, gradients, **options):
+    tx = ro.in_eigenbasis(optax.scale_by_adam(), update_every=2, **options)
+
+    def step(state, gradient):
+        updates, state = tx.update(gradient, state)
+        return state, updates
+
+    return jax.jit(lambda g: jax.lax.scan(step, tx.init(jnp.zeros(shape)), g)[1])(gradients)
+
+
+def test_stacked_matrices_and_blocks_are_turned_each_by_itself():
+    """A stack, and the blocks of a side of another matrix, are as many matrices."""
+    with jax.enable_x64(True):
+        gradients = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3, 4, 4)))
+        stacked = path_of((3, 4, 4), gradients)
+        alone = jnp.stack([path_of((4, 4), gradients[:, k]) for k in range(3)], 1)
+        np.testing.assert_allclose(stacked, alone, rtol=1e-6)
+        rows = gradients.reshape(6, 12, 4)
+        blocked = path_of((12, 4), rows, sides="input", max_size=4, block_size=4)
+        alone = jnp.concatenate([path_of((4, 4), gradients[:, k], sides="input") for k in range(3)], 1)
+        np.testing.assert_allclose(blocked, alone, rtol=1e-6)
+
+
+def test_refreshes_are_spread_over_the_steps():
+    params = {f"{index}": jnp.zeros([4, 4]) for index in range(5)}
+    tx = ro.in_eigenbasis(optax.identity(), update_every=5, decay=0.5)
+    update = jax.jit(tx.update)
+    random = np.random.default_rng(0)
+    state = tx.init(params)
+    changed = []
+    for _ in range(6):
+        gradients = jax.tree.map(lambda p: jnp.asarray(random.standard_normal(p.shape), p.dtype), params)
+        _, new = update(gradients, state, params)
+        before, after = (jax.tree.leaves((s.left_bases, s.right_bases)) for s in (state, new))
+        changed.append(sum(bool(jnp.any(a != b)) for a, b in zip(before, after, strict=True)))
+        state = new
+    assert changed == [10, 2, 2, 2, 2, 2]
+
+
+def test_narrow_factors_and_bases_stay_narrow():
+    tx = ro.in_eigenbasis(optax.trace(0.9), state_dtype=jnp.bfloat16)
+    params = jnp.ones([4, 3])
+    updates, state = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
+    squares = jax.tree.leaves((state.left_factors, state.right_factors, state.left_bases, state.right_bases))
+    assert [square.dtype for square in squares] == [jnp.bfloat16] * 4
+    assert updates.dtype == state.inner.trace.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sides": "left"}, r"^sides must be one of"),
+        ({"sides": lambda name, leaf: "left"}, r"^sides of the only leaf must be one of"),
+        ({"axes": lambda name, leaf: ro.MatrixAxes((0,), (2,))}, r"^axes of the only leaf, which has shape"),
+        ({"decay": 1.0}, r"^decay must be"),
+        ({"update_every": 0}, r"^update_every must be"),
+        ({"max_size": 8, "block_size": 9}, r"^block_size must be"),
+        ({"state_dtype": jnp.int8}, r"^state_dtype must be a real floating-point dtype"),
+        ({"second_moments": "drop"}, r"^second_moments must be one of"),
+        ({"correlate": "noise"}, r"^correlate must be one of"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ro.in_eigenbasis(optax.identity(), **options).init(jnp.zeros([2, 3]))
+
+
+def test_what_cannot_be_turned_is_refused():
+    params = jnp.ones([2, 3])
+    with pytest.raises(TypeError, match="real matrices"):
+        ro.in_eigenbasis(optax.identity()).init(params.astype(jnp.complex64))
+    tx = ro.in_eigenbasis(ro.phi.idbd())
+    with pytest.raises(ValueError, match="the extra argument inputs belongs to single weights"):
+        tx.update(params, tx.init(params), params, inputs=jnp.ones([2]))
+    open_chain = ro.in_eigenbasis(ro.compute_metric(ro.phi.activity()))
+    with pytest.raises(ro.MetricAttachedError, match="the metric is still attached"):
+        jax.eval_shape(open_chain.update, params, open_chain.init(params), params)
