@@ -26,9 +26,10 @@ def consolidate(
     ``TrainState``: ``train_state.replace(opt_state=ro.consolidate(train_state.opt_state,
     train_state.params))``. With NNX, whose optimiser passes extra arguments on, give ``task_boundary=True``
     to the first update of the new task; or here the plain arrays of both,
-    ``ro.consolidate(nnx.as_pure(optimizer.opt_state), nnx.as_pure(nnx.state(model, nnx.Param)))``. Both ways
-    give the same states. (``optax.MultiSteps`` passes on the extra arguments of its last mini-step only: use
-    this function there.) Elementwise, so no collective.
+    ``ro.consolidate(nnx.as_pure(optimizer.opt_state), nnx.as_pure(nnx.state(model, nnx.Param)))`` (the
+    function is named ``nnx.pure`` before Flax 0.12.7). Both ways give the same states. (``optax.MultiSteps``
+    passes on the extra arguments of its last mini-step only: use this function there.) Elementwise, so no
+    collective.
 
     Args:
       opt_state: the state of any transformation with a consolidating phi or anchor anywhere in it.
