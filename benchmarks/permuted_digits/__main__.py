@@ -78,7 +78,7 @@ def record(rows: Rows, size: Size) -> dict:
                 "method": name,
                 "lambda": strength,
                 "mean_and_standard_error": summary(accuracies),
-                "accuracy_by_seed_learned_tested": np.round(accuracies, 4).tolist(),
+                "final_accuracy_by_seed_and_task": np.round(accuracies[:, -1], 4).tolist(),
             }
             for name, by_strength in rows.items()
             for strength, accuracies in by_strength.items()
