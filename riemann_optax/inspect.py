@@ -94,8 +94,10 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
         metrics = [leaf.metric if isinstance(leaf, Covector) else ones for leaf in leaves]
         rates = [leaf.inverse_metric if isinstance(leaf, Covector) else ones for leaf in leaves]
 
-        def collect(statistic: Any, values: list[jax.Array]) -> jax.Array:
-            return jnp.stack([statistic(v).astype(jnp.float32) if v.size else ones for v in values])
+        def collect(statistic: Any, values: list[jax.Array], shape: tuple[int, ...] = ()) -> jax.Array:
+            nothing = jnp.broadcast_to(ones, shape)  # as it stands for a Euclidean leaf
+            rows = [statistic(v).astype(jnp.float32) if v.size else nothing for v in values]
+            return jnp.stack(rows) if rows else jnp.ones([0, *shape], jnp.float32)
 
         columns = [
             collect(statistic, values)
@@ -105,7 +107,7 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
         table = state.metric_quantiles
         if quantiles:
             levels = jnp.asarray(quantiles, jnp.float32)
-            table = jnp.stack([jnp.quantile(m.astype(jnp.float32), levels) for m in metrics])
+            table = collect(lambda m: jnp.quantile(m.astype(jnp.float32), levels), metrics, levels.shape)
         return updates, RecordMetricState._make([*columns, table])
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -144,7 +144,8 @@ def add_anchored_weights(
                 )
             return leaf.origin.phi
 
-        if not any(isinstance(leaf, Covector) for leaf in jax.tree.leaves(updates)):
+        leaves = jax.tree.leaves(updates)
+        if leaves and not any(isinstance(leaf, Covector) for leaf in leaves):
             raise ValueError(
                 'precision="phi" takes phi from stage 1, and no leaf carries a metric: put '
                 "add_anchored_weights directly after compute_metric, or give the phi itself as precision."

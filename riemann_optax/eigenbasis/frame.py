@@ -101,7 +101,7 @@ def averaged(
             if layout is None or _is_masked(factor):
                 new.append(factor)
                 continue
-            matrices = layout.matrices(_tree.to_working_dtype(gradient))
+            matrices = layout.matrices(_bounded(_tree.to_working_dtype(gradient)))
             rate = jnp.asarray(decay).astype(matrices.dtype)
             correlation = bases.correlations(matrices, side, precision)
             mean = rate * factor.astype(matrices.dtype) + (1 - rate) * correlation
@@ -109,6 +109,12 @@ def averaged(
         return new
 
     return on_auto_mesh(all_leaves, factors, gradients, factors)  # type: ignore[no-any-return]
+
+
+def _bounded(gradient: jax.Array) -> jax.Array:
+    """Bound a gradient so far that sums of its squares, and their products with a basis, stay finite."""
+    bound = 2.0**400 if gradient.dtype.itemsize > 4 else 2.0**50
+    return jnp.clip(gradient, -bound, bound)
 
 
 def decompose_first(groups: list[list[bases.Job]], squares: dict[str, list[Any]], count: jax.Array) -> None:

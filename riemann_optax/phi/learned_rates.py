@@ -224,7 +224,8 @@ def autostep(
             size = jnp.abs(inner(g, h))
             v = v.astype(size.dtype)
             share = jnp.exp(beta.astype(size.dtype)) * square / jnp.asarray(window).astype(size.dtype)
-            return jnp.maximum(size, v + share * (size - v))
+            # A huge gradient must not make the normaliser infinite: it would never come down again.
+            return jnp.minimum(jnp.maximum(size, v + share * (size - v)), np.finfo(size.dtype).max)
 
         def learn(g: jax.Array, beta: jax.Array, square: jax.Array, h: jax.Array, v: jax.Array) -> jax.Array:
             beta = beta.astype(v.dtype)

@@ -22,7 +22,8 @@ def with_samples(phi):
 
     def update(updates, state, params=None, *, obj_fn, **extra_args):
         places, noise = ro.phi.draw_perturbations(state, params, samples=2)
-        gradients = jax.vmap(jax.grad(lambda p: jnp.real(obj_fn(p))))(places)
+        # The size of the axis, because a tree without leaves does not tell.
+        gradients = jax.vmap(jax.grad(lambda p: jnp.real(obj_fn(p))), axis_size=2)(places)
         gradients = jax.tree.map(jnp.conj, gradients)
         supplied = {"perturbed_gradients": gradients, "perturbations": noise}
         return phi.update(updates, state, params, **supplied, **extra_args)
