@@ -235,7 +235,7 @@ def _random_bits(x: jax.Array, key: jax.Array) -> jax.Array:
 def _hash(x: jax.Array) -> jax.Array:
     """Permute 32-bit words: PCG, RXS-M-XS-32."""
     state = x * jnp.uint32(747796405) + jnp.uint32(2891336453)
-    word = ((state >> ((state >> 28) + 4)) ^ state) * jnp.uint32(277803737)
+    word: jax.Array = ((state >> ((state >> 28) + 4)) ^ state) * jnp.uint32(277803737)
     return (word >> 22) ^ word
 
 

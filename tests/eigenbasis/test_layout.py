@@ -68,27 +68,28 @@ def test_what_is_read_as_matrices_can_be_written_back(shape):
         np.testing.assert_array_equal(layout.array(layout.matrices(x), shape), x)
 
 
-def path_of(shape, gradients, **options):
+def follower(shape, **options):
+    """Return a compiled function from gradients to the updates made of them."""
     tx = ro.in_eigenbasis(optax.scale_by_adam(), update_every=2, **options)
 
     def step(state, gradient):
         updates, state = tx.update(gradient, state)
         return state, updates
 
-    return jax.jit(lambda g: jax.lax.scan(step, tx.init(jnp.zeros(shape)), g)[1])(gradients)
+    return jax.jit(lambda g: jax.lax.scan(step, tx.init(jnp.zeros(shape)), g)[1])
 
 
 def test_stacked_matrices_and_blocks_are_turned_each_by_itself():
     """A stack, and the blocks of a side of another matrix, are as many matrices."""
     with jax.enable_x64(True):
         gradients = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3, 4, 4)))
-        stacked = path_of((3, 4, 4), gradients)
-        alone = jnp.stack([path_of((4, 4), gradients[:, k]) for k in range(3)], 1)
-        np.testing.assert_allclose(stacked, alone, rtol=1e-6)
-        rows = gradients.reshape(6, 12, 4)
-        blocked = path_of((12, 4), rows, sides="input", max_size=4, block_size=4)
-        alone = jnp.concatenate([path_of((4, 4), gradients[:, k], sides="input") for k in range(3)], 1)
-        np.testing.assert_allclose(blocked, alone, rtol=1e-6)
+        alone = follower((4, 4), sides="input")
+        expected = np.stack([alone(gradients[:, k]) for k in range(3)], 1)
+        stacked = follower((3, 4, 4), sides="input")(gradients)
+        np.testing.assert_allclose(stacked, expected, rtol=1e-6)
+        blocked = follower((12, 4), sides="input", max_size=4, block_size=4)
+        rows = blocked(gradients.reshape(6, 12, 4))
+        np.testing.assert_allclose(rows, expected.reshape(6, 12, 4), rtol=1e-6)
 
 
 def test_refreshes_are_spread_over_the_steps():

@@ -71,15 +71,14 @@ def counted(program):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("fully sharded", AxisType.Auto),
         ("fully sharded", AxisType.Explicit),
         ("tensor parallel", AxisType.Auto),
-        ("tensor parallel", AxisType.Explicit),
         ("stack, tensor parallel", AxisType.Auto),
         ("stack over devices", AxisType.Explicit),
     ],
 )
 def test_eight_devices_do_what_one_does(name, kind):
+    """With tests/contract/test_sharding.py, where each kind of mesh has two and three axes spread."""
     shape, spec, limits = CASES[name]
     (params, state), (expected, _) = alone(shape)
     tx = optimiser()

@@ -1,7 +1,5 @@
 """Whatever the tree of parameters looks like, what comes out has its structure, shapes and dtypes."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from tests.contract.registry import ENTRIES
 from tests.trust import trees
 
-# The long run sets this to 2000; see CONTRIBUTING.
-EXAMPLES = int(os.environ.get("RIEMANN_OPTAX_TREES", "3"))
 OPTIONS = {
-    "max_examples": EXAMPLES,
+    "max_examples": trees.EXAMPLES,
     "deadline": None,
     "database": None,
-    "derandomize": EXAMPLES < 100,
+    "derandomize": trees.EXAMPLES < 100,
     "suppress_health_check": list(HealthCheck),
 }
 

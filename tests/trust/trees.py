@@ -1,5 +1,6 @@
 """Parameters of every kind a user may have: nested containers around leaves of odd shapes and dtypes."""
 
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import optax
 from hypothesis import strategies as st
 
+# Of trees for each transformation; CONTRIBUTING has the command of the long run.
+EXAMPLES = int(os.environ.get("RIEMANN_OPTAX_TREES", "3"))
 SHAPES = [(), (1,), (3,), (0,), (2, 3), (3, 0), (2, 1, 3), (1, 2, 1, 3), (1, 1, 2, 1, 2)]
 REAL = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
 COMPLEX = [jnp.complex64, jnp.complex128]
