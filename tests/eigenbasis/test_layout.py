@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
+from riemann_optax.eigenbasis.frame import Frame
 from riemann_optax.eigenbasis.layout import Reading
 
 
@@ -146,3 +147,23 @@ def test_what_cannot_be_turned_is_refused():
     open_chain = ro.in_eigenbasis(ro.compute_metric(ro.phi.activity()))
     with pytest.raises(ro.MetricAttachedError, match="the metric is still attached"):
         jax.eval_shape(open_chain.update, params, open_chain.init(params), params)
+
+
+def test_gradients_of_examples_and_functions_of_the_weights_are_turned_too():
+    """And what has been turned can be turned back."""
+    random = np.random.default_rng(0)
+    left, right = (np.linalg.qr(random.standard_normal((n, n)))[0].astype(np.float32) for n in (3, 2))
+    weights, examples = random.standard_normal((3, 2)), random.standard_normal((5, 3, 2))
+    weights, examples = {"w": jnp.asarray(weights, jnp.float32)}, {"w": jnp.asarray(examples, jnp.float32)}
+    layouts = Reading("both", ro.kernel_axes, 8, None).layouts(weights)
+    frame = Frame(layouts, [left[None]], [right[None]], None)
+    turned = frame.arguments(
+        {"per_example_gradients": examples, "obj_fn": lambda p, power: jnp.sum(p["w"] ** power), "value": 3.0}
+    )
+    np.testing.assert_allclose(
+        turned["per_example_gradients"]["w"], left.T @ examples["w"] @ right, rtol=1e-4, atol=1e-5
+    )
+    entered = frame.enter(weights)
+    np.testing.assert_allclose(turned["obj_fn"](entered, 3), jnp.sum(weights["w"] ** 3), rtol=1e-4)
+    np.testing.assert_allclose(frame.leave(entered)["w"], weights["w"], rtol=1e-4, atol=1e-5)
+    assert turned["value"] == 3.0
