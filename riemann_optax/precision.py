@@ -74,8 +74,9 @@ def low_precision_state(
     increments of the running mean itself, in bfloat16 to a standard deviation of about
     ``0.25 * step / sqrt(1 - decay)``.
 
-    Compressed are the float32 arrays of the state with at least one axis. Counters, scalars, complex and
-    float64 arrays, and what is stored in fewer than four bytes already, are kept as they are.
+    Compressed are the float32 arrays of the state with at least one axis, or two for ``"int8"``: biases are
+    few, and cut by a mesh their blocks would be too. Counters, scalars, complex and float64 arrays, and what
+    is stored in fewer than four bytes already, are kept as they are.
 
     State: 2 bytes per value, or ``1 + 4 / block_size``. No collective, for random bits are a hash of an
     element's place in its array; so results do not depend on how it is sharded. With ``"int8"`` the blocks
@@ -128,7 +129,11 @@ def low_precision_state(
         leaves, treedef = jax.tree.flatten(tree)
         stored = []
         for index, leaf in enumerate(leaves):
-            if _is_compressible(leaf):
+            if (
+                leaf.dtype == jnp.float32
+                and leaf.size > 0
+                and leaf.ndim >= (1 if storage == "bfloat16" else 2)
+            ):
                 bits = _random_bits(leaf, _hash(key + jnp.uint32(index)))
                 leaf = _round(leaf, bits) if storage == "bfloat16" else _quantize(leaf, bits, block_size)
             stored.append(leaf)
@@ -150,10 +155,6 @@ def low_precision_state(
         return updates, LowPrecisionState(key, compress(wide, key))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _is_compressible(leaf: Any) -> bool:
-    return bool(leaf.dtype == jnp.float32 and leaf.ndim > 0 and leaf.size > 0)
 
 
 def _is_compressed(node: Any) -> bool:

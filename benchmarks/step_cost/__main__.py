@@ -8,7 +8,7 @@ from rich.console import Console
 
 from benchmarks.step_cost.measure import COPY, Cost, measure
 from benchmarks.step_cost.mesh import measure_in_a_program_of_its_own
-from benchmarks.step_cost.optimizers import ALL
+from benchmarks.step_cost.optimizers import ALL, TOO_LARGE
 from benchmarks.step_cost.problems import PROBLEMS
 from benchmarks.step_cost.report import cost_table, draw, mesh_table, record, target_table
 
@@ -43,10 +43,11 @@ def main(arguments: list[str] | None = None) -> None:
     console.width = max(console.width, 110)
     costs: dict[str, dict[str, Cost]] = {}
     for problem in options.problems:
+        names = [name for name in options.optimizers if name not in TOO_LARGE.get(problem, ())]
         with console.status(problem) as status:
             costs[problem] = measure(
                 problem,
-                [COPY, *options.optimizers],
+                [COPY, *names],
                 options.rounds,
                 options.steps,
                 lambda text, status=status, problem=problem: status.update(f"{problem}: {text}"),

@@ -45,3 +45,6 @@ METRICS: dict[str, Make] = {
 }
 
 ALL = {**PEERS, **METRICS}
+
+# Products with a matrix of side 4096 are tens of thousands of operations per weight: seconds for each step.
+TOO_LARGE = {"matrix": {"muon", "conformal, momentum, eigenbasis"}}

@@ -65,7 +65,7 @@ def factored_activity(
       >>> state = phi.init(gradients)
       >>> print(state.rows.shape, state.columns.shape)
       (2, 1) (1, 3)
-      >>> print(phi.update(gradients, state)[0])  # of rank one: abs(gradients)
+      >>> print(phi.update(gradients, state)[0].round(4))  # of rank one: abs(gradients)
       [[1. 1. 2.]
        [2. 2. 4.]]
 
