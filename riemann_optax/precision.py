@@ -70,7 +70,7 @@ def low_precision_state(
     ``"bfloat16"`` has steps of 1/256 to 1/128 of a value. ``"int8"`` stores, for each block of the last axis,
     its largest magnitude, and each value as a fourth power of one of 127 levels of that: steps are 3% near
     the largest and about 20% at a thousandth of it; what is below 4e-9 of it may become 0. The mean of a
-    constant stays between the two neighbours of that constant; under noise rounding errors add up like the
+    constant settles between the two neighbours of that constant; under noise rounding errors add up like the
     increments of the running mean itself, in bfloat16 to a standard deviation of about
     ``0.25 * step / sqrt(1 - decay)``.
 
@@ -125,15 +125,13 @@ def low_precision_state(
     if not isinstance(seed, int):
         raise TypeError(f"seed must be an integer, got {seed!r}.")
 
+    fewest_axes = 1 if storage == "bfloat16" else 2
+
     def compress(tree: Any, key: jax.Array) -> Any:
         leaves, treedef = jax.tree.flatten(tree)
         stored = []
         for index, leaf in enumerate(leaves):
-            if (
-                leaf.dtype == jnp.float32
-                and leaf.size > 0
-                and leaf.ndim >= (1 if storage == "bfloat16" else 2)
-            ):
+            if leaf.dtype == jnp.float32 and leaf.size > 0 and leaf.ndim >= fewest_axes:
                 bits = _random_bits(leaf, _hash(key + jnp.uint32(index)))
                 leaf = _round(leaf, bits) if storage == "bfloat16" else _quantize(leaf, bits, block_size)
             stored.append(leaf)
@@ -167,7 +165,7 @@ def _decompress(node: Any) -> Any:
     if isinstance(node, Quantized):
         root = node.codes.astype(jnp.float32) / _LEVELS
         value = jnp.sign(root) * root**_EXPONENT
-        return _unblocked(_blocked(value, node.scales.shape[-1]) * node.scales[..., None], value)
+        return (_blocked(value, node.scales.shape[-1]) * node.scales[..., None]).reshape(value.shape)
     return node
 
 
@@ -191,7 +189,8 @@ def _quantize(x: jax.Array, bits: jax.Array, block_size: int) -> Quantized:
     _check_blocks(x, blocks, block_size)
     groups = _blocked(jnp.abs(x), blocks)
     scales = jnp.max(groups, axis=-1)
-    share = _unblocked(groups / jnp.where(scales == 0, jnp.ones_like(scales), scales)[..., None], x)
+    divisors = jnp.where(scales == 0, jnp.ones_like(scales), scales)
+    share = (groups / divisors[..., None]).reshape(x.shape)
     below = jnp.floor(jnp.sqrt(jnp.sqrt(share)) * _LEVELS)
     low, high = (below / _LEVELS) ** _EXPONENT, ((below + 1) / _LEVELS) ** _EXPONENT
     uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
@@ -203,10 +202,6 @@ def _quantize(x: jax.Array, bits: jax.Array, block_size: int) -> Quantized:
 
 def _blocked(x: jax.Array, blocks: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], blocks, x.shape[-1] // blocks)
-
-
-def _unblocked(groups: jax.Array, like: jax.Array) -> jax.Array:
-    return groups.reshape(like.shape)
 
 
 def _check_blocks(x: jax.Array, blocks: int, block_size: int) -> None:

@@ -123,6 +123,15 @@ def test_what_is_not_float32_is_kept():
     assert jax.tree.map(lambda x: x.dtype, state.inner_state) == jax.tree.map(lambda x: x.dtype, kept)
 
 
+def test_vectors_are_kept_by_int8_and_rounded_by_bfloat16():
+    vector = jnp.ones(64)
+    dtypes = {
+        storage: jax.tree.leaves(ro.low_precision_state(keeper(), storage).init(vector))[1].dtype
+        for storage in STORAGES
+    }
+    assert dtypes == {"bfloat16": jnp.bfloat16, "int8": jnp.float32}
+
+
 def test_seeds_differ_and_repeat():
     x = jnp.linspace(0, 1, 64)
     one, again, other = (stored(x, "bfloat16", seed=seed) for seed in (1, 1, 2))

@@ -12,11 +12,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks.command import RESULTS, parse_with_folder
 from benchmarks.language_model.contestants import CONTESTANTS
 from benchmarks.language_model.report import LEGEND, Row, claims, draw, table, write_record
 from benchmarks.language_model.runs import FULL, QUICK, Records, tune
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -25,12 +24,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for language_model.json and .png")
     parser.add_argument("--runs", type=Path, help="file that keeps each run as it is done, to go on from")
     parser.add_argument("--quick", action="store_true", help="twenty steps, which show nothing")
-    options = parser.parse_args(arguments)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out must be a folder that can be written: {error}")
-    return options
+    return parse_with_folder(parser, arguments)
 
 
 def main(arguments: list[str]) -> None:

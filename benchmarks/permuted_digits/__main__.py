@@ -11,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import RESULTS, parse_with_folder
 from benchmarks.permuted_digits.runs import FULL, METHODS, QUICK, RATE, Size, run
 
-RESULTS = Path(__file__).parent.parent / "results"
 FLOOR_FINAL, FLOOR_LEARNED = 60.0, 88.0
 CLAIMED = (5.0, 8.0, 20.0)
 CLAIM = (
@@ -92,12 +92,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.permuted_digits", description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for permuted_digits.json")
     parser.add_argument("--quick", action="store_true", help="two tasks of two epochs, which show nothing")
-    options = parser.parse_args(arguments)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out must be a folder that can be written: {error}")
-    return options
+    return parse_with_folder(parser, arguments)
 
 
 def main(arguments: list[str]) -> None:

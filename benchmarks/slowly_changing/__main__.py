@@ -8,10 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.command import RESULTS, parse_with_folder
 from benchmarks.slowly_changing.report import ALL, CLAIM, LEGEND, claim_holds, make_row, record, table
 from benchmarks.slowly_changing.runs import PUBLISHED, QUICK, Records
-
-RESULTS = Path(__file__).parent.parent / "results"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -22,12 +21,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--runs", type=Path, help="file that keeps each run as it is done, to go on from after a stop"
     )
     parser.add_argument("--quick", action="store_true", help="a few hundred steps, which show nothing")
-    options = parser.parse_args(arguments)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out must be a folder that can be written: {error}")
-    return options
+    return parse_with_folder(parser, arguments)
 
 
 def main(arguments: list[str]) -> None:

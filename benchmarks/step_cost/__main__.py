@@ -6,13 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.command import RESULTS, parse_with_folder
 from benchmarks.step_cost.measure import COPY, Cost, measure
 from benchmarks.step_cost.mesh import measure_in_a_program_of_its_own
 from benchmarks.step_cost.optimizers import ALL, TOO_LARGE
 from benchmarks.step_cost.problems import PROBLEMS
 from benchmarks.step_cost.report import cost_table, draw, mesh_table, record, target_table
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -26,13 +25,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of step_cost.json and step_cost.png"
     )
-    options = parser.parse_args(arguments)
+    options = parse_with_folder(parser, arguments)
     if options.rounds < 4 or options.steps < 1:
         parser.error("--rounds must be at least 4 and --steps at least 1")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out must be a folder that can be written: {error}")
     return options
 
 

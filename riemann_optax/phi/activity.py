@@ -34,8 +34,9 @@ def activity(
     At every alpha, ``compute_metric(activity(decay), alpha)`` and rate ``lr`` are bias-corrected RMSprop at
     rate ``lr / alpha`` with ``eps = 1 / alpha``: a finite alpha is an epsilon with a meaning.
 
-    ``phi >= 0``. State: 1 value per weight. No collective. In a bfloat16 state with a decay above about 0.99
-    the running mean stalls, since small increments round away.
+    ``phi >= 0``. State: 1 value per weight. No collective. With ``state_dtype=bfloat16`` and a decay above
+    about 0.99 the running mean stalls, since small increments round away:
+    :func:`riemann_optax.low_precision_state` does not.
 
     Args:
       decay: of the running mean, in [0, 1), per update. Default of Tieleman and Hinton's successors: 0.99.
