@@ -1,0 +1,98 @@
+"""Results as lines of JSON: a stopped benchmark goes on where it was, and every number can be traced."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = ("riemann-optax", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn")
+DIGITS = 5  # significant digits kept of a measured number; far more than the spread between seeds allows
+
+
+def environment(command: Sequence[str]) -> dict[str, Any]:
+    """Return the command and the versions that a run is made with."""
+    return {
+        "command": " ".join(command),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "machine": f"{platform.machine()} {platform.system()}",
+    }
+
+
+def rounded(value: Any) -> Any:
+    """Return arrays as lists and floats to :data:`DIGITS` digits; what is not finite becomes None.
+
+    Examples:
+      >>> rounded({"loss": np.array([0.123456789, np.inf]), "steps": 3})
+      {'loss': [0.12346, None], 'steps': 3}
+    """
+    if isinstance(value, Mapping):
+        return {name: rounded(entry) for name, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        return rounded(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [rounded(entry) for entry in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
+    return value
+
+
+class Records:
+    """A file of results, one line each, written as soon as a result is there.
+
+    A line is ``{"key": {...}, "result": {...}, "environment": id}``; before the first line of an environment
+    stands ``{"environment": id, "made_with": {...}}``. A last line cut short by a kill is dropped.
+    """
+
+    def __init__(self, path: Path, command: Sequence[str]) -> None:
+        """Read what the file holds; ``command`` is noted beside new results."""
+        self._path, self._results = path, {}
+        self._known: set[str] = set()
+        self._made_with = environment(command)
+        self._environment = hashlib.sha256(json.dumps(self._made_with).encode()).hexdigest()[:8]
+        whole = 0
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+            except json.JSONDecodeError:
+                entry = None
+            if entry is None:
+                break
+            whole += len(line)
+            if "key" in entry:
+                self._results[_identity(entry["key"])] = entry
+            else:
+                self._known.add(entry["environment"])
+        if path.exists() and whole < path.stat().st_size:
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+    def __contains__(self, key: Mapping[str, Any]) -> bool:
+        return _identity(key) in self._results
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Iterate over all entries, in the order in which they were made."""
+        return iter(self._results.values())
+
+    def get(self, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the result of ``key``: from the file, or made now and kept."""
+        identity = _identity(key)
+        if identity not in self._results:
+            entry = {"key": dict(key), "result": rounded(make()), "environment": self._environment}
+            lines = [entry]
+            if self._environment not in self._known:
+                lines.insert(0, {"environment": self._environment, "made_with": self._made_with})
+                self._known.add(self._environment)
+            with self._path.open("a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+            # What a fresh run returns is what a resumed one reads, to the last digit.
+            self._results[identity] = json.loads(json.dumps(entry))
+        return self._results[identity]["result"]
+
+
+def _identity(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True)
