@@ -1,0 +1,91 @@
+"""Networks of the tasks that the example models have no counterpart of."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class AutoEncoder(nnx.Module):
+    """A deep tanh auto-encoder whose narrowest layer has 8 units; the read-out is linear."""
+
+    def __init__(self, sizes: tuple[int, ...] = (64, 64, 32, 8, 32, 64, 64), *, rngs: nnx.Rngs) -> None:
+        """Draw Glorot-normal weights, as deep tanh networks want them."""
+        self.layers = nnx.List(
+            nnx.Linear(fan_in, fan_out, kernel_init=nnx.initializers.glorot_normal(), rngs=rngs)
+            for fan_in, fan_out in itertools.pairwise(sizes)
+        )
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Map images ``[batch, pixels]`` to their reconstructions."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            inputs = jnp.tanh(layer(inputs))
+        return last(inputs)
+
+
+class Mixer(nnx.Module):
+    """An MLP-mixer: perceptrons that mix patches and perceptrons that mix channels take turns.
+
+    Tolstikhin et al, "MLP-Mixer: An all-MLP Architecture for Vision", NeurIPS, 2021.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        patches: int = 16,
+        pixels: int = 4,
+        width: int = 32,
+        depth: int = 2,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Draw the weights of an embedding, ``depth`` blocks and a read-out."""
+        self.embed = nnx.Linear(pixels, width, rngs=rngs)
+        self.blocks = nnx.List(
+            nnx.Dict(
+                patch_norm=nnx.LayerNorm(width, rngs=rngs),
+                patch_in=nnx.Linear(patches, 2 * patches, rngs=rngs),
+                patch_out=nnx.Linear(2 * patches, patches, rngs=rngs),
+                channel_norm=nnx.LayerNorm(width, rngs=rngs),
+                channel_in=nnx.Linear(width, 2 * width, rngs=rngs),
+                channel_out=nnx.Linear(2 * width, width, rngs=rngs),
+            )
+            for _ in range(depth)
+        )
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.head = nnx.Linear(width, num_classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Map images ``[batch, 8, 8, 1]`` to logits."""
+        batch = images.shape[0]
+        squares = images.reshape(batch, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4)
+        stream = self.embed(squares.reshape(batch, 16, 4))
+        for block in self.blocks:
+            mixed = block["patch_norm"](stream).swapaxes(1, 2)
+            mixed = block["patch_out"](nnx.gelu(block["patch_in"](mixed)))
+            stream = stream + mixed.swapaxes(1, 2)
+            mixed = block["channel_norm"](stream)
+            stream = stream + block["channel_out"](nnx.gelu(block["channel_in"](mixed)))
+        return self.head(self.norm(stream).mean(axis=1))
+
+
+class VariationalAutoEncoder(nnx.Module):
+    """A perceptron to mean and log-variance of a Gaussian code, and one back to the logits of pixels.
+
+    Kingma and Welling, "Auto-Encoding Variational Bayes", ICLR, 2014.
+    """
+
+    def __init__(self, pixels: int = 64, width: int = 64, code: int = 8, *, rngs: nnx.Rngs) -> None:
+        """Draw the weights."""
+        self.encoder_in = nnx.Linear(pixels, width, rngs=rngs)
+        self.encoder_out = nnx.Linear(width, 2 * code, rngs=rngs)
+        self.decoder_in = nnx.Linear(code, width, rngs=rngs)
+        self.decoder_out = nnx.Linear(width, pixels, rngs=rngs)
+
+    def __call__(self, inputs: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return logits of the pixels, and mean and log-variance of the code, of images ``[batch, pixels]``."""
+        mean, log_variance = jnp.split(self.encoder_out(jnp.tanh(self.encoder_in(inputs))), 2, axis=-1)
+        code = mean + jnp.exp(log_variance / 2) * noise
+        return self.decoder_out(jnp.tanh(self.decoder_in(code))), mean, log_variance

@@ -1,0 +1,139 @@
+"""One training run, compiled once for all rates, points and seeds of a contestant on a task."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.time_to_target.contestants import Contestant, Point
+from benchmarks.time_to_target.tasks import Task
+
+
+class Run(NamedTuple):
+    """What one run measured.
+
+    Attributes:
+      steps: at which the loss was evaluated, the last being the whole run.
+      loss: the followed loss there; infinite from where it was not finite any more.
+      energy: ``sum |dw|`` over all weights, up to there.
+      held_out: loss at the end on examples not trained on, nan where the task has none.
+      seconds: of the run, without compiling.
+    """
+
+    steps: np.ndarray
+    loss: np.ndarray
+    energy: np.ndarray
+    held_out: float
+    seconds: float
+
+    def first_at(self, target: float) -> int | None:
+        """Return the index of the first evaluation at or below ``target``, None if there is none."""
+        reached = np.flatnonzero(self.loss <= target)
+        return int(reached[0]) if reached.size else None
+
+    def steps_to(self, target: float) -> float:
+        """Return the steps to ``target``; a miss is infinite."""
+        index = self.first_at(target)
+        return np.inf if index is None else float(self.steps[index])
+
+    def energy_to(self, target: float) -> float:
+        """Return ``sum |dw|`` up to ``target``; a miss is infinite."""
+        index = self.first_at(target)
+        return np.inf if index is None else float(self.energy[index])
+
+
+class Trainer:
+    """Trains a contestant on a task.
+
+    Attributes:
+      compile_seconds: of the first call.
+      state_bytes: of the optimiser, per byte of the parameters.
+    """
+
+    def __init__(self, task: Task, contestant: Contestant, steps: int | None = None) -> None:
+        """Prepare; ``steps`` shortens the task."""
+        self._task, self._contestant = task, contestant
+        self._steps = steps or task.steps
+        self._every = max(1, self._steps // task.evaluations)
+        self._compiled: Callable[..., Any] | None = None
+        self._parameters: dict[int, Any] = {}
+        self.compile_seconds = 0.0
+        self.state_bytes = self._state_bytes()
+
+    def _build(self, rate: jax.typing.ArrayLike, point: Point) -> optax.GradientTransformationExtraArgs:
+        schedule = self._contestant.schedule(rate, self._steps)
+        return optax.with_extra_args_support(self._contestant.make(schedule, **point))
+
+    def _state_bytes(self) -> float:
+        params = self.parameters(0)
+        tx = self._build(1e-3, self._contestant.points[0])
+
+        def size(tree: Any) -> int:
+            return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+        return size(jax.eval_shape(tx.init, params)) / size(params)
+
+    def parameters(self, seed: int) -> Any:
+        """Return the initial parameters of a seed."""
+        if seed not in self._parameters:
+            self._parameters[seed] = self._task.init(seed)
+        return self._parameters[seed]
+
+    def _train(self, params: Any, rate: jax.Array, point: Point, key: jax.Array) -> Any:
+        task, contestant = self._task, self._contestant
+        tx = self._build(rate, point)
+
+        def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
+            params, state, energy = carry
+            batch = task.sample(key)
+            gradients = jax.grad(task.loss)(params, batch)
+            extra = {"obj_fn": lambda p: task.loss(p, batch)} if contestant.needs_loss else {}
+            updates, state = tx.update(gradients, state, params, **extra)
+            energy += optax.tree.norm(updates, ord=1)
+            return (optax.apply_updates(params, updates), state, energy), None
+
+        def between_evaluations(carry: Any, keys: jax.Array) -> Any:
+            carry, _ = jax.lax.scan(step, carry, keys)
+            params, state, energy = carry
+            return carry, (task.followed(contestant.evaluated(state, params)), energy)
+
+        keys = jax.random.split(key, (self._steps // self._every, self._every))
+        start = (params, tx.init(params), jnp.zeros([]))
+        (params, state, _), (losses, energies) = jax.lax.scan(between_evaluations, start, keys)
+        params = contestant.evaluated(state, params)
+        return losses, energies, task.held_out(params) if task.held_out else jnp.nan
+
+    def __call__(self, rate: float, point: Point, seed: int) -> Run:
+        """Train at a rate and a point on a seed."""
+        arguments = (
+            self.parameters(seed),
+            jnp.float32(rate),
+            {name: jnp.float32(value) for name, value in point.items()},
+            jax.random.fold_in(jax.random.key(1), seed),
+        )
+        if self._compiled is None:
+            began = time.perf_counter()
+            self._compiled = jax.jit(self._train).lower(*arguments).compile()
+            self.compile_seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        losses, energies, held_out = jax.block_until_ready(self._compiled(*arguments))
+        seconds = time.perf_counter() - began
+        losses = np.asarray(losses, np.float64)
+        # A run that has diverged once does not count as recovered.
+        losses[np.cumsum(~np.isfinite(losses)) > 0] = np.inf
+        steps = self._every * np.arange(1, len(losses) + 1)
+        return Run(steps, losses, np.asarray(energies, np.float64), float(held_out), seconds)
+
+
+def untrained(task: Task, seed: int) -> float:
+    """Return the followed loss of the initial parameters."""
+    return float(task.followed(task.init(seed)))
+
+
+def zero_rate(task: Task, contestant: Contestant, seed: int) -> float:
+    """Return the followed loss after a short run at a rate of 0."""
+    return float(Trainer(task, contestant, steps=20)(0.0, contestant.points[0], seed).loss[-1])

@@ -1,0 +1,218 @@
+"""Tuning under equal budgets, and the runs on fresh seeds, all kept as records."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.records import Records
+from benchmarks.time_to_target.contestants import CONTESTANTS, Contestant, Point
+from benchmarks.time_to_target.runs import Run, Trainer
+from benchmarks.time_to_target.targets import NAMES, Targets
+from benchmarks.time_to_target.tasks import Task
+
+FIRST_FRESH_SEED = 100
+MISS = 2.0  # in tuning, a miss counts as this many budgets
+LATE = 0.8  # of the budget: the loss of a baseline there becomes a target
+CURVE_POINTS = 25  # kept of the curves of fresh runs
+
+
+class Size(NamedTuple):
+    """How large the experiment is.
+
+    Attributes:
+      coarse: exponents ``k`` of the rates ``2**k`` that the first point of every contestant is tried with.
+      fine_trials: trials, dealt out evenly to all points, that are spread over ``fine_octaves`` octaves
+        around the best coarse rate.
+      fine_octaves: how many.
+      widenings: trials at most that continue the rates of the best point while the best is on its edge.
+      steps: of a run, where it is not the task's own number.
+      tuning_seeds, fresh_seeds: where they are not the task's own.
+    """
+
+    coarse: tuple[int, ...] = tuple(range(-14, 5, 2))
+    fine_trials: int = 24
+    fine_octaves: float = 3.0
+    widenings: int = 6
+    steps: int | None = None
+    tuning_seeds: int | None = None
+    fresh_seeds: int | None = None
+
+
+FULL = Size()
+QUICK = Size((-8, -4), fine_trials=12, fine_octaves=1.0, widenings=0, steps=20, tuning_seeds=1, fresh_seeds=2)
+
+
+class Trial(NamedTuple):
+    """A point and a rate with what the tuning seeds said.
+
+    Attributes:
+      point: the hyper-parameters but the rate.
+      exponent: of the rate, a power of two.
+      final: last loss by seed.
+      late: loss after :data:`LATE` of the budget, by seed.
+      steps: to each target, by seed; a miss is infinite.
+    """
+
+    point: Point
+    exponent: float
+    final: np.ndarray
+    late: np.ndarray
+    steps: dict[str, np.ndarray]
+
+    def score(self, target: str, budget: int) -> tuple[float, float]:
+        """Return what is minimised: mean steps, misses being ``MISS`` budgets; then the final loss."""
+        steps = np.where(np.isfinite(self.steps[target]), self.steps[target], MISS * budget)
+        return float(steps.mean()), float(np.mean(np.log(np.maximum(self.final, 1e-30))))
+
+
+class Search:
+    """All runs of one contestant on one task."""
+
+    def __init__(
+        self,
+        name: str,
+        task_name: str,
+        task: Task,
+        targets: Targets | None,
+        records: Records,
+        size: Size,
+        progress: Callable[[int], None] = lambda runs: None,
+    ) -> None:
+        """Prepare; without ``targets`` trials are compared by their final loss alone."""
+        self.name, self.contestant = name, CONTESTANTS[name]
+        self.task, self.targets, self.records, self._size = task, targets, records, size
+        self.budget = size.steps or task.steps
+        self._key = {"task": task_name, "contestant": name, "steps": self.budget}
+        self._progress = progress
+        self._trainer: Trainer | None = None
+
+    @property
+    def tuning_seeds(self) -> range:
+        """Seeds on which everything is chosen."""
+        return range(self._size.tuning_seeds or self.task.tuning_seeds)
+
+    @property
+    def fresh_seeds(self) -> range:
+        """Seeds on which what has been chosen is reported."""
+        count = self._size.fresh_seeds or self.task.fresh_seeds
+        return range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + count)
+
+    def _run(self, exponent: float, point: Point, seed: int) -> Run:
+        if self._trainer is None:
+            self._trainer = Trainer(self.task, self.contestant, self.budget)
+        self._progress(1)
+        return self._trainer(2.0**exponent, point, seed)
+
+    def _goals(self) -> dict[str, float]:
+        return dict(zip(NAMES, self.targets or (-np.inf, -np.inf), strict=True))
+
+    def trials(self, point: Point, exponents: Sequence[float], stage: str) -> list[Trial]:
+        """Return trials of one point, from the records or by making them; one record holds them all."""
+        key = self._key | {
+            "phase": stage,
+            "point": dict(point),
+            "rate_exponents": list(exponents),
+            "seeds": list(self.tuning_seeds),
+            "targets": list(self.targets or []),
+        }
+
+        def make() -> dict[str, Any]:
+            runs = [[self._run(k, point, seed) for seed in self.tuning_seeds] for k in exponents]
+            late = int(LATE * len(runs[0][0].loss))
+            return {
+                "final": [[run.loss[-1] for run in row] for row in runs],
+                "late": [[run.loss[late] for run in row] for row in runs],
+                "steps": {
+                    name: [[run.steps_to(goal) for run in row] for row in runs]
+                    for name, goal in self._goals().items()
+                },
+            }
+
+        result = self.records.get(key, make)
+        return [
+            Trial(
+                point,
+                exponent,
+                numbers(result["final"][i]),
+                numbers(result["late"][i]),
+                {name: numbers(rows[i]) for name, rows in result["steps"].items()},
+            )
+            for i, exponent in enumerate(exponents)
+        ]
+
+    def tune(self) -> list[Trial]:
+        """Return all trials: coarse rates, then fine ones of each point, then wider ones of the best."""
+        points, prefix = self.contestant.points, "tuning" if self.targets else "freezing"
+        coarse = self.trials(points[0], self._size.coarse, f"{prefix}, coarse")
+        for _ in range(self._size.widenings):
+            best = self.best(coarse).exponent
+            known = [trial.exponent for trial in coarse]
+            if best not in (min(known), max(known)):
+                break
+            further = best - 2 if best == min(known) else best + 2
+            coarse += self.trials(points[0], [further], f"{prefix}, coarse")
+        centre = self.best(coarse).exponent
+        count = self._size.fine_trials // len(points)
+        gap = self._size.fine_octaves / (count - 1)
+        offsets = gap * (np.arange(count) - (count - 1) / 2)
+        fine = [
+            trial
+            for point in points
+            for trial in self.trials(point, np.round(centre + offsets, 4).tolist(), f"{prefix}, fine")
+        ]
+        for _ in range(self._size.widenings):
+            best = self.best(fine)
+            known = [trial.exponent for trial in fine if trial.point == best.point]
+            if best.exponent not in (min(known), max(known)):
+                break
+            step = -gap if best.exponent == min(known) else gap
+            fine += self.trials(best.point, [round(best.exponent + step, 4)], f"{prefix}, fine")
+        return coarse + fine
+
+    def best(self, trials: Iterable[Trial], target: str = NAMES[-1]) -> Trial:
+        """Return the best of some trials for a target."""
+        return min(trials, key=lambda trial: trial.score(target, self.budget))
+
+    def fresh(self, point: Point, exponent: float) -> dict[str, Any]:
+        """Return the record of a point and rate on the fresh seeds."""
+        seeds = list(self.fresh_seeds)
+        key = self._key | {
+            "phase": "fresh",
+            "point": dict(point),
+            "rate_exponent": exponent,
+            "seeds": seeds,
+            "targets": list(self.targets or []),
+        }
+
+        def make() -> dict[str, Any]:
+            runs = [self._run(exponent, point, seed) for seed in seeds]
+            kept = np.linspace(0, len(runs[0].loss) - 1, CURVE_POINTS).round().astype(int)
+            return {
+                "steps": {name: [run.steps_to(goal) for run in runs] for name, goal in self._goals().items()},
+                "energy": {
+                    name: [run.energy_to(goal) for run in runs] for name, goal in self._goals().items()
+                },
+                "final": [run.loss[-1] for run in runs],
+                "held_out": [run.held_out for run in runs],
+                "curve": {
+                    "steps": runs[0].steps[kept],
+                    "loss": np.median([run.loss for run in runs], axis=0)[kept],
+                    "energy": np.median([run.energy for run in runs], axis=0)[kept],
+                },
+                "seconds_per_step": float(np.median([run.seconds for run in runs])) / self.budget,
+                "compile_seconds": self._trainer.compile_seconds,
+                "state_bytes_per_parameter_byte": self._trainer.state_bytes,
+            }
+
+        return self.records.get(key, make)
+
+
+def numbers(values: Sequence[float | None]) -> np.ndarray:
+    """Return recorded numbers as an array; None, which stands for what is not finite, becomes infinite."""
+    return np.array([np.inf if value is None else value for value in values], np.float64)
+
+
+def contestants_of(names: Sequence[str] | None) -> dict[str, Contestant]:
+    """Return the contestants of these names, or all."""
+    return {name: CONTESTANTS[name] for name in names or CONTESTANTS}

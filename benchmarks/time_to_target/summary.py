@@ -1,0 +1,153 @@
+"""From the records of a task to what is reported of it; nothing is run here."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.records import Records
+from benchmarks.time_to_target.contestants import Point
+from benchmarks.time_to_target.search import Trial, numbers
+from benchmarks.time_to_target.targets import NAMES
+
+
+class Row(NamedTuple):
+    """A contestant at one point and rate, on the fresh seeds of a task.
+
+    Attributes:
+      point: its hyper-parameters but the rate.
+      exponent: of the rate, a power of two.
+      target: for which of the targets it was chosen, and is measured.
+      steps: to it, by seed; a miss is infinite.
+      energy: ``sum |dw|`` up to it, by seed.
+      final: last loss, by seed.
+      held_out: last loss on examples not trained on, by seed; infinite where there are none.
+      curve: median over seeds of "loss" and "energy" at some "steps".
+      budget: steps of a run.
+      seconds_per_step: median.
+      compile_seconds: of a whole run.
+      state: bytes of optimiser state per byte of parameters.
+      trials: with which the point and rate were chosen.
+    """
+
+    point: Point
+    exponent: float
+    target: str
+    steps: np.ndarray
+    energy: np.ndarray
+    final: np.ndarray
+    held_out: np.ndarray
+    curve: dict[str, np.ndarray]
+    budget: int
+    seconds_per_step: float
+    compile_seconds: float
+    state: float
+    trials: int
+
+    @property
+    def rate(self) -> float:
+        """The learning rate at its highest."""
+        return 2.0**self.exponent
+
+    @property
+    def median_steps(self) -> float:
+        """Median over the seeds; infinite where at least half of them miss."""
+        return float(np.median(self.steps))
+
+    @property
+    def median_energy(self) -> float:
+        """Median over the seeds of the energy to the target."""
+        return float(np.median(self.energy))
+
+
+def trials(records: Records) -> dict[str, list[Trial]]:
+    """Return all trials by contestant, in the order in which they were made."""
+    result = defaultdict(list)
+    for entry in records:
+        key, found = entry["key"], entry["result"]
+        if key["phase"].startswith("tuning"):
+            for i, exponent in enumerate(key["rate_exponents"]):
+                steps = {name: numbers(rows[i]) for name, rows in found["steps"].items()}
+                final, late = numbers(found["final"][i]), numbers(found["late"][i])
+                result[key["contestant"]].append(Trial(key["point"], exponent, final, late, steps))
+    return dict(result)
+
+
+def budget(records: Records) -> int:
+    """Return the steps of a run."""
+    return next(entry["key"]["steps"] for entry in records)
+
+
+def best(candidates: Iterable[Trial], target: str, steps: int) -> Trial:
+    """Return the best of some trials for a target."""
+    return min(candidates, key=lambda trial: trial.score(target, steps))
+
+
+def fresh(records: Records, name: str, point: Point, exponent: float, target: str) -> Row | None:
+    """Return what the fresh seeds said of a contestant at a point and rate, None where it was not run."""
+    for entry in records:
+        key = entry["key"]
+        if (key["phase"], key["contestant"]) == ("fresh", name) and (
+            key["point"] == point and key["rate_exponent"] == exponent
+        ):
+            return _row(key, entry["result"], target, len(trials(records).get(name, [])))
+    return None
+
+
+def _row(key: dict[str, Any], result: dict[str, Any], target: str, count: int) -> Row:
+    return Row(
+        point=key["point"],
+        exponent=key["rate_exponent"],
+        target=target,
+        steps=numbers(result["steps"][target]),
+        energy=numbers(result["energy"][target]),
+        final=numbers(result["final"]),
+        held_out=numbers(result["held_out"]),
+        curve={name: numbers(values) for name, values in result["curve"].items()},
+        budget=key["steps"],
+        seconds_per_step=result["seconds_per_step"],
+        compile_seconds=result["compile_seconds"],
+        state=result["state_bytes_per_parameter_byte"],
+        trials=count,
+    )
+
+
+def chosen(records: Records, target: str = NAMES[-1]) -> dict[str, Row]:
+    """Return every contestant whose tuning is complete, at what it was tuned to for a target."""
+    rows = {}
+    for name, candidates in trials(records).items():
+        winner = best(candidates, target, budget(records))
+        row = fresh(records, name, winner.point, winner.exponent, target)
+        if row is not None:
+            rows[name] = row
+    return rows
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    """Return the geometric mean, infinite if one of them is.
+
+    Examples:
+      >>> round(geometric_mean([0.5, 2.0, 1.0]), 12)
+      1.0
+    """
+    return float(np.exp(np.mean(np.log(list(ratios)))))
+
+
+def expected_best(scores: np.ndarray, k: int) -> float:
+    r"""Return the mean, over all choices of ``k`` of ``n`` trials, of the least score among them.
+
+    With scores in rising order the i-th, from 0, is the least of a choice with probability
+    :math:`\binom{n-1-i}{k-1} / \binom{n}{k}`.
+
+    Examples:
+      >>> float(expected_best(np.array([3.0, 1.0, 2.0]), 2))  # 1, 1 or 2
+      1.3333333333333333
+    """
+    ordered = np.sort(scores)
+    n = len(ordered)
+    weights = np.zeros(n)
+    weights[0] = k / n
+    for i in range(1, n - k + 1):
+        weights[i] = weights[i - 1] * (n - k - i + 1) / (n - i)
+    return float(weights @ ordered)

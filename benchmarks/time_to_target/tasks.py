@@ -1,0 +1,260 @@
+"""The tasks: what is learned, for how many steps, and what is measured along the way."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from benchmarks.time_to_target import networks
+from riemann_optax.examples import data, models
+
+PROBE = 256  # training examples whose loss is followed: always the same, so that it has no sampling noise
+
+
+class Task(NamedTuple):
+    """A training problem. All randomness comes from keys, so that a seed determines a run.
+
+    Attributes:
+      steps: length of a run, over which the learning rate falls to 0.
+      init: from an integer seed to the initial parameters.
+      sample: from a random key to a batch.
+      loss: of parameters and a batch.
+      followed: the loss that has to reach the target, of parameters alone: on training examples.
+      held_out: the same on examples not trained on, or None where there are none.
+      tuning_seeds: how many seeds each trial is run on.
+      fresh_seeds: how many others the chosen ones are reported on.
+      evaluations: in a run, evenly spaced: steps to a target are known to that share of the budget.
+    """
+
+    steps: int
+    init: Callable[[int], Any]
+    sample: Callable[[jax.Array], Any]
+    loss: Callable[[Any, Any], jax.Array]
+    followed: Callable[[Any], jax.Array]
+    held_out: Callable[[Any], jax.Array] | None = None
+    tuning_seeds: int = 4
+    fresh_seeds: int = 20
+    evaluations: int = 100
+
+
+# What the tasks that take longest do with less of.
+SPARING = {"tuning_seeds": 1, "fresh_seeds": 10, "evaluations": 50}
+
+
+def regression() -> Task:
+    """Least squares without noise, singular values from 1 to 0.01, in full batches."""
+    size = 50
+    spectrum = jnp.logspace(0, -2, size)
+    turn_left, turn_right = (
+        jnp.linalg.qr(jax.random.normal(jax.random.key(k), (size, size)))[0] for k in (0, 1)
+    )
+    matrix = turn_left * spectrum @ turn_right
+
+    def loss(params: jax.Array, batch: None) -> jax.Array:
+        return jnp.sum(jnp.square(matrix @ (params - 1.0))) / 2
+
+    def init(seed: int) -> jax.Array:
+        return 1.0 + jax.random.normal(jax.random.key(seed), [size])
+
+    return Task(1000, init, lambda key: None, loss, lambda params: loss(params, None))
+
+
+def saddle() -> Task:
+    """Out of a saddle by noisy gradients: double wells of very different depths, begun on the ridge."""
+    weights = jnp.logspace(0, -2, 20)
+
+    def value(params: jax.Array) -> jax.Array:
+        return jnp.sum(weights * jnp.square(jnp.square(params) - 1.0)) / 4
+
+    def loss(params: jax.Array, noise: jax.Array) -> jax.Array:
+        return value(params) + jnp.vdot(noise, params)
+
+    return Task(
+        steps=500,
+        init=lambda seed: 1e-3 * jax.random.normal(jax.random.key(seed), weights.shape),
+        sample=lambda key: 1e-3 * jax.random.normal(key, weights.shape),
+        loss=loss,
+        followed=value,
+    )
+
+
+def plateau() -> Task:
+    """Across a plateau: wells of very different depths, begun where they are nearly flat."""
+    weights = jnp.logspace(0, -2, 20)
+
+    def value(params: jax.Array) -> jax.Array:
+        return -jnp.sum(weights * jnp.expm1(-jnp.square(params) / 2))
+
+    def init(seed: int) -> jax.Array:
+        keys = jax.random.split(jax.random.key(seed))
+        distance = jax.random.uniform(keys[0], weights.shape, minval=2.0, maxval=3.0)
+        return distance * jax.random.rademacher(keys[1], weights.shape, jnp.float32)
+
+    return Task(500, init, lambda key: None, lambda params, batch: value(params), value)
+
+
+class Digits(NamedTuple):
+    """The digits of scikit-learn in memory: images ``[rows, 8, 8, 1]`` in 0..1 and their labels."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+def digits(part: str, rows: int | None = None) -> Digits:
+    """Return the first rows of a part, or all of it."""
+    dataset = data.load_digits()
+    chosen = dataset.take(dataset.parts[part], dataset.evaluation_indices(part)[:rows])
+    return Digits(*map(jnp.asarray, chosen))
+
+
+def _weights(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Callable[..., Any], Callable[[int], Any]]:
+    """Return the function of parameters and inputs that a module is, and the parameters of a seed."""
+    graph = models.functional(make(nnx.Rngs(0))).graph
+
+    def apply(params: Any, *inputs: jax.Array) -> Any:
+        return nnx.merge(graph, params)(*inputs)
+
+    return apply, lambda seed: models.functional(make(nnx.Rngs(seed))).parameters
+
+
+def _classification(make: Callable[[nnx.Rngs], nnx.Module], steps: int, **options: Any) -> Task:
+    apply, init = _weights(make)
+    train, probe, held_out = digits("train"), digits("train", PROBE), digits("heldout")
+
+    def loss(params: Any, batch: Digits) -> jax.Array:
+        logits = apply(params, batch.images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+
+    return Task(
+        steps=steps,
+        init=init,
+        sample=_batches_of(train, 32),
+        loss=loss,
+        followed=lambda params: loss(params, probe),
+        held_out=lambda params: loss(params, held_out),
+        **options,
+    )
+
+
+def _batches_of(rows: Any, size: int) -> Callable[[jax.Array], Any]:
+    count = len(jax.tree.leaves(rows)[0])
+
+    def sample(key: jax.Array) -> Any:
+        indices = jax.random.randint(key, [size], 0, count)
+        return jax.tree.map(lambda array: array[indices], rows)
+
+    return sample
+
+
+def digits_mlp() -> Task:
+    """A perceptron with one hidden layer of 64 units on the digits."""
+    return _classification(lambda rngs: models.MLP(64, 10, width=64, depth=1, rngs=rngs), 500)
+
+
+def digits_convnet() -> Task:
+    """The example ConvNet, half as wide, on the digits."""
+    return _classification(lambda rngs: models.ConvNet((8, 8, 1), 10, width=8, rngs=rngs), 250, **SPARING)
+
+
+def digits_mixer() -> Task:
+    """A small MLP-mixer on the digits."""
+    return _classification(lambda rngs: networks.Mixer(10, rngs=rngs), 300, **SPARING)
+
+
+def auto_encoder() -> Task:
+    """A deep tanh auto-encoder on the digits; squared error summed over pixels."""
+    apply, init = _weights(lambda rngs: networks.AutoEncoder(rngs=rngs))
+    train, probe, held_out = (
+        images.reshape(-1, 64)
+        for images in (digits("train").images, digits("train", PROBE).images, digits("heldout").images)
+    )
+
+    def loss(params: Any, images: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.sum(jnp.square(apply(params, images) - images), axis=-1))
+
+    return Task(
+        steps=800,
+        init=init,
+        sample=_batches_of(train, 64),
+        loss=loss,
+        followed=lambda params: loss(params, probe),
+        held_out=lambda params: loss(params, held_out),
+    )
+
+
+def variational() -> Task:
+    """A variational auto-encoder on the digits; the negative lower bound, in nats per image."""
+    code = 8
+    apply, init = _weights(lambda rngs: networks.VariationalAutoEncoder(code=code, rngs=rngs))
+    train, probe, held_out = (
+        images.reshape(-1, 64)
+        for images in (digits("train").images, digits("train", PROBE).images, digits("heldout").images)
+    )
+    batches = _batches_of(train, 64)
+
+    def bound(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+        images, noise = batch
+        logits, mean, log_variance = apply(params, images, noise)
+        reconstruction = optax.sigmoid_binary_cross_entropy(logits, images).sum(-1)
+        divergence = optax.losses.l2_loss(mean) + (jnp.exp(log_variance) - log_variance - 1) / 2
+        return jnp.mean(reconstruction + divergence.sum(-1))
+
+    def sample(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = jax.random.split(key)
+        return batches(keys[0]), jax.random.normal(keys[1], (64, code))
+
+    def with_fixed_noise(images: jax.Array) -> Callable[[Any], jax.Array]:
+        noise = jax.random.normal(jax.random.key(0), (len(images), code))
+        return lambda params: bound(params, (images, noise))
+
+    return Task(600, init, sample, bound, with_fixed_noise(probe), with_fixed_noise(held_out))
+
+
+def language_model() -> Task:
+    """The example Transformer (2 layers, width 64) on bytes of Python's help texts, in windows of 32."""
+    window, batch = 32, 8
+    dataset = data.load_text(window=window)
+    train, validation = (
+        {name: jnp.asarray(array) for name, array in dataset.parts[part].items()}
+        for part in ("train", "validation")
+    )
+    apply, init = _weights(lambda rngs: models.Transformer(dataset.num_classes, window, rngs=rngs))
+
+    def loss(params: Any, tokens: tuple[jax.Array, jax.Array]) -> jax.Array:
+        inputs, targets = tokens
+        return optax.softmax_cross_entropy_with_integer_labels(apply(params, inputs), targets).mean()
+
+    def sample(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return dataset.take(train, jax.random.randint(key, [batch], 0, dataset.num_train))
+
+    def spread(part: dict[str, jax.Array], windows: int) -> tuple[jax.Array, jax.Array]:
+        starts = np.linspace(0, len(part["tokens"]) - window - 1, windows).astype(np.int32)
+        return dataset.take(part, jnp.asarray(starts))
+
+    probe, held_out = spread(train, 48), spread(validation, 256)
+    return Task(
+        steps=400,
+        init=init,
+        sample=sample,
+        loss=loss,
+        followed=lambda params: loss(params, probe),
+        held_out=lambda params: loss(params, held_out),
+        **SPARING,
+    )
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "regression": regression,
+    "saddle": saddle,
+    "plateau": plateau,
+    "digits_mlp": digits_mlp,
+    "digits_convnet": digits_convnet,
+    "digits_mixer": digits_mixer,
+    "auto_encoder": auto_encoder,
+    "variational": variational,
+    "language_model": language_model,
+}
