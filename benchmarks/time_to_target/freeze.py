@@ -28,12 +28,12 @@ def _late_loss(search: Search) -> float:
     return float(np.median(search.best(search.tune()).late))
 
 
-def round_up(value: float, digits: int = 2) -> float:
+def round_up(value: float, digits: int = 3) -> float:
     """Round a positive number up to some significant digits.
 
     Examples:
-      >>> round_up(0.01234), round_up(24.0)
-      (0.013, 24.0)
+      >>> round_up(0.012345), round_up(24.0)
+      (0.0124, 24.0)
     """
     unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     return float(f"{math.ceil(value / unit - 1e-9) * unit:.{digits}g}")

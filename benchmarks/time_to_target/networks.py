@@ -85,7 +85,7 @@ class VariationalAutoEncoder(nnx.Module):
         self.decoder_out = nnx.Linear(width, pixels, rngs=rngs)
 
     def __call__(self, inputs: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return logits of the pixels, and mean and log-variance of the code, of images ``[batch, pixels]``."""
+        """Return logits of the pixels, and the code's mean and log-variance, of ``[batch, pixels]``."""
         mean, log_variance = jnp.split(self.encoder_out(jnp.tanh(self.encoder_in(inputs))), 2, axis=-1)
         code = mean + jnp.exp(log_variance / 2) * noise
         return self.decoder_out(jnp.tanh(self.decoder_in(code))), mean, log_variance
