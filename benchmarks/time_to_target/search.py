@@ -11,7 +11,7 @@ from benchmarks.time_to_target.runs import Run, Trainer
 from benchmarks.time_to_target.targets import NAMES, Targets
 from benchmarks.time_to_target.tasks import Task
 
-FIRST_FRESH_SEED = 100
+FIRST_FRESH_SEED = 200
 MISS = 2.0  # in tuning, a miss counts as this many budgets
 LATE = 0.8  # of the budget: the loss of a baseline there becomes a target
 CURVE_POINTS = 25  # kept of the curves of fresh runs

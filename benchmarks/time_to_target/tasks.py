@@ -60,7 +60,7 @@ def regression() -> Task:
     def init(seed: int) -> jax.Array:
         return 1.0 + jax.random.normal(jax.random.key(seed), [size])
 
-    return Task(1000, init, lambda key: None, loss, lambda params: loss(params, None))
+    return Task(1000, init, lambda key: None, loss, lambda params: loss(params, None), evaluations=500)
 
 
 def saddle() -> Task:
@@ -79,22 +79,21 @@ def saddle() -> Task:
         sample=lambda key: 1e-3 * jax.random.normal(key, weights.shape),
         loss=loss,
         followed=value,
+        evaluations=500,
     )
 
 
 def plateau() -> Task:
-    """Across a plateau: wells of very different depths, begun where they are nearly flat."""
-    weights = jnp.logspace(0, -2, 20)
+    """Off a plateau and into a narrow bend: products of four weights, each to become 1, of unequal worth."""
+    weights, depth = jnp.logspace(0, -2, 10), 4
 
     def value(params: jax.Array) -> jax.Array:
-        return -jnp.sum(weights * jnp.expm1(-jnp.square(params) / 2))
+        return jnp.sum(weights * jnp.square(jnp.prod(params, axis=1) - 1.0)) / 2
 
     def init(seed: int) -> jax.Array:
-        keys = jax.random.split(jax.random.key(seed))
-        distance = jax.random.uniform(keys[0], weights.shape, minval=2.0, maxval=3.0)
-        return distance * jax.random.rademacher(keys[1], weights.shape, jnp.float32)
+        return jax.random.uniform(jax.random.key(seed), (len(weights), depth), minval=0.1, maxval=0.4)
 
-    return Task(500, init, lambda key: None, lambda params, batch: value(params), value)
+    return Task(500, init, lambda key: None, lambda params, batch: value(params), value, evaluations=500)
 
 
 class Digits(NamedTuple):
