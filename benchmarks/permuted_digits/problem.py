@@ -53,10 +53,22 @@ def draw_network(key: jax.Array) -> Params:
 
 def logits(params: Params, inputs: jax.Array) -> jax.Array:
     """Return the logits of a network with ReLU."""
-    *hidden, last = params
-    for layer in hidden:
-        inputs = jax.nn.relu(inputs @ layer["kernel"] + layer["bias"])
-    return inputs @ last["kernel"] + last["bias"]
+    return forward(params, inputs)[0]
+
+
+def forward(
+    params: Params, inputs: jax.Array, shifts: list[jax.Array] | None = None
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Return the logits and the inputs of every layer; ``shifts`` are added to what each layer gives."""
+    layer_inputs = []
+    for number, layer in enumerate(params):
+        if number:
+            inputs = jax.nn.relu(inputs)
+        layer_inputs.append(inputs)
+        inputs = inputs @ layer["kernel"] + layer["bias"]
+        if shifts is not None:
+            inputs = inputs + shifts[number]
+    return inputs, layer_inputs
 
 
 def loss(params: Params, inputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -73,17 +85,22 @@ def accuracy(params: Params, inputs: jax.Array, labels: jax.Array) -> jax.Array:
 def mean_fisher(params: Params, inputs: jax.Array) -> Params:
     """Return the diagonal of the Fisher information per example, with the labels' own expectation.
 
-    Each example counts every label with the probability that the network gives it, so nothing is sampled.
+    Each example counts every label with the probability that the network gives it, so nothing is sampled. The
+    score of a kernel is the outer product of the layer's input and the slope of what it gives, and so is its
+    square: the mean over examples is one product of matrices.
     """
 
-    def one(total: Params, x: jax.Array) -> tuple[Params, None]:
-        def log_probabilities(p: Params) -> jax.Array:
-            return jax.nn.log_softmax(logits(p, x))
+    def one(x: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+        def log_probabilities(shifts: list[jax.Array]) -> jax.Array:
+            return jax.nn.log_softmax(forward(params, x, shifts)[0])
 
-        scores = jax.jacrev(log_probabilities)(params)
-        weights = jnp.exp(log_probabilities(params))
-        square = jax.tree.map(lambda s: jnp.tensordot(weights, s**2, axes=1), scores)
-        return jax.tree.map(jnp.add, total, square), None
+        still = [jnp.zeros_like(layer["bias"]) for layer in params]
+        weights = jnp.exp(log_probabilities(still))
+        squares = [weights @ s**2 for s in jax.jacrev(log_probabilities)(still)]
+        return forward(params, x)[1], squares
 
-    total, _ = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), inputs)
-    return jax.tree.map(lambda t: t / len(inputs), total)
+    layer_inputs, squares = jax.vmap(one)(inputs)
+    return [
+        {"kernel": jnp.square(x).T @ s / len(inputs), "bias": s.mean(0)}
+        for x, s in zip(layer_inputs, squares, strict=True)
+    ]
