@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # The decompositions are of small matrices, whose threads would only wait for each other; NumPy and SciPy read
@@ -15,6 +16,7 @@ from rich.progress import Progress
 from benchmarks.command import RESULTS, parse_with_folder
 from benchmarks.records import Records
 from benchmarks.time_to_target.contestants import CONTESTANTS
+from benchmarks.time_to_target.defaults import choices
 from benchmarks.time_to_target.freeze import frozen
 from benchmarks.time_to_target.search import FULL, QUICK, Search
 from benchmarks.time_to_target.table import table
@@ -37,6 +39,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="all by default")
     parser.add_argument("--optimizers", nargs="+", choices=CONTESTANTS, help="all by default")
     parser.add_argument("--freeze", action="store_true", help="tune the two baselines and show the targets")
+    parser.add_argument(
+        "--defaults", action="store_true", help="run on each task what the records of the others choose"
+    )
     parser.add_argument("--quick", action="store_true", help="twenty steps of a few, which show nothing")
     options = parse_with_folder(parser, arguments)
     options.tasks = options.tasks or (QUICK_TASKS if options.quick else tuple(TASKS))
@@ -44,37 +49,49 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def searches(
+    task_name: str, records: Records, options: argparse.Namespace, progress: Progress
+) -> Callable[[str], Search]:
+    """Return what makes the search of a contestant on a task, with a progress bar of the task's runs."""
+    bar = progress.add_task(task_name, total=None)
+    task, size = TASKS[task_name](), QUICK if options.quick else FULL
+    # A quick run only asks whether everything runs: it reaches no target of a full one.
+    targets = Targets(2.0, 1.0) if options.quick else TARGETS.get(task_name)
+
+    def search(name: str) -> Search:
+        progress.update(bar, description=f"{task_name}: {name}")
+        goals = None if options.freeze else targets
+        return Search(name, task_name, task, goals, records, size, lambda runs: progress.advance(bar, runs))
+
+    return search
+
+
 def main(arguments: list[str]) -> None:
     """Run what is not recorded yet, and print the table of it all."""
     options = parse(arguments)
-    size = QUICK if options.quick else FULL
-    command = ["python", "-m", "benchmarks.time_to_target", *["--quick"] * options.quick]
+    command = ["python", "-m", "benchmarks.time_to_target"]
+    command += [f"--{name}" for name in ("quick", "freeze", "defaults") if getattr(options, name)]
     console = Console(highlight=False)
+    console.width = max(console.width, 110)
+    all_records = {name: Records(options.out / f"{name}.jsonl", command) for name in options.tasks}
     with Progress(console=Console(stderr=True)) as progress:
-        for task_name in options.tasks:
-            bar = progress.add_task(task_name, total=None)
-            task = TASKS[task_name]()
-            records = Records(options.out / f"{task_name}.jsonl", command)
+        for task_name, records in all_records.items():
+            search = searches(task_name, records, options, progress)
             if options.freeze:
-                console.print(f'    "{task_name}": {frozen(task_name, task, records, size)},', soft_wrap=True)
-                continue
-            for name in options.optimizers:
-                progress.update(bar, description=f"{task_name}: {name}")
-
-                def advance(runs: int, bar=bar) -> None:
-                    progress.advance(bar, runs)
-
-                # A quick run only asks whether everything runs: it reaches no target of a full one.
-                targets = Targets(2.0, 1.0) if options.quick else TARGETS[task_name]
-                search = Search(name, task_name, task, targets, records, size, advance)
-                trials = search.tune()
-                for target in NAMES:
-                    best = search.best(trials, target)
-                    search.fresh(best.point, best.exponent)
-    if not options.freeze:
-        console.width = max(console.width, 110)
-        for task_name in options.tasks:
-            console.print(table(task_name, Records(options.out / f"{task_name}.jsonl", command)))
+                console.print(f'    "{task_name}": {frozen(search)},', soft_wrap=True)
+            elif options.defaults:
+                for choice in choices(all_records, task_name).values():
+                    for exponent in (choice.own_exponent, choice.other_exponent):
+                        search(choice.name).fresh(choice.point, exponent)
+            else:
+                for name in options.optimizers:
+                    one = search(name)
+                    trials = one.tune()
+                    for target in NAMES:
+                        best = one.best(trials, target)
+                        one.fresh(best.point, best.exponent)
+    for task_name, records in all_records.items() if not options.freeze else []:
+        console.print(table(task_name, records))
 
 
 if __name__ == "__main__":

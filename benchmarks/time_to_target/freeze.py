@@ -1,31 +1,30 @@
 """How the targets came about."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.records import Records
 from benchmarks.time_to_target.contestants import MOMENTUM, TUNED_ADAMW
 from benchmarks.time_to_target.runs import untrained
-from benchmarks.time_to_target.search import Search, Size
+from benchmarks.time_to_target.search import Search
 from benchmarks.time_to_target.targets import Targets
-from benchmarks.time_to_target.tasks import Task
 
 FLOOR = 1e-5  # of the untrained loss: below it the digits of float32 end
 
 
-def frozen(task_name: str, task: Task, records: Records, size: Size) -> Targets:
-    """Return the targets that tuned momentum and tuned AdamW imply."""
-    floor = FLOOR * untrained(task, 0)
+def frozen(search: Callable[[str], Search]) -> Targets:
+    """Return the targets that tuned momentum and tuned AdamW imply.
+
+    Args:
+      search: from the name of a contestant to its search on the task, without targets.
+    """
+    baselines = [search(name) for name in (MOMENTUM, TUNED_ADAMW)]
+    floor = FLOOR * untrained(baselines[0].task, 0)
     reached = [
-        round_up(max(_late_loss(Search(name, task_name, task, None, records, size)), floor))
-        for name in (MOMENTUM, TUNED_ADAMW)
+        round_up(max(float(np.median(baseline.best(baseline.tune()).late)), floor)) for baseline in baselines
     ]
     return Targets(near=max(reached), far=min(reached))
-
-
-def _late_loss(search: Search) -> float:
-    return float(np.median(search.best(search.tune()).late))
 
 
 def round_up(value: float, digits: int = 3) -> float:

@@ -1,0 +1,1 @@
+"""The report of all evidence, from the records alone: ``python -m benchmarks.report``."""
