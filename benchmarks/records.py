@@ -46,14 +46,17 @@ class Records:
 
     A line is ``{"key": {...}, "result": {...}, "environment": id}``; before the first line of an environment
     stands ``{"environment": id, "made_with": {...}}``. A last line cut short by a kill is dropped.
+
+    Attributes:
+      made_with: by id, the command and the versions that results in the file were made with.
     """
 
     def __init__(self, path: Path, command: Sequence[str]) -> None:
         """Read what the file holds; ``command`` is noted beside new results."""
         self._path, self._results = path, {}
-        self._known: set[str] = set()
-        self._made_with = environment(command)
-        self._environment = hashlib.sha256(json.dumps(self._made_with).encode()).hexdigest()[:8]
+        self.made_with: dict[str, dict[str, Any]] = {}
+        self._here = environment(command)
+        self._environment = hashlib.sha256(json.dumps(self._here).encode()).hexdigest()[:8]
         whole = 0
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
             try:
@@ -66,7 +69,7 @@ class Records:
             if "key" in entry:
                 self._results[_identity(entry["key"])] = entry
             else:
-                self._known.add(entry["environment"])
+                self.made_with[entry["environment"]] = entry["made_with"]
         if path.exists() and whole < path.stat().st_size:
             with path.open("r+b") as file:
                 file.truncate(whole)
@@ -84,9 +87,9 @@ class Records:
         if identity not in self._results:
             entry = {"key": dict(key), "result": rounded(make()), "environment": self._environment}
             lines = [entry]
-            if self._environment not in self._known:
-                lines.insert(0, {"environment": self._environment, "made_with": self._made_with})
-                self._known.add(self._environment)
+            if self._environment not in self.made_with:
+                lines.insert(0, {"environment": self._environment, "made_with": self._here})
+                self.made_with[self._environment] = self._here
             with self._path.open("a") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
             # What a fresh run returns is what a resumed one reads, to the last digit.

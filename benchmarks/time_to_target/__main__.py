@@ -15,10 +15,10 @@ from rich.progress import Progress
 
 from benchmarks.command import RESULTS, parse_with_folder
 from benchmarks.records import Records
-from benchmarks.time_to_target.contestants import CONTESTANTS
+from benchmarks.time_to_target.contestants import CONTESTANTS, OURS
 from benchmarks.time_to_target.defaults import choices
 from benchmarks.time_to_target.freeze import frozen
-from benchmarks.time_to_target.search import FULL, QUICK, Search
+from benchmarks.time_to_target.search import FULL, QUICK, Search, sanity
 from benchmarks.time_to_target.table import table
 from benchmarks.time_to_target.targets import NAMES, TARGETS, Targets
 from benchmarks.time_to_target.tasks import TASKS
@@ -84,6 +84,7 @@ def main(arguments: list[str]) -> None:
                     for exponent in (choice.own_exponent, choice.other_exponent):
                         search(choice.name).fresh(choice.point, exponent)
             else:
+                sanity(search(OURS))
                 for name in options.optimizers:
                     one = search(name)
                     trials = one.tune()

@@ -143,6 +143,15 @@ def _composite(rate: optax.Schedule, energy: Any, decay: Any) -> optax.GradientT
     return optax.chain(stages(phi, 100.0), _nesterov(rate, 0.9))
 
 
+def _alpha_schedule(rate: optax.Schedule, start: Any, factor: Any) -> optax.GradientTransformation:
+    """Build the metric with an alpha that changes by ``factor`` every hundred steps."""
+
+    def alpha(count: jax.Array) -> jax.Array:
+        return start * factor ** (count / 100)
+
+    return metric(rate, alpha, 0.97, 0.9)
+
+
 def _permuted(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
     return optax.chain(stages(ro.phi.permuted(ro.phi.activity(decay)), alpha), _nesterov(rate, momentum))
 
@@ -252,6 +261,11 @@ CONTESTANTS: dict[str, Contestant] = {
     "activity and energy": Contestant(
         _composite,
         _points("energy", "decay", values=((0.1, 0.97), (1.0, 0.97), (0.1, 0.99), (1.0, 0.99))),
+        "design",
+    ),
+    "alpha by schedule": Contestant(
+        _alpha_schedule,
+        _points("start", "factor", values=((100.0, 0.25), (1000.0, 0.25), (1.0, 4.0), (10.0, 4.0))),
         "design",
     ),
     PERMUTED: Contestant(_permuted, DESIGNS[:1], "control"),  # it sorts at every step

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.records import Records
 from benchmarks.time_to_target.contestants import CONTESTANTS, Contestant, Point
-from benchmarks.time_to_target.runs import Run, Trainer
+from benchmarks.time_to_target.runs import Run, Trainer, untrained, zero_rate
 from benchmarks.time_to_target.targets import NAMES, Targets
 from benchmarks.time_to_target.tasks import Task
 
@@ -83,7 +83,7 @@ class Search:
         self.name, self.contestant = name, CONTESTANTS[name]
         self.task, self.targets, self.records, self._size = task, targets, records, size
         self.budget = size.steps or task.steps
-        self._key = {"task": task_name, "contestant": name, "steps": self.budget}
+        self.key = {"task": task_name, "contestant": name, "steps": self.budget}
         self._progress = progress
         self._trainer: Trainer | None = None
 
@@ -109,7 +109,7 @@ class Search:
 
     def trials(self, point: Point, exponents: Sequence[float], stage: str) -> list[Trial]:
         """Return trials of one point, from the records or by making them; one record holds them all."""
-        key = self._key | {
+        key = self.key | {
             "phase": stage,
             "point": dict(point),
             "rate_exponents": list(exponents),
@@ -177,7 +177,7 @@ class Search:
     def fresh(self, point: Point, exponent: float) -> dict[str, Any]:
         """Return the record of a point and rate on the fresh seeds."""
         seeds = list(self.fresh_seeds)
-        key = self._key | {
+        key = self.key | {
             "phase": "fresh",
             "point": dict(point),
             "rate_exponent": exponent,
@@ -206,6 +206,20 @@ class Search:
             }
 
         return self.records.get(key, make)
+
+
+def sanity(search: Search) -> dict[str, Any]:
+    """Return the record of the untrained loss and of that after a short run at a rate of 0, by fresh seed."""
+    seeds = list(search.fresh_seeds)
+    key = search.key | {"phase": "untrained", "seeds": seeds}
+
+    def make() -> dict[str, Any]:
+        return {
+            "untrained": [untrained(search.task, seed) for seed in seeds],
+            "zero_rate": [zero_rate(search.task, search.contestant, seed) for seed in seeds[:1]],
+        }
+
+    return search.records.get(key, make)
 
 
 def numbers(values: Sequence[float | None]) -> np.ndarray:

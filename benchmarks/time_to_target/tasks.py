@@ -112,7 +112,7 @@ def digits(part: str, rows: int | None = None) -> Digits:
 
 def _weights(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Callable[..., Any], Callable[[int], Any]]:
     """Return the function of parameters and inputs that a module is, and the parameters of a seed."""
-    graph = models.functional(make(nnx.Rngs(0))).graph
+    graph = models.functional(nnx.eval_shape(lambda: make(nnx.Rngs(0)))).graph
 
     def apply(params: Any, *inputs: jax.Array) -> Any:
         return nnx.merge(graph, params)(*inputs)

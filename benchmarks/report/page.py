@@ -1,0 +1,243 @@
+"""The page itself."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report.claims import Claim, claims
+from benchmarks.report.markdown import number, quartiles, table
+from benchmarks.report.suite import MISSED, Suite, energy_ratio, identified, judged
+from benchmarks.time_to_target.contestants import (
+    CONTESTANTS,
+    DEFAULT_BETAS,
+    LEAF_MEAN,
+    MOMENTUM,
+    NADAMW,
+    NORM_MATCHED,
+    OURS,
+    PERMUTED,
+    TUNED_ADAMW,
+)
+from benchmarks.time_to_target.targets import NAMES, TARGETS
+
+KINDS = {"ours": "ours", "design": "another form of ours", "control": "control", "peer": ""}
+
+
+def title(task: str) -> str:
+    """Return the name of a task in words."""
+    return task.replace("_", " ")
+
+
+def claims_table(found: Sequence[Claim]) -> str:
+    """Lay out what was to be shown beside what was found."""
+    rows = [
+        [
+            claim.text + (f" ({claim.note})" if claim.note else ""),
+            f"{claim.bound:g}",
+            number(claim.value),
+            "met" if claim.met else "**missed**",
+        ]
+        for claim in found
+    ]
+    return table(["target", "at most", "found", ""], rows)
+
+
+def suite_table(suite: Suite) -> str:
+    """Lay out all contestants over all tasks."""
+    names = suite.everywhere("far")
+
+    def means(target: str, name: str) -> float:
+        return suite.ratio(target, name, TUNED_ADAMW, MISSED)
+
+    rows = []
+    for name in sorted(names, key=lambda name: means("far", name)):
+        row = next(iter(suite.rows["far"].values()))[name]
+        energy, count = energy_ratio(suite, "far", name, DEFAULT_BETAS) if name in names else (np.nan, 0)
+        rows.append(
+            [
+                f"**{name}**" if CONTESTANTS[name].kind == "ours" else name,
+                KINDS[CONTESTANTS[name].kind],
+                number(means("far", name)),
+                str(len(suite.misses("far", name))),
+                number(means("near", name)),
+                str(len(suite.misses("near", name))),
+                f"{number(energy)} ({count})" if count else "-",
+                f"{state_of(suite, name):.1f}",
+                number(cost_of(suite, name)),
+                str(row.trials),
+            ]
+        )
+    headings = [
+        "optimiser",
+        "",
+        "steps, far",
+        "misses",
+        "steps, near",
+        "misses",
+        "energy (tasks)",
+        "state",
+        "step",
+        "trials",
+    ]
+    return table(headings, rows)
+
+
+def state_of(suite: Suite, name: str) -> float:
+    """Return bytes of state per byte of parameters on the language model, the largest task run."""
+    return suite.rows["far"][suite.tasks[-1]][name].state
+
+
+def cost_of(suite: Suite, name: str) -> float:
+    """Return the median over tasks of seconds per step over those of AdamW."""
+    ratios = [
+        rows[name].seconds_per_step / rows[TUNED_ADAMW].seconds_per_step
+        for rows in suite.rows["far"].values()
+    ]
+    return float(np.median(ratios))
+
+
+def task_table(suite: Suite, target: str) -> str:
+    """Lay out the steps of all contestants on every task, median and quartiles over fresh seeds."""
+    names = suite.everywhere(target)
+    order = sorted(names, key=lambda name: suite.ratio(target, name, TUNED_ADAMW, MISSED))
+    rows = [
+        [name, *(quartiles(suite.rows[target][task][name].steps) for task in suite.tasks)] for name in order
+    ]
+    goals = [f"{title(task)} ({getattr(TARGETS[task], target):g})" for task in suite.tasks]
+    return table(["optimiser", *goals], rows)
+
+
+def held_out_table(suite: Suite) -> str:
+    """Lay out what was never trained on: the loss at the end of the runs tuned for the far target."""
+    tasks = [t for t in suite.tasks if np.isfinite(suite.rows["far"][t][TUNED_ADAMW].held_out).any()]
+    rows = [
+        [name, *(f"{np.median(suite.rows['far'][task][name].held_out):.3g}" for task in tasks)]
+        for name in suite.everywhere("far")
+    ]
+    return table(["optimiser", *map(title, tasks)], rows)
+
+
+def seconds_table(suite: Suite) -> str:
+    """Lay out the seconds to the far target, with compilation."""
+
+    def seconds(task: str, name: str) -> str:
+        row = suite.rows["far"][task][name]
+        if not np.isfinite(row.median_steps):
+            return "missed"
+        return f"{row.median_steps * row.seconds_per_step:.2f} + {row.compile_seconds:.1f}"
+
+    rows = [[name, *(seconds(task, name) for task in suite.tasks)] for name in suite.everywhere("far")]
+    return table(["optimiser", *map(title, suite.tasks)], rows)
+
+
+def controls_table(suite: Suite) -> str:
+    """Lay out which share of the metric's gain over the re-tuned base survives each control."""
+
+    def share(value: float) -> str:
+        if np.isnan(value):
+            return "no gain"
+        return "below 0" if value < 0 else f"{100 * value:.0f}%"
+
+    found = identified(suite)
+    rows = [
+        [
+            title(row.task),
+            f"{row.base}, {row.base_steps:.0f}",
+            f"{row.ours_steps:.0f}",
+            *(share(row.shares[name]) for name in (PERMUTED, LEAF_MEAN, NORM_MATCHED)),
+        ]
+        for row in found
+    ]
+    medians = []
+    for name in (PERMUTED, LEAF_MEAN, NORM_MATCHED):
+        medians.append(share(float(np.nanmedian([row.shares[name] for row in found]))))
+    rows.append(["median", "", "", *medians])
+    return table(["task", "re-tuned base", OURS, PERMUTED, LEAF_MEAN, NORM_MATCHED], rows)
+
+
+def liberties_table(suite: Suite) -> str:
+    """Lay out ours beside the peers that have the same liberties, and momentum in other places."""
+    names = [
+        OURS,
+        "metric, factored",
+        "RMSprop with Nesterov",
+        NADAMW,
+        TUNED_ADAMW,
+        DEFAULT_BETAS,
+        "momentum in the frame",
+        "momentum on the covector",
+        "metric, not conformal",
+        "activity and energy",
+        "alpha by schedule",
+    ]
+    rows = [
+        [
+            name,
+            *(number(suite.ratio(target, name, "RMSprop with Nesterov", MISSED)) for target in NAMES),
+        ]
+        for name in names
+        if name in suite.everywhere("far")
+    ]
+    return table(["", *(f"steps, {target}" for target in NAMES)], rows)
+
+
+def defaults_table(suite: Suite) -> str:
+    """Lay out what the other tasks chose for each task, and how it did there."""
+    rows = []
+    for name, by_task in judged(suite).items():
+        for task, judgement in by_task.items():
+            tuned = suite.steps("far", task, TUNED_ADAMW)
+            point = ", ".join(f"{key} {value:g}" for key, value in judgement.choice.point.items())
+            rows.append(
+                [
+                    f"{name}: {title(task)}",
+                    point,
+                    number(judgement.own.median_steps, 0),
+                    number(judgement.transferred.median_steps, 0),
+                    number(tuned, 0),
+                ]
+            )
+    headings = ["", "chosen by the other tasks", "its best rate", "their rate", f"{TUNED_ADAMW}, tuned"]
+    return table(headings, rows)
+
+
+def sanity_table(suite: Suite) -> str:
+    """Lay out the untrained loss beside momentum's and ours at the end."""
+    rows = []
+    for task in suite.tasks:
+        sane = next(entry["result"] for entry in suite.records[task] if entry["key"]["phase"] == "untrained")
+        finals = [f"{np.median(suite.rows['far'][task][name].final):.3g}" for name in (MOMENTUM, OURS)]
+        beginnings = [f"{np.median(sane[name]):.3g}" for name in ("untrained", "zero_rate")]
+        rows.append([title(task), *beginnings, *finals])
+    return table(["task", "untrained", "zero rate", MOMENTUM, OURS], rows)
+
+
+def records_table(suite: Suite, folder: Path) -> str:
+    """Lay out where every number comes from."""
+    rows = []
+    for task, records in suite.records.items():
+        keys = [entry["key"] for entry in records]
+        fresh = sorted({seed for key in keys if key["phase"] == "fresh" for seed in key["seeds"]})
+        tuning = sorted({seed for key in keys if key["phase"].startswith("tuning") for seed in key["seeds"]})
+        rows.append(
+            [
+                f"`{folder.name}/{task}.jsonl`",
+                str(len(keys)),
+                f"{tuning[0]} to {tuning[-1]}",
+                f"{fresh[0]} to {fresh[-1]}",
+                "; ".join(sorted({_versions(entry) for entry in records.made_with.values()})),
+            ]
+        )
+    return table(["records", "lines", "tuning seeds", "fresh seeds", "made with"], rows)
+
+
+def _versions(made_with: Mapping[str, Any]) -> str:
+    versions = made_with["versions"]
+    return ", ".join(f"{name} {versions[name]}" for name in ("jax", "optax", "riemann-optax"))
+
+
+def all_claims(suite: Suite) -> str:
+    """Return the table of the suite's claims."""
+    return claims_table(claims(suite))

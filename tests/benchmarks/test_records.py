@@ -1,0 +1,59 @@
+"""Records of benchmark runs: kept at once, read again to the last digit, cut lines dropped."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.records import Records, rounded
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "records.jsonl"
+
+
+def never():
+    raise AssertionError("made again")
+
+
+def test_what_is_recorded_is_not_made_again(path):
+    made = Records(path, ["command"]).get(
+        {"seed": 1, "rate": 0.1}, lambda: {"loss": np.array([1 / 3, np.inf])}
+    )
+    again = Records(path, ["another command"])
+    assert {"rate": 0.1, "seed": 1} in again
+    assert again.get({"rate": 0.1, "seed": 1}, never) == made == {"loss": [0.33333, None]}
+
+
+def test_a_line_cut_short_is_dropped_and_made_again(path):
+    records = Records(path, ["command"])
+    for seed in range(3):
+        records.get({"seed": seed}, lambda seed=seed: {"loss": seed})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    again = Records(path, ["command"])
+    assert {"seed": 1} in again
+    assert {"seed": 2} not in again
+    again.get({"seed": 2}, lambda: {"loss": 2})
+    assert path.read_bytes() == whole
+
+
+def test_every_result_names_what_it_was_made_with(path):
+    for command in (["first"], ["second"], ["first"]):
+        records = Records(path, command)
+        records.get({"command": command[0], "number": len(list(records))}, dict)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    made_with = {line["environment"]: line["made_with"] for line in lines if "made_with" in line}
+    results = [line for line in lines if "key" in line]
+    assert [made_with[line["environment"]]["command"] for line in results] == ["first", "second", "first"]
+    assert len(made_with) == 2
+    assert all("jax" in entry["versions"] for entry in made_with.values())
+
+
+def test_numbers_are_rounded_not_lost():
+    assert rounded({"a": [1.0 / 3, np.float32(1e-30), 7], "b": np.nan, "c": "text"}) == {
+        "a": [0.33333, 1e-30, 7],
+        "b": None,
+        "c": "text",
+    }
