@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 # The decompositions are of small matrices, whose threads would only wait for each other; NumPy and SciPy read
@@ -56,14 +56,19 @@ def searches(
     bar = progress.add_task(task_name, total=None)
     task, size = TASKS[task_name](), QUICK if options.quick else FULL
     # A quick run only asks whether everything runs: it reaches no target of a full one.
-    targets = Targets(2.0, 1.0) if options.quick else TARGETS.get(task_name)
+    targets = Targets(2.0, 1.0) if options.quick else TARGETS[task_name]
 
     def search(name: str) -> Search:
         progress.update(bar, description=f"{task_name}: {name}")
-        goals = None if options.freeze else targets
-        return Search(name, task_name, task, goals, records, size, lambda runs: progress.advance(bar, runs))
+        return Search(name, task_name, task, targets, records, size, lambda runs: progress.advance(bar, runs))
 
     return search
+
+
+def freeze(all_records: Mapping[str, Records], console: Console) -> None:
+    """Show the targets as they came about."""
+    for task_name, records in all_records.items():
+        console.print(f'    "{task_name}": {frozen(task_name, TASKS[task_name](), records)},', soft_wrap=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -74,24 +79,25 @@ def main(arguments: list[str]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, 110)
     all_records = {name: Records(options.out / f"{name}.jsonl", command) for name in options.tasks}
+    if options.freeze:
+        freeze(all_records, console)
+        return
     with Progress(console=Console(stderr=True)) as progress:
         for task_name, records in all_records.items():
             search = searches(task_name, records, options, progress)
-            if options.freeze:
-                console.print(f'    "{task_name}": {frozen(search)},', soft_wrap=True)
-            elif options.defaults:
+            if options.defaults:
                 for choice in choices(all_records, task_name).values():
                     for exponent in (choice.own_exponent, choice.other_exponent):
                         search(choice.name).fresh(choice.point, exponent)
-            else:
-                sanity(search(OURS))
-                for name in options.optimizers:
-                    one = search(name)
-                    trials = one.tune()
-                    for target in NAMES:
-                        best = one.best(trials, target)
-                        one.fresh(best.point, best.exponent)
-    for task_name, records in all_records.items() if not options.freeze else []:
+                continue
+            sanity(search(OURS))
+            for name in options.optimizers:
+                one = search(name)
+                trials = one.tune()
+                for target in NAMES:
+                    best = one.best(trials, target)
+                    one.fresh(best.point, best.exponent)
+    for task_name, records in all_records.items():
         console.print(table(task_name, records))
 
 

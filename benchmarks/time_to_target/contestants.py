@@ -166,11 +166,20 @@ def _norm_matched(
     return ro.norm_matched_base(_nesterov(1.0, momentum), metric(rate, alpha, decay, momentum))
 
 
-MOMENTA = _points("momentum", values=((0.9,), (0.8,), (0.95,), (0.98,)))
+MOMENTA = _points("momentum", values=((0.9,), (0.8,), (0.95,), (0.98,), (0.7,), (0.5,), (0.85,), (0.99,)))
 BETAS = _points(
     "b1",
     "b2",
-    values=((0.9, 0.999), (0.9, 0.99), (0.9, 0.95), (0.8, 0.95), (0.95, 0.99), (0.95, 0.95)),
+    values=(
+        (0.9, 0.999),
+        (0.9, 0.99),
+        (0.9, 0.95),
+        (0.8, 0.95),
+        (0.95, 0.99),
+        (0.95, 0.95),
+        (0.8, 0.9),
+        (0.8, 0.99),
+    ),
 )
 DESIGNS = _points(
     "alpha",
@@ -183,6 +192,8 @@ DESIGNS = _points(
         (10.0, 0.97, 0.9),
         (100.0, 0.97, 0.95),
         (100.0, 0.99, 0.95),
+        (100.0, 0.95, 0.8),
+        (100.0, 0.97, 0.8),
     ),
 )
 DEFAULT_BETAS, TUNED_ADAMW, MUON = "AdamW, default betas", "AdamW", "Muon"
@@ -194,7 +205,9 @@ CONTESTANTS: dict[str, Contestant] = {
     "SGD": Contestant(optax.sgd, ({},)),
     MOMENTUM: Contestant(_heavy_ball, MOMENTA),
     "Nesterov": Contestant(_nesterov, MOMENTA),
-    DEFAULT_BETAS: Contestant(optax.adamw, _points("weight_decay", values=((1e-4,), (0.0,), (1e-2,)))),
+    DEFAULT_BETAS: Contestant(
+        optax.adamw, _points("weight_decay", values=((1e-4,), (0.0,), (1e-2,), (1e-3,)))
+    ),
     TUNED_ADAMW: Contestant(optax.adamw, BETAS),
     NADAMW: Contestant(optax.nadamw, BETAS),
     "RMSprop with Nesterov": Contestant(
@@ -202,23 +215,45 @@ CONTESTANTS: dict[str, Contestant] = {
         _points(
             "decay",
             "momentum",
-            values=((0.97, 0.9), (0.99, 0.9), (0.999, 0.9), (0.97, 0.0), (0.97, 0.95), (0.99, 0.95)),
+            values=(
+                (0.97, 0.9),
+                (0.99, 0.9),
+                (0.999, 0.9),
+                (0.97, 0.0),
+                (0.97, 0.95),
+                (0.99, 0.95),
+                (0.95, 0.8),
+                (0.97, 0.8),
+            ),
         ),
     ),
     "Adagrad": Contestant(
-        optax.adagrad, _points("initial_accumulator_value", values=((0.1,), (1e-3,), (1e-6,)))
+        optax.adagrad, _points("initial_accumulator_value", values=((0.1,), (1e-3,), (1e-6,), (1e-2,)))
     ),
     "Adafactor": Contestant(
         _adafactor,
         _points("decay_rate", "momentum", values=((0.8, 0.0), (0.8, 0.9), (0.9, 0.9), (0.9, 0.0))),
     ),
-    "SM3": Contestant(_sm3, _points("momentum", values=((0.9,), (0.0,), (0.95,)))),
+    "SM3": Contestant(_sm3, _points("momentum", values=((0.9,), (0.0,), (0.95,), (0.8,)))),
     "Lion": Contestant(
         optax.lion, _points("b1", "b2", values=((0.9, 0.99), (0.95, 0.98), (0.9, 0.95), (0.8, 0.95)))
     ),
     MUON: Contestant(
         optax.contrib.muon,
-        _points("beta", "adam_b2", values=((0.95, 0.999), (0.9, 0.999), (0.95, 0.95), (0.9, 0.95))),
+        _points(
+            "beta",
+            "adam_b2",
+            values=(
+                (0.95, 0.999),
+                (0.9, 0.999),
+                (0.95, 0.95),
+                (0.9, 0.95),
+                (0.8, 0.999),
+                (0.8, 0.95),
+                (0.7, 0.95),
+                (0.98, 0.999),
+            ),
+        ),
     ),
     "Sophia": Contestant(
         optax.contrib.sophia,
@@ -232,7 +267,21 @@ CONTESTANTS: dict[str, Contestant] = {
         evaluated=optax.contrib.schedule_free_eval_params,
     ),
     SOAP: Contestant(
-        _soap, _points("b1", "b2", values=((0.95, 0.95), (0.9, 0.95), (0.9, 0.99), (0.8, 0.95)))
+        _soap,
+        _points(
+            "b1",
+            "b2",
+            values=(
+                (0.95, 0.95),
+                (0.9, 0.95),
+                (0.9, 0.99),
+                (0.8, 0.95),
+                (0.8, 0.9),
+                (0.9, 0.9),
+                (0.95, 0.99),
+                (0.7, 0.9),
+            ),
+        ),
     ),
     OURS: Contestant(metric, DESIGNS, "ours"),
     FACTORED: Contestant(factored, DESIGNS, "ours"),
@@ -242,7 +291,16 @@ CONTESTANTS: dict[str, Contestant] = {
             "alpha",
             "decay",
             "momentum",
-            values=((30.0, 0.97, 0.9), (1000.0, 0.97, 0.9), (30.0, 0.95, 0.9), (30.0, 0.97, 0.95)),
+            values=(
+                (30.0, 0.97, 0.9),
+                (1000.0, 0.97, 0.9),
+                (30.0, 0.95, 0.9),
+                (30.0, 0.97, 0.95),
+                (30.0, 0.95, 0.8),
+                (30.0, 0.9, 0.8),
+                (30.0, 0.9, 0.9),
+                (30.0, 0.99, 0.9),
+            ),
         ),
         "ours",
     ),
@@ -252,7 +310,16 @@ CONTESTANTS: dict[str, Contestant] = {
             "alpha",
             "decay",
             "momentum",
-            values=tuple((alpha, decay, 0.9) for alpha in (1.0, 30.0, 1000.0) for decay in (0.97, 0.99)),
+            values=(
+                (1.0, 0.97, 0.9),
+                (1.0, 0.99, 0.9),
+                (30.0, 0.97, 0.9),
+                (30.0, 0.99, 0.9),
+                (1000.0, 0.97, 0.9),
+                (1000.0, 0.99, 0.9),
+                (30.0, 0.97, 0.8),
+                (30.0, 0.999, 0.9),
+            ),
         ),
         "design",
     ),

@@ -11,7 +11,7 @@ from benchmarks.time_to_target.runs import Run, Trainer, untrained, zero_rate
 from benchmarks.time_to_target.targets import NAMES, Targets
 from benchmarks.time_to_target.tasks import Task
 
-FIRST_FRESH_SEED = 200
+FIRST_FRESH_SEED = 300
 MISS = 2.0  # in tuning, a miss counts as this many budgets
 LATE = 0.8  # of the budget: the loss of a baseline there becomes a target
 CURVE_POINTS = 25  # kept of the curves of fresh runs
@@ -31,7 +31,7 @@ class Size(NamedTuple):
     """
 
     coarse: tuple[int, ...] = tuple(range(-14, 5, 2))
-    fine_trials: int = 24
+    fine_trials: int = 32
     fine_octaves: float = 3.0
     widenings: int = 6
     steps: int | None = None
@@ -40,7 +40,7 @@ class Size(NamedTuple):
 
 
 FULL = Size()
-QUICK = Size((-8, -4), fine_trials=12, fine_octaves=1.0, widenings=0, steps=20, tuning_seeds=1, fresh_seeds=2)
+QUICK = Size((-8, -4), fine_trials=16, fine_octaves=1.0, widenings=0, steps=20, tuning_seeds=1, fresh_seeds=2)
 
 
 class Trial(NamedTuple):
@@ -78,9 +78,13 @@ class Search:
         records: Records,
         size: Size,
         progress: Callable[[int], None] = lambda runs: None,
+        contestant: Contestant | None = None,
     ) -> None:
-        """Prepare; without ``targets`` trials are compared by their final loss alone."""
-        self.name, self.contestant = name, CONTESTANTS[name]
+        """Prepare; without ``targets`` trials are compared by their final loss alone.
+
+        ``contestant`` is the one named, unless it is given.
+        """
+        self.name, self.contestant = name, contestant or CONTESTANTS[name]
         self.task, self.targets, self.records, self._size = task, targets, records, size
         self.budget = size.steps or task.steps
         self.key = {"task": task_name, "contestant": name, "steps": self.budget}
@@ -225,8 +229,3 @@ def sanity(search: Search) -> dict[str, Any]:
 def numbers(values: Sequence[float | None]) -> np.ndarray:
     """Return recorded numbers as an array; None, which stands for what is not finite, becomes infinite."""
     return np.array([np.inf if value is None else value for value in values], np.float64)
-
-
-def contestants_of(names: Sequence[str] | None) -> dict[str, Contestant]:
-    """Return the contestants of these names, or all."""
-    return {name: CONTESTANTS[name] for name in names or CONTESTANTS}
