@@ -19,7 +19,7 @@ from benchmarks.time_to_target.search import FULL, Search, Size, Trial
 from benchmarks.time_to_target.targets import TARGETS, Targets
 from benchmarks.time_to_target.tasks import TASKS, Task
 
-SMALL = Size((-6, -4, -2, 0), fine_trials=12, fine_octaves=2.0, widenings=2, tuning_seeds=2, fresh_seeds=3)
+SMALL = Size((-6, -4, -2, 0), fine_trials=32, fine_octaves=2.0, widenings=2, tuning_seeds=2, fresh_seeds=3)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,0 +1,37 @@
+"""Write the report and its pictures from the recorded results alone."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.command import RESULTS
+from benchmarks.report import compose, pictures, suite
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; a bad value is a one-line error and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--out", type=Path, default=RESULTS.parent / "REPORT.md", help="file to write")
+    options = parser.parse_args(arguments)
+    if not list(options.results.glob("time_to_target/*.jsonl")):
+        parser.error(f"--results {options.results} has no records of python -m benchmarks.time_to_target")
+    return options
+
+
+def main(arguments: list[str]) -> None:
+    """Read the records, draw the pictures beside them, write the page."""
+    options = parse(arguments)
+    found = suite.load(options.results / "time_to_target")
+    for name, draw in pictures.PICTURES.items():
+        draw(found, options.results / name)
+    options.out.write_text(compose.page(found, options.results))
+    Console(highlight=False).print(
+        f"wrote {options.out} and {len(pictures.PICTURES)} pictures", soft_wrap=True
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,102 @@
+"""The report as a whole: what to use when on one page, then the tables."""
+
+from pathlib import Path
+
+from benchmarks.report import page
+from benchmarks.report.suite import MISSED, Suite
+from benchmarks.time_to_target.contestants import DEFAULT_BETAS, OURS, TUNED_ADAMW
+from benchmarks.time_to_target.search import FULL
+
+
+def page_of_suite(suite: Suite, folder: Path) -> str:
+    """Return the chapter on time to target."""
+    trials = len(FULL.coarse) + FULL.fine_trials
+    tasks = len(suite.tasks)
+    return f"""\
+## Time to target
+
+{tasks} tasks small enough for two cores, all optimisers with the same {trials} trials each on every
+task: {len(FULL.coarse)} coarse rates, then {FULL.fine_trials} finer ones dealt out over all points of
+the other hyper-parameters, continued while the best is on the edge. Each is then run once more on 10 or
+20 fresh seeds. Every run warms up over 5% of its steps and cools to 0 along a cosine (schedule-free:
+stays constant). Targets were frozen from tuned momentum and tuned AdamW before anything else had been
+run: *near* is what the weaker of the two had reached after four fifths of its steps, *far* what the
+stronger had.
+
+### What was to be shown
+
+{page.all_claims(suite)}
+
+Where either side misses a target, the miss counts as {MISSED:g} budgets in "found", and the ratio over
+the tasks that both reach stands beside it.
+
+### All optimisers over all tasks
+
+Geometric means of the median steps, over those of tuned {TUNED_ADAMW}; a miss (at least half of the
+fresh seeds) counts as {MISSED:g} budgets, and their number stands beside. *energy*: `sum |dw|` up to the
+far target over that of {DEFAULT_BETAS}, over the tasks where both reach it. *state*: bytes per byte of
+parameters, on the last task. *step*: seconds of a whole training step over AdamW's.
+
+{page.suite_table(suite)}
+
+![Performance profiles](results/report_profiles.png)
+
+### What the metric's direction does
+
+The gain of "{OURS}" over the re-tuned base (the better of momentum and Nesterov, both tuned), in the
+logarithm of the steps to the near target, and the share of it that each control keeps, its rate tuned
+anew: the same values of phi shuffled within each leaf (*permuted phi*), one value per leaf (*leaf-mean
+phi*), the base's direction at the metric's step length (*norm-matched base*).
+
+{page.controls_table(suite)}
+
+Controls of the controls: nothing is learned by doing nothing.
+
+{page.sanity_table(suite)}
+
+### What is the metric's, and what is Nesterov's, bias correction's, and the memory's
+
+The same liberties for all: steps over those of RMSprop with bias correction, Nesterov momentum behind
+it, and both decays tuned.
+
+{page.liberties_table(suite)}
+
+### Defaults, chosen by the other tasks
+
+For each task the point (alpha, decay, momentum) with the fewest steps on all *other* tasks, with only
+its rate tuned on the task itself, and then with the median rate of the other tasks as well. Median steps
+to the far target.
+
+{page.defaults_table(suite)}
+
+### Task by task
+
+Median steps [quartiles] over the fresh seeds to the far target (in brackets):
+
+{page.task_table(suite, "far")}
+
+and to the near one:
+
+{page.task_table(suite, "near")}
+
+Seconds to the far target on one core, training + compiling:
+
+{page.seconds_table(suite)}
+
+Loss at the end on examples that were never trained on (of the runs tuned for the far target):
+
+{page.held_out_table(suite)}
+
+![Steps by number of trials](results/report_trials.png)
+
+![Steps by rate](results/report_rates.png)
+
+![Loss by energy](results/report_energy.png)
+
+### Records
+
+{page.records_table(suite, folder)}
+
+`python -m benchmarks.time_to_target` goes on where its records end; with `--tasks`, `--optimizers` and
+another `--out` it repeats any cell. On the same machine a repeated cell agrees to the last digit.
+"""
