@@ -166,6 +166,7 @@ def liberties_table(suite: Suite) -> str:
         NADAMW,
         TUNED_ADAMW,
         DEFAULT_BETAS,
+        "AdamW in the frame",
         "momentum in the frame",
         "momentum on the covector",
         "metric, not conformal",

@@ -136,6 +136,10 @@ def _on_covector(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) ->
     return _between(rate, alpha, decay, ro.on_gradient(trace), ro.scale_by_inverse_metric())
 
 
+def _adamw_in_frame(rate: optax.Schedule, alpha: Any, b1: Any, b2: Any) -> optax.GradientTransformation:
+    return ro.riemannian_adamw(rate, b1, b2, alpha=alpha, phi=ro.phi.activity(0.99))
+
+
 def _composite(rate: optax.Schedule, energy: Any, decay: Any) -> optax.GradientTransformation:
     """Build the paper's own reading, plasticity and energy: activity and ``|w|``, each of mean 1."""
     parts = ro.phi.activity(decay), ro.phi.maintenance_energy()
@@ -199,6 +203,7 @@ DESIGNS = _points(
 DEFAULT_BETAS, TUNED_ADAMW, MUON = "AdamW, default betas", "AdamW", "Muon"
 MOMENTUM, NADAMW, SOAP = "momentum", "NAdamW", "SOAP"
 OURS, FACTORED, EIGENBASIS = "metric", "metric, factored", "metric in the eigenbasis"
+IN_FRAME = "AdamW in the frame"
 PERMUTED, LEAF_MEAN, NORM_MATCHED = "permuted phi", "leaf-mean phi", "norm-matched base"
 
 CONTESTANTS: dict[str, Contestant] = {
@@ -325,6 +330,25 @@ CONTESTANTS: dict[str, Contestant] = {
     ),
     "momentum in the frame": Contestant(_in_frame, DESIGNS, "design"),
     "momentum on the covector": Contestant(_on_covector, DESIGNS, "design"),
+    IN_FRAME: Contestant(
+        _adamw_in_frame,
+        _points(
+            "alpha",
+            "b1",
+            "b2",
+            values=(
+                (1.0, 0.9, 0.999),
+                (100.0, 0.9, 0.999),
+                (1e4, 0.9, 0.999),
+                (1.0, 0.9, 0.95),
+                (1.0, 0.8, 0.95),
+                (100.0, 0.8, 0.95),
+                (1e4, 0.8, 0.95),
+                (100.0, 0.9, 0.95),
+            ),
+        ),
+        "design",
+    ),
     "activity and energy": Contestant(
         _composite,
         _points("energy", "decay", values=((0.1, 0.97), (1.0, 0.97), (0.1, 0.99), (1.0, 0.99))),
