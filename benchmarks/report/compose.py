@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.report import page
+from benchmarks.report import page as parts
 from benchmarks.report.suite import MISSED, Suite
 from benchmarks.time_to_target.contestants import DEFAULT_BETAS, OURS, TUNED_ADAMW
 from benchmarks.time_to_target.search import FULL
@@ -25,7 +25,7 @@ stronger had.
 
 ### What was to be shown
 
-{page.all_claims(suite)}
+{parts.all_claims(suite)}
 
 Where either side misses a target, the miss counts as {MISSED:g} budgets in "found", and the ratio over
 the tasks that both reach stands beside it.
@@ -37,7 +37,7 @@ fresh seeds) counts as {MISSED:g} budgets, and their number stands beside. *ener
 far target over that of {DEFAULT_BETAS}, over the tasks where both reach it. *state*: bytes per byte of
 parameters, on the last task. *step*: seconds of a whole training step over AdamW's.
 
-{page.suite_table(suite)}
+{parts.suite_table(suite)}
 
 ![Performance profiles](results/report_profiles.png)
 
@@ -48,18 +48,18 @@ logarithm of the steps to the near target, and the share of it that each control
 anew: the same values of phi shuffled within each leaf (*permuted phi*), one value per leaf (*leaf-mean
 phi*), the base's direction at the metric's step length (*norm-matched base*).
 
-{page.controls_table(suite)}
+{parts.controls_table(suite)}
 
 Controls of the controls: nothing is learned by doing nothing.
 
-{page.sanity_table(suite)}
+{parts.sanity_table(suite)}
 
 ### What is the metric's, and what is Nesterov's, bias correction's, and the memory's
 
 The same liberties for all: steps over those of RMSprop with bias correction, Nesterov momentum behind
 it, and both decays tuned.
 
-{page.liberties_table(suite)}
+{parts.liberties_table(suite)}
 
 ### Defaults, chosen by the other tasks
 
@@ -67,25 +67,25 @@ For each task the point (alpha, decay, momentum) with the fewest steps on all *o
 its rate tuned on the task itself, and then with the median rate of the other tasks as well. Median steps
 to the far target.
 
-{page.defaults_table(suite)}
+{parts.defaults_table(suite)}
 
 ### Task by task
 
 Median steps [quartiles] over the fresh seeds to the far target (in brackets):
 
-{page.task_table(suite, "far")}
+{parts.task_table(suite, "far")}
 
 and to the near one:
 
-{page.task_table(suite, "near")}
+{parts.task_table(suite, "near")}
 
 Seconds to the far target on one core, training + compiling:
 
-{page.seconds_table(suite)}
+{parts.seconds_table(suite)}
 
 Loss at the end on examples that were never trained on (of the runs tuned for the far target):
 
-{page.held_out_table(suite)}
+{parts.held_out_table(suite)}
 
 ![Steps by number of trials](results/report_trials.png)
 
@@ -95,8 +95,13 @@ Loss at the end on examples that were never trained on (of the runs tuned for th
 
 ### Records
 
-{page.records_table(suite, folder)}
+{parts.records_table(suite, folder)}
 
 `python -m benchmarks.time_to_target` goes on where its records end; with `--tasks`, `--optimizers` and
 another `--out` it repeats any cell. On the same machine a repeated cell agrees to the last digit.
 """
+
+
+def page(suite: Suite, results: Path) -> str:
+    """Return the whole report."""
+    return page_of_suite(suite, results / "time_to_target")

@@ -64,11 +64,15 @@ def regression() -> Task:
 
 
 def saddle() -> Task:
-    """Out of a saddle by noisy gradients: double wells of very different depths, begun on the ridge."""
+    """Out of a saddle by noisy gradients: double wells of very different depths, begun on the ridge.
+
+    The wells are at different distances: were they not, signs of gradients and one lucky rate would do.
+    """
     weights = jnp.logspace(0, -2, 20)
+    places = jax.random.uniform(jax.random.key(0), weights.shape, minval=0.5, maxval=2.0)
 
     def value(params: jax.Array) -> jax.Array:
-        return jnp.sum(weights * jnp.square(jnp.square(params) - 1.0)) / 4
+        return jnp.sum(weights * jnp.square(jnp.square(params / places) - 1.0)) / 4
 
     def loss(params: jax.Array, noise: jax.Array) -> jax.Array:
         return value(params) + jnp.vdot(noise, params)
@@ -84,11 +88,12 @@ def saddle() -> Task:
 
 
 def plateau() -> Task:
-    """Off a plateau and into a narrow bend: products of four weights, each to become 1, of unequal worth."""
+    """Off a plateau and into a narrow bend: products of four weights, each to reach a value of its own."""
     weights, depth = jnp.logspace(0, -2, 10), 4
+    products = jax.random.uniform(jax.random.key(0), weights.shape, minval=0.3, maxval=3.0)
 
     def value(params: jax.Array) -> jax.Array:
-        return jnp.sum(weights * jnp.square(jnp.prod(params, axis=1) - 1.0)) / 2
+        return jnp.sum(weights * jnp.square(jnp.prod(params, axis=1) - products)) / 2
 
     def init(seed: int) -> jax.Array:
         return jax.random.uniform(jax.random.key(seed), (len(weights), depth), minval=0.1, maxval=0.4)
