@@ -1,5 +1,6 @@
 """Tuning under equal budgets, and the runs on fresh seeds, all kept as records."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,7 +90,6 @@ class Search:
         self.budget = size.steps or task.steps
         self.key = {"task": task_name, "contestant": name, "steps": self.budget}
         self._progress = progress
-        self._trainer: Trainer | None = None
 
     @property
     def tuning_seeds(self) -> range:
@@ -102,9 +102,11 @@ class Search:
         count = self._size.fresh_seeds or self.task.fresh_seeds
         return range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + count)
 
+    @functools.cached_property
+    def _trainer(self) -> Trainer:
+        return Trainer(self.task, self.contestant, self.budget)
+
     def _run(self, exponent: float, point: Point, seed: int) -> Run:
-        if self._trainer is None:
-            self._trainer = Trainer(self.task, self.contestant, self.budget)
         self._progress(1)
         return self._trainer(2.0**exponent, point, seed)
 

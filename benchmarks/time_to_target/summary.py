@@ -28,7 +28,6 @@ class Row(NamedTuple):
       seconds_per_step: median.
       compile_seconds: of a whole run.
       state: bytes of optimiser state per byte of parameters.
-      trials: with which the point and rate were chosen.
     """
 
     point: Point
@@ -43,7 +42,6 @@ class Row(NamedTuple):
     seconds_per_step: float
     compile_seconds: float
     state: float
-    trials: int
 
     @property
     def rate(self) -> float:
@@ -91,11 +89,11 @@ def fresh(records: Records, name: str, point: Point, exponent: float, target: st
         if (key["phase"], key["contestant"]) == ("fresh", name) and (
             key["point"] == point and key["rate_exponent"] == exponent
         ):
-            return _row(key, entry["result"], target, len(trials(records).get(name, [])))
+            return _row(key, entry["result"], target)
     return None
 
 
-def _row(key: dict[str, Any], result: dict[str, Any], target: str, count: int) -> Row:
+def _row(key: dict[str, Any], result: dict[str, Any], target: str) -> Row:
     return Row(
         point=key["point"],
         exponent=key["rate_exponent"],
@@ -109,7 +107,6 @@ def _row(key: dict[str, Any], result: dict[str, Any], target: str, count: int) -
         seconds_per_step=result["seconds_per_step"],
         compile_seconds=result["compile_seconds"],
         state=result["state_bytes_per_parameter_byte"],
-        trials=count,
     )
 
 

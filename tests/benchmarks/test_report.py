@@ -1,0 +1,133 @@
+"""The report: its numbers are those of the records, also where something misses."""
+
+import numpy as np
+import pytest
+
+from benchmarks.records import Records
+from benchmarks.report import __main__ as command
+from benchmarks.report import claims, suite
+from benchmarks.time_to_target import __main__ as time_to_target
+from benchmarks.time_to_target.contestants import (
+    CONTESTANTS,
+    DEFAULT_BETAS,
+    EIGENBASIS,
+    FACTORED,
+    LEAF_MEAN,
+    MOMENTUM,
+    MUON,
+    NADAMW,
+    NORM_MATCHED,
+    OURS,
+    PERMUTED,
+    TUNED_ADAMW,
+)
+from benchmarks.time_to_target.runs import Run
+from benchmarks.time_to_target.search import Search
+
+TASKS = ("regression", "saddle", "plateau")
+# Steps to lose a factor of ten at the best rate, 1/8 for all; twice as many where a rate is off by two.
+SLOWNESS = {
+    OURS: 10.0,
+    FACTORED: 12.0,
+    TUNED_ADAMW: 16.0,
+    NADAMW: 12.0,
+    DEFAULT_BETAS: 20.0,
+    MOMENTUM: 40.0,
+    "Nesterov": 50.0,
+    EIGENBASIS: 8.0,
+    MUON: 4.0,
+    PERMUTED: 80.0,
+    LEAF_MEAN: 20.0,
+    NORM_MATCHED: 40.0,
+}
+
+
+def fake_run(search, exponent, point, seed):
+    """A run that falls by a factor of ten in as many steps as the table above says."""
+    slowness = SLOWNESS.get(search.name, 25.0) * 2.0 ** abs(exponent + 3)
+    steps = np.arange(1, 401)
+    return Run(steps, 10.0 ** (-steps / slowness), steps * slowness, 0.5, 2.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Records of all contestants on three tasks, and of what the defaults would be."""
+    out = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Search, "_run", fake_run)
+        patch.setattr(time_to_target, "sanity", fake_sanity)
+        for stage in ([], ["--defaults"]):
+            time_to_target.main([*stage, "--out", str(out / "time_to_target"), "--tasks", *TASKS])
+    return out
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """What the report knows of them."""
+    return suite.load(folder / "time_to_target")
+
+
+def fake_sanity(search):
+    key = search.key | {"phase": "untrained", "seeds": [0]}
+    return search.records.get(key, lambda: {"untrained": [1.0], "zero_rate": [1.0]})
+
+
+def test_ratios_are_those_of_the_runs(found):
+    """Steps to a target are slowness times its digits, so that ratios are those of the slownesses."""
+    values = {claim.text: claim for claim in claims.claims(found)}
+    assert values[f"steps to the near target, {FACTORED} over {MOMENTUM}"].value == pytest.approx(
+        0.3, abs=0.02
+    )
+    assert values[f"steps to the far target, {FACTORED} over {NADAMW}"].value == pytest.approx(1.0)
+    assert not values[f"steps to the far target, {FACTORED} over {NADAMW}"].met
+    assert values[f"steps to the far target, {EIGENBASIS} over {TUNED_ADAMW}"].met
+    muon = values[f"steps to the far target, {EIGENBASIS} over {MUON}"]
+    assert muon.value == pytest.approx(2.0, abs=0.1)
+    assert not muon.met
+
+
+def test_controls_keep_the_share_of_the_gain_they_have(found):
+    for row in suite.identified(found):
+        assert row.base == MOMENTUM
+        assert row.shares[LEAF_MEAN] == pytest.approx(np.log(40 / 20) / np.log(40 / 10), abs=0.05)
+        assert row.shares[NORM_MATCHED] == pytest.approx(0.0, abs=0.05)
+        assert row.shares[PERMUTED] < 0
+
+
+def test_the_page_is_made_of_the_records_alone(folder, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("something was run")
+
+    monkeypatch.setattr(Search, "_run", never)
+    command.main(["--results", str(folder), "--out", str(folder / "REPORT.md")])
+    text = (folder / "REPORT.md").read_text()
+    assert all(name in text for name in CONTESTANTS)
+    assert all(task in text for task in TASKS)
+    assert "**missed**" in text
+    assert "nan" not in text
+    for name in command.pictures.PICTURES:
+        assert (folder / name).stat().st_size > 10_000
+
+
+def test_a_miss_is_infinite_and_is_named(found, monkeypatch):
+    """Of SGD no run arrives: its median is infinite, and so is its geometric mean."""
+    rows = found.rows["far"]["saddle"]
+    monkeypatch.setitem(rows, "SGD", rows["SGD"]._replace(steps=np.full(20, np.inf)))
+    assert found.misses("far", "SGD") == ["saddle"]
+    assert np.isinf(found.ratio("far", "SGD", TUNED_ADAMW))
+    assert np.isfinite(found.ratio("far", "SGD", TUNED_ADAMW, suite.MISSED))
+
+
+def test_no_records_no_report(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--results", str(tmp_path)])
+    assert "has no records of python -m benchmarks.time_to_target" in capsys.readouterr().err
+
+
+def test_the_recorded_results_are_complete():
+    """What the committed report is made of: every contestant on every task, chosen and run on fresh seeds."""
+    recorded = suite.load(command.RESULTS / "time_to_target")
+    for target in ("near", "far"):
+        for task, rows in recorded.rows[target].items():
+            assert set(rows) == set(CONTESTANTS), task
+    assert all(isinstance(records, Records) for records in recorded.records.values())
