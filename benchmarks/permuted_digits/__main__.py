@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
     rows: Rows = {}
     for name, make in METHODS.items():
         began = time.perf_counter()
-        rows[name] = dict(zip(strengths, run(make, strengths, size), strict=True))
+        rows[name] = dict(zip(strengths, run(make, np.asarray(strengths), size), strict=True))
         log.print(f"{name}: {time.perf_counter() - began:.0f} s")
     (options.out / "permuted_digits.json").write_text(json.dumps(record(rows, size)) + "\n")
     console = Console(highlight=False)

@@ -31,23 +31,42 @@ class Data(NamedTuple):
     permutations: jax.Array
 
 
-def make_data(seed: int, tasks: int) -> Data:
-    """Split scikit-learn's bundled digits at random and draw the permutations."""
-    generator = np.random.default_rng(seed)
+class Images(NamedTuple):
+    """Pictures as rows.
+
+    Attributes:
+      inputs: shape (examples, pixels), in [0, 1].
+      labels: shape (examples,).
+      classes: how many labels there are.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    classes: int
+
+
+def digits() -> Images:
+    """Return scikit-learn's bundled digits."""
     inputs, labels = load_digits(return_X_y=True)
+    return Images((inputs / 16).astype(np.float32), labels, 10)
+
+
+def make_data(seed: int, tasks: int, images: Images | None = None) -> Data:
+    """Split ``images``, the digits by default, at random and draw the permutations."""
+    generator = np.random.default_rng(seed)
+    inputs, labels, _ = images or digits()
     order = generator.permutation(len(labels))
     test, train = np.split(order, [round(TEST_SHARE * len(labels))])
-    inputs = (inputs / 16).astype(np.float32)
-    permutations = np.stack([generator.permutation(LAYERS[0]) for _ in range(tasks)])
+    permutations = np.stack([generator.permutation(inputs.shape[1]) for _ in range(tasks)])
     return Data(*map(jnp.asarray, (inputs[train], labels[train], inputs[test], labels[test], permutations)))
 
 
-def draw_network(key: jax.Array) -> Params:
+def draw_network(key: jax.Array, layers: tuple[int, ...] = LAYERS) -> Params:
     """Draw He-initialised layers with zero biases."""
-    keys = jax.random.split(key, len(LAYERS) - 1)
+    keys = jax.random.split(key, len(layers) - 1)
     return [
         {"kernel": jnp.sqrt(2 / m) * jax.random.normal(k, (m, n)), "bias": jnp.zeros(n)}
-        for k, m, n in zip(keys, LAYERS[:-1], LAYERS[1:], strict=True)
+        for k, m, n in zip(keys, layers[:-1], layers[1:], strict=True)
     ]
 
 

@@ -1,7 +1,8 @@
 """Learning the tasks one after the other, on many seeds and at many strengths of the pull at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,18 @@ import numpy as np
 import optax
 
 import riemann_optax as ro
-from benchmarks.permuted_digits.problem import Data, accuracy, draw_network, loss, make_data, mean_fisher
+from benchmarks.permuted_digits.problem import (
+    LAYERS,
+    Data,
+    Images,
+    Params,
+    accuracy,
+    digits,
+    draw_network,
+    loss,
+    make_data,
+    mean_fisher,
+)
 
 RATE = 0.5  # at the start of every task; it cools to 0 within each, linearly (tried: cosine, on seeds 0-19)
 
@@ -62,9 +74,33 @@ def metric(strength: jax.Array, schedule: optax.Schedule) -> optax.GradientTrans
 METHODS: dict[str, Make] = {"metric": metric, "penalty": penalty}
 
 
-def run(make: Make, strengths: Sequence[float], size: Size) -> np.ndarray:
-    """Return accuracies of shape (strengths, seeds, tasks learned, tasks tested)."""
-    data = [make_data(seed, size.tasks) for seed in size.seeds]
+def fisher_boundary(state: optax.OptState, params: Params, inputs: jax.Array) -> optax.OptState:
+    """Tell the optimiser that a task has ended, and the Fisher information at its end."""
+    return ro.consolidate(state, params, mean_fisher(params, inputs))
+
+
+def run(
+    make: Callable[[Any, optax.Schedule], optax.GradientTransformation],
+    strengths: Any,
+    size: Size,
+    boundary: Callable[[optax.OptState, Params, jax.Array], optax.OptState] = fisher_boundary,
+    images: Images | None = None,
+    advance: Callable[[float], None] = lambda share: None,
+) -> np.ndarray:
+    """Return accuracies of shape (strengths, seeds, tasks learned, tasks tested).
+
+    Args:
+      make: from one of ``strengths`` and the schedule of the rate to the optimiser.
+      strengths: an array, or a tree of arrays, to be tried side by side.
+      size: how long, and on which seeds.
+      boundary: what is done with the optimiser's state at the end of a task.
+      images: what is learned; None for the digits.
+      advance: called with the share of the run that has just been done.
+    """
+    images = images or digits()
+    strengths = jax.tree.map(jnp.asarray, strengths)
+    layers = (images.inputs.shape[1], *LAYERS[1:-1], images.classes)
+    data = [make_data(seed, size.tasks, images) for seed in size.seeds]
     data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *data)
     steps = size.epochs * (data.train_labels.shape[1] // size.batch)
     cooling = optax.linear_schedule(RATE, 0.0, steps)
@@ -73,7 +109,7 @@ def run(make: Make, strengths: Sequence[float], size: Size) -> np.ndarray:
         return cooling(count % steps)
 
     def start(strength, seed):
-        params = draw_network(jax.random.key(seed))
+        params = draw_network(jax.random.key(seed), layers)
         return params, make(strength, schedule).init(params)
 
     def learn(strength, own: Data, params, state, task, seed):
@@ -91,7 +127,7 @@ def run(make: Make, strengths: Sequence[float], size: Size) -> np.ndarray:
             return (optax.apply_updates(params, updates), state), None
 
         (params, state), _ = jax.lax.scan(step, (params, state), batches)
-        state = ro.consolidate(state, params, mean_fisher(params, inputs))
+        state = boundary(state, params, inputs)
         tested = jax.vmap(lambda p: accuracy(params, own.test_inputs[:, p], own.test_labels))(
             own.permutations
         )
@@ -103,10 +139,11 @@ def run(make: Make, strengths: Sequence[float], size: Size) -> np.ndarray:
         return jax.jit(jax.vmap(inner, (0, *state_axes)))
 
     seeds = jnp.asarray(size.seeds)
-    params, states = over_lanes(start, (0,), (None,))(jnp.asarray(strengths), seeds)
+    params, states = over_lanes(start, (0,), (None,))(strengths, seeds)
     learn_all = over_lanes(learn, (0, 0, 0, None, 0), (None, 0, 0, None, None))
     tables = []
     for task in range(size.tasks):
-        params, states, tested = learn_all(jnp.asarray(strengths), data, params, states, task, seeds)
+        params, states, tested = learn_all(strengths, data, params, states, task, seeds)
         tables.append(np.asarray(tested))
+        advance(1 / size.tasks)
     return np.stack(tables, axis=2)

@@ -52,7 +52,7 @@ def test_one_step_after_a_boundary_by_hand(name):
 
 def test_without_a_penalty_both_methods_are_gradient_descent():
     size = runs.Size(tasks=2, epochs=1, seeds=range(2), strengths=())
-    tables = [runs.run(make, [0.0], size) for make in runs.METHODS.values()]
+    tables = [runs.run(make, np.zeros(1), size) for make in runs.METHODS.values()]
     assert tables[0].shape == (1, 2, 2, 2)
     np.testing.assert_allclose(*tables, atol=0.01)
     learned = tables[0][0, :, np.arange(2), np.arange(2)]

@@ -1,0 +1,90 @@
+"""Points times seeds as two nested axes: one run for all, with what belongs to a seed computed once."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.continual.network import Network
+from benchmarks.continual.trials import Point
+
+
+class Scores(NamedTuple):
+    """What a point reached.
+
+    Attributes:
+      by_seed: for each measure, a number per seed.
+      curve: mean of the main measure over the seeds in each bin of the run.
+    """
+
+    by_seed: dict[str, Any]
+    curve: Any
+
+
+def values_of(points: Sequence[Point]) -> dict[str, jax.Array]:
+    """Return an array per axis; at least one array, so that there is something to map over.
+
+    Examples:
+      >>> values_of([{"rate": 1.0}, {"rate": 2.0}])["rate"].tolist()
+      [1.0, 2.0]
+    """
+    axes = {name: jnp.asarray([p[name] for p in points], jnp.float32) for name in points[0]}
+    return axes | {"": jnp.zeros(len(points))}
+
+
+def start(
+    make: Callable[..., Any], values: Any, params: Any, keys: jax.Array, network: Network
+) -> tuple[Any, Any, Any]:
+    """Return parameters and optimiser state of every lane, and along which of their axes the points are.
+
+    Random keys belong to the seeds alone, so that the noise of a step is drawn once for all points: they
+    are compared on the same noise, and drawing it is what costs most.
+
+    Args:
+      make: of a method.
+      values: of the points, each with the points as its axis.
+      params: initial parameters, with the seeds as first axis.
+      keys: a key per seed.
+      network: of the stream's learner.
+    """
+
+    def one(value: Any, own: Any, key: jax.Array) -> tuple[Any, Any]:
+        return own, make(value, key, network).init(own)
+
+    def is_key(leaf: Any) -> bool:
+        return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+    first = jax.tree.map(lambda leaf: leaf[0], (values, params, keys))
+    axes = jax.tree.map(lambda leaf: None if is_key(leaf) else 0, jax.eval_shape(one, *first))
+    over_seeds = jax.vmap(one, (None, 0, 0))
+    lanes = jax.jit(jax.vmap(over_seeds, (0, None, None), axes))(values, params, keys)
+    return *lanes, axes
+
+
+def mapped(learn: Callable[..., Any], make: Callable[..., Any], axes: Any) -> Callable[..., Any]:
+    """Map ``learn(make, value, params, state, own)`` over seeds and then points, compiled.
+
+    The result is the same object for the same axes, so that a round of trials is compiled once for all.
+    """
+    leaves, treedef = jax.tree.flatten(axes, is_leaf=lambda axis: axis is None)
+    return _mapped(learn, make, tuple(leaves), treedef)
+
+
+@functools.cache
+def _mapped(learn: Any, make: Any, leaves: Any, treedef: Any) -> Callable[..., Any]:
+    axes = jax.tree.unflatten(treedef, leaves)
+    over_seeds = jax.vmap(functools.partial(learn, make), (None, 0, 0, 0))
+    return jax.jit(jax.vmap(over_seeds, (0, *axes, None), (*axes, 0)), donate_argnums=(1, 2))
+
+
+def scores(blocks: dict[str, np.ndarray], main: str, bins: int = 50) -> Scores:
+    """Sum up measures of shape (seeds, blocks): means over the run and over its last tenth, and the curve."""
+    count = next(iter(blocks.values())).shape[1]
+    last = max(count // 10, 1)
+    by_seed = {name: values.mean(1) for name, values in blocks.items()}
+    by_seed[f"{main}, last tenth"] = blocks[main][:, -last:].mean(1)
+    pieces = np.array_split(blocks[main].mean(0), min(bins, count))
+    return Scores(by_seed, np.asarray([piece.mean() for piece in pieces]))

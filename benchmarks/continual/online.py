@@ -1,0 +1,157 @@
+"""Images learned online by a small network: permuted labels, or noise that grows and inputs that shift."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.continual import lanes
+from benchmarks.continual.methods import Method, Scale, online_methods
+from benchmarks.continual.network import Network
+from benchmarks.continual.trials import Point
+from benchmarks.permuted_digits.problem import Images, Params, draw_network, forward
+
+HIDDEN = (32, 32)
+METHODS = online_methods(
+    Scale(
+        alpha=1000.0,
+        metric=2.0,
+        pull=1e-3,
+        noise=2e-3,
+        sgd=0.1,
+        rmsprop=2e-3,
+        adam=2e-3,
+        l2=1e-3,
+        share=1e-4,
+        shake=1e-3,
+        gradient_noise=0.02,
+    )
+)
+
+
+class Size(NamedTuple):
+    """How long a run is.
+
+    Attributes:
+      blocks: tasks, or stretches of the same noise.
+      steps: per block.
+      batch: examples per step.
+      noisy: blocks at the beginning in which the variance of the noise doubles; then it stays.
+      variance: of the noise in the first of them.
+    """
+
+    blocks: int
+    steps: int
+    batch: int = 16
+    noisy: int = 0
+    variance: float = 0.0
+
+
+class Block(NamedTuple):
+    """What changes from block to block.
+
+    Attributes:
+      pixels: the permutation of the inputs.
+      labels: the permutation of the labels.
+      spread: standard deviation of the noise on the inputs.
+      key: of its batches and noise.
+    """
+
+    pixels: jax.Array
+    labels: jax.Array
+    spread: jax.Array
+    key: jax.Array
+
+
+def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draw a He-initialised kernel."""
+    return jnp.sqrt(2 / shape[0]) * jax.random.normal(key, shape)
+
+
+NETWORK = Network(lambda params: params, lambda layers: layers, draw)
+
+
+def label_block(images: Images, size: Size, seed: jax.Array, number: jax.Array) -> Block:
+    """Permute the labels anew in each block: nothing of the one before helps, and nothing has to be kept."""
+    labels_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
+    labels = jax.random.permutation(labels_key, images.classes)
+    return Block(jnp.arange(images.inputs.shape[1]), labels, jnp.zeros(()), key)
+
+
+def noise_block(images: Images, size: Size, seed: jax.Array, number: jax.Array) -> Block:
+    """Double the variance of the inputs' noise from block to block, then permute the pixels in each."""
+    pixels_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
+    same = jnp.arange(images.inputs.shape[1])
+    pixels = jnp.where(number < size.noisy, same, jax.random.permutation(pixels_key, same))
+    doublings = jnp.minimum(number, size.noisy - 1)
+    return Block(pixels, jnp.arange(images.classes), jnp.sqrt(size.variance * 2.0**doublings), key)
+
+
+def loss(
+    params: Params, inputs: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, list[jax.Array]]]:
+    """Return the mean cross-entropy of a batch; its accuracy and the hidden activities."""
+    logits, layer_inputs = forward(params, inputs)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+    return -chosen.mean(), (jnp.mean(logits.argmax(1) == labels), layer_inputs[1:])
+
+
+def learn(make, values, params, state, own):
+    """Learn one block online; return loss and accuracy, each from before its step."""
+    inputs, labels = own
+    tx = make(values, jax.random.key(0), NETWORK)
+
+    def step(carry, batch):
+        params, state = carry
+        (value, (right, hidden)), gradients = jax.value_and_grad(loss, has_aux=True)(params, *batch)
+        updates, state = tx.update(gradients, state, params, activations=hidden)
+        return (jax.tree.map(jnp.add, params, updates), state), (value, right)
+
+    (params, state), (losses, right) = jax.lax.scan(step, (params, state), (inputs, labels))
+    return params, state, (losses.mean(), right.mean())
+
+
+def run(
+    method: Method,
+    points: Sequence[Point],
+    seeds: range,
+    size: Size,
+    advance: Callable[[float], None],
+    images: Images,
+    block_of: Callable[[Images, Size, jax.Array, jax.Array], Block],
+) -> list[lanes.Scores]:
+    """Learn all blocks online at every point on every seed."""
+    layers = (images.inputs.shape[1], *HIDDEN, images.classes)
+    inputs, labels = jnp.asarray(images.inputs), jnp.asarray(images.labels)
+
+    def batches(seed: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        block = block_of(images, size, seed, number)
+        choice_key, noise_key = jax.random.split(block.key)
+        chosen = jax.random.randint(choice_key, (size.steps, size.batch), 0, len(labels))
+        clean = inputs[chosen][..., block.pixels]
+        noise = block.spread * jax.random.normal(noise_key, clean.shape)
+        return clean + noise, block.labels[labels[chosen]]
+
+    def begin(seed: jax.Array) -> tuple[Params, jax.Array]:
+        network_key, noise_key = jax.random.split(jax.random.key(seed))
+        return draw_network(network_key, layers), noise_key
+
+    numbers = jnp.asarray(seeds)
+    params, keys = jax.jit(jax.vmap(begin))(numbers)
+    values = lanes.values_of(points)
+    params, state, axes = lanes.start(method.make, values, params, keys, NETWORK)
+    learn_all = lanes.mapped(learn, method.make, axes)
+    draw_batches = jax.jit(jax.vmap(batches, (0, None)))
+    measured = []
+    for number in range(size.blocks):
+        params, state, measures = learn_all(values, params, state, draw_batches(numbers, number))
+        measured.append(np.asarray(measures, np.float64))
+        advance(1 / size.blocks)
+    losses, right = np.stack(measured, axis=-1)  # each points x seeds x blocks
+    main = "accuracy" if block_of is label_block else "loss"
+    return [
+        lanes.scores({"loss": loss_of, "accuracy": 100 * right_of}, main)
+        for loss_of, right_of in zip(losses, right, strict=True)
+    ]
