@@ -148,8 +148,13 @@ def check_number(
     low_open: bool = False,
     high_open: bool = False,
 ) -> None:
-    """Raise ``ValueError`` for a concrete number outside its interval; traced values pass."""
+    """Raise ``ValueError`` for a concrete number outside its interval; arrays and traced values pass.
+
+    What is neither a number nor an array raises ``TypeError``.
+    """
     if not is_concrete_number(value):
+        if not hasattr(value, "dtype"):
+            raise TypeError(f"{argument} must be a number, got {value!r}.")
         return
     inside = (value > low if low_open else value >= low) and (value < high if high_open else value <= high)
     if not (inside and math.isfinite(value)):
@@ -162,6 +167,28 @@ def check_number(
 def check_decay(decay: Any, argument: str = "decay") -> None:
     """Raise ``ValueError`` for a concrete decay outside [0, 1)."""
     check_number(argument, decay, low=0.0, high=1.0, high_open=True)
+
+
+def check_schedulable(argument: str, value: Any) -> None:
+    """Raise an error unless ``value`` is a schedule or a number that is not negative."""
+    if not callable(value):
+        check_number(argument, value, low=0.0)
+
+
+def check_count(argument: str, value: Any, low: int = 1) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer of at least ``low``."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{argument} must be an integer of at least {low}, got {value!r}.")
+
+
+def check_real_dtype(argument: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` names a real floating-point dtype."""
+    try:
+        dtype = None if value is None else jnp.dtype(value)
+    except TypeError:  # no dtype at all
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{argument} must be a real floating-point dtype, got {dtype or repr(value)}.")
 
 
 def check_same_structure(tree: Any, reference: Any, argument: str, reference_name: str, remedy: str) -> None:

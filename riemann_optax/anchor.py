@@ -189,8 +189,7 @@ def benna_fusi_chain(
       Kaplanis, Shanahan and Clopath, `Continual Reinforcement Learning with Complex Synapses
       <https://arxiv.org/abs/1802.07239>`_, ICML, 2018
     """
-    if not isinstance(copies, int) or copies < 1:
-        raise ValueError(f"copies must be an integer of at least 1, got {copies!r}.")
+    _tree.check_count("copies", copies)
     _tree.check_number("coupling", coupling, low=0.0, high=1.0, low_open=True)
     _state.check_state_dtype(state_dtype)
 

@@ -291,7 +291,8 @@ def clip_metric(low: float | None = None, high: float | None = None) -> optax.Gr
       [ 1. 10.]
     """
     for name, bound in (("low", low), ("high", high)):
-        _tree.check_number(name, bound, low=0.0, low_open=True)
+        if bound is not None:
+            _tree.check_number(name, bound, low=0.0, low_open=True)
     if _tree.is_concrete_number(low) and _tree.is_concrete_number(high) and low > high:  # type: ignore[operator]
         raise ValueError(f"low must not exceed high, got low={low} and high={high}.")
 

@@ -71,6 +71,8 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
       rate_mean 0.625
       rate_max 1.0
     """
+    if not isinstance(quantiles, tuple | list):
+        raise TypeError(f"quantiles must be a tuple of numbers, got {quantiles!r}.")
     for quantile in quantiles:
         _tree.check_number("quantiles", quantile, low=0.0, high=1.0)
 

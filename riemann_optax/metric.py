@@ -64,7 +64,8 @@ def compute_metric(
 
     Raises:
       ValueError: for a negative or non-finite concrete ``alpha``, an unknown ``role``, a phi whose result
-        differs from the gradients in structure or shape, or a gradient that already carries a metric.
+        differs from the gradients in structure or shape, gradients that differ from ``params``, or a gradient
+        that already carries a metric.
       TypeError: for a ``phi`` that is no gradient transformation, or a leaf without a gradient.
 
     Examples:
@@ -90,8 +91,7 @@ def compute_metric(
     check_transformation("phi", phi)
     made, phi = phi, optax.with_extra_args_support(phi)
     _tree.check_choice("role", role, ROLES)
-    if not callable(alpha):
-        _tree.check_number("alpha", alpha, low=0.0)
+    _tree.check_schedulable("alpha", alpha)
 
     def init(params: optax.Params) -> ComputeMetricState:
         _tree.check_inexact(params, "params")
@@ -105,6 +105,9 @@ def compute_metric(
     ) -> tuple[optax.Updates, ComputeMetricState]:
         _refuse_covectors(updates)
         _tree.check_inexact(updates, "gradients")
+        if params is not None:
+            remedy = "pass the gradients and the parameters of the same model, in this order."
+            _tree.check_same_structure(updates, params, "the tree of gradients", "params", remedy)
         values, phi_state = phi.update(updates, state.phi, params, **extra_args)
         check_phi_values(values, updates)
         observe.phi_used(made, updates)  # wrapped, it would go by the wrapper's name

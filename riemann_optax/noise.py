@@ -95,8 +95,8 @@ def add_metric_noise(
       Patterson and Teh, `Stochastic Gradient Riemannian Langevin Dynamics on the Probability Simplex
       <https://papers.nips.cc/paper/4883>`_, NeurIPS, 2013
     """
-    _check_schedulable("learning_rate", learning_rate)
-    _check_schedulable("temperature", temperature)
+    _tree.check_schedulable("learning_rate", learning_rate)
+    _tree.check_schedulable("temperature", temperature)
     if field is not None and not callable(field):
         raise TypeError(f"field must be a function of an array of weights, or None, got {field!r}.")
 
@@ -176,8 +176,8 @@ def add_idle_noise(
       Dohare et al, `Loss of plasticity in deep continual learning
       <https://doi.org/10.1038/s41586-024-07711-7>`_, Nature, 2024: shrink-and-perturb, the same noise for all
     """
-    _check_schedulable("learning_rate", learning_rate)
-    _check_schedulable("scale", scale)
+    _tree.check_schedulable("learning_rate", learning_rate)
+    _tree.check_schedulable("scale", scale)
 
     def amplitude(count: jax.Array) -> jax.Array:
         rate = jnp.asarray(_at(learning_rate, count), jnp.float32)
@@ -194,6 +194,7 @@ def _noise(
     key: jax.Array | int,
 ) -> optax.GradientTransformationExtraArgs:
     """Return a transformation that adds ``amplitude * sqrt(E) * xi + drift`` to each covector."""
+    _state.check_key(key)
 
     def init(params: optax.Params) -> MetricNoiseState:
         _tree.check_inexact(params, "params")
@@ -250,8 +251,3 @@ def _normal_like(leaf: jax.Array, key: jax.Array) -> jax.Array:
 def _at(value: Any, count: jax.Array) -> Any:
     """Return a schedule's value at ``count``, or the constant."""
     return value(count) if callable(value) else value
-
-
-def _check_schedulable(argument: str, value: Any) -> None:
-    if not callable(value):
-        _tree.check_number(argument, value, low=0.0)

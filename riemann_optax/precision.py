@@ -121,7 +121,7 @@ def low_precision_state(
     check_transformation("tx", tx)
     tx = optax.with_extra_args_support(tx)
     _tree.check_choice("storage", storage, STORAGES)
-    _tree.check_number("block_size", block_size, low=1)
+    _tree.check_count("block_size", block_size)
     if not isinstance(seed, int):
         raise TypeError(f"seed must be an integer, got {seed!r}.")
 
@@ -293,8 +293,7 @@ def master_weights(
     """
     check_transformation("tx", tx)
     tx = optax.with_extra_args_support(tx)
-    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise ValueError(f"dtype must be a real floating-point dtype, got {jnp.dtype(dtype)}.")
+    _tree.check_real_dtype("dtype", dtype)
 
     def is_narrow(leaf: Any) -> bool:
         return bool(

@@ -81,8 +81,7 @@ def add_anchored_weights(
       Kirkpatrick et al, `Overcoming catastrophic forgetting in neural networks
       <https://doi.org/10.1073/pnas.1611835114>`_, PNAS, 2017: the pull weighted by precision
     """
-    if not callable(rate):
-        _tree.check_number("rate", rate, low=0.0)
+    _tree.check_schedulable("rate", rate)
     check_transformation("anchor", anchor)
     anchor = optax.with_extra_args_support(anchor)
     if isinstance(precision, str):

@@ -116,7 +116,7 @@ def preconditioned_spectrum(
       Lehoucq, Sorensen and Yang, `ARPACK Users' Guide <https://doi.org/10.1137/1.9780898719628>`_, 1998
     """
     _tree.check_choice("method", method, METHODS)
-    _tree.check_number("number", number, low=1)
+    _tree.check_count("number", number)
     params = geometry.to_working_tree(params, "params")
     if isinstance(metric, MetricField):
         metric = metric.metric(params)

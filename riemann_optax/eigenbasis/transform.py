@@ -168,15 +168,16 @@ def in_eigenbasis(
     check_transformation("inner", inner)
     _tree.check_decay(decay)
     for name, value in (("update_every", update_every), ("max_size", max_size), ("together", together)):
-        _tree.check_number(name, value, low=1)
+        _tree.check_count(name, value)
     if block_size is not None:
-        _tree.check_number("block_size", block_size, low=2, high=max_size)
+        _tree.check_count("block_size", block_size, low=2)
+        _tree.check_number("block_size", block_size, high=max_size)
     if not callable(sides):
         _tree.check_choice("sides", sides, SIDES)
     _tree.check_choice("correlate", correlate, ("gradients", "gradient_differences"))
     _tree.check_choice("second_moments", second_moments, ("mix", "keep"))
-    if state_dtype is not None and not jnp.issubdtype(jnp.dtype(state_dtype), jnp.floating):
-        raise ValueError(f"state_dtype must be a real floating-point dtype, got {jnp.dtype(state_dtype)}.")
+    if state_dtype is not None:
+        _tree.check_real_dtype("state_dtype", state_dtype)
     inner = optax.with_extra_args_support(inner)
     reading = Reading(sides, axes, max_size, block_size)
     mix, differences = second_moments == "mix", correlate == "gradient_differences"

@@ -147,6 +147,9 @@ class Elementwise(SeparableField):
 
     function: Callable[[jax.Array], jax.Array]
 
+    def __post_init__(self) -> None:
+        _check_function(self.function)
+
     def elementwise(self, weights: jax.Array) -> jax.Array:
         """Return ``function(weights)``."""
         return self.function(weights)
@@ -167,6 +170,9 @@ class Coupled(MetricField):
     """
 
     function: Callable[[optax.Params], optax.Updates]
+
+    def __post_init__(self) -> None:
+        _check_function(self.function)
 
     def metric(self, params: optax.Params) -> optax.Updates:
         """Return ``function(params)``."""
@@ -231,3 +237,8 @@ def require_separable(field: MetricField, name: str, remedy: str) -> SeparableFi
             f"one: {remedy}"
         )
     return field
+
+
+def _check_function(function: Any) -> None:
+    if not callable(function):
+        raise TypeError(f"function must map weights to E, got {function!r}.")

@@ -35,8 +35,8 @@ def cast_like(tree: Any, reference: Any) -> Any:
 
 def check_state_dtype(state_dtype: Any) -> None:
     """Raise ``ValueError`` unless ``state_dtype`` is None or a real floating-point dtype."""
-    if state_dtype is not None and not jnp.issubdtype(jnp.dtype(state_dtype), jnp.floating):
-        raise ValueError(f"state_dtype must be a real floating-point dtype, got {jnp.dtype(state_dtype)}.")
+    if state_dtype is not None:
+        _tree.check_real_dtype("state_dtype", state_dtype)
 
 
 def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
@@ -56,6 +56,14 @@ def copy_like(params: Any, reference: Any) -> Any:
 
 check_decay = _tree.check_decay
 require_params = _tree.require_params
+
+
+def check_key(key: Any) -> None:
+    """Raise ``TypeError`` unless ``key`` is a random key, typed or of the older kind, or an integer seed."""
+    old = getattr(key, "dtype", None) == jnp.uint32
+    new = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not (isinstance(key, int) or old or new):
+        raise TypeError(f"key must be a random key (jax.random.key) or an integer seed, got {key!r}.")
 
 
 def as_key(key: jax.Array | int) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from riemann_optax import _tree
@@ -48,7 +49,11 @@ def weighted_sum(
       [4.]
     """
     parts = _checked(phis)
+    if not isinstance(weights, Sequence | jax.Array | np.ndarray | None):
+        raise TypeError(f"weights must be a sequence of numbers, one per phi, got {weights!r}.")
     factors = [1.0] * len(parts) if weights is None else list(weights)
+    for factor in factors:
+        _tree.check_number("weights", factor)
     if len(factors) != len(parts):
         raise ValueError(f"weights must hold one number per phi: got {len(factors)} for {len(parts)} phis.")
 

@@ -305,8 +305,7 @@ def rwalk(
       Chaudhry et al, `Riemannian Walk for Incremental Learning: Understanding Forgetting and Intransigence
       <https://arxiv.org/abs/1801.10112>`_, ECCV, 2018
     """
-    if not isinstance(interval, int) or interval < 1:
-        raise ValueError(f"interval must be an integer of at least 1, got {interval!r}.")
+    _tree.check_count("interval", interval)
     check_share("mixing", mixing)
     _tree.check_number("damping", damping, low=0.0, low_open=True)
     check_share("memory", memory)

@@ -60,6 +60,7 @@ def permuted(
       [1. 2. 3. 4.] False
     """
     part = _checked(phi)
+    _state.check_key(key)
 
     def init(params: optax.Params) -> PermutedState:
         return PermutedState(key=_state.as_key(key), phi=part.init(params))

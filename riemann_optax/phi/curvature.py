@@ -189,6 +189,7 @@ def hutchinson_curvature(
       <https://arxiv.org/abs/2305.14342>`_, ICLR, 2024
     """
     _state.check_decay(decay)
+    _state.check_key(key)
     _state.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> HutchinsonCurvatureState:

@@ -83,6 +83,7 @@ def gauss_newton_curvature(
       <https://arxiv.org/abs/2305.14342>`_, ICLR, 2024
     """
     _state.check_decay(decay)
+    _state.check_key(key)
     _state.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> GaussNewtonCurvatureState:

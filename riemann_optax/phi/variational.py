@@ -216,7 +216,7 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
       >>> print(places["w"].shape, jnp.allclose(places["w"], 1 + 0.06 * noise["w"]))
       (4, 3) True
     """
-    _tree.check_number("samples", samples, low=1)
+    _tree.check_count("samples", samples)
     found = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, VariationalState))
     states = [node for node in found if isinstance(node, VariationalState)]
     if len(states) != 1:
@@ -259,6 +259,7 @@ def _variational(
     state_dtype: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the phi ``(s0 / s)**2 - 1`` whose ``s`` follows ``next_deviation(s, mean(g * eps))``."""
+    _state.check_key(key)
     _state.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> VariationalState:

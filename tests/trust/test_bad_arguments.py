@@ -1,0 +1,166 @@
+"""One table of wrong arguments: each argument of each public maker, by its name, with values it must refuse."""
+
+import inspect
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+MAKERS = {
+    name: value
+    for module in (ro, ro.phi, ro.anchor)
+    for name, value in vars(module).items()
+    if name in getattr(module, "__all__", ())
+    and inspect.isfunction(value)
+    and inspect.isclass(inspect.signature(value).return_annotation)
+    and issubclass(inspect.signature(value).return_annotation, optax.GradientTransformation)
+}
+FIELDS = {
+    name: getattr(ro.fields, name)
+    for name in ("Absolute", "Constant", "LogNormal", "Multiplicative", "Quadratic")
+}
+MAKERS |= FIELDS | {"Elementwise": ro.fields.Elementwise, "Coupled": ro.fields.Coupled}
+
+NOT_A_NUMBER = [math.nan, math.inf, "0.5", [0.5]]
+NO_TRANSFORMATION = [None, abs, "activity", ro.phi.activity]
+POSITIVE = [0.0, -1.0, *NOT_A_NUMBER, None]
+NOT_NEGATIVE = [-1e-9, -1.0, np.float32(-2.0), *NOT_A_NUMBER, None]
+SHARE = [-0.1, 1.1, *NOT_A_NUMBER, None]
+COUNT = [0, -1, *NOT_A_NUMBER, None]
+CHOICE = ["", "Metric", "layer", 3]
+BAD = {
+    "alpha": NOT_NEGATIVE,
+    "anchor": NO_TRANSFORMATION,
+    "base": NO_TRANSFORMATION,
+    "b1": [-0.1, 1.0, *NOT_A_NUMBER, None],
+    "b2": [-0.1, 1.0, *NOT_A_NUMBER, None],
+    "block_size": [0, -1, *NOT_A_NUMBER],
+    "copies": [*COUNT, 1.5],
+    "correlate": CHOICE,
+    "coupling": POSITIVE,
+    "damping": POSITIVE,
+    "decay": [-0.1, 1.0, np.float32(1.0), *NOT_A_NUMBER],
+    "default": NO_TRANSFORMATION,
+    "down": NOT_NEGATIVE,
+    "dtype": [jnp.int32, jnp.complex64],
+    "eps": NOT_NEGATIVE,
+    "eps_root": NOT_NEGATIVE,
+    "examples_per_task": POSITIVE,
+    "exponent": [*NOT_A_NUMBER, None],
+    "factor": [2.0, None, "phi"],
+    "field": [2.0, "quadratic"],
+    "form": CHOICE,
+    "fraction": [0.0, 1.1, -1.0, *NOT_A_NUMBER, None],
+    "frozen_from": [1.0, *NOT_A_NUMBER, None],
+    "function": [2.0, None],
+    "high": [0.0, -1.0, *NOT_A_NUMBER],
+    "initial_deviation": [0.0, -1.0, *NOT_A_NUMBER],
+    "initial_phi": POSITIVE,
+    "initial_rate": POSITIVE,
+    "inner": NO_TRANSFORMATION,
+    "interval": [*COUNT, 1.5],
+    "key": ["0", None, 0.5],
+    "kind": CHOICE,
+    "largest_change": POSITIVE,
+    "learning_rate": NOT_NEGATIVE,
+    "learning_rate_sgd": POSITIVE,
+    "low": [0.0, -1.0, *NOT_A_NUMBER],
+    "max_size": [*COUNT, 1.5],
+    "maximum": [1.1, 0.2, *NOT_A_NUMBER, None],
+    "memory": SHARE,
+    "meta_rate": NOT_NEGATIVE,
+    "minimum": [-0.1, 1.1, *NOT_A_NUMBER, None],
+    "mixing": SHARE,
+    "momentum": [-0.1, 1.0, *NOT_A_NUMBER],
+    "over": CHOICE,
+    "phi": NO_TRANSFORMATION[1:],
+    "phis": [[abs], [ro.phi.activity], [None]],
+    "power": POSITIVE,
+    "precision": ["psi", 0.5, ro.phi.activity],
+    "prior_deviation": POSITIVE,
+    "quantiles": [[-0.1], [1.1], [math.nan], ["0.5"], 0.5],
+    "rate": NOT_NEGATIVE,
+    "reference": NO_TRANSFORMATION,
+    "role": [*CHOICE, None],
+    "scale": NOT_NEGATIVE,
+    "second_moments": CHOICE,
+    "seed": ["0", None, 0.5],
+    "sides": CHOICE,
+    "smallest_log_rate": [-100.0, 100.0, *NOT_A_NUMBER, None],
+    "state_dtype": [jnp.int32, jnp.complex64, "float31"],
+    "storage": CHOICE,
+    "strength": NOT_NEGATIVE,
+    "temperature": NOT_NEGATIVE,
+    "threshold": NOT_NEGATIVE,
+    "together": [*COUNT, 1.5],
+    "tx": NO_TRANSFORMATION,
+    "up": [-0.1, 1.0, *NOT_A_NUMBER, None],
+    "update_every": [*COUNT, 1.5],
+    "value": POSITIVE,
+    "weight_decay": [-1.0, *NOT_A_NUMBER],
+    "weights": [[1.0, 2.0], [math.nan], 1.0],
+    "window": [0.5, *NOT_A_NUMBER, None],
+}
+# Where a name means something else than it does elsewhere.
+OWN = {
+    ("bayesian_synapse", "learning_rate"): POSITIVE,
+    ("mesu", "memory"): POSITIVE,
+    ("metaplasticity", "strength"): POSITIVE,
+    ("master_weights", "dtype"): [jnp.int32, jnp.complex64, None],
+    ("riemannian_sgd", "conformal"): CHOICE,
+    ("riemannian_adamw", "conformal"): CHOICE,
+    ("attach_field", "field"): [None, 2.0, abs],
+    ("retract", "field"): [None, 2.0, abs],
+    ("partition_by_kind", "by_kind"): [],  # by the name of its kind: tests/test_misuse.py
+    ("in_eigenbasis", "precision"): [],  # goes to JAX as it is
+    ("presynaptic_release", "minimum"): [-0.1, *NOT_A_NUMBER, None],
+    ("laplace", "decay"): SHARE,
+    ("memory_aware_synapses", "decay"): SHARE,
+    ("online_ewc", "decay"): SHARE,
+}
+# Any value has a meaning: flags are read as Python reads them, the rest goes to Optax as it is.
+UNCHECKED = {
+    "nesterov",
+    "mask",
+    "decay_in_metric",
+    "record",
+    "running",
+    "leak",
+    "from_start",
+    "axes",
+    "vectors",
+}
+NEEDED = {
+    "rate": 0.1, "anchor": ro.anchor.initial_weights(), "learning_rate": 0.1, "scale": 0.1, "temperature": 0.1,
+    "field": ro.fields.Quadratic(1.0), "fraction": 0.5, "phi": ro.phi.activity(), "inner": optax.identity(),
+    "tx": optax.sgd(0.1), "factor": abs, "base": optax.sgd(0.1), "reference": optax.sgd(0.1),
+    "default": optax.sgd(0.1), "function": abs, "exponent": 0.5, "phis": [ro.phi.activity()], "strength": 1.0,
+}  # fmt: skip
+
+
+def cases():
+    for maker, function in MAKERS.items():
+        for argument in inspect.signature(function).parameters:
+            if argument in UNCHECKED:
+                continue
+            for value in OWN.get((maker, argument), BAD.get(argument, ["no line in this table"])):
+                yield pytest.param(maker, argument, value, id=f"{maker}-{argument}-{value!r}"[:80])
+
+
+@pytest.mark.parametrize(("maker", "argument", "value"), list(cases()))
+def test_a_wrong_value_is_refused_by_the_name_of_its_argument(maker, argument, value):
+    signature = inspect.signature(MAKERS[maker])
+    arguments = {
+        name: NEEDED[name]
+        for name, parameter in signature.parameters.items()
+        if parameter.default is parameter.empty and parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+    }
+    positional = value if signature.parameters[argument].kind == inspect.Parameter.VAR_POSITIONAL else ()
+    if not positional:
+        arguments[argument] = value
+    with pytest.raises((ValueError, TypeError), match=rf"\b{argument.removesuffix('s')}"):
+        MAKERS[maker](*positional, **arguments)
