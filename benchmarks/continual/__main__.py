@@ -11,6 +11,8 @@ from benchmarks.command import RESULTS, parse_with_folder
 from benchmarks.continual.data import load
 from benchmarks.continual.search import Laboratory
 from benchmarks.continual.streams import quick, streams
+from benchmarks.continual.summary import rows, sweep_rows
+from benchmarks.continual.table import LEGEND, sweep_table, table
 from benchmarks.records import Records
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.hub import SOURCES
@@ -60,6 +62,14 @@ def main(arguments: list[str]) -> None:
             for method in chosen:
                 laboratory.work(method)
                 progress.advance(bar)
+    console = Console(highlight=False)
+    console.width = max(console.width, 150)
+    for name in options.streams:
+        if found := rows(records, name, options.data):
+            console.print(table(found))
+        if swept := sweep_rows(records, name, options.data):
+            console.print(sweep_table(swept))
+    console.print(LEGEND)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from benchmarks.peers.shrink_and_perturb import shrink_and_perturb
 from benchmarks.peers.utility_gate import utility_based_descent
 
 DECAY = 0.985  # of the mean square, for the metric and for RMSprop
+LONG = 0.999  # a longer memory, for RMSprop in the strongest published combination
 MATURITY = 100  # updates, of continual backpropagation, as published
 OURS, BASE = "metric + pull + noise", "SGD"
 
@@ -91,9 +92,10 @@ def online_methods(scale: Scale) -> dict[str, Method]:
     def ours(alpha: float, phi: Callable[[jax.Array], Transformation], noise: bool = True):
         return lambda values, key, network: three_parts(phi(key), alpha, values, key, noise)
 
-    def norm_matched(values: Values, key: jax.Array, network: Network) -> Transformation:
+    def norm_matched_gradient(values: Values, key: jax.Array, network: Network) -> Transformation:
         return ro.norm_matched_base(
-            three_parts(activity, 0.0, values, key), three_parts(activity, scale.alpha, values, key)
+            three_parts(activity, 0.0, values, key, noise=False),
+            three_parts(activity, scale.alpha, values, key),
         )
 
     def rate_of(base: str) -> dict[str, Axis]:
@@ -105,10 +107,12 @@ def online_methods(scale: Scale) -> dict[str, Method]:
 
         return Method(rate_of(base) | {"strength": Axis(scale.l2, 4.0)}, make, "peer")
 
-    def with_shaking(base: str) -> Method:
+    def with_shaking(base: str, optimiser: Callable[[jax.Array], Transformation] | None = None) -> Method:
+        inner = optimiser or bases[base]
+
         def make(values: Values, key: jax.Array, network: Network) -> Transformation:
             return optax.chain(
-                bases[base](values["rate"]), shrink_and_perturb(values["shrink"], values["noise"], key)
+                inner(values["rate"]), shrink_and_perturb(values["shrink"], values["noise"], key)
             )
 
         axes = {"shrink": Axis(scale.share, 4.0), "noise": Axis(scale.shake, 3.0)}
@@ -136,19 +140,26 @@ def online_methods(scale: Scale) -> dict[str, Method]:
         return utility_based_descent(values["rate"], values["noise"], values["decay"], key)
 
     three = {"rate": Axis(scale.metric), "pull": Axis(scale.pull), "noise": Axis(scale.noise)}
+    # A weight that has the phi of an idle one sees the whole rate: stable rates are those of plain descent.
+    permuted = three | {"rate": Axis(scale.metric / 100, 8.0)}
     bare = {"rate": Axis(scale.sgd), "pull": Axis(scale.l2, 4.0), "noise": Axis(scale.shake, 3.0)}
     outside = {"pull": Axis(scale.share, 4.0), "noise": Axis(scale.shake, 3.0)}
     utility = {"noise": Axis(scale.gradient_noise, 4.0), "decay": Axis(scale.l2, 4.0)}
     return {
         OURS: Method(three, ours(scale.alpha, lambda key: activity), "ours"),
         "RMSprop + shrink and perturb": with_shaking("RMSprop"),
+        f"RMSprop, decay {LONG} + shrink and perturb": with_shaking(
+            "RMSprop", lambda rate: optax.rmsprop(rate, decay=LONG)
+        ),
         "SGD": Method(rate_of("SGD"), lambda v, k, n: bases["SGD"](v["rate"]), "base"),
         "RMSprop": Method(rate_of("RMSprop"), lambda v, k, n: bases["RMSprop"](v["rate"]), "base"),
-        "permuted phi": Method(three, ours(scale.alpha, lambda k: permuted_once(activity, k)), "control"),
+        "permuted phi": Method(permuted, ours(scale.alpha, lambda k: permuted_once(activity, k)), "control"),
         "leaf-mean phi": Method(three, ours(scale.alpha, lambda k: ro.phi.leaf_mean(activity)), "control"),
         "re-tuned base: pull + noise": Method(bare, ours(0.0, lambda key: activity), "control"),
-        "norm-matched base": Method({}, norm_matched, "control", point_of=OURS),
-        "untrained": Method({}, lambda v, k, n: optax.set_to_zero(), "control"),
+        "norm-matched gradient + pull": Method({}, norm_matched_gradient, "control", point_of=OURS),
+        "untrained": Method(
+            {}, lambda v, k, n: optax.with_extra_args_support(optax.set_to_zero()), "control"
+        ),
         "RMSprop + pull + noise outside": Method(rate_of("RMSprop") | outside, decoupled, "peer"),
         "RMSprop + L2-Init": with_penalty("RMSprop", penalties.l2_init),
         "Adam": Method(rate_of("Adam"), lambda v, k, n: bases["Adam"](v["rate"]), "base"),

@@ -99,7 +99,7 @@ def norm_matched(values: Values, schedule: optax.Schedule) -> Transformation:
 
 
 TWO = {"rate": Axis(0.5), "strength": Axis(8.0)}
-THREE = TWO | {"bound": Axis(0.1)}
+THREE = TWO | {"bound": Axis(0.05)}
 # ``make`` takes the schedule of the rate in the place of key and network.
 METHODS: dict[str, Method] = {
     OURS: Method(THREE, lambda v, s: under_metric(v, s, bounded(fisher(), limit_of(v))), "ours"),

@@ -70,6 +70,7 @@ def streams(images: Images) -> dict[str, Stream]:
             higher=True,
             size=permuted.Size(),
             seeds=range(50, 80),
+            tuning_seeds=range(3),
             rounds=2,
             sweep=(
                 "strength",
@@ -83,8 +84,9 @@ def streams(images: Images) -> dict[str, Stream]:
             partial(online.run, images=images, block_of=online.noise_block),
             measure="loss",
             higher=False,
-            size=online.Size(blocks=12, steps=250, noisy=8, variance=0.02),
-            seeds=range(100, 130),
+            size=online.Size(blocks=12, steps=200, noisy=8, variance=0.02),
+            seeds=range(100, 120),
+            tuning_seeds=range(2),
             sweep=("rate", ladder, ONLINE_LADDER),
         ),
         "label_permuted_digits": Stream(
@@ -92,8 +94,9 @@ def streams(images: Images) -> dict[str, Stream]:
             partial(online.run, images=images, block_of=online.label_block),
             measure="accuracy",
             higher=True,
-            size=online.Size(blocks=50, steps=150),
-            seeds=range(100, 130),
+            size=online.Size(blocks=40, steps=100),
+            seeds=range(100, 120),
+            tuning_seeds=range(2),
         ),
         "slowly_changing_flip": slow._replace(methods=few, run=partial(regression.run, flip=True)),
     }

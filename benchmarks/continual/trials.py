@@ -56,7 +56,7 @@ def neighbours(best: Steps, tried: Sequence[Steps], count: int) -> list[Steps]:
     """
     spans = [(min(values), max(values)) for values in zip(*tried, strict=True)]
     candidates: list[Steps] = []
-    for size in (1.0, 0.5, 2.0, 1.5, 3.0, 0.25, 0.75):
+    for size in (1.0, 0.5, 2.0, 1.5, 3.0, 0.25, 0.75, 4.0, 5.0, 6.0, 1.25, 1.75, 7.0, 8.0):
         ring = [
             (*best[:axis], best[axis] + sign * size, *best[axis + 1 :])
             for axis in range(len(best))

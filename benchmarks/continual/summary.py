@@ -1,0 +1,161 @@
+"""From records to rows: what each method reached, how far from ours it is, and what the controls keep."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BASE = "SGD"
+# Of every stream: what is compared, whether more of it is better, and which method is ours.
+STREAMS = {
+    "slowly_changing": ("error", False, "metric + pull + noise"),
+    "slowly_changing_flip": ("error", False, "metric + pull + noise"),
+    "permuted_digits": ("all tasks", True, "metric, bounded"),
+    "label_permuted_digits": ("accuracy", True, "metric + pull + noise"),
+    "noise_shift": ("loss", False, "metric + pull + noise"),
+}
+NORMAL_95 = 1.96
+
+
+class Row(NamedTuple):
+    """A method on the fresh seeds of a stream.
+
+    Attributes:
+      stream: which.
+      method: which.
+      point: the hyper-parameters chosen on the tuning seeds.
+      mean: of the compared measure.
+      error: standard error of the mean.
+      difference: mean difference to ours on the same seeds; above 0 where the method's number is larger.
+      low, high: 95% interval of the difference.
+      ours_ahead: seeds on which ours is better.
+      seeds: how many there are.
+      trials: points tried on the tuning seeds.
+      gain_kept: of ours' gain over plain SGD, the share that the method has too; None without an SGD row.
+      diverged: seeds on which it was not finite at the end.
+      others: means of the other measures.
+    """
+
+    stream: str
+    method: str
+    point: dict[str, float]
+    mean: float
+    error: float
+    difference: float
+    low: float
+    high: float
+    ours_ahead: int
+    seeds: int
+    trials: int
+    gain_kept: float | None
+    diverged: int
+    others: dict[str, float]
+
+
+class SweepRow(NamedTuple):
+    """A method at one value of the axis that is swept, the other hyper-parameters as chosen.
+
+    Attributes:
+      stream: which.
+      method: which.
+      point: the hyper-parameters.
+      means: of all measures, over the seeds on which they are finite.
+      diverged: share of the seeds on which the run was not finite or worse than guessing.
+    """
+
+    stream: str
+    method: str
+    point: dict[str, float]
+    means: dict[str, float]
+    diverged: float
+
+
+def _numbers(values: Iterable[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], float)
+
+
+def _means(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the mean of every measure over the seeds on which it is finite."""
+    found = {name: _numbers(values) for name, values in result.items() if name != "curve"}
+    return {
+        name: float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else np.nan for name, v in found.items()
+    }
+
+
+def _of(entries: Iterable[Mapping[str, Any]], stream: str, phase: str, data: str) -> list[Mapping[str, Any]]:
+    wanted = {"suite": "continual", "stream": stream, "phase": phase, "data": data}
+    return [e for e in entries if all(e["key"].get(name) == value for name, value in wanted.items())]
+
+
+def rows(entries: Iterable[Mapping[str, Any]], stream: str, data: str = "digits") -> list[Row]:
+    """Return a row per method of a stream that has fresh runs, the best first; none without a run of ours.
+
+    Args:
+      entries: of :class:`benchmarks.records.Records`, or of the lines of its file that have a ``"key"``.
+      stream: a name in :data:`STREAMS`.
+      data: what the streams of images learned.
+    """
+    entries = list(entries)
+    measure, higher, ours = STREAMS[stream]
+    fresh = {e["key"]["method"]: e for e in _of(entries, stream, "fresh", data)}
+    trials = [e["key"]["method"] for e in _of(entries, stream, "tuning", data)]
+    if ours not in fresh:
+        return []
+    reference = _numbers(fresh[ours]["result"][measure])
+    base = np.mean(_numbers(fresh[BASE]["result"][measure])) if BASE in fresh else None
+    table = []
+    for method, entry in fresh.items():
+        values = _numbers(entry["result"][measure])
+        finite = np.isfinite(values)
+        difference = (values - reference)[finite]
+        centre = float(difference.mean()) if finite.any() else np.nan
+        half = NORMAL_95 * _standard_error(difference)
+        ahead = (values < reference) if higher else (values > reference)
+        gain = None
+        if base is not None and finite.all():
+            gain = float((base - values.mean()) / (base - reference.mean()))
+        table.append(
+            Row(
+                stream=stream,
+                method=method,
+                point=entry["key"]["point"],
+                mean=float(values.mean()) if finite.all() else np.nan,
+                error=_standard_error(values[finite]),
+                difference=centre,
+                low=centre - half,
+                high=centre + half,
+                ours_ahead=int((ahead | ~finite).sum()),
+                seeds=len(values),
+                trials=trials.count(method),
+                gain_kept=gain,
+                diverged=int((~finite).sum()),
+                others={name: mean for name, mean in _means(entry["result"]).items() if name != measure},
+            )
+        )
+    sign = -1 if higher else 1
+    return sorted(table, key=lambda row: sign * row.mean if np.isfinite(row.mean) else np.inf)
+
+
+def sweep_rows(entries: Iterable[Mapping[str, Any]], stream: str, data: str = "digits") -> list[SweepRow]:
+    """Return a row per method and value of the axis that was swept."""
+    chance = {"loss": np.log(10)}
+    table = []
+    for entry in _of(list(entries), stream, "sweep", data):
+        lost = np.zeros(1)
+        for name, values in entry["result"].items():
+            numbers = _numbers(values)
+            lost = ~np.isfinite(numbers) | (numbers > chance.get(name, np.inf)) | lost.astype(bool)
+        table.append(
+            SweepRow(
+                stream,
+                entry["key"]["method"],
+                entry["key"]["point"],
+                _means(entry["result"]),
+                float(np.mean(lost)),
+            )
+        )
+    return table
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan

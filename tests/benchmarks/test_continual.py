@@ -1,0 +1,167 @@
+"""Continual learning: trials, lanes and streams by hand, a small run that goes on, and the tables."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+import riemann_optax as ro
+from benchmarks.continual import __main__ as command
+from benchmarks.continual import online, permuted, regression, summary, trials
+from benchmarks.continual.data import load
+from benchmarks.continual.network import permuted_once
+from benchmarks.permuted_digits.problem import Images
+from benchmarks.records import Records
+
+
+@pytest.mark.parametrize(("axes", "best"), [(1, 6.0), (2, 3.0), (3, -2.0)])
+def test_every_method_has_as_many_trials_and_a_grid_grows_beyond_its_edge(axes, best):
+    space = {str(n): trials.Axis(1.0) for n in range(axes)}
+
+    def run(points):
+        return [sum((np.log2(value) - best) ** 2 for value in point.values()) for point in points]
+
+    chosen, tried = trials.search(space, 3, run)
+    assert len(tried) == 3 * trials.ROUND
+    assert run([chosen])[0] < run([dict.fromkeys(space, 1.0)])[0] / 2
+
+
+def test_a_diverged_trial_is_never_chosen():
+    chosen, _ = trials.search({"rate": trials.Axis(1.0)}, 1, lambda ps: [np.nan] * 7 + [5.0])
+    assert chosen == {"rate": 8.0}
+
+
+def test_permutation_kept_is_the_permutation_drawn():
+    key, params = jax.random.key(3), {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(4.0)}
+    phi = ro.phi.maintenance_energy()
+    values = [
+        control.update(params, control.init(params), params)[0]
+        for control in (permuted_once(phi, key), ro.phi.permuted(phi, key))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *values)
+
+
+def test_layers_of_the_vector_and_back():
+    params = jnp.arange(111.0)
+    np.testing.assert_array_equal(regression.join(regression.split(params)), params)
+
+
+def test_all_slow_bits_are_drawn_anew_or_one_is_flipped():
+    own, _, _ = regression.draw_own(jnp.asarray(0))
+    for flip in (True, False):
+        after, inputs, targets, which = regression.next_task(own, 500, flip)
+        changed = int(np.sum(np.asarray(after.slow) != np.asarray(own.slow)))
+        assert changed == 1 if flip else changed > 1
+        assert np.all(np.asarray(inputs)[:, :15] == np.asarray(after.slow))
+        assert len(np.unique(inputs, axis=0)) == 32
+        assert set(np.asarray(which)) == set(range(32))
+        np.testing.assert_allclose(targets[7], own.target(inputs[7]))
+
+
+def test_points_and_seeds_are_independent_lanes():
+    method, size = regression.METHODS["RMSprop + shrink and perturb"], regression.Size(2, 60)
+    points = [{"rate": rate, "shrink": 1e-4, "noise": 1e-2} for rate in (0.001, 0.01)]
+    both = regression.run(method, points, range(5, 8), size, lambda share: None)
+    alone = regression.run(method, points[1:], range(6, 7), size, lambda share: None)
+    np.testing.assert_allclose(both[1].by_seed["error"][1], alone[0].by_seed["error"][0], rtol=1e-4)
+    assert both[0].by_seed["error"][1] != both[1].by_seed["error"][1]
+
+
+def test_variance_doubles_and_then_the_pixels_move():
+    images = Images(np.zeros((4, 64), np.float32), np.zeros(4, int), 10)
+    size = online.Size(blocks=5, steps=1, noisy=3, variance=0.5)
+    blocks = [online.noise_block(images, size, jnp.asarray(0), jnp.asarray(n)) for n in range(5)]
+    np.testing.assert_allclose([block.spread**2 for block in blocks], [0.5, 1, 2, 2, 2], rtol=1e-6)
+    moved = [bool(np.any(np.asarray(block.pixels) != np.arange(64))) for block in blocks]
+    assert moved == [False, False, False, True, True]
+    labels = [online.label_block(images, size, jnp.asarray(0), jnp.asarray(n)).labels for n in range(2)]
+    assert np.any(np.asarray(labels[0]) != np.asarray(labels[1]))
+    assert sorted(np.asarray(labels[0])) == list(range(10))
+
+
+def test_bounded_phi_keeps_its_pattern_and_a_small_one_is_left_alone():
+    phi = permuted.bounded(ro.phi.maintenance_energy(), jnp.asarray(2.0))
+    for scale, expected in ((1.0, [1.0, 2.0]), (10.0, [4 / 3, 8 / 3])):
+        params = scale * jnp.array([1.0, 2.0])
+        np.testing.assert_allclose(phi.update(params, phi.init(params), params)[0], expected, rtol=1e-6)
+
+
+def test_mnist_comes_from_the_hubs_files(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+
+    def encoded(picture):
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, format="PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    columns = {"image": [encoded(p) for p in pictures], "label": list(np.arange(20) % 10)}
+    for part in ("train", "test"):
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / f"{part}-00000-of-00001.parquet")
+    images = load("mnist", tmp_path)
+    assert (images.inputs.shape, images.classes) == ((18, 784), 10)  # two rows are for validation
+    np.testing.assert_allclose(images.inputs[0], pictures[0].reshape(-1) / 255, rtol=1e-6)
+    size = online.Size(blocks=1, steps=2)
+    scores = online.run(
+        online.METHODS["SGD"],
+        [{"rate": 0.1}],
+        range(1),
+        size,
+        lambda share: None,
+        images=images,
+        block_of=online.label_block,
+    )
+    assert np.isfinite(scores[0].by_seed["loss"]).all()
+
+
+def test_quick_run_goes_on_from_its_records(tmp_path, capsys, monkeypatch):
+    arguments = ["--quick", "--out", str(tmp_path), "--streams", "slowly_changing"]
+    command.main(arguments)
+    lines = (tmp_path / "continual.quick.jsonl").read_text()
+    assert "metric + pull + noise" in capsys.readouterr().out
+    monkeypatch.setattr(regression, "draw_own", None)  # whatever is in the file is not run again
+    command.main(arguments)
+    assert (tmp_path / "continual.quick.jsonl").read_text() == lines
+    found = summary.rows(Records(tmp_path / "continual.quick.jsonl", []), "slowly_changing")
+    assert [row.trials for row in found] == [trials.ROUND] * 2
+
+
+def entry(method, phase, values, point):
+    key = {"suite": "continual", "stream": "slowly_changing", "data": "digits"}
+    return {"key": {**key, "method": method, "phase": phase, "point": point}, "result": {"error": values}}
+
+
+def test_rows_are_paired_with_ours_and_count_what_a_control_keeps():
+    entries = [
+        entry("metric + pull + noise", "fresh", [1.0, 2.0, 3.0], {"rate": 1.0}),
+        entry("SGD", "fresh", [3.0, 4.0, 5.0], {"rate": 2.0}),
+        entry("leaf-mean phi", "fresh", [2.0, 1.5, 5.0], {}),
+        entry("permuted phi", "fresh", [None, None, 2.0], {}),
+        entry("SGD", "tuning", [3.0], {"rate": 2.0}),
+    ]
+    by_method = {row.method: row for row in summary.rows(entries, "slowly_changing")}
+    assert list(by_method)[0] == "metric + pull + noise"
+    control = by_method["leaf-mean phi"]
+    differences = np.array([1.0, -0.5, 2.0])
+    assert control.difference == pytest.approx(differences.mean())
+    half = 1.96 * differences.std(ddof=1) / np.sqrt(3)
+    assert (control.low, control.high) == pytest.approx(
+        (differences.mean() - half, differences.mean() + half)
+    )
+    assert (control.ours_ahead, control.seeds) == (2, 3)
+    assert control.gain_kept == pytest.approx((4 - 8.5 / 3) / 2)
+    assert by_method["permuted phi"].diverged == 2
+    assert by_method["permuted phi"].ours_ahead == 2
+    assert by_method["SGD"].trials == 1
+    assert by_method["SGD"].gain_kept == 0
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        command.main(["--quick", "--out", str(tmp_path / "file")])
+    assert "--out must be a folder" in capsys.readouterr().err
