@@ -144,7 +144,7 @@ def test_rows_are_paired_with_ours_and_count_what_a_control_keeps():
         entry("SGD", "tuning", [3.0], {"rate": 2.0}),
     ]
     by_method = {row.method: row for row in summary.rows(entries, "slowly_changing")}
-    assert list(by_method)[0] == "metric + pull + noise"
+    assert next(iter(by_method)) == "metric + pull + noise"
     control = by_method["leaf-mean phi"]
     differences = np.array([1.0, -0.5, 2.0])
     assert control.difference == pytest.approx(differences.mean())
