@@ -1,4 +1,4 @@
-"""One table of wrong arguments: each argument of each public maker, by its name, with values it must refuse."""
+"""One table of wrong arguments: each argument of each public maker, with values it must refuse."""
 
 import inspect
 import math
@@ -135,7 +135,8 @@ UNCHECKED = {
     "vectors",
 }
 NEEDED = {
-    "rate": 0.1, "anchor": ro.anchor.initial_weights(), "learning_rate": 0.1, "scale": 0.1, "temperature": 0.1,
+    "rate": 0.1, "anchor": ro.anchor.initial_weights(), "learning_rate": 0.1, "scale": 0.1,
+    "temperature": 0.1,
     "field": ro.fields.Quadratic(1.0), "fraction": 0.5, "phi": ro.phi.activity(), "inner": optax.identity(),
     "tx": optax.sgd(0.1), "factor": abs, "base": optax.sgd(0.1), "reference": optax.sgd(0.1),
     "default": optax.sgd(0.1), "function": abs, "exponent": 0.5, "phis": [ro.phi.activity()], "strength": 1.0,
