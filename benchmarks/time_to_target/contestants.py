@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import optax
 
-import riemann_optax as ro
+from benchmarks.time_to_target import makers
 from riemann_optax.examples.optimizers import warmup_cosine
 
 Point = Mapping[str, float]
@@ -47,129 +47,6 @@ def _points(*names: str, values: tuple[tuple[float, ...], ...]) -> tuple[Point, 
     return tuple(dict(zip(names, entry, strict=True)) for entry in values)
 
 
-def _momentum(rate: optax.Schedule, momentum: Any, nesterov: bool) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.trace(momentum, nesterov=nesterov),
-        optax.scale(1 - momentum),
-        optax.scale_by_learning_rate(rate),
-    )
-
-
-def _heavy_ball(rate: optax.Schedule, momentum: Any) -> optax.GradientTransformation:
-    return _momentum(rate, momentum, nesterov=False)
-
-
-def _nesterov(rate: optax.Schedule, momentum: Any) -> optax.GradientTransformation:
-    return _momentum(rate, momentum, nesterov=True)
-
-
-def _rmsprop(rate: optax.Schedule, decay: Any, momentum: Any) -> optax.GradientTransformation:
-    """Build RMSprop with all the liberties of ours: no bias, and Nesterov momentum behind it."""
-    scaled = optax.scale_by_rms(decay, eps_in_sqrt=False, bias_correction=True)
-    return optax.chain(scaled, _nesterov(rate, momentum))
-
-
-def _adafactor(rate: optax.Schedule, decay_rate: Any, momentum: Any) -> optax.GradientTransformation:
-    return optax.adafactor(
-        rate,
-        min_dim_size_to_factor=8,  # the matrices here are small
-        decay_rate=decay_rate,
-        momentum=momentum,
-        multiply_by_parameter_scale=False,
-    )
-
-
-def _sm3(rate: optax.Schedule, momentum: Any) -> optax.GradientTransformation:
-    return optax.chain(optax.scale_by_sm3(momentum), optax.scale_by_learning_rate(rate))
-
-
-def _soap(rate: optax.Schedule, b1: Any, b2: Any) -> optax.GradientTransformation:
-    adam = ro.in_eigenbasis(optax.scale_by_adam(b1, b2), second_moments="keep")
-    return optax.chain(adam, optax.scale_by_learning_rate(rate))
-
-
-def stages(
-    phi: optax.GradientTransformation, alpha: Any, conformal: bool = True
-) -> optax.GradientTransformation:
-    """Return both stages, with the scale of the gradient's own if ``conformal``."""
-    edits = [ro.conformal("tree")] if conformal else []
-    return optax.chain(ro.compute_metric(phi, alpha), *edits, ro.scale_by_inverse_metric())
-
-
-def metric(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
-    """Build the conformal activity metric with Nesterov momentum on the tangent."""
-    return optax.chain(stages(ro.phi.activity(decay), alpha), _nesterov(rate, momentum))
-
-
-def factored(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
-    """Build the same of a value per row and column: half of Adam's state."""
-    return optax.chain(stages(ro.phi.factored_activity(decay), alpha), _nesterov(rate, momentum))
-
-
-def _plain(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
-    return optax.chain(stages(ro.phi.activity(decay), alpha, conformal=False), _nesterov(rate, momentum))
-
-
-def _eigenbasis(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
-    inner = optax.chain(stages(ro.phi.activity(decay), alpha), optax.trace(momentum, nesterov=True))
-    return optax.chain(ro.in_eigenbasis(inner), optax.scale(1 - momentum), optax.scale_by_learning_rate(rate))
-
-
-def _between(
-    rate: optax.Schedule, alpha: Any, decay: Any, *last: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    return optax.chain(
-        ro.compute_metric(ro.phi.activity(decay), alpha),
-        ro.conformal("tree"),
-        *last,
-        optax.scale_by_learning_rate(rate),
-    )
-
-
-def _in_frame(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
-    trace = optax.chain(optax.trace(momentum, nesterov=True), optax.scale(1 - momentum))
-    return _between(rate, alpha, decay, ro.in_orthonormal_frame(trace))
-
-
-def _on_covector(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
-    trace = optax.chain(optax.trace(momentum, nesterov=True), optax.scale(1 - momentum))
-    return _between(rate, alpha, decay, ro.on_gradient(trace), ro.scale_by_inverse_metric())
-
-
-def _adamw_in_frame(rate: optax.Schedule, alpha: Any, b1: Any, b2: Any) -> optax.GradientTransformation:
-    return ro.riemannian_adamw(rate, b1, b2, alpha=alpha, phi=ro.phi.activity(0.99))
-
-
-def _composite(rate: optax.Schedule, energy: Any, decay: Any) -> optax.GradientTransformation:
-    """Build the paper's own reading, plasticity and energy: activity and ``|w|``, each of mean 1."""
-    parts = ro.phi.activity(decay), ro.phi.maintenance_energy()
-    phi = ro.phi.weighted_sum([ro.phi.unit_mean(part, over="tree") for part in parts], [1.0, energy])
-    return optax.chain(stages(phi, 100.0), _nesterov(rate, 0.9))
-
-
-def _alpha_schedule(rate: optax.Schedule, start: Any, factor: Any) -> optax.GradientTransformation:
-    """Build the metric with an alpha that changes by ``factor`` every hundred steps."""
-
-    def alpha(count: jax.Array) -> jax.Array:
-        return start * factor ** (count / 100)
-
-    return metric(rate, alpha, 0.97, 0.9)
-
-
-def _permuted(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
-    return optax.chain(stages(ro.phi.permuted(ro.phi.activity(decay)), alpha), _nesterov(rate, momentum))
-
-
-def _leaf_mean(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
-    return optax.chain(stages(ro.phi.leaf_mean(ro.phi.activity(decay)), alpha), _nesterov(rate, momentum))
-
-
-def _norm_matched(
-    rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any
-) -> optax.GradientTransformation:
-    return ro.norm_matched_base(_nesterov(1.0, momentum), metric(rate, alpha, decay, momentum))
-
-
 MOMENTA = _points("momentum", values=((0.9,), (0.8,), (0.95,), (0.98,), (0.7,), (0.5,), (0.85,), (0.99,)))
 BETAS = _points(
     "b1",
@@ -203,20 +80,23 @@ DESIGNS = _points(
 DEFAULT_BETAS, TUNED_ADAMW, MUON = "AdamW, default betas", "AdamW", "Muon"
 MOMENTUM, NADAMW, SOAP = "momentum", "NAdamW", "SOAP"
 OURS, FACTORED, EIGENBASIS = "metric", "metric, factored", "metric in the eigenbasis"
+FACTORED_FREE, EIGENBASIS_FREE = "factored, schedule-free", "eigenbasis, schedule-free"
 IN_FRAME = "AdamW in the frame"
 PERMUTED, LEAF_MEAN, NORM_MATCHED = "permuted phi", "leaf-mean phi", "norm-matched base"
 
+EVALUATED = optax.contrib.schedule_free_eval_params
+
 CONTESTANTS: dict[str, Contestant] = {
     "SGD": Contestant(optax.sgd, ({},)),
-    MOMENTUM: Contestant(_heavy_ball, MOMENTA),
-    "Nesterov": Contestant(_nesterov, MOMENTA),
+    MOMENTUM: Contestant(makers.heavy_ball, MOMENTA),
+    "Nesterov": Contestant(makers.nesterov, MOMENTA),
     DEFAULT_BETAS: Contestant(
         optax.adamw, _points("weight_decay", values=((1e-4,), (0.0,), (1e-2,), (1e-3,)))
     ),
     TUNED_ADAMW: Contestant(optax.adamw, BETAS),
     NADAMW: Contestant(optax.nadamw, BETAS),
     "RMSprop with Nesterov": Contestant(
-        _rmsprop,
+        makers.rmsprop,
         _points(
             "decay",
             "momentum",
@@ -236,10 +116,10 @@ CONTESTANTS: dict[str, Contestant] = {
         optax.adagrad, _points("initial_accumulator_value", values=((0.1,), (1e-3,), (1e-6,), (1e-2,)))
     ),
     "Adafactor": Contestant(
-        _adafactor,
+        makers.adafactor,
         _points("decay_rate", "momentum", values=((0.8, 0.0), (0.8, 0.9), (0.9, 0.9), (0.9, 0.0))),
     ),
-    "SM3": Contestant(_sm3, _points("momentum", values=((0.9,), (0.0,), (0.95,), (0.8,)))),
+    "SM3": Contestant(makers.sm3, _points("momentum", values=((0.9,), (0.0,), (0.95,), (0.8,)))),
     "Lion": Contestant(
         optax.lion, _points("b1", "b2", values=((0.9, 0.99), (0.95, 0.98), (0.9, 0.95), (0.8, 0.95)))
     ),
@@ -269,10 +149,10 @@ CONTESTANTS: dict[str, Contestant] = {
         optax.contrib.schedule_free_adamw,
         BETAS,
         constant=True,
-        evaluated=optax.contrib.schedule_free_eval_params,
+        evaluated=EVALUATED,
     ),
     SOAP: Contestant(
-        _soap,
+        makers.soap,
         _points(
             "b1",
             "b2",
@@ -288,10 +168,11 @@ CONTESTANTS: dict[str, Contestant] = {
             ),
         ),
     ),
-    OURS: Contestant(metric, DESIGNS, "ours"),
-    FACTORED: Contestant(factored, DESIGNS, "ours"),
+    "SOAP, schedule-free": Contestant(makers.soap_free, BETAS, constant=True, evaluated=EVALUATED),
+    OURS: Contestant(makers.metric, DESIGNS, "ours"),
+    FACTORED: Contestant(makers.factored, DESIGNS, "ours"),
     EIGENBASIS: Contestant(
-        _eigenbasis,
+        makers.eigenbasis,
         _points(
             "alpha",
             "decay",
@@ -309,8 +190,50 @@ CONTESTANTS: dict[str, Contestant] = {
         ),
         "ours",
     ),
+    FACTORED_FREE: Contestant(
+        makers.factored_free,
+        _points(
+            "alpha",
+            "decay",
+            "b1",
+            values=(
+                (100.0, 0.97, 0.9),
+                (100.0, 0.95, 0.9),
+                (100.0, 0.99, 0.9),
+                (100.0, 0.97, 0.95),
+                (100.0, 0.95, 0.95),
+                (100.0, 0.9, 0.9),
+                (1000.0, 0.97, 0.9),
+                (10.0, 0.97, 0.9),
+            ),
+        ),
+        "ours",
+        constant=True,
+        evaluated=EVALUATED,
+    ),
+    EIGENBASIS_FREE: Contestant(
+        makers.eigenbasis_free,
+        _points(
+            "alpha",
+            "decay",
+            "b1",
+            values=(
+                (1000.0, 0.97, 0.9),
+                (1000.0, 0.95, 0.9),
+                (1000.0, 0.99, 0.9),
+                (1000.0, 0.97, 0.95),
+                (1000.0, 0.95, 0.95),
+                (1000.0, 0.9, 0.9),
+                (30.0, 0.97, 0.9),
+                (30.0, 0.95, 0.9),
+            ),
+        ),
+        "ours",
+        constant=True,
+        evaluated=EVALUATED,
+    ),
     "metric, not conformal": Contestant(
-        _plain,
+        makers.plain,
         _points(
             "alpha",
             "decay",
@@ -328,10 +251,10 @@ CONTESTANTS: dict[str, Contestant] = {
         ),
         "design",
     ),
-    "momentum in the frame": Contestant(_in_frame, DESIGNS, "design"),
-    "momentum on the covector": Contestant(_on_covector, DESIGNS, "design"),
+    "momentum in the frame": Contestant(makers.in_frame, DESIGNS, "design"),
+    "momentum on the covector": Contestant(makers.on_covector, DESIGNS, "design"),
     IN_FRAME: Contestant(
-        _adamw_in_frame,
+        makers.adamw_in_frame,
         _points(
             "alpha",
             "b1",
@@ -349,17 +272,36 @@ CONTESTANTS: dict[str, Contestant] = {
         ),
         "design",
     ),
+    "NAdamW in the frame": Contestant(
+        makers.nadamw_in_frame,
+        _points(
+            "alpha",
+            "b1",
+            "b2",
+            values=(
+                (1.0, 0.9, 0.999),
+                (1.0, 0.9, 0.99),
+                (1.0, 0.9, 0.95),
+                (1.0, 0.8, 0.95),
+                (100.0, 0.9, 0.999),
+                (100.0, 0.9, 0.99),
+                (100.0, 0.9, 0.95),
+                (100.0, 0.8, 0.95),
+            ),
+        ),
+        "design",
+    ),
     "activity and energy": Contestant(
-        _composite,
+        makers.composite,
         _points("energy", "decay", values=((0.1, 0.97), (1.0, 0.97), (0.1, 0.99), (1.0, 0.99))),
         "design",
     ),
     "alpha by schedule": Contestant(
-        _alpha_schedule,
+        makers.alpha_schedule,
         _points("start", "factor", values=((100.0, 0.25), (1000.0, 0.25), (1.0, 4.0), (10.0, 4.0))),
         "design",
     ),
-    PERMUTED: Contestant(_permuted, DESIGNS[:1], "control"),  # it sorts at every step
-    LEAF_MEAN: Contestant(_leaf_mean, DESIGNS, "control"),
-    NORM_MATCHED: Contestant(_norm_matched, DESIGNS, "control"),
+    PERMUTED: Contestant(makers.permuted, DESIGNS[:1], "control"),  # it sorts at every step
+    LEAF_MEAN: Contestant(makers.leaf_mean, DESIGNS, "control"),
+    NORM_MATCHED: Contestant(makers.norm_matched, DESIGNS, "control"),
 }
