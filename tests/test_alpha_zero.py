@@ -11,6 +11,7 @@ import riemann_optax as ro
 
 from .contract import problem
 from .contract.registry import ENTRIES
+from .equations import riemannian_sgd
 
 STEPS = 8
 LEARNING_RATE = 0.037  # no power of two, so that rounding happens
@@ -77,14 +78,14 @@ def with_state_dtype(options):
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jitted"])
 @pytest.mark.parametrize("options", SGD.values(), ids=SGD)
 def test_riemannian_sgd_is_sgd(options, jit):
-    ours = ro.riemannian_sgd(LEARNING_RATE, alpha=0.0, **with_state_dtype(options))
+    ours = riemannian_sgd(LEARNING_RATE, alpha=0.0, **with_state_dtype(options))
     chex.assert_trees_all_equal(trajectory(ours, jit), trajectory(optax.sgd(LEARNING_RATE, **options), jit))
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jitted"])
 def test_riemannian_sgd_with_decay_is_sgd_with_decay(jit):
     mask = {"matrix": True, "vector": False, "narrow": True}
-    ours = ro.riemannian_sgd(LEARNING_RATE, momentum=0.9, alpha=0.0, weight_decay=0.1, mask=mask)
+    ours = riemannian_sgd(LEARNING_RATE, momentum=0.9, alpha=0.0, weight_decay=0.1, mask=mask)
     base = optax.chain(
         optax.trace(0.9), optax.add_decayed_weights(0.1, mask), optax.scale_by_learning_rate(LEARNING_RATE)
     )
@@ -101,7 +102,7 @@ def test_riemannian_adamw_is_adamw(options, jit):
 @pytest.mark.parametrize("role", ["metric", "inverse_metric"])
 @pytest.mark.parametrize("alpha", ZEROS.values(), ids=ZEROS)
 def test_every_kind_of_zero(alpha, role):
-    ours = ro.riemannian_sgd(LEARNING_RATE, momentum=0.9, alpha=alpha, role=role, record=True)
+    ours = riemannian_sgd(LEARNING_RATE, momentum=0.9, alpha=alpha, role=role, record=True)
     base = optax.sgd(LEARNING_RATE, momentum=0.9)
     chex.assert_trees_all_equal(trajectory(ours, True), trajectory(base, True))
 
@@ -112,7 +113,9 @@ FLOAT32 = {"hyperparam_dtype": jnp.float32}  # by default the rate is rounded to
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jitted"])
 def test_an_injected_zero(jit):
     """Traced: the compiler cannot know that alpha is 0."""
-    ours = optax.inject_hyperparams(ro.riemannian_sgd, **FLOAT32)(LEARNING_RATE, momentum=0.9, alpha=0.0)
+    ours = optax.inject_hyperparams(ro.riemannian_sgd, **FLOAT32)(
+        LEARNING_RATE, momentum=0.9, nesterov=False, alpha=0.0, conformal=None
+    )
     base = optax.inject_hyperparams(optax.sgd, **FLOAT32)(LEARNING_RATE, momentum=0.9)
     chex.assert_trees_all_equal(trajectory(ours, jit), trajectory(base, jit))
 
@@ -127,7 +130,7 @@ def test_an_injected_zero_in_adamw():
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jitted"])
 def test_a_phi_that_is_not_finite(value, jit):
     phi = ro.phi.from_weights(lambda w: jnp.full_like(w, value))
-    ours = ro.riemannian_sgd(LEARNING_RATE, phi=phi, alpha=0.0)
+    ours = riemannian_sgd(LEARNING_RATE, phi=phi, alpha=0.0)
     chex.assert_trees_all_equal(trajectory(ours, jit), trajectory(optax.sgd(LEARNING_RATE), jit))
 
 
@@ -140,6 +143,6 @@ def test_every_phi(name):
 
 
 def test_not_zero_is_something_else():
-    ours = trajectory(ro.riemannian_sgd(LEARNING_RATE, alpha=1e-3), True)
+    ours = trajectory(riemannian_sgd(LEARNING_RATE, alpha=1e-3), True)
     with pytest.raises(AssertionError):
         chex.assert_trees_all_equal(ours, trajectory(optax.sgd(LEARNING_RATE), True))

@@ -10,6 +10,7 @@ import pytest
 import riemann_optax as ro
 
 from .by_hand import riemannian_sgd_by_hand
+from .equations import riemannian_sgd
 
 STEPS = 6
 TARGET = {"bias": jnp.array([0.3, -0.2]), "kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]])}
@@ -23,7 +24,7 @@ def loss(params):
 
 
 def ours(learning_rate=0.1, **options):
-    return ro.riemannian_sgd(learning_rate, phi=ro.phi.activity(decay=0.9), **options)
+    return riemannian_sgd(learning_rate, phi=ro.phi.activity(decay=0.9), **options)
 
 
 def by_hand(learning_rate=0.1, conformal=None, **options):

@@ -8,12 +8,14 @@ import pytest
 
 import riemann_optax as ro
 
+from .equations import riemannian_sgd
+
 PARAMS = {"layer": {"kernel": jnp.array([[0.0, 1.0, 3.0]]), "bias": jnp.zeros(3)}}
 
 
 def test_describe_reads_phi_metric_rates_and_bytes_of_each_leaf():
     tx = ro.partition_by_kind(
-        ro.riemannian_sgd(0.1, momentum=0.9, phi=ro.phi.maintenance_energy(), alpha=2.0), bias=optax.sgd(0.1)
+        riemannian_sgd(0.1, momentum=0.9, phi=ro.phi.maintenance_energy(), alpha=2.0), bias=optax.sgd(0.1)
     )
     description = ro.describe(tx, PARAMS)
     bias, kernel = description.leaves
@@ -62,7 +64,7 @@ def squared_gradient():
 
 def test_describe_names_a_phi_of_ones_own_after_the_function_that_made_it():
     for description in (
-        ro.describe(ro.riemannian_sgd(0.1, phi=squared_gradient()), PARAMS),
+        ro.describe(riemannian_sgd(0.1, phi=squared_gradient()), PARAMS),
         ro.describe(squared_gradient(), PARAMS, alpha=2.0),
     ):
         assert {leaf.phi for leaf in description.leaves} == {"squared_gradient"}

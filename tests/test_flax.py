@@ -11,17 +11,19 @@ from flax.training.train_state import TrainState
 
 import riemann_optax as ro
 
+from .equations import riemannian_sgd
+
 TOKENS = jnp.array([[0, 1, 2, 3], [2, 1, 0, 3]])  # rows 4, 5 and 6 of the embedding never occur
 VOCABULARY = 7
 RULES = {
-    "riemannian_sgd": lambda: ro.riemannian_sgd(
+    "riemannian_sgd": lambda: riemannian_sgd(
         0.02, momentum=0.9, nesterov=True, phi=ro.phi.activity(decay=0.97), alpha=100.0, conformal="tree"
     ),
     "riemannian_adamw": lambda: ro.riemannian_adamw(0.03, alpha=1.0, record=True),
     "partition_by_kind": lambda: ro.partition_by_kind(
-        ro.riemannian_sgd(0.5, alpha=1.0), norm=optax.sgd(0.1), bias=optax.sgd(0.1)
+        riemannian_sgd(0.5, alpha=1.0), norm=optax.sgd(0.1), bias=optax.sgd(0.1)
     ),
-    "multi_steps": lambda: optax.MultiSteps(ro.riemannian_sgd(0.5), 2).gradient_transformation(),
+    "multi_steps": lambda: optax.MultiSteps(riemannian_sgd(0.5), 2).gradient_transformation(),
 }
 
 
@@ -99,7 +101,7 @@ def test_nnx_optimizer(name):
 def test_nnx_optimizer_forwards_extra_arguments():
     """The curvature phi gets its loss; without it the error says how to pass it."""
     model = Model(nnx.Rngs(0))
-    tx = ro.riemannian_sgd(0.3, phi=ro.phi.hutchinson_curvature(decay=0.5), alpha=1.0)
+    tx = riemannian_sgd(0.3, phi=ro.phi.hutchinson_curvature(decay=0.5), alpha=1.0)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     graph, _ = nnx.split(model, nnx.Param)
 
@@ -161,7 +163,7 @@ def test_each_kind_gets_its_own_optimiser():
     rates = {"matrix": 1.0, "embedding": 2.0, "bias": 3.0, "norm": 4.0, "vector": 5.0}
     params = LinenModel().init(jax.random.key(0), TOKENS)["params"]
     by_kind = {kind: optax.sgd(rate) for kind, rate in rates.items() if kind != "matrix"}
-    tx = ro.partition_by_kind(ro.riemannian_sgd(1.0, alpha=1.0), **by_kind)
+    tx = ro.partition_by_kind(riemannian_sgd(1.0, alpha=1.0), **by_kind)
     ones = jax.tree.map(jnp.ones_like, params)
     updates, _ = tx.update(ones, tx.init(params), params)
     # Matrices have a metric: under a gradient of 1, E = 1 + 1.
@@ -176,7 +178,7 @@ def test_tied_weights_are_one_leaf_with_one_label_and_one_metric():
     model = Model(nnx.Rngs(0))
     labels = jax.tree.leaves(ro.parameter_kinds(nnx.state(model, nnx.Param)))
     assert labels.count("embedding") == 1
-    tx = ro.partition_by_kind(optax.sgd(0.1), embedding=ro.riemannian_sgd(0.1, alpha=4.0))
+    tx = ro.partition_by_kind(optax.sgd(0.1), embedding=riemannian_sgd(0.1, alpha=4.0))
     graph, params = nnx.split(model, nnx.Param)
     params = nnx.to_pure_dict(params)
     gradients = jax.grad(lambda p: cross_entropy(nnx.merge(graph, p)(TOKENS)))(params)
@@ -196,7 +198,7 @@ def test_rows_of_an_embedding_without_gradient_do_not_move_but_age():
     decay = 0.5
     table = nnx.Embed(VOCABULARY, 3, rngs=nnx.Rngs(0)).embedding[...]
     tx = ro.partition_by_kind(
-        optax.sgd(0.1), embedding=ro.riemannian_sgd(0.1, phi=ro.phi.activity(decay=decay), alpha=10.0)
+        optax.sgd(0.1), embedding=riemannian_sgd(0.1, phi=ro.phi.activity(decay=decay), alpha=10.0)
     )
     params = {"embed": {"embedding": table}}
     gradient = {"embed": {"embedding": embedding_gradient(table, [1, 2])}}
@@ -224,7 +226,7 @@ def test_rows_of_an_embedding_without_gradient_do_not_move_but_age():
 @pytest.mark.parametrize("option", ["momentum", "weight_decay"])
 def test_momentum_and_decay_do_move_rows_without_gradient(option):
     table = jnp.ones([VOCABULARY, 3])
-    tx = ro.riemannian_sgd(0.1, **{option: 0.5})
+    tx = riemannian_sgd(0.1, **{option: 0.5})
     state = tx.init(table)
     _, state = tx.update(embedding_gradient(table, [1, 2]), state, table)
     updates, _ = tx.update(embedding_gradient(table, [2]), state, table)

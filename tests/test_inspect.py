@@ -8,6 +8,8 @@ import pytest
 
 import riemann_optax as ro
 
+from .equations import riemannian_sgd
+
 PARAMS = {"a": jnp.array([[0.0, 1.0], [-2.0, 5.0]]), "b": jnp.array([4.0, -1.0])}
 NAN = float("nan")
 
@@ -42,7 +44,7 @@ def test_record_metric_counts_euclidean_leaves_as_one():
 def test_metric_statistics_says_what_it_needs():
     with pytest.raises(ValueError, match="holds 0 records"):
         ro.metric_statistics(optax.sgd(0.1).init(PARAMS), PARAMS)
-    state = ro.riemannian_sgd(0.1, record=True).init(PARAMS)
+    state = riemannian_sgd(0.1, record=True).init(PARAMS)
     with pytest.raises(ValueError, match="the record has 2 leaves and params 1"):
         ro.metric_statistics(state, {"a": PARAMS["a"]})
     with pytest.raises(ValueError, match="holds 2 records"):
@@ -86,7 +88,7 @@ def test_track_energy_needs_parameters():
 
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf")])
 def test_skip_nonfinite_changes_neither_state_nor_weights(bad):
-    tx = ro.skip_nonfinite(ro.riemannian_sgd(0.1, momentum=0.9))
+    tx = ro.skip_nonfinite(riemannian_sgd(0.1, momentum=0.9))
     update = jax.jit(tx.update)
     good = jax.tree.map(jnp.ones_like, PARAMS)
     poisoned = {"a": good["a"], "b": jnp.array([1.0, bad])}
@@ -103,7 +105,7 @@ def test_skip_nonfinite_changes_neither_state_nor_weights(bad):
 
 
 def test_without_the_guard_a_nan_stays():
-    tx = ro.riemannian_sgd(0.1)
+    tx = riemannian_sgd(0.1)
     state = tx.init(PARAMS)
     _, state = tx.update({"a": PARAMS["a"], "b": jnp.array([NAN, 1.0])}, state, PARAMS)
     updates, _ = tx.update(PARAMS, state, PARAMS)

@@ -9,6 +9,8 @@ import pytest
 
 import riemann_optax as ro
 
+from .equations import riemannian_sgd
+
 # NumPy's float64: it takes whatever precision the parameters have.
 TARGET = {"bias": np.array([0.3, -0.2, 0.0]), "kernel": np.array([[1.0, -2.0], [0.5, 3.0]])}
 
@@ -22,19 +24,19 @@ def loss(params):
 
 
 RULES = {
-    "activity": lambda alpha: ro.riemannian_sgd(0.02, alpha=alpha),
-    "inverse_metric": lambda alpha: ro.riemannian_sgd(1e-3, alpha=alpha, role="inverse_metric"),
-    "accumulated_activity": lambda alpha: ro.riemannian_sgd(
+    "activity": lambda alpha: riemannian_sgd(0.02, alpha=alpha),
+    "inverse_metric": lambda alpha: riemannian_sgd(1e-3, alpha=alpha, role="inverse_metric"),
+    "accumulated_activity": lambda alpha: riemannian_sgd(
         0.02, phi=ro.phi.accumulated_activity(), alpha=alpha
     ),
-    "secant_curvature": lambda alpha: ro.riemannian_sgd(
+    "secant_curvature": lambda alpha: riemannian_sgd(
         0.02, phi=ro.phi.secant_curvature(initial_phi=10.0), alpha=alpha
     ),
-    "maintenance_energy": lambda alpha: ro.riemannian_sgd(
+    "maintenance_energy": lambda alpha: riemannian_sgd(
         0.02, phi=ro.phi.maintenance_energy(power=0.5), alpha=alpha
     ),
-    "conformal": lambda alpha: ro.riemannian_sgd(0.02, momentum=0.5, alpha=alpha, conformal="tree"),
-    "conformal leaf": lambda alpha: ro.riemannian_sgd(0.02, alpha=alpha, conformal="leaf"),
+    "conformal": lambda alpha: riemannian_sgd(0.02, momentum=0.5, alpha=alpha, conformal="tree"),
+    "conformal leaf": lambda alpha: riemannian_sgd(0.02, alpha=alpha, conformal="leaf"),
     "adam in the frame": lambda alpha: ro.riemannian_adamw(0.02, alpha=alpha, eps_root=1e-8),
     "normalised": lambda alpha: optax.chain(
         ro.compute_metric(ro.phi.unit_mean(ro.phi.activity()), alpha),
@@ -42,7 +44,9 @@ RULES = {
         ro.scale_by_inverse_metric(),
         optax.scale_by_learning_rate(0.02),
     ),
-    "injected": lambda alpha: optax.inject_hyperparams(ro.riemannian_sgd)(learning_rate=0.02, alpha=alpha),
+    "injected": lambda alpha: optax.inject_hyperparams(ro.riemannian_sgd)(
+        learning_rate=0.02, momentum=None, alpha=alpha, conformal=None
+    ),
 }
 
 

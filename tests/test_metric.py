@@ -8,6 +8,8 @@ import pytest
 
 import riemann_optax as ro
 
+from .equations import riemannian_sgd
+
 PARAMS = {"a": jnp.array([[0.0, 1.0, -2.0], [3.0, 0.5, 1.5]]), "b": jnp.array([4.0, -1.0])}
 GRADIENTS = {"a": jnp.array([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]]), "b": jnp.array([2.0, -6.0])}
 ENERGY = {name: np.abs(np.asarray(leaf)) for name, leaf in PARAMS.items()}
@@ -254,8 +256,8 @@ def test_clip_metric(role):
 
 def test_decay_in_and_outside_of_the_metric():
     common = {"phi": ro.phi.maintenance_energy(), "alpha": 2.0, "weight_decay": 0.1}
-    outside = one_update(ro.riemannian_sgd(1.0, **common))
-    inside = one_update(ro.riemannian_sgd(1.0, **common, decay_in_metric=True))
+    outside = one_update(riemannian_sgd(1.0, **common))
+    inside = one_update(riemannian_sgd(1.0, **common, decay_in_metric=True))
     metric = 1 + 2 * ENERGY["b"]
     np.testing.assert_allclose(outside["b"], -(GRADIENTS["b"] / metric + 0.1 * PARAMS["b"]), rtol=1e-6)
     np.testing.assert_allclose(inside["b"], -(GRADIENTS["b"] + 0.1 * PARAMS["b"]) / metric, rtol=1e-6)
@@ -271,9 +273,7 @@ def test_adamw_decay_in_the_frame():
 
 
 def test_weight_decay_mask():
-    tx = ro.riemannian_sgd(
-        1.0, phi=ro.phi.maintenance_energy(), weight_decay=0.1, mask={"a": False, "b": True}
-    )
+    tx = riemannian_sgd(1.0, phi=ro.phi.maintenance_energy(), weight_decay=0.1, mask={"a": False, "b": True})
     updates = one_update(tx)
     np.testing.assert_allclose(updates["a"], -GRADIENTS["a"] / (1 + ENERGY["a"]), rtol=1e-6)
     np.testing.assert_allclose(
@@ -282,6 +282,6 @@ def test_weight_decay_mask():
 
 
 def test_state_dtype_of_the_aliases():
-    tx = ro.riemannian_sgd(0.1, momentum=0.9, state_dtype=jnp.bfloat16)
+    tx = riemannian_sgd(0.1, momentum=0.9, state_dtype=jnp.bfloat16)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(tx.init(PARAMS)) if leaf.ndim}
     assert dtypes == {jnp.dtype("bfloat16")}

@@ -11,6 +11,8 @@ import pytest
 
 import riemann_optax as ro
 
+from .equations import riemannian_sgd
+
 PARAMS = {"bias": jnp.array([3.0, -1.0]), "kernel": jnp.array([[1.0, -2.0], [0.5, 4.0]])}
 MASK = {"bias": False, "kernel": True}
 ENERGY = jax.tree.map(lambda p: 1 + 2 * np.abs(p), PARAMS)
@@ -18,7 +20,7 @@ MASKED = {"bias": np.ones(2), "kernel": ENERGY["kernel"]}
 
 
 def rule(**options):
-    return ro.riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=2.0, **options)
+    return riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=2.0, **options)
 
 
 CASES = {
@@ -47,7 +49,7 @@ CASES = {
     "partition_by_kind": (ro.partition_by_kind(rule(), bias=optax.sgd(0.1)), MASKED),
     "inject_hyperparams": (
         optax.inject_hyperparams(
-            lambda alpha: ro.riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=alpha)
+            lambda alpha: riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=alpha)
         )(alpha=2.0),
         ENERGY,
     ),
@@ -107,7 +109,7 @@ def test_through_wrappers_that_branch(name):
 
 def test_multi_steps_in_the_middle_of_an_accumulation():
     """The metric is that of the mean gradient so far, and at the end that of the whole mean."""
-    tx = optax.MultiSteps(ro.riemannian_sgd(0.1), 2).gradient_transformation()
+    tx = optax.MultiSteps(riemannian_sgd(0.1), 2).gradient_transformation()
     state = tx.init(PARAMS)
     one = jax.tree.map(lambda p: 1 + abs(p), PARAMS)
     chex.assert_trees_all_close(ro.metric_at(tx, PARAMS, state, PARAMS), one, rtol=1e-5)
@@ -124,7 +126,7 @@ def test_an_update_that_is_skipped_has_no_metric():
 
 
 def test_is_the_metric_of_the_next_update_and_changes_nothing():
-    tx = ro.riemannian_sgd(0.5, alpha=3.0, conformal="leaf")
+    tx = riemannian_sgd(0.5, alpha=3.0, conformal="leaf")
     params, state = PARAMS, tx.init(PARAMS)
     for step in range(3):
         gradients = jax.tree.map(lambda p, s=step: p * (s + 1.0), params)
@@ -138,7 +140,7 @@ def test_is_the_metric_of_the_next_update_and_changes_nothing():
 
 
 def test_extra_arguments_reach_phi():
-    tx = ro.riemannian_sgd(0.1, phi=ro.phi.hutchinson_curvature())
+    tx = riemannian_sgd(0.1, phi=ro.phi.hutchinson_curvature())
     metric = ro.metric_at(
         tx, PARAMS, tx.init(PARAMS), PARAMS, obj_fn=lambda p: 1.5 * optax.tree.norm(p, squared=True)
     )
@@ -156,7 +158,7 @@ def test_nothing_is_left_behind_by_an_error():
 
 def test_inside_of_a_jitted_training_step():
     """E beside the update: it is the E the update divides by, step after step."""
-    tx = ro.riemannian_sgd(0.1, alpha=2.0)
+    tx = riemannian_sgd(0.1, alpha=2.0)
 
     @jax.jit
     def step(params, state):

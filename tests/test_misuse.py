@@ -10,6 +10,8 @@ import pytest
 
 import riemann_optax as ro
 
+from .equations import riemannian_sgd
+
 HELP = (
     "the metric is still attached: move this transformation before compute_metric "
     "or after scale_by_inverse_metric"
@@ -257,7 +259,7 @@ def test_a_leaf_without_a_gradient(leaf):
     state = STAGE_1.init({**tree, "steps": jnp.ones(2)})
     with pytest.raises(TypeError, match=f"gradients: {message}"):
         STAGE_1.update(tree, state, tree)
-    masked = optax.masked(ro.riemannian_sgd(0.1), {"weights": True, "steps": False})
+    masked = optax.masked(riemannian_sgd(0.1), {"weights": True, "steps": False})
     updates, _ = masked.update(tree, masked.init(tree), tree)
     assert updates["steps"] is leaf
 
@@ -265,7 +267,7 @@ def test_a_leaf_without_a_gradient(leaf):
 @pytest.mark.parametrize("alpha", [-1, -1e-9, np.float32(-2.0), np.inf, np.nan], ids=str)
 @pytest.mark.parametrize(
     "make",
-    [lambda a: ro.compute_metric(ro.phi.activity(), a), lambda a: ro.riemannian_sgd(0.1, alpha=a)],
+    [lambda a: ro.compute_metric(ro.phi.activity(), a), lambda a: riemannian_sgd(0.1, alpha=a)],
     ids=["compute_metric", "riemannian_sgd"],
 )
 def test_alpha_out_of_range(make, alpha):
@@ -291,7 +293,7 @@ def test_unknown_group(make):
     ("argument", "make"),
     [
         ("phi", ro.compute_metric),
-        ("phi", lambda phi: ro.riemannian_sgd(0.1, phi=phi)),
+        ("phi", lambda phi: riemannian_sgd(0.1, phi=phi)),
         ("phi", lambda phi: ro.riemannian_adamw(0.1, phi=phi)),
         ("tx", ro.on_metric),
         ("tx", ro.on_gradient),
@@ -325,7 +327,7 @@ def test_missing_params(name):
     """Optax's own sentence, with the name of who needs them."""
     with pytest.raises(ValueError, match="params") as optax_error:
         optax.add_decayed_weights(1.0).update(PARAMS, optax.EmptyState(), None)
-    tx = ro.riemannian_sgd(0.1, phi=NEEDS_PARAMS[name])
+    tx = riemannian_sgd(0.1, phi=NEEDS_PARAMS[name])
     with pytest.raises(ValueError, match=f"^{name}: ") as error:
         tx.update(PARAMS, tx.init(PARAMS))
     assert str(error.value).endswith(str(optax_error.value))
@@ -337,7 +339,7 @@ def test_missing_params_of_track_energy():
 
 
 def test_missing_obj_fn():
-    tx = ro.riemannian_sgd(0.1, phi=ro.phi.hutchinson_curvature())
+    tx = riemannian_sgd(0.1, phi=ro.phi.hutchinson_curvature())
     message = r"^hutchinson_curvature needs the extra argument obj_fn: call tx.update\(gradients, state"
     with pytest.raises(ValueError, match=message):
         update(tx)

@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 import riemann_optax as ro
 
+from .equations import riemannian_sgd
+
 LAYOUTS = {  # of a scanned kernel, a kernel and a bias
     "fully sharded": (P(None, ("data", "model"), None), P(("data", "model"), None), P(("data", "model"))),
     "tensor parallel": (P(None, None, "model"), P(None, "model"), P("model")),
@@ -28,9 +30,9 @@ def make_params(mesh, layout):
 
 
 OPTIMISERS = {
-    "riemannian_sgd": lambda: ro.riemannian_sgd(0.1, momentum=0.9, record=True),
+    "riemannian_sgd": lambda: riemannian_sgd(0.1, momentum=0.9, record=True),
     "riemannian_adamw": lambda: ro.riemannian_adamw(0.1),
-    "secant": lambda: ro.riemannian_sgd(0.1, phi=ro.phi.secant_curvature()),
+    "secant": lambda: riemannian_sgd(0.1, phi=ro.phi.secant_curvature()),
     "optax.adam": lambda: optax.adam(0.1),
 }
 
@@ -92,13 +94,13 @@ def test_abstract_parameters_are_enough():
     params = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), make_params(mesh, "both")
     )
-    shardings = ro.sharding.state_shardings(ro.riemannian_sgd(0.1), params)
+    shardings = ro.sharding.state_shardings(riemannian_sgd(0.1), params)
     assert optax.tree.get(shardings, "second_moment")["kernel"].spec == P("data", "model")
 
 
 def test_parameters_on_one_device():
     params = {"w": jax.device_put(jnp.ones(3), jax.devices()[2])}
-    state = ro.sharding.init(ro.riemannian_sgd(0.1), params)
+    state = ro.sharding.init(riemannian_sgd(0.1), params)
     assert all(leaf.devices() == {jax.devices()[2]} for leaf in jax.tree.leaves(state))
 
 
@@ -114,9 +116,7 @@ def test_two_meshes_are_refused():
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_training_on_eight_devices_agrees_with_one(axis_type, phi):
     """100 steps of the recommended design, which reduces over the tree, in both of its forms."""
-    tx = ro.riemannian_sgd(
-        0.01, momentum=0.9, nesterov=True, phi=phi(decay=0.97), alpha=100.0, conformal="tree"
-    )
+    tx = riemannian_sgd(0.01, momentum=0.9, nesterov=True, phi=phi(decay=0.97), alpha=100.0, conformal="tree")
     target = {"scanned": 2.0, "kernel": -1.0, "bias": 0.5}
 
     def train(params):

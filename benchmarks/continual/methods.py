@@ -15,7 +15,7 @@ from benchmarks.peers.shrink_and_perturb import shrink_and_perturb
 from benchmarks.peers.utility_gate import utility_based_descent
 
 DECAY = 0.985  # of the mean square, for the metric and for RMSprop
-LONG = 0.999  # a longer memory, for RMSprop in the strongest published combination
+OTHERS = (0.999, 0.9)  # memories of RMSprop in the strongest published combination, beside DECAY
 MATURITY = 100  # updates, of continual backpropagation, as published
 OURS, BASE = "metric + pull + noise", "SGD"
 
@@ -148,9 +148,12 @@ def online_methods(scale: Scale) -> dict[str, Method]:
     return {
         OURS: Method(three, ours(scale.alpha, lambda key: activity), "ours"),
         "RMSprop + shrink and perturb": with_shaking("RMSprop"),
-        f"RMSprop, decay {LONG} + shrink and perturb": with_shaking(
-            "RMSprop", lambda rate: optax.rmsprop(rate, decay=LONG)
-        ),
+        **{
+            f"RMSprop, decay {decay} + shrink and perturb": with_shaking(
+                "RMSprop", lambda rate, decay=decay: optax.rmsprop(rate, decay=decay)
+            )
+            for decay in OTHERS
+        },
         "SGD": Method(rate_of("SGD"), lambda v, k, n: bases["SGD"](v["rate"]), "base"),
         "RMSprop": Method(rate_of("RMSprop"), lambda v, k, n: bases["RMSprop"](v["rate"]), "base"),
         "permuted phi": Method(permuted, ours(scale.alpha, lambda k: permuted_once(activity, k)), "control"),

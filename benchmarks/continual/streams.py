@@ -84,7 +84,7 @@ def streams(images: Images) -> dict[str, Stream]:
             partial(online.run, images=images, block_of=online.noise_block),
             measure="loss",
             higher=False,
-            size=online.Size(blocks=12, steps=200, noisy=8, variance=0.02),
+            size=online.Size(blocks=12, steps=200, noisy=8, variance=0.001),
             seeds=range(100, 120),
             tuning_seeds=range(2),
             sweep=("rate", ladder, ONLINE_LADDER),

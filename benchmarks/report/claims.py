@@ -26,17 +26,19 @@ class Claim(NamedTuple):
       value: what was found.
       bound: at most which it was to be.
       note: what else has to be known.
+      at_least: whether it was to be at least that instead.
     """
 
     text: str
     value: float
     bound: float
     note: str = ""
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
         """Whether it holds."""
-        return bool(self.value <= self.bound)
+        return bool(self.value >= self.bound if self.at_least else self.value <= self.bound)
 
 
 def claims(suite: Suite) -> list[Claim]:

@@ -52,14 +52,3 @@ def _quantile(ordered: np.ndarray, share: float) -> float:
     place = share * (len(ordered) - 1)
     low, weight = int(place), place - int(place)
     return float(ordered[low] if weight == 0 else (1 - weight) * ordered[low] + weight * ordered[low + 1])
-
-
-def verdict(value: float, bound: float, *, at_most: bool = True) -> str:
-    """Say whether a number keeps a bound.
-
-    Examples:
-      >>> verdict(0.7, 0.75), verdict(0.8, 0.75)
-      ('met', '**missed**')
-    """
-    met = value <= bound if at_most else value >= bound
-    return "met" if met else "**missed**"

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report.claims import Claim, claims
+from benchmarks.report import continual
+from benchmarks.report.claims import Claim
 from benchmarks.report.markdown import number, quartiles, table
 from benchmarks.report.suite import MISSED, Suite, energy_ratio, identified, judged
 from benchmarks.time_to_target.contestants import (
@@ -36,13 +37,13 @@ def claims_table(found: Sequence[Claim]) -> str:
     rows = [
         [
             claim.text + (f" ({claim.note})" if claim.note else ""),
-            f"{claim.bound:g}",
-            number(claim.value),
+            f"{'≥' if claim.at_least else '≤'} {claim.bound:g}",
+            f"{claim.value:.3g}",
             "met" if claim.met else "**missed**",
         ]
         for claim in found
     ]
-    return table(["target", "at most", "found", ""], rows)
+    return table(["target", "wanted", "found", ""], rows)
 
 
 def suite_table(suite: Suite) -> str:
@@ -138,29 +139,41 @@ def seconds_table(suite: Suite) -> str:
     return table(["optimiser", *map(title, suite.tasks)], rows)
 
 
-def controls_table(suite: Suite) -> str:
-    """Lay out which share of the metric's gain over the re-tuned base survives each control."""
+def controls_table(suite: Suite, entries: continual.Entries) -> str:
+    """Lay out which share of each gain survives the controls."""
 
-    def share(value: float) -> str:
+    def share(value: float | None) -> str:
+        if value is None:
+            return "-"
         if np.isnan(value):
             return "no gain"
         return "below 0" if value < 0 else f"{100 * value:.0f}%"
 
-    found = identified(suite)
-    rows = [
-        [
-            title(row.task),
-            f"{row.base}, {row.base_steps:.0f}",
-            f"{row.ours_steps:.0f}",
-            *(share(row.shares[name]) for name in (PERMUTED, LEAF_MEAN, NORM_MATCHED)),
-        ]
-        for row in found
-    ]
-    medians = []
-    for name in (PERMUTED, LEAF_MEAN, NORM_MATCHED):
-        medians.append(share(float(np.nanmedian([row.shares[name] for row in found]))))
-    rows.append(["median", "", "", *medians])
-    return table(["task", "re-tuned base", OURS, PERMUTED, LEAF_MEAN, NORM_MATCHED], rows)
+    rows = []
+    columns: dict[str, list[float]] = {control: [] for control in continual.CONTROLS}
+    for row in identified(suite):
+        sane = _sane(suite, row.task)
+        # Doing nothing stays where it began, short of both targets.
+        stays = sane["zero_rate"][0] >= TARGETS[row.task].near
+        kept = {**row.shares, "re-tuned base": 0.0, "untrained": -np.inf if stays else np.nan}
+        for control in (PERMUTED, LEAF_MEAN, NORM_MATCHED):
+            columns[control].append(kept[control])
+        gain = f"{row.base_steps:.0f} steps ({row.base}) to {row.ours_steps:.0f}"
+        rows.append([title(row.task), gain, *(share(kept.get(control)) for control in continual.CONTROLS)])
+    medians = [share(float(np.nanmedian(values))) if values else "" for values in columns.values()]
+    rows.append(["median of these", "", *medians])
+    for stream, kept in continual.shares(entries).items():
+        found = {row.method: row.mean for row in continual.found_streams(entries)[stream]}
+        ours = found[continual.STREAMS[stream][2]]
+        gain = f"{found['SGD']:.3g} (SGD) to {ours:.3g}"
+        rows.append([title(stream), gain, *(share(kept.get(control)) for control in continual.CONTROLS)])
+    names = [f"{name}, rate 0" if name == "untrained" else name for name in continual.CONTROLS]
+    headings = ["", "the gain", *names]
+    return table(headings, rows)
+
+
+def _sane(suite: Suite, task: str) -> Mapping[str, Any]:
+    return next(entry["result"] for entry in suite.records[task] if entry["key"]["phase"] == "untrained")
 
 
 def liberties_table(suite: Suite) -> str:
@@ -214,7 +227,7 @@ def sanity_table(suite: Suite) -> str:
     """Lay out the untrained loss beside momentum's and ours at the end."""
     rows = []
     for task in suite.tasks:
-        sane = next(entry["result"] for entry in suite.records[task] if entry["key"]["phase"] == "untrained")
+        sane = _sane(suite, task)
         finals = [f"{np.median(suite.rows['far'][task][name].final):.3g}" for name in (MOMENTUM, OURS)]
         beginnings = [f"{sane[name][0]:.3g}" for name in ("untrained", "zero_rate")]  # of the same seed
         rows.append([title(task), *beginnings, *finals])
@@ -243,8 +256,3 @@ def records_table(suite: Suite, folder: Path) -> str:
 def _versions(made_with: Mapping[str, Any]) -> str:
     versions = made_with["versions"]
     return ", ".join(f"{name} {versions[name]}" for name in ("jax", "optax", "riemann-optax"))
-
-
-def all_claims(suite: Suite) -> str:
-    """Return the table of the suite's claims."""
-    return claims_table(claims(suite))

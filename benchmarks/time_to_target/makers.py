@@ -108,12 +108,16 @@ def on_covector(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> 
 
 def adamw_in_frame(rate: optax.Schedule, alpha: Any, b1: Any, b2: Any) -> optax.GradientTransformation:
     """Build Riemannian AdamW."""
-    return ro.riemannian_adamw(rate, b1, b2, alpha=alpha, phi=ro.phi.activity(0.99))
+    return ro.riemannian_adamw(
+        rate, b1, b2, nesterov=False, phi=ro.phi.activity(0.99), alpha=alpha, conformal=None
+    )
 
 
 def nadamw_in_frame(rate: optax.Schedule, alpha: Any, b1: Any, b2: Any) -> optax.GradientTransformation:
     """Build Riemannian AdamW with Nesterov momentum."""
-    return ro.riemannian_adamw(rate, b1, b2, nesterov=True, alpha=alpha, phi=ro.phi.activity(0.99))
+    return ro.riemannian_adamw(
+        rate, b1, b2, nesterov=True, phi=ro.phi.activity(0.99), alpha=alpha, conformal=None
+    )
 
 
 def _schedule_free(

@@ -26,6 +26,7 @@ import optax
 
 import riemann_optax as ro
 
+from ..equations import riemannian_sgd
 from .supplied import with_constants, with_identity_model, with_samples
 
 
@@ -87,9 +88,7 @@ def with_stage_2(make_stage_2, **flags) -> Entry:
 
 def with_last(make_last, **flags) -> Entry:
     return Entry(
-        lambda learning_rate, alpha=1.0: optax.chain(
-            ro.riemannian_sgd(learning_rate, alpha=alpha), make_last()
-        ),
+        lambda learning_rate, alpha=1.0: optax.chain(riemannian_sgd(learning_rate, alpha=alpha), make_last()),
         **flags,
     )
 
@@ -183,12 +182,12 @@ ENTRIES: dict[str, Entry] = {
     "phi.leaf_mean": with_phi(lambda: ro.phi.leaf_mean(ro.phi.activity())),
     "norm_matched_base:tree": Entry(
         lambda learning_rate, alpha=1.0: ro.norm_matched_base(
-            optax.sgd(1.0), ro.riemannian_sgd(learning_rate, alpha=alpha)
+            optax.sgd(1.0), riemannian_sgd(learning_rate, alpha=alpha)
         )
     ),
     "norm_matched_base:leaf": Entry(
         lambda learning_rate, alpha=1.0: ro.norm_matched_base(
-            optax.sgd(1.0), ro.riemannian_sgd(learning_rate, alpha=alpha), over="leaf"
+            optax.sgd(1.0), riemannian_sgd(learning_rate, alpha=alpha), over="leaf"
         )
     ),
     # consolidation, anchors and noise
@@ -241,7 +240,7 @@ ENTRIES: dict[str, Entry] = {
     "record_metric": with_edit(ro.record_metric),
     "track_energy": with_last(ro.track_energy),
     "skip_nonfinite": Entry(
-        lambda learning_rate, alpha=1.0: ro.skip_nonfinite(ro.riemannian_sgd(learning_rate, alpha=alpha))
+        lambda learning_rate, alpha=1.0: ro.skip_nonfinite(riemannian_sgd(learning_rate, alpha=alpha))
     ),
     # precision
     "low_precision_state:bfloat16": with_phi(lambda: ro.low_precision_state(ro.phi.activity())),
@@ -249,13 +248,13 @@ ENTRIES: dict[str, Entry] = {
         lambda: ro.low_precision_state(ro.phi.activity(), "int8", block_size=2), reduces_state=True
     ),
     "master_weights": Entry(
-        lambda learning_rate, alpha=1.0: ro.master_weights(ro.riemannian_sgd(learning_rate, alpha=alpha)),
+        lambda learning_rate, alpha=1.0: ro.master_weights(riemannian_sgd(learning_rate, alpha=alpha)),
         rounds_weights=True,
     ),
     # in an eigenbasis
     "in_eigenbasis": Entry(
         lambda learning_rate, alpha=1.0: ro.in_eigenbasis(
-            ro.riemannian_sgd(learning_rate, alpha=alpha), update_every=2, sides="smaller"
+            riemannian_sgd(learning_rate, alpha=alpha), update_every=2, sides="smaller"
         ),
         real_only=True,
         reduces_state=True,
@@ -267,7 +266,7 @@ ENTRIES: dict[str, Entry] = {
         lambda learning_rate, alpha=1.0: optax.chain(
             ro.attach_field(ro.fields.Quadratic(0.1)),
             ro.scale_by_inverse_metric(),
-            ro.riemannian_sgd(learning_rate, alpha=alpha),
+            riemannian_sgd(learning_rate, alpha=alpha),
         ),
         real_only=True,
     ),
@@ -280,12 +279,19 @@ ENTRIES: dict[str, Entry] = {
     ),
     "retract:mirror": with_last(lambda: ro.retract(ro.fields.Absolute(0.1), "mirror"), real_only=True),
     # whole optimisers
-    "riemannian_sgd": optimiser(ro.riemannian_sgd),
-    "riemannian_sgd:recommended": optimiser(
-        ro.riemannian_sgd, learning_rate=1e-4, momentum=0.9, nesterov=True, conformal="tree"
+    "riemannian_sgd": optimiser(ro.riemannian_sgd, learning_rate=1e-4),
+    "riemannian_sgd:equations": optimiser(
+        ro.riemannian_sgd, momentum=None, phi=ro.phi.activity(), conformal=None
     ),
-    "riemannian_sgd:decay": optimiser(ro.riemannian_sgd, momentum=0.9, weight_decay=1e-5, record=True),
-    "riemannian_sgd:decay_in_metric": optimiser(ro.riemannian_sgd, weight_decay=1e-5, decay_in_metric=True),
+    "riemannian_sgd:activity": optimiser(
+        ro.riemannian_sgd, learning_rate=1e-4, phi=ro.phi.activity(decay=0.97)
+    ),
+    "riemannian_sgd:decay": optimiser(
+        ro.riemannian_sgd, nesterov=False, conformal=None, weight_decay=1e-5, record=True
+    ),
+    "riemannian_sgd:decay_in_metric": optimiser(
+        ro.riemannian_sgd, momentum=None, conformal=None, weight_decay=1e-5, decay_in_metric=True
+    ),
     "riemannian_adamw": optimiser(ro.riemannian_adamw, learning_rate=1e-2, optax_promotes=True),
     "riemannian_adamw:decay_in_metric": optimiser(
         ro.riemannian_adamw,
@@ -297,7 +303,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "partition_by_kind": Entry(
         lambda learning_rate, alpha=1.0: ro.partition_by_kind(
-            ro.riemannian_sgd(learning_rate, alpha=alpha), bias=optax.sgd(learning_rate)
+            riemannian_sgd(learning_rate, alpha=alpha), bias=optax.sgd(learning_rate)
         )
     ),
 }

@@ -8,6 +8,8 @@ import pytest
 
 import riemann_optax as ro
 
+from ..equations import riemannian_sgd
+
 CURVATURES = np.array([1.0, 4.0, 50.0, 9.0])
 
 
@@ -105,7 +107,7 @@ def test_the_best_rate_contracts_fastest():
 def test_any_chain_at_its_current_state():
     """A metric that is learned: the curvature of a diagonal quadratic is found, and all modes become one."""
     loss = quadratic(np.diag(CURVATURES))
-    tx = ro.riemannian_sgd(0.5, phi=ro.phi.hutchinson_curvature(decay=0.5), alpha=1e6)
+    tx = riemannian_sgd(0.5, phi=ro.phi.hutchinson_curvature(decay=0.5), alpha=1e6)
     params = away(0.1)
     state = tx.init(params)
     _, state = tx.update(jax.grad(loss)(params), state, params, obj_fn=loss)

@@ -9,6 +9,7 @@ from flax import nnx
 
 import riemann_optax as ro
 
+from ..equations import riemannian_sgd
 from .replay import RTOL, STEPS, plain, walk
 
 CURVATURE = np.array([0.2, 3.0, 40.0])
@@ -225,7 +226,7 @@ def test_complex_weights_are_perturbed_in_both_parts():
 def test_a_flax_loop_learns():
     model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
     graph, _ = nnx.split(model, nnx.Param)
-    tx = ro.riemannian_sgd(0.06**2, phi=ro.phi.bayesian_gradient_descent(0.06))
+    tx = riemannian_sgd(0.06**2, phi=ro.phi.bayesian_gradient_descent(0.06))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)))
     y = x @ jnp.array([[1.0], [-2.0], [0.5]])

@@ -10,6 +10,8 @@ import riemann_optax as ro
 from tests.contract import problem
 from tests.trust.trees import EXAMPLES
 
+from ..equations import riemannian_sgd
+
 HUGE = {jnp.float16: 6e4, jnp.bfloat16: 1e38, jnp.float32: 1e38}
 TINY = {jnp.float16: 6e-8, jnp.bfloat16: 1e-38, jnp.float32: 1e-44}
 # The squares of narrower types fit into float32, in which they are made: those are for the long run.
@@ -74,7 +76,7 @@ PHIS = [
 @pytest.mark.parametrize("name", PHIS)
 @pytest.mark.parametrize("dtype", HUGE, ids=lambda dtype: dtype.__name__)
 def test_one_huge_gradient_makes_a_large_metric_not_an_infinite_one(name, dtype):
-    tx = ro.riemannian_sgd(0.1, phi=getattr(ro.phi, name)())
+    tx = riemannian_sgd(0.1, phi=getattr(ro.phi, name)())
     params = problem.params(dtype)
     gradients = spoilt(problem.gradients(params), HUGE[dtype], "element")
     for metric in jax.tree.leaves(ro.metric_at(tx, gradients, tx.init(params), params)):
@@ -85,7 +87,7 @@ def test_one_huge_gradient_makes_a_large_metric_not_an_infinite_one(name, dtype)
 @pytest.mark.parametrize("value", BAD, ids=str)
 def test_without_the_guard_a_nan_stays_and_is_seen(value):
     """As the docstring of ``skip_nonfinite`` says: nothing is hidden, and nothing heals by itself."""
-    tx = ro.riemannian_sgd(0.1, phi=ro.phi.activity())
+    tx = riemannian_sgd(0.1, phi=ro.phi.activity())
     params = problem.params()
     state = tx.init(params)
     updates, state = tx.update(spoilt(problem.gradients(params), value, "element"), state, params)
@@ -101,7 +103,7 @@ def test_without_the_guard_a_nan_stays_and_is_seen(value):
 
 
 def test_a_thousand_bad_steps_change_nothing():
-    tx = ro.skip_nonfinite(ro.riemannian_sgd(0.1, momentum=0.9))
+    tx = ro.skip_nonfinite(riemannian_sgd(0.1, momentum=0.9))
     params = problem.params()
     _, before = tx.update(problem.gradients(params), tx.init(params), params)
     bad = spoilt(problem.gradients(params), jnp.nan, "all")

@@ -1,0 +1,145 @@
+"""The chapter on continual learning: its claims and tables, from the records alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.continual.summary import STREAMS, Row, rows, sweep_rows
+from benchmarks.report.claims import Claim
+from benchmarks.report.markdown import number, table
+
+Entries = Sequence[Any]
+SLOW, PERMUTED_DIGITS = "slowly_changing", "permuted_digits"
+RIVAL = "RMSprop + shrink and perturb"
+# Ours on permuted digits with the mean of E bounded, and the penalty that it makes an implicit step of.
+BOUNDED, PENALTY = "metric, bounded", "EWC"
+CONTROLS = {
+    "permuted phi": ("permuted phi",),
+    "leaf-mean phi": ("leaf-mean phi",),
+    "norm-matched base": ("norm-matched base", "norm-matched gradient + pull"),
+    "re-tuned base": ("re-tuned base: pull + noise", "re-tuned base: EWC, bounded"),
+    "untrained": ("untrained",),
+}
+IN_WORDS = {
+    SLOW: "slowly-changing regression: mean squared error over the whole run",
+    "slowly_changing_flip": "slowly-changing regression, one bit flipped per task: mean squared error",
+    PERMUTED_DIGITS: "permuted digits: final accuracy over all ten tasks, per cent",
+    "label_permuted_digits": "label-permuted digits: accuracy over the whole run, per cent",
+    "noise_shift": "growing noise, then shifts: cross-entropy over the whole run",
+}
+
+
+def found_streams(entries: Entries) -> dict[str, list[Row]]:
+    """Return the rows of every stream that has a run of ours."""
+    every = {stream: rows(entries, stream) for stream in STREAMS}
+    return {stream: found for stream, found in every.items() if found}
+
+
+def claims(entries: Entries) -> list[Claim]:
+    """Return what was to be shown of continual learning, as far as it has been run."""
+    result = []
+    slow = {row.method: row for row in rows(entries, SLOW)}
+    if slow:
+        ours = slow[STREAMS[SLOW][2]]
+        result.append(Claim(f"{SLOW}: error of {ours.method}", ours.mean, 0.48, f"{ours.seeds} seeds"))
+    rivals = [row for name, row in slow.items() if name.startswith("RMSprop") and name.endswith("perturb")]
+    if rivals:
+        rival = min(rivals, key=lambda row: row.mean)
+        note = (
+            f"lower end of the 95% interval of the mean, {number(rival.difference, 3)}, over {rival.seeds} "
+            f"pairs of runs; ours ahead on {rival.ours_ahead}"
+        )
+        result.append(Claim(f"{SLOW}: error of {rival.method} less ours", rival.low, 0.015, note, True))
+    swept = sweep_rows(entries, PERMUTED_DIGITS)
+    by_method = {name: [row for row in swept if row.method == name] for name in (BOUNDED, PENALTY)}
+    if all(by_method.values()):
+        strengths = [row.point["strength"] for row in by_method[BOUNDED]]
+        span = f"over lambda {min(strengths):g} to {max(strengths):g}"
+        for measure, bound in (("all tasks", 62.0), ("last task", 90.0)):
+            least = min(row.means[measure] for row in by_method[BOUNDED])
+            text = f"permuted digits: least accuracy, {measure}, {span}"
+            result.append(Claim(text, least, bound, BOUNDED, True))
+        collapsed = min(row.means["all tasks"] for row in by_method[PENALTY])
+        text = f"permuted digits: least accuracy of plain {PENALTY} there, which was to collapse"
+        result.append(Claim(text, collapsed, 20.0))
+    return result
+
+
+def stream_table(found: Sequence[Row]) -> str:
+    """Lay out the methods of one stream, the best first."""
+    ours = STREAMS[found[0].stream][2]
+
+    def difference(row: Row) -> list[str]:
+        if row.method == ours:
+            return ["", ""]
+        interval = f"{row.difference:+.3g} [{row.low:+.3g}, {row.high:+.3g}]"
+        return [interval, f"{row.ours_ahead} of {row.seeds}"]
+
+    lines = [
+        [
+            f"**{row.method}**" if row.method == ours else row.method,
+            f"{row.mean:.4g} ± {row.error:.2g}" if np.isfinite(row.mean) else f"{row.diverged} diverged",
+            *difference(row),
+            "; ".join(f"{name} {mean:.3g}" for name, mean in row.others.items() if np.isfinite(mean)),
+            str(row.trials),
+        ]
+        for row in found
+    ]
+    headings = ["method", "mean", "difference to ours [95%]", "ours ahead", "besides", "trials"]
+    return table(headings, lines)
+
+
+def sweep_table(entries: Entries) -> str:
+    """Lay out the permuted digits over the strength of the pull: all tasks / the last one."""
+    swept = sweep_rows(entries, PERMUTED_DIGITS)
+    strengths = sorted({row.point["strength"] for row in swept})
+    lines = []
+    for method in dict.fromkeys(row.method for row in swept):
+        means = {row.point["strength"]: row.means for row in swept if row.method == method}
+        cells = [
+            f"{means[s]['all tasks']:.1f} / {means[s]['last task']:.1f}" if s in means else ""
+            for s in strengths
+        ]
+        lines.append([method, *cells])
+    return table(["accuracy, all tasks / last", *(f"lambda {s:g}" for s in strengths)], lines)
+
+
+def shares(entries: Entries) -> dict[str, dict[str, float]]:
+    """Return, for each stream, the share of ours' gain over plain SGD that each control keeps."""
+    result = {}
+    for stream, found in found_streams(entries).items():
+        by_name = {row.method: row for row in found}
+        result[stream] = {
+            control: by_name[name].gain_kept
+            for control, names in CONTROLS.items()
+            for name in names
+            if name in by_name and by_name[name].gain_kept is not None
+        }
+    return result
+
+
+def chapter(entries: Entries) -> str:
+    """Return the chapter."""
+    parts = [
+        f"### {IN_WORDS[stream][0].upper()}{IN_WORDS[stream][1:]}\n\n{stream_table(found)}"
+        for stream, found in found_streams(entries).items()
+    ]
+    streams = "\n\n".join(parts)
+    return f"""\
+## Continual learning
+
+Streams whose task changes without an end. Every method has the same number of trials, on two to four
+tuning seeds; means and standard errors are over fresh seeds, differences are paired. Rivals are
+implemented from their papers in `benchmarks/peers/`, each tested against its formulas step by step.
+
+{streams}
+
+### The strength of the pull, on permuted digits
+
+The rate as chosen; the penalty is part of the loss in EWC, and an implicit step under the metric.
+
+{sweep_table(entries)}
+
+`python -m benchmarks.continual` goes on where `results/continual.jsonl` ends.
+"""
