@@ -56,7 +56,9 @@ def norm_matched_base(
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
-      >>> metric = ro.riemannian_sgd(1.0, phi=ro.phi.maintenance_energy())
+      >>> metric = optax.chain(
+      ...     ro.compute_metric(ro.phi.maintenance_energy()), ro.scale_by_inverse_metric(), optax.scale(-1.0)
+      ... )
       >>> tx = ro.norm_matched_base(optax.sgd(1.0), metric)
       >>> params, gradients = jnp.array([0.0, 1.0]), jnp.array([3.0, 8.0])
       >>> print(metric.update(gradients, metric.init(params), params)[0])

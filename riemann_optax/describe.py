@@ -42,7 +42,7 @@ def metric_at(
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
-      >>> tx = ro.riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=3.0)
+      >>> tx = ro.riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=3.0, conformal=None)
       >>> params = jnp.array([0.0, 1.0])
       >>> print(ro.metric_at(tx, jnp.ones(2), tx.init(params), params))
       [1. 4.]

@@ -66,7 +66,7 @@ def partition_by_kind(
     """Give each kind of parameter an optimiser of its own: ``optax.partition`` by :func:`parameter_kinds`.
 
     A common choice leaves norms and biases Euclidean, since their few weights share no fan-in to compare:
-    ``partition_by_kind(ro.riemannian_sgd(0.1), norm=optax.sgd(0.1), bias=optax.sgd(0.1))``. Means over
+    ``partition_by_kind(ro.riemannian_sgd(0.003), norm=optax.sgd(0.1), bias=optax.sgd(0.1))``. Means over
     ``"tree"`` then run over the parameters of one kind.
 
     Rows of an embedding that got no gradient: without momentum and weight decay they do not move, whatever
@@ -86,7 +86,8 @@ def partition_by_kind(
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
-      >>> tx = ro.partition_by_kind(ro.riemannian_sgd(1.0, alpha=1.0), bias=optax.sgd(1.0))
+      >>> metric = ro.riemannian_sgd(1.0, momentum=None, alpha=1.0, conformal=None)
+      >>> tx = ro.partition_by_kind(metric, bias=optax.sgd(1.0))
       >>> params = {"kernel": jnp.ones([1, 1]), "bias": jnp.ones(1)}
       >>> updates, _ = tx.update(params, tx.init(params), params)
       >>> print(updates["kernel"], updates["bias"])

@@ -38,7 +38,7 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
       >>> tx = ro.riemannian_sgd(0.1)
       >>> shardings = ro.sharding.state_shardings(tx, params)
       >>> state = jax.jit(tx.init, out_shardings=shardings)(params)
-      >>> print(tuple(optax.tree.get(state, "second_moment").sharding.spec))
+      >>> print(tuple(optax.tree.get(state, "trace").sharding.spec))
       ('x', None)
     """
     mesh = _common_mesh(params)

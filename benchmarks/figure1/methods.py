@@ -88,7 +88,7 @@ def metric_method(name: str, make_phi: MakePhi, role: Role) -> Method:
 
 
 def recommended(rate: jax.Array, alpha: jax.Array, key: jax.Array) -> optax.GradientTransformation:
-    """Build the design the README recommends for networks: conformal, with Nesterov on the tangent."""
+    """Build the design recommended for networks: conformal, with Nesterov on the tangent."""
     del key
     return ro.riemannian_sgd(
         rate, momentum=0.9, nesterov=True, phi=ro.phi.activity(decay=0.97), alpha=alpha, conformal="tree"

@@ -1,6 +1,7 @@
 """Who takes part, and what of each is tuned."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -81,9 +82,25 @@ DEFAULT_BETAS, TUNED_ADAMW, MUON = "AdamW, default betas", "AdamW", "Muon"
 MOMENTUM, NADAMW, SOAP = "momentum", "NAdamW", "SOAP"
 OURS, FACTORED, EIGENBASIS = "metric", "metric, factored", "metric in the eigenbasis"
 FACTORED_FREE, EIGENBASIS_FREE = "factored, schedule-free", "eigenbasis, schedule-free"
+VECTORS_FREE = "eigenbasis with vectors, schedule-free"
 IN_FRAME = "AdamW in the frame"
 PERMUTED, LEAF_MEAN, NORM_MATCHED = "permuted phi", "leaf-mean phi", "norm-matched base"
 
+FREE_DESIGNS = _points(
+    "alpha",
+    "decay",
+    "b1",
+    values=(
+        (1000.0, 0.97, 0.9),
+        (1000.0, 0.95, 0.9),
+        (1000.0, 0.99, 0.9),
+        (1000.0, 0.97, 0.95),
+        (1000.0, 0.95, 0.95),
+        (1000.0, 0.9, 0.9),
+        (30.0, 0.97, 0.9),
+        (30.0, 0.95, 0.9),
+    ),
+)
 EVALUATED = optax.contrib.schedule_free_eval_params
 
 CONTESTANTS: dict[str, Contestant] = {
@@ -169,6 +186,9 @@ CONTESTANTS: dict[str, Contestant] = {
         ),
     ),
     "SOAP, schedule-free": Contestant(makers.soap_free, BETAS, constant=True, evaluated=EVALUATED),
+    "SOAP with vectors, schedule-free": Contestant(
+        partial(makers.soap_free, sides="vector"), BETAS, constant=True, evaluated=EVALUATED
+    ),
     OURS: Contestant(makers.metric, DESIGNS, "ours"),
     FACTORED: Contestant(makers.factored, DESIGNS, "ours"),
     EIGENBASIS: Contestant(
@@ -212,22 +232,11 @@ CONTESTANTS: dict[str, Contestant] = {
         evaluated=EVALUATED,
     ),
     EIGENBASIS_FREE: Contestant(
-        makers.eigenbasis_free,
-        _points(
-            "alpha",
-            "decay",
-            "b1",
-            values=(
-                (1000.0, 0.97, 0.9),
-                (1000.0, 0.95, 0.9),
-                (1000.0, 0.99, 0.9),
-                (1000.0, 0.97, 0.95),
-                (1000.0, 0.95, 0.95),
-                (1000.0, 0.9, 0.9),
-                (30.0, 0.97, 0.9),
-                (30.0, 0.95, 0.9),
-            ),
-        ),
+        makers.eigenbasis_free, FREE_DESIGNS, "ours", constant=True, evaluated=EVALUATED
+    ),
+    VECTORS_FREE: Contestant(
+        partial(makers.eigenbasis_free, sides="vector"),
+        FREE_DESIGNS,
         "ours",
         constant=True,
         evaluated=EVALUATED,

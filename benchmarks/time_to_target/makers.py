@@ -1,11 +1,13 @@
 """How the contestants are built from a learning rate and their other hyper-parameters."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
 
 import riemann_optax as ro
+
+Side = Literal["both", "vector"]  # matrices, or vectors too
 
 
 def _momentum(rate: optax.Schedule, momentum: Any, nesterov: bool) -> optax.GradientTransformation:
@@ -133,15 +135,18 @@ def factored_free(rate: optax.Schedule, alpha: Any, decay: Any, b1: Any) -> opta
     return _schedule_free(rate, b1, stages(ro.phi.factored_activity(decay), alpha))
 
 
-def eigenbasis_free(rate: optax.Schedule, alpha: Any, decay: Any, b1: Any) -> optax.GradientTransformation:
+def eigenbasis_free(
+    rate: optax.Schedule, alpha: Any, decay: Any, b1: Any, sides: Side = "both"
+) -> optax.GradientTransformation:
     """Build the metric in the eigenbasis under schedule-free averaging."""
-    return _schedule_free(rate, b1, ro.in_eigenbasis(stages(ro.phi.activity(decay), alpha)))
+    turned = ro.in_eigenbasis(stages(ro.phi.activity(decay), alpha), sides=sides)
+    return _schedule_free(rate, b1, turned)
 
 
-def soap_free(rate: optax.Schedule, b1: Any, b2: Any) -> optax.GradientTransformation:
+def soap_free(rate: optax.Schedule, b1: Any, b2: Any, sides: Side = "both") -> optax.GradientTransformation:
     """Build RMSprop in the eigenbasis, the peer of the former."""
     rms = optax.scale_by_rms(b2, eps_in_sqrt=False, bias_correction=True)
-    return _schedule_free(rate, b1, ro.in_eigenbasis(rms, second_moments="keep"))
+    return _schedule_free(rate, b1, ro.in_eigenbasis(rms, sides=sides, second_moments="keep"))
 
 
 def composite(rate: optax.Schedule, energy: Any, decay: Any) -> optax.GradientTransformation:

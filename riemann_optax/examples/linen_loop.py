@@ -60,15 +60,7 @@ def train(steps: int, seed: int = 0, batch_size: int = 32) -> tuple[TrainState, 
     """
     dataset = load_digits()
     part = jax.device_put(dataset.parts["train"])
-    optimizer = ro.riemannian_sgd(
-        warmup_cosine(3e-4, steps),
-        momentum=0.9,
-        nesterov=True,
-        phi=ro.phi.activity(decay=0.97),
-        alpha=100.0,
-        conformal="tree",
-        record=True,
-    )
+    optimizer = ro.riemannian_sgd(warmup_cosine(3e-4, steps), record=True)
     model = MLP()
     params = model.init(jax.random.key(seed), jnp.zeros((1, *dataset.input_shape)))["params"]
     state = TrainState.create(  # type: ignore[no-untyped-call]

@@ -210,7 +210,8 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
-      >>> tx = ro.riemannian_sgd(0.06**2, phi=ro.phi.bayesian_gradient_descent(0.06))
+      >>> phi = ro.phi.bayesian_gradient_descent(0.06)
+      >>> tx = ro.riemannian_sgd(0.06**2, momentum=None, phi=phi, alpha=1.0, conformal=None)
       >>> params = {"w": jnp.ones(3)}
       >>> places, noise = ro.phi.draw_perturbations(tx.init(params), params, samples=4)
       >>> print(places["w"].shape, jnp.allclose(places["w"], 1 + 0.06 * noise["w"]))
