@@ -95,8 +95,17 @@ def test_riemannian_sgd_with_decay_is_sgd_with_decay(jit):
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jitted"])
 @pytest.mark.parametrize("options", ADAMW.values(), ids=ADAMW)
 def test_riemannian_adamw_is_adamw(options, jit):
+    options = {"nesterov": False} | options
     ours = ro.riemannian_adamw(LEARNING_RATE, alpha=0.0, **with_state_dtype(options))
     chex.assert_trees_all_equal(trajectory(ours, jit), trajectory(optax.adamw(LEARNING_RATE, **options), jit))
+
+
+def test_the_defaults_without_a_metric_are_those_of_nadamw_and_of_nesterov():
+    ours = ro.riemannian_adamw(LEARNING_RATE, alpha=0.0)
+    chex.assert_trees_all_equal(trajectory(ours, True), trajectory(optax.nadamw(LEARNING_RATE), True))
+    ours = ro.riemannian_sgd(LEARNING_RATE, alpha=0.0, conformal=None)
+    base = optax.sgd(LEARNING_RATE, momentum=0.9, nesterov=True)
+    chex.assert_trees_all_equal(trajectory(ours, True), trajectory(base, True))
 
 
 @pytest.mark.parametrize("role", ["metric", "inverse_metric"])
@@ -122,7 +131,7 @@ def test_an_injected_zero(jit):
 
 def test_an_injected_zero_in_adamw():
     ours = optax.inject_hyperparams(ro.riemannian_adamw, **FLOAT32)(LEARNING_RATE, alpha=0.0)
-    base = optax.inject_hyperparams(optax.adamw, **FLOAT32)(LEARNING_RATE)
+    base = optax.inject_hyperparams(optax.nadamw, **FLOAT32)(LEARNING_RATE)
     chex.assert_trees_all_equal(trajectory(ours, False), trajectory(base, False))
 
 
