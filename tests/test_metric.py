@@ -264,7 +264,7 @@ def test_decay_in_and_outside_of_the_metric():
 
 
 def test_adamw_decay_in_the_frame():
-    common = {"phi": ro.phi.maintenance_energy(), "alpha": 2.0, "weight_decay": 0.1}
+    common = {"phi": ro.phi.maintenance_energy(), "alpha": 2.0, "weight_decay": 0.1, "nesterov": False}
     outside = one_update(ro.riemannian_adamw(1.0, **common))
     inside = one_update(ro.riemannian_adamw(1.0, **common, decay_in_metric=True))
     root = np.sqrt(1 + 2 * ENERGY["b"])

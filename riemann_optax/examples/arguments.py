@@ -24,7 +24,7 @@ class Defaults(NamedTuple):
         steps: length of a run.
         batch_size: examples in a batch.
         evaluate_every: steps between validations.
-        metric_rate: rate of the recommended metric (momentum .9, conformal, phi = activity).
+        metric_rate: rate of the recommended metric (momentum .9, conformal, phi = factored activity).
         adam_rate: rate of AdamW and its kin.
         sgd_rate: rate of SGD with Nesterov momentum .9, the start for metrics that are not conformal.
         target: validation loss that counts as reached, or None where none has been measured.
@@ -147,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     metric.add_argument("--learning-rate", type=positive, help="peak; 5%% warm-up, then cosine decay")
     metric.add_argument(
-        "--phi", action=_ListPhis, default="activity", metavar="NAME", help="'help' lists them"
+        "--phi", action=_ListPhis, default=MetricOptions().phi, metavar="NAME", help="'help' lists them"
     )
     metric.add_argument(
         "--alpha",
@@ -158,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
     metric.add_argument(
         "--conformal",
         choices=("none", "tree", "leaf", "neuron"),
-        help="rescale E to the mean of phi; default tree for the activity metric, else none",
+        help="rescale E to the mean of phi; default tree for the activity metrics, else none",
     )
     metric.add_argument(
         "--momentum",
@@ -248,7 +248,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     defaults = DEFAULTS.get((arguments.data, arguments.model), _OTHER_IMAGES)
     recommended = MetricOptions()
     adam_like = arguments.optimizer == "riemannian_adamw"
-    as_recommended = (arguments.phi, arguments.role) == ("activity", "metric") and not adam_like
+    active = arguments.phi in ("activity", "factored_activity") and arguments.role == "metric"
+    as_recommended = active and not adam_like
     if arguments.alpha is None:
         arguments.alpha = recommended.alpha if as_recommended else PHIS[arguments.phi].alpha
     if arguments.conformal is None:

@@ -29,7 +29,7 @@ class MetricOptions(NamedTuple):
     """
 
     optimizer: str = "riemannian_sgd"
-    phi: str = "activity"
+    phi: str = "factored_activity"
     alpha: float = 100.0
     role: Literal["metric", "inverse_metric"] = "metric"
     conformal: Literal["none", "tree", "leaf", "neuron"] = "tree"
