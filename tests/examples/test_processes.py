@@ -132,7 +132,7 @@ def test_each_device_holds_its_share(digits, shard, shares):
         # The bias of the last layer has ten entries, which eight devices do not divide.
         parts = shares if any(size % 8 == 0 for size in leaf.shape) else 1
         # One value per row (or column) is spread where the rows are; here one side of each matrix is.
-        if 1 in leaf.shape and leaf.sharding.spec == (None, None):
+        if 1 in leaf.shape and leaf.sharding.is_fully_replicated:
             assert ".phi.rows" in jax.tree_util.keystr(path) or ".phi.columns" in jax.tree_util.keystr(path)
             parts = 1
         assert {piece.data.size for piece in leaf.addressable_shards} == {leaf.size // parts}
