@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.continual.summary import STREAMS, Row, rows, sweep_rows
+from benchmarks.continual.summary import STREAMS, Row, SweepRow, rows, sweep_rows
 from benchmarks.report.claims import Claim
 from benchmarks.report.markdown import number, table
 
@@ -36,6 +36,11 @@ def found_streams(entries: Entries) -> dict[str, list[Row]]:
     return {stream: found for stream, found in every.items() if found}
 
 
+def of_method(entries: Entries, method: str) -> list[SweepRow]:
+    """Return what a method reached on permuted digits at each strength of the pull."""
+    return [row for row in sweep_rows(entries, PERMUTED_DIGITS) if row.method == method]
+
+
 def claims(entries: Entries) -> list[Claim]:
     """Return what was to be shown of continual learning, as far as it has been run."""
     result = []
@@ -51,8 +56,7 @@ def claims(entries: Entries) -> list[Claim]:
             f"pairs of runs; ours ahead on {rival.ours_ahead}"
         )
         result.append(Claim(f"{SLOW}: error of {rival.method} less ours", rival.low, 0.015, note, True))
-    swept = sweep_rows(entries, PERMUTED_DIGITS)
-    by_method = {name: [row for row in swept if row.method == name] for name in (BOUNDED, PENALTY)}
+    by_method = {name: of_method(entries, name) for name in (BOUNDED, PENALTY)}
     if all(by_method.values()):
         strengths = [row.point["strength"] for row in by_method[BOUNDED]]
         span = f"over lambda {min(strengths):g} to {max(strengths):g}"

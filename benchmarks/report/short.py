@@ -1,0 +1,185 @@
+"""The first page: what to use when, which part of it is the metric's, and what loses."""
+
+import numpy as np
+
+from benchmarks.report import continual
+from benchmarks.report.markdown import number, table
+from benchmarks.report.suite import MISSED, Suite, identified, judged, mean_against
+from benchmarks.time_to_target.contestants import (
+    DEFAULT_BETAS,
+    EIGENBASIS,
+    EIGENBASIS_FREE,
+    FACTORED,
+    FACTORED_FREE,
+    LEAF_MEAN,
+    MOMENTUM,
+    NADAMW,
+    NORM_MATCHED,
+    OURS,
+    PERMUTED,
+    SOAP,
+    TUNED_ADAMW,
+    VECTORS_FREE,
+)
+
+NESTEROV_RMSPROP, FREE_ADAMW = "RMSprop with Nesterov", "schedule-free AdamW"
+# Ours beside the peer that has the same momentum, bias correction, averaging and basis.
+TWINS = (
+    (OURS, NESTEROV_RMSPROP),
+    (FACTORED, NESTEROV_RMSPROP),
+    (FACTORED_FREE, FREE_ADAMW),
+    (EIGENBASIS, SOAP),
+    (EIGENBASIS_FREE, "SOAP, schedule-free"),
+    (VECTORS_FREE, "SOAP with vectors, schedule-free"),
+    ("NAdamW in the frame", NADAMW),
+)
+
+
+def words(task: str) -> str:
+    """Return the name of a task or stream in words."""
+    return task.replace("_", " ")
+
+
+def over(suite: Suite, name: str, other: str) -> str:
+    """Write the geometric mean over all tasks of the steps of one to the far target over another's."""
+    return number(suite.ratio("far", name, other, MISSED))
+
+
+def recommendations(suite: Suite, entries: continual.Entries) -> str:
+    """Lay out what to take for what."""
+    alone = judged(suite).get(FACTORED, {})
+    own = {task: row.own for task, row in alone.items()}
+    defaults = f"{number(mean_against(suite, own))} x the steps of {TUNED_ADAMW} tuned over rate and betas, "
+    defaults += f"{number(mean_against(suite, own, DEFAULT_BETAS))} x those at its default betas, in half of "
+    defaults += "its state; only its rate was tuned, and the other tasks chose the rest"
+    steps = {name: suite.steps("far", "regression", name) for name in (MOMENTUM, FACTORED, VECTORS_FREE)}
+    smooth = ", ".join(f"{name} {number(value, 0)}" for name, value in steps.items())
+    rows = [
+        ["a Flax model and time to tune a rate", "`ro.riemannian_sgd(rate)`, rates round 0.003", defaults],
+        [
+            "the same, and a run without a fixed end",
+            "the factored metric without momentum in `optax.contrib.schedule_free`",
+            f"{over(suite, FACTORED_FREE, TUNED_ADAMW)} x tuned {TUNED_ADAMW}, "
+            f"{over(suite, FACTORED_FREE, NADAMW)} x tuned {NADAMW}, in half of the state of either",
+        ],
+        [
+            "matrices, and memory to spare",
+            "the activity metric `in_eigenbasis`, schedule-free",
+            f"{over(suite, EIGENBASIS_FREE, TUNED_ADAMW)} x tuned {TUNED_ADAMW}; "
+            f'{over(suite, VECTORS_FREE, TUNED_ADAMW)} x with `sides="vector"`',
+        ],
+        [
+            "a smooth problem without noise",
+            'momentum, or `in_eigenbasis(..., sides="vector")`',
+            f"regression, steps: {smooth}",
+        ],
+    ]
+    found = continual.found_streams(entries)
+    if continual.SLOW in found:
+        ours = next(r for r in found[continual.SLOW] if r.method == continual.STREAMS[continual.SLOW][2])
+        rival = next(r for r in found[continual.SLOW] if r.method.startswith("RMSprop +"))
+        rows.append(
+            [
+                "a stream that changes and must not be unlearned for",
+                "activity metric, pull to the initial weights and idle noise between the stages",
+                f"error {ours.mean:.3f}; {rival.method} {rival.mean:.3f}, paired {rival.difference:+.3f} "
+                f"[{rival.low:+.3f}, {rival.high:+.3f}] over {rival.seeds} seeds",
+            ]
+        )
+    swept = continual.of_method(entries, continual.BOUNDED)
+    if swept:
+        rows.append(
+            [
+                "tasks one after the other, no wish to tune the penalty",
+                "`alpha = rate * lambda` with a Fisher phi, its mean bounded",
+                f"at least {min(row.means['all tasks'] for row in swept):.1f}% over all tasks for lambda 5 "
+                "to 50, where plain EWC falls to chance",
+            ]
+        )
+    return table(["you have", "take", "it showed"], rows)
+
+
+def twins_table(suite: Suite) -> str:
+    """Lay out ours beside the peers with the same liberties."""
+    rows = []
+    for name, peer in TWINS:
+        if name in suite.everywhere("far") and peer in suite.everywhere("far"):
+            pairs = [
+                (suite.steps("far", t, name, MISSED), suite.steps("far", t, peer, MISSED))
+                for t in suite.tasks
+            ]
+            ahead = sum(ours < theirs for ours, theirs in pairs)
+            ratios = [number(suite.ratio(target, name, peer, MISSED)) for target in ("near", "far")]
+            rows.append([name, peer, *ratios, f"{ahead} of {len(suite.tasks)}"])
+    return table(["ours", "its twin", "steps, near", "steps, far", "ahead on"], rows)
+
+
+def kept(suite: Suite) -> str:
+    """Say what the controls keep of the gain over momentum, in the median over tasks."""
+    rows = identified(suite)
+    medians = {
+        name: float(np.nanmedian([row.shares[name] for row in rows]))
+        for name in (PERMUTED, LEAF_MEAN, NORM_MATCHED)
+    }
+    return ", ".join(
+        f"{name} {'nothing' if share <= 0 else f'{100 * share:.0f}%'}" for name, share in medians.items()
+    )
+
+
+def losses(suite: Suite, entries: continual.Entries) -> str:
+    """List where ours loses."""
+    lines = []
+    slower = []
+    for task, row in judged(suite).get(FACTORED, {}).items():
+        own, tuned = row.own.median_steps, suite.steps("far", task, TUNED_ADAMW)
+        if own > tuned:
+            slower.append(f"{words(task)} ({number(own, 0)} steps for {number(tuned, 0)})")
+    if slower:
+        lines.append(f"The default needs more steps than tuned {TUNED_ADAMW} on {', '.join(slower)}.")
+    ratios = {name: suite.ratio("far", name, TUNED_ADAMW, MISSED) for name in suite.everywhere("far")}
+    ahead = sorted((name for name in ratios if ratios[name] < ratios[FACTORED]), key=ratios.__getitem__)
+    if ahead:
+        lines.append(f"Over all tasks these need fewer steps than {FACTORED}: {', '.join(ahead)}.")
+    for stream, found in continual.found_streams(entries).items():
+        ours_name = continual.STREAMS[stream][2]
+        better = [row.method for row in found[: [row.method for row in found].index(ours_name)]]
+        if better:
+            lines.append(f"On the stream {words(stream)} ours is behind {', '.join(better)}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def opening(suite: Suite, entries: continual.Entries, targets: str) -> str:
+    """Return the first page."""
+    return f"""\
+# Where the metric wins, where it does not, and why
+
+Written by `python -m benchmarks.report` from `benchmarks/results/` alone; every number below is of fresh
+seeds that no tuning has seen, every optimiser had the same number of trials, and a run that does not arrive
+counts as a miss.
+
+## What to use when
+
+{recommendations(suite, entries)}
+
+## Which part of it is the metric's
+
+Most of what the metric gains over AdamW it shares with peers that are given the same liberties: bias
+correction, a memory and a momentum that are tuned, Nesterov's momentum, averaging, a basis. Steps over those
+of such a twin:
+
+{twins_table(suite)}
+
+Of the gain over well-tuned momentum the controls keep, in the median over tasks: {kept(suite)}. So it is
+where the metric points that trains, and activity points where RMSprop does. What the metric adds to that is
+its form: half of the state, a finite alpha, edits between the stages, and phis that are not activity.
+
+## What loses
+
+{losses(suite, entries)}
+
+`kfac-jax` 0.0.8 does not run on the JAX used here, so it is no peer.
+
+## What was to be shown
+
+{targets}
+"""
