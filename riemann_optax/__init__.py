@@ -18,7 +18,7 @@ from riemann_optax.edits import (
 )
 from riemann_optax.eigenbasis import InEigenbasisState, MatrixAxes, in_eigenbasis, kernel_axes
 from riemann_optax.fields import attach_field
-from riemann_optax.guard import skip_nonfinite
+from riemann_optax.guard import check_metric, skip_nonfinite
 from riemann_optax.inspect import (
     RecordMetricState,
     TrackEnergyState,
@@ -60,6 +60,7 @@ __all__ = [
     "add_metric_noise",
     "anchor",
     "attach_field",
+    "check_metric",
     "checkpoint",
     "clip_metric",
     "competitive_plasticity",

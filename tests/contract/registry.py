@@ -233,6 +233,7 @@ ENTRIES: dict[str, Entry] = {
     "normalize_metric:tree": with_edit(lambda: ro.normalize_metric("tree")),
     "normalize_metric:leaf": with_edit(lambda: ro.normalize_metric("leaf")),
     "normalize_metric:neuron": with_edit(lambda: ro.normalize_metric("neuron")),
+    "check_metric": with_edit(ro.check_metric),
     "clip_metric": with_edit(lambda: ro.clip_metric(low=0.5, high=10.0)),
     "competitive_plasticity:tree": with_edit(lambda: ro.competitive_plasticity(1.0, "tree")),
     "competitive_plasticity:neuron": with_edit(lambda: ro.competitive_plasticity(1.0, "neuron")),
