@@ -169,9 +169,9 @@ of such a twin:
 
 {twins_table(suite)}
 
-Of the gain over well-tuned momentum the controls keep, in the median over tasks: {kept(suite)}. So it is
-where the metric points that trains, and activity points where RMSprop does. What the metric adds to that is
-its form: half of the state, a finite alpha, edits between the stages, and phis that are not activity.
+Of the gain over well-tuned momentum the controls keep, in the median over tasks: {kept(suite)}. What is
+left is the metric's direction, and activity points where RMSprop does. What the metric adds to that is its
+form: half of the state, a finite alpha, edits between the stages, and phis that are not activity.
 
 ## What loses
 

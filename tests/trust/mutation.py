@@ -1,86 +1,73 @@
 """Mutation check: does a test turn red when one sign, term or constant of the package is changed?
 
-    python -m tests.trust.mutation map              # which tests run which line, and how long each takes
-    python -m tests.trust.mutation run --sample 300 # tries mutants drawn at random; resumable
-    python -m tests.trust.mutation report           # the share killed, and the survivors
+    python -m tests.trust.mutation map               # which tests run which line, and how long each takes
+    python -m tests.trust.mutation run --sample 300  # tries mutants drawn at random; resumable
+    python -m tests.trust.mutation run --survivors   # gives the survivors more time
+    python -m tests.trust.mutation run --survivors tests/test_new.py::test_one  # and tests written for them
+    python -m tests.trust.mutation report            # the share killed, and the survivors
 
-All three work on a copy of the repository in ``--folder``, where the records are too. A parent imports JAX
+All of them work on a copy of the last commit in ``--folder``, where the records are too. A parent imports JAX
 once and forks a child for each mutant, which runs the tests of the changed line, quick ones first, until one
-fails.
+fails. Half of the mutants are of the core, half of ``phi/``.
 """
 
 import argparse
-import contextlib
+import itertools
 import json
 import math
 import os
 import random
-import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.trust.forked import Recorder, changed, compile_sources, import_once, in_child, judge
 from tests.trust.mutants import Mutant, mutants
 
 ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 PACKAGE = "riemann_optax"
-# What a parameter update is made of; the rest (geometry, fields, eigenbasis) is drawn from with --scope all.
-LEFT_OUT = ("__init__.py", "examples/", "testing/")
-NOT_CORE = ("eigenbasis/", "fields/", "flow.py", "geometry.py", "retraction.py", "spectrum.py")
+SCOPES = ("core", "phi")
 # Slow, and generic: what they would notice, quicker tests notice too.
 UNMAPPED = [
     "tests/benchmarks",
     "tests/examples",
     "tests/contract/test_convergence.py",
+    "tests/contract/test_sharding.py",
     "tests/test_notebooks.py",
+    f"{PACKAGE}/examples",
 ]
-UNMAPPED += ["tests/contract/test_sharding.py", "tests/trust/test_mutants.py", f"{PACKAGE}/examples"]
 CONTROL = "control"
+# What a survivor is recognised by when lines have moved: its file, the text of its line, the new text.
+SAME = ("file", "text", "after")
 
 
-def files(scope: str) -> list[str]:
+def files(tree: Path, scope: str) -> list[str]:
     """Return the source files of a scope, relative to the repository."""
-    left_out = LEFT_OUT if scope == "all" else LEFT_OUT + NOT_CORE
-    paths = sorted(path.relative_to(ROOT / PACKAGE).as_posix() for path in (ROOT / PACKAGE).rglob("*.py"))
-    return [f"{PACKAGE}/{path}" for path in paths if not path.startswith(left_out) and "__init__" not in path]
+    folder = tree / PACKAGE / ("phi" if scope == "phi" else "")
+    return sorted(path.relative_to(tree).as_posix() for path in folder.glob("*.py"))
 
 
-def copy_tree(folder: Path) -> Path:
-    """Copy what the tests need and return where to: nothing is ever changed in the repository itself."""
+def copy_tree(folder: Path, commit: str = "HEAD") -> tuple[Path, str]:
+    """Copy a commit; return where to and its name: nothing is ever changed in the repository itself."""
     tree = folder / "tree"
     shutil.rmtree(tree, ignore_errors=True)
-    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in kept.splitlines():
-        if (ROOT / name).is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tree / name)
-    return tree
+    tree.mkdir(parents=True)
+    name = subprocess.run(["git", "rev-parse", commit], cwd=ROOT, capture_output=True, text=True, check=True)
+    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True)
+    subprocess.run(["tar", "-x", "-C", tree], input=archive.stdout, check=True)
+    return tree, name.stdout.strip()
 
 
-class Recorder:
-    """A pytest plugin that notes the time of each test and the first that failed."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self.failed: list[str] = []
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        """Called by pytest for setup, call and teardown of each test."""
-        self.seconds[report.nodeid] += report.duration
-        if report.failed:
-            self.failed.append(report.nodeid)
-
-    def pytest_collectreport(self, report: Any) -> None:
-        """Called by pytest for each file it has imported."""
-        if report.failed:
-            self.failed.append(report.nodeid)
+def remember_compiled(folder: Path) -> None:
+    """Let JAX keep what it has compiled: mutants' tests have most of it in common."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def make_map(folder: Path, chosen: list[str]) -> None:
@@ -88,10 +75,13 @@ def make_map(folder: Path, chosen: list[str]) -> None:
     import coverage
     import pytest
 
-    os.chdir(copy_tree(folder))
-    sys.path.insert(0, ".")
+    tree, commit = copy_tree(folder)
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    remember_compiled(folder)
     recorder = Recorder()
-    measured = coverage.Coverage(data_file=str(folder / "contexts"), source=[PACKAGE], config_file=False)
+    data_file = str(folder / "contexts")
+    measured = coverage.Coverage(data_file=data_file, branch=True, source=[PACKAGE], config_file=False)
 
     class Contexts:
         """A pytest plugin that tells coverage which test runs."""
@@ -114,9 +104,8 @@ def make_map(folder: Path, chosen: list[str]) -> None:
         }
     seconds = [round(recorder.seconds[test], 3) for test in tests]
     failed = sorted(set(recorder.failed))
-    (folder / "map.json").write_text(
-        json.dumps({"tests": tests, "seconds": seconds, "lines": lines, "failed": failed})
-    )
+    found = {"commit": commit, "tests": tests, "seconds": seconds, "lines": lines, "failed": failed}
+    (folder / "map.json").write_text(json.dumps(found))
     print(f"{len(tests)} tests, {sum(seconds):.0f} s, {len(failed)} failed")
 
 
@@ -157,163 +146,169 @@ def enclosing(source: str, line: int) -> tuple[int, int]:
     return best
 
 
-@contextlib.contextmanager
-def changed(path: Path, text: str) -> Iterator[None]:
-    """Let a file hold another text for a while."""
-    before = path.read_text()
-    path.write_text(text)
-    try:
-        yield
-    finally:
-        path.write_text(before)
-
-
-def in_child(work: Callable[[], dict[str, Any]], timeout: float) -> dict[str, Any]:
-    """Return the result of ``work`` done in a forked process, or say that it took too long or died."""
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        with contextlib.suppress(BaseException):
-            os.write(send, json.dumps(work()).encode())
-        os._exit(0)
-    os.close(send)
-    ready, _, _ = select.select([receive], [], [], timeout)
-    answer = os.read(receive, 1 << 16) if ready else b""
-    os.close(receive)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    if answer:
-        return json.loads(answer)
-    return {"outcome": "died" if ready else "timeout", "by": ""}
-
-
-def judge(tests: list[str]) -> dict[str, Any]:
-    """Run tests until one fails."""
-    import pytest
-
-    recorder = Recorder()
-    # The parent has imported what pytest would like to rewrite.
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    code = pytest.main([*options, *tests], plugins=[recorder])
-    by = recorder.failed[0] if recorder.failed else ""
-    return {"outcome": "survived" if code == 0 else "killed", "by": by or f"exit code {code}"}
-
-
 def key(mutant: Mutant) -> str:
-    """Return what a mutant goes by in the record: it stays the same when lines move."""
-    return json.dumps([mutant.file, mutant.kind, mutant.before, mutant.after, mutant.line])
+    """Return what a mutant goes by in the records of one commit."""
+    return json.dumps([mutant.file, mutant.start, mutant.end, mutant.kind, mutant.after])
 
 
-def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the last record of each mutant."""
+def read_records(folder: Path, commit: str, seed: int) -> list[dict[str, Any]]:
+    """Return all records of one sample of a commit's mutants, in the order they were made."""
     path = folder / "mutants.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return {record["key"]: record for record in map(json.loads, lines)}
+    return [
+        record for record in map(json.loads, lines) if (record["commit"], record["seed"]) == (commit, seed)
+    ]
 
 
-def drawn(scope: str, seed: int) -> list[Mutant]:
+def drawn(tree: Path, scope: str, seed: int) -> list[Mutant]:
     """Return all mutants of a scope in an order the seed decides: each beginning of it is a random sample."""
-    found = [mutant for file in files(scope) for mutant in mutants(file, (ROOT / file).read_text())]
+    found = [mutant for file in files(tree, scope) for mutant in mutants(file, (tree / file).read_text())]
     random.Random(seed).shuffle(found)
     return found
 
 
-def run(folder: Path, scope: str, sample: int, seed: int, budget: float, minutes: float, again: bool) -> None:
-    """Try mutants, and one control without a change for every fifty."""
+def run(folder: Path, sample: int, seed: int, budget: float, minutes: float) -> None:
+    """Try mutants not yet tried, and one control without a change for every fifty."""
     deadline = time.monotonic() + 60 * minutes
-    recorded = json.loads((folder / "map.json").read_text())
-    tree = copy_tree(folder)
-    os.chdir(tree)
-    sys.path.insert(0, str(tree))
-    compile_cache(tree)
-    import_once()
-    done = read_records(folder)
-    for index, mutant in enumerate(drawn(scope, seed)[:sample]):
+    recorded, tree = prepare(folder)
+    done = {record["key"] for record in read_records(folder, recorded["commit"], seed)}
+    how = {"seed": seed, "budget": budget, "added": []}
+    halves = [drawn(tree, scope, seed)[: (sample + 1) // 2] for scope in SCOPES]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*halves))
+    for index, mutant in enumerate(mutant for mutant in turns if mutant is not None):
         if time.monotonic() > deadline:
             break
-        before = done.get(key(mutant))
-        if before is not None and not (again and before["outcome"] == "survived"):
-            continue
-        attempt(folder, tree, recorded, mutant, budget)
-        if index % 50 == 0:
-            attempt(folder, tree, recorded, mutant._replace(kind=CONTROL, after=mutant.before), budget)
+        if key(mutant) not in done:
+            attempt(folder, recorded, mutant, **how)
+            if index % 50 == 0:
+                control = mutant._replace(kind=CONTROL, after=mutant.before)
+                attempt(folder, recorded, control, **how)
 
 
-def attempt(folder: Path, tree: Path, recorded: dict[str, Any], mutant: Mutant, budget: float) -> None:
-    """Try one mutant and add its record."""
+def run_again(folder: Path, added: list[str], seed: int, budget: float, minutes: float) -> None:
+    """Try the survivors again: with more time, or with tests written for them."""
+    deadline = time.monotonic() + 60 * minutes
+    recorded, tree = prepare(folder)
+    how = {"seed": seed, "budget": budget, "added": added}
+    for path in {test.split("::")[0] for test in added}:
+        shutil.copy(ROOT / path, tree / path)
+    last = {record["key"]: record for record in read_records(folder, recorded["commit"], seed)}
+    for record in last.values():
+        if time.monotonic() > deadline:
+            break
+        if record["outcome"] == "survived" and record["kind"] != CONTROL:
+            mutant = Mutant(**{field: record[field] for field in Mutant._fields})
+            attempt(folder, recorded, mutant, **how)
+
+
+def prepare(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Return the map and a fresh copy of its commit, ready to be tested in forked processes."""
+    recorded = json.loads((folder / "map.json").read_text())
+    tree, _ = copy_tree(folder, recorded["commit"])
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    remember_compiled(folder)
+    compile_sources(tree)
+    import_once()
+    return recorded, tree
+
+
+def attempt(folder: Path, recorded: dict[str, Any], mutant: Mutant, **how: Any) -> None:
+    """Try one mutant and add its record.
+
+    Args:
+      folder: where the records and the copy of the repository are.
+      recorded: the map.
+      mutant: the change.
+      **how: ``seed`` of the sample, ``budget`` in seconds, ``added`` tests to run instead of the mapped.
+    """
     start = time.monotonic()
-    source = (ROOT / mutant.file).read_text()
-    tests = selection(recorded, mutant, source, budget)
+    path = folder / "tree" / mutant.file
+    source = path.read_text()
+    tests = how["added"] or selection(recorded, mutant, source, how["budget"])
     if tests:
-        with changed(tree / mutant.file, mutant.apply(source)):
-            result = in_child(lambda: judge(tests), timeout=60 + 4 * budget)
+        with changed(path, mutant.apply(source)):
+            result = in_child(lambda: judge(tests), timeout=60 + 4 * how["budget"])
     else:
         result = {"outcome": "survived", "by": "no test runs this line"}
-    record = mutant._asdict() | result | {"key": key(mutant), "tests": len(tests)}
-    record["seconds"] = round(time.monotonic() - start, 2)
+    record = mutant._asdict() | result | how | {"key": key(mutant), "commit": recorded["commit"]}
+    record |= {"text": source.splitlines()[mutant.line - 1].strip(), "tests": len(tests)}
+    record |= {"seconds": round(time.monotonic() - start, 2)}
     with (folder / "mutants.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
-    print(
-        f"{record['outcome']:9}{record['seconds']:6.1f} s {mutant.file}:{mutant.line} {mutant.kind}",
-        flush=True,
-    )
+    where = f"{mutant.file}:{mutant.line}"
+    print(f"{record['outcome']:9}{record['seconds']:6.1f} s {where} {mutant.kind}", flush=True)
 
 
-def compile_cache(tree: Path) -> None:
-    """Compile all sources once, checked by their contents: a child then compiles only the changed one."""
-    command = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", str(tree)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    sys.dont_write_bytecode = True
+def share(killed: int, tried: int) -> dict[str, Any]:
+    """Return a share killed with its standard error."""
+    part = killed / tried
+    error = math.sqrt(part * (1 - part) / tried)
+    return {"killed": killed, "share": round(part, 4), "standard_error": round(error, 4)}
 
 
-def import_once() -> None:
-    """Import what every child needs, without starting JAX's backend, which would not survive a fork."""
-    import warnings
+def summary(folder: Path, seed: int = 0) -> dict[str, Any]:
+    """Return the counts of each scope and every survivor with its explanation.
 
-    warnings.filterwarnings("ignore", message=".*os.fork.*")
-    import chex  # noqa: F401
-    import flax.nnx  # noqa: F401
-    import hypothesis  # noqa: F401
-    import optax  # noqa: F401
-    import pytest  # noqa: F401
-    import scipy.stats  # noqa: F401
-
-
-def interval(killed: int, tried: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a share."""
-    z = 1.96
-    share = killed / tried
-    middle = (share + z**2 / (2 * tried)) / (1 + z**2 / tried)
-    half = z * math.sqrt(share * (1 - share) / tried + z**2 / (4 * tried**2)) / (1 + z**2 / tried)
-    return middle - half, middle + half
-
-
-def report(folder: Path) -> None:
-    """Print the share killed by file, and every survivor."""
-    records = list(read_records(folder).values())
-    controls = [record for record in records if record["kind"] == CONTROL]
-    tried = [record for record in records if record["kind"] != CONTROL]
-    outcomes = Counter(record["outcome"] for record in tried)
-    killed = len(tried) - outcomes["survived"]
-    low, high = interval(killed, len(tried))
-    print(f"{len(tried)} tried, {killed} killed ({outcomes['timeout']} by the time limit, ", end="")
-    print(f"{outcomes['died']} by the death of the process): ", end="")
-    print(f"{killed / len(tried):.1%} [{low:.1%}, {high:.1%}]; {len(controls)} controls, ", end="")
-    print(f"{sum(control['outcome'] != 'survived' for control in controls)} of them killed")
-    for file in sorted({record["file"] for record in tried}):
-        of_file = [record["outcome"] == "survived" for record in tried if record["file"] == file]
-        print(f"  {file}: {len(of_file) - sum(of_file)} of {len(of_file)}")
-    for record in sorted(tried, key=lambda record: (record["file"], record["line"])):
-        if record["outcome"] == "survived":
-            print(
-                f"{record['file']}:{record['line']} {record['before']!r} -> {record['after']!r}"
-                f" ({record['tests']})"
+    ``as_drawn`` is an estimate for all mutants of the scope: what the tests killed before any was written for
+    a survivor. ``now`` counts those tests too, and says something about this sample only.
+    """
+    commit = json.loads((folder / "map.json").read_text())["commit"]
+    records = read_records(folder, commit, seed)
+    before = {record["key"]: record for record in records if not record["added"]}
+    after = {record["key"]: record for record in records}
+    explained = json.loads((HERE / "survivors.json").read_text())
+    scopes, survivors, closed = {}, [], []
+    for scope in SCOPES:
+        of_scope = [key(mutant) for mutant in drawn(folder / "tree", scope, seed)]
+        tried = [name for name in of_scope if name in after and after[name]["outcome"] != "error"]
+        left = [after[name] for name in tried if after[name]["outcome"] == "survived"]
+        first = [before[name]["outcome"] for name in tried]
+        scopes[scope] = {
+            "mutants": len(of_scope),
+            "tried": len(tried),
+            "as_drawn": share(len(tried) - first.count("survived"), len(tried)),
+            "now": share(len(tried) - len(left), len(tried)),
+            "by_time_limit": first.count("timeout"),
+            "by_death": first.count("died"),
+        }
+        for record in sorted(left, key=lambda record: (record["file"], record["line"])):
+            said = [one for one in explained if all(one[name] == record[name] for name in SAME)]
+            told = (
+                {name: said[0][name] for name in ("verdict", "why")}
+                if said
+                else {"verdict": "open", "why": ""}
             )
+            survivors.append({name: record[name] for name in (*SAME, "line", "kind", "before")} | told)
+        closed += [
+            {"file": after[name]["file"], "before": after[name]["before"], "after": after[name]["after"]}
+            | {"by": after[name]["by"]}
+            for name in tried
+            if before[name]["outcome"] == "survived" != after[name]["outcome"]
+        ]
+    controls = [record["outcome"] for record in records if record["kind"] == CONTROL]
+    found = {"commit": commit, "seed": seed, "scopes": scopes, "controls": len(controls)}
+    found |= {"controls_killed": len(controls) - controls.count("survived")}
+    found |= {"errors": sum(record["outcome"] == "error" for record in after.values())}
+    return found | {"survivors": survivors, "closed": closed}
+
+
+def report(folder: Path, seed: int) -> None:
+    """Print the share killed and every survivor, and write them to ``tests/trust/results/``."""
+    found = summary(folder, seed)
+    for scope, counts in found["scopes"].items():
+        print(f"{scope}: {counts['tried']} of {counts['mutants']} mutants tried")
+        for when in ("as_drawn", "now"):
+            part = counts[when]
+            print(f"  {when}: {part['killed']} killed, {part['share']:.1%} +- {part['standard_error']:.1%}")
+    print(f"{found['controls']} controls, {found['controls_killed']} killed; {found['errors']} errors")
+    for one in found["survivors"]:
+        print(
+            f"{one['file']}:{one['line']} {one['before']!r} -> {one['after']!r}\n"
+            f"  {one['verdict']}: {one['why']}"
+        )
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results/mutation.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:
@@ -322,9 +317,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=["map", "run", "report"])
-    parser.add_argument("tests", nargs="*", help="what to map (default: everything but the slowest)")
+    parser.add_argument(
+        "tests", nargs="*", help="what to map (default: all but the slowest), or to try again"
+    )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "riemann_optax_mutation")
-    parser.add_argument("--scope", choices=["core", "all"], default="core")
     parser.add_argument("--sample", type=int, default=300, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of tests for each mutant")
@@ -335,11 +331,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.command == "map":
         make_map(folder, arguments.tests)
-    elif arguments.command == "run":
-        options = arguments.sample, arguments.seed, arguments.budget, arguments.minutes, arguments.survivors
-        run(folder, arguments.scope, *options)
+    elif arguments.command == "report":
+        report(folder, arguments.seed)
+    elif arguments.survivors:
+        run_again(folder, arguments.tests, arguments.seed, arguments.budget, arguments.minutes)
     else:
-        report(folder)
+        run(folder, arguments.sample, arguments.seed, arguments.budget, arguments.minutes)
 
 
 if __name__ == "__main__":
