@@ -274,18 +274,13 @@ def summary(folder: Path, seed: int = 0) -> dict[str, Any]:
         }
         for record in sorted(left, key=lambda record: (record["file"], record["line"])):
             said = [one for one in explained if all(one[name] == record[name] for name in SAME)]
-            told = (
-                {name: said[0][name] for name in ("verdict", "why")}
-                if said
-                else {"verdict": "open", "why": ""}
-            )
-            survivors.append({name: record[name] for name in (*SAME, "line", "kind", "before")} | told)
-        closed += [
-            {"file": after[name]["file"], "before": after[name]["before"], "after": after[name]["after"]}
-            | {"by": after[name]["by"]}
-            for name in tried
-            if before[name]["outcome"] == "survived" != after[name]["outcome"]
+            told = said[0] if said else {"verdict": "open", "why": ""}
+            shown = (*SAME, "line", "kind", "before")
+            survivors.append(told | {name: record[name] for name in shown})
+        noticed = [
+            name for name in tried if before[name]["outcome"] == "survived" and after[name] not in left
         ]
+        closed += [{name: after[one][name] for name in (*SAME, "by")} for one in noticed]
     controls = [record["outcome"] for record in records if record["kind"] == CONTROL]
     found = {"commit": commit, "seed": seed, "scopes": scopes, "controls": len(controls)}
     found |= {"controls_killed": len(controls) - controls.count("survived")}
@@ -318,7 +313,7 @@ def main() -> None:
     )
     parser.add_argument("command", choices=["map", "run", "report"])
     parser.add_argument(
-        "tests", nargs="*", help="what to map (default: all but the slowest), or to try again"
+        "tests", nargs="*", help="to map (default: all but the slowest), or for the survivors"
     )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "riemann_optax_mutation")
     parser.add_argument("--sample", type=int, default=300, help="mutants to draw")
