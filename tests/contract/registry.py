@@ -93,12 +93,13 @@ def with_last(make_last, **flags) -> Entry:
     )
 
 
-def optimiser(make, learning_rate=1e-3, optax_promotes=False, **arguments) -> Entry:
+def optimiser(make, learning_rate=1e-3, optax_promotes=False, reduces_state=False, **arguments) -> Entry:
     # No functools.partial: inject_hyperparams must see learning_rate and alpha, and nothing else.
     return Entry(
         lambda learning_rate, alpha=1.0: make(learning_rate, alpha=alpha, **arguments),
         learning_rate=learning_rate,
         optax_promotes=optax_promotes,
+        reduces_state=reduces_state,
     )
 
 
@@ -280,7 +281,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "retract:mirror": with_last(lambda: ro.retract(ro.fields.Absolute(0.1), "mirror"), real_only=True),
     # whole optimisers
-    "riemannian_sgd": optimiser(ro.riemannian_sgd, learning_rate=1e-4),
+    "riemannian_sgd": optimiser(ro.riemannian_sgd, learning_rate=1e-4, reduces_state=True),
     "riemannian_sgd:equations": optimiser(
         ro.riemannian_sgd, momentum=None, phi=ro.phi.activity(), conformal=None
     ),
@@ -288,10 +289,15 @@ ENTRIES: dict[str, Entry] = {
         ro.riemannian_sgd, learning_rate=1e-4, phi=ro.phi.activity(decay=0.97)
     ),
     "riemannian_sgd:decay": optimiser(
-        ro.riemannian_sgd, nesterov=False, conformal=None, weight_decay=1e-5, record=True
+        ro.riemannian_sgd, reduces_state=True, nesterov=False, conformal=None, weight_decay=1e-5, record=True
     ),
     "riemannian_sgd:decay_in_metric": optimiser(
-        ro.riemannian_sgd, momentum=None, conformal=None, weight_decay=1e-5, decay_in_metric=True
+        ro.riemannian_sgd,
+        reduces_state=True,
+        momentum=None,
+        conformal=None,
+        weight_decay=1e-5,
+        decay_in_metric=True,
     ),
     "riemannian_adamw": optimiser(ro.riemannian_adamw, learning_rate=1e-2, optax_promotes=True),
     "riemannian_adamw:decay_in_metric": optimiser(
