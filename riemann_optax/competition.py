@@ -11,7 +11,8 @@ import optax
 from riemann_optax import _tree
 from riemann_optax._tree import Group
 from riemann_optax.covector import Covector
-from riemann_optax.metric import map_covectors, require_covectors
+from riemann_optax.edits import stateless_edit
+from riemann_optax.metric import map_covectors
 
 
 def competitive_plasticity(fraction: float, over: Group = "tree") -> optax.GradientTransformationExtraArgs:
@@ -60,14 +61,7 @@ def competitive_plasticity(fraction: float, over: Group = "tree") -> optax.Gradi
     _tree.check_number("fraction", fraction, low=0.0, high=1.0, low_open=True)
     _tree.check_choice("over", over, _tree.GROUPS)
 
-    def update(
-        updates: optax.Updates,
-        state: optax.EmptyState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.EmptyState]:
-        del params, extra_args
-        require_covectors(updates, "competitive_plasticity")
+    def edit(updates: optax.Updates) -> optax.Updates:
         sizes = map_covectors(
             lambda c: _tree.magnitude(c.components) * c.inverse_metric, updates, lambda _: optax.MaskedNode()
         )
@@ -79,9 +73,9 @@ def competitive_plasticity(fraction: float, over: Group = "tree") -> optax.Gradi
             rate = covector.inverse_metric
             return covector.with_inverse_metric(jnp.where(wins, rate, jnp.zeros_like(rate)))
 
-        return jax.tree.map(compete, updates, winners), state
+        return jax.tree.map(compete, updates, winners)
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return stateless_edit("competitive_plasticity", edit)
 
 
 def _largest(sizes: Any, fraction: Any, over: Group) -> Any:

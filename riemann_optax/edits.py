@@ -222,7 +222,7 @@ def conformal(over: Group = "tree") -> optax.GradientTransformationExtraArgs:
 
         return jax.tree.map(rescale, updates, means)
 
-    return _stateless_edit("conformal", edit)
+    return stateless_edit("conformal", edit)
 
 
 def normalize_metric(over: Group = "tree") -> optax.GradientTransformationExtraArgs:
@@ -262,7 +262,7 @@ def normalize_metric(over: Group = "tree") -> optax.GradientTransformationExtraA
             lambda c, mean: c.with_metric(c.metric / mean) if isinstance(c, Covector) else c, updates, means
         )
 
-    return _stateless_edit("normalize_metric", edit)
+    return stateless_edit("normalize_metric", edit)
 
 
 def clip_metric(low: float | None = None, high: float | None = None) -> optax.GradientTransformationExtraArgs:
@@ -304,12 +304,14 @@ def clip_metric(low: float | None = None, high: float | None = None) -> optax.Gr
             metric = jnp.minimum(metric, jnp.asarray(high, metric.dtype))
         return covector.with_metric(metric)
 
-    return _stateless_edit("clip_metric", lambda updates: map_covectors(clip, updates))
+    return stateless_edit("clip_metric", lambda updates: map_covectors(clip, updates))
 
 
-def _stateless_edit(
+def stateless_edit(
     name: str, edit: Callable[[optax.Updates], optax.Updates]
 ) -> optax.GradientTransformationExtraArgs:
+    """Build what stands between the stages and keeps no state; ``name`` is for the error without a metric."""
+
     def update(
         updates: optax.Updates,
         state: optax.EmptyState,

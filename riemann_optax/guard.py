@@ -10,7 +10,8 @@ from jax.experimental import checkify
 
 from riemann_optax import _tree
 from riemann_optax.covector import Covector
-from riemann_optax.metric import check_transformation, require_covectors
+from riemann_optax.edits import stateless_edit
+from riemann_optax.metric import check_transformation
 
 
 def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -88,7 +89,8 @@ def check_metric() -> optax.GradientTransformationExtraArgs:
     stage does nothing** and costs nothing, so that it may stay in the chain.
 
     Returns:
-      A gradient transformation without state, to be placed between the two stages.
+      A gradient transformation without state, to be placed between the two stages, and before
+      :func:`competitive_plasticity`, whose losers have an infinite ``E`` by intention.
 
     Raises:
       ValueError: at ``update``, where no leaf carries a metric.
@@ -109,15 +111,8 @@ def check_metric() -> optax.GradientTransformationExtraArgs:
       <https://docs.jax.dev/en/latest/debugging/checkify_guide.html>`_, JAX documentation
     """
 
-    def update(
-        updates: optax.Updates,
-        state: optax.EmptyState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.EmptyState]:
-        del params, extra_args
-        require_covectors(updates, "check_metric")
-        leaves = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: isinstance(x, Covector))
+    def check(updates: optax.Updates) -> optax.Updates:
+        leaves = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda node: isinstance(node, Covector))
         for path, leaf in leaves:
             if isinstance(leaf, Covector) and leaf.metric.size:
                 metric = leaf.metric
@@ -128,6 +123,6 @@ def check_metric() -> optax.GradientTransformationExtraArgs:
                     low=jnp.min(metric),
                     high=jnp.max(metric),
                 )
-        return updates, state
+        return updates
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return stateless_edit("check_metric", check)

@@ -39,10 +39,11 @@ def riemannian_sgd(
     :func:`record_metric` if asked for, :func:`scale_by_inverse_metric`, ``optax.trace``, decoupled weight
     decay, ``optax.scale_by_learning_rate``.
 
-    **The defaults** are what tasks left out of the choice were trained with best, by
-    ``python -m benchmarks.time_to_target`` (``benchmarks/REPORT.md``): they hold one value per weight of a
-    matrix, half of Adam's state, and train at a rate of 0.003 much as Adam does at 0.03. **The equations
-    alone** are ``momentum=None, conformal=None, alpha=1.0``; with ``alpha=0.0`` and no ``conformal`` this
+    **The defaults** are those that most of the tasks of ``python -m benchmarks.time_to_target`` choose, each
+    left out once, on its tuning seeds; ``benchmarks/REPORT.md`` has what they then reach. They hold one value
+    per weight of a matrix, half of Adam's state. Begin at a rate of 0.003: a tenth of Adam's, because
+    momentum by ``optax.trace`` sums what Adam averages. **The equations alone** are ``momentum=None,
+    conformal=None, alpha=1.0``; with ``alpha=0.0`` and no ``conformal`` this
     equals ``optax.sgd`` of the same momentum bit for bit.
 
     Args:
@@ -132,12 +133,13 @@ def riemannian_adamw(
 
     Adam divides by its own running mean of the gradient in the frame, and thereby takes out any constant
     factor put in: of a metric that does not change, one factor ``1/sqrt(E)`` is left in the step. With
-    ``alpha=0`` it equals ``optax.nadamw`` bit for bit, and with ``nesterov=False`` too ``optax.adamw``.
+    ``alpha=0`` (and no ``conformal``) it equals ``optax.nadamw`` bit for bit, and with ``nesterov=False``
+    ``optax.adamw``.
     Momentum in the frame is parallel transport exactly where each ``E_i`` depends on ``w_i`` alone,
     approximately otherwise.
 
-    **The defaults** are what left-out tasks were trained with best (``benchmarks/REPORT.md``): Nesterov's
-    momentum is what they gain over AdamW's. The default phi adds nothing to it, since Adam measures activity
+    Of the defaults only Nesterov's momentum differs from AdamW's: it is what the benchmark suite gains by
+    (``benchmarks/REPORT.md``). The default phi adds nothing to it there, since Adam measures activity
     already: this alias is for a phi that measures something else.
 
     Args:

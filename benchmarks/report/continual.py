@@ -11,7 +11,6 @@ from benchmarks.report.markdown import number, table
 
 Entries = Sequence[Any]
 SLOW, PERMUTED_DIGITS = "slowly_changing", "permuted_digits"
-RIVAL = "RMSprop + shrink and perturb"
 # Ours on permuted digits with the mean of E bounded, and the penalty that it makes an implicit step of.
 BOUNDED, PENALTY = "metric, bounded", "EWC"
 CONTROLS = {

@@ -52,3 +52,8 @@ def _quantile(ordered: np.ndarray, share: float) -> float:
     place = share * (len(ordered) - 1)
     low, weight = int(place), place - int(place)
     return float(ordered[low] if weight == 0 else (1 - weight) * ordered[low] + weight * ordered[low + 1])
+
+
+def title(task: str) -> str:
+    """Return the name of a task in words."""
+    return task.replace("_", " ")

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.report import continual
 from benchmarks.report.claims import Claim
-from benchmarks.report.markdown import number, quartiles, table
+from benchmarks.report.markdown import number, quartiles, table, title
 from benchmarks.report.suite import MISSED, Suite, energy_ratio, identified, judged
 from benchmarks.time_to_target.contestants import (
     CONTESTANTS,
@@ -25,11 +25,6 @@ from benchmarks.time_to_target.summary import trials
 from benchmarks.time_to_target.targets import NAMES, TARGETS
 
 KINDS = {"ours": "ours", "design": "another form of ours", "control": "control", "peer": ""}
-
-
-def title(task: str) -> str:
-    """Return the name of a task in words."""
-    return task.replace("_", " ")
 
 
 def claims_table(found: Sequence[Claim]) -> str:
@@ -186,6 +181,7 @@ def liberties_table(suite: Suite) -> str:
         TUNED_ADAMW,
         DEFAULT_BETAS,
         "AdamW in the frame",
+        "NAdamW in the frame",
         "momentum in the frame",
         "momentum on the covector",
         "metric, not conformal",

@@ -89,7 +89,7 @@ def energy_ratio(suite: Suite, target: str, name: str, other: str) -> tuple[floa
         pair = rows[name].median_energy, rows[other].median_energy
         if np.all(np.isfinite(pair)):
             ratios.append(pair[0] / pair[1])
-    return geometric_mean(ratios), len(ratios)
+    return geometric_mean(ratios) if ratios else np.nan, len(ratios)
 
 
 class Identified(NamedTuple):

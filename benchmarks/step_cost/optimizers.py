@@ -40,6 +40,7 @@ METRICS: dict[str, Make] = {
     "averaged phi, momentum": lambda: equations(ro.phi.activity(), 0.9),
     "factored phi": lambda: equations(ro.phi.factored_activity()),
     "factored phi, momentum": lambda: equations(ro.phi.factored_activity(), 0.9),
+    "defaults": lambda: ro.riemannian_sgd(RATE),
     "conformal, momentum": lambda: ro.riemannian_sgd(RATE, phi=ro.phi.activity()),
     "conformal, momentum, eigenbasis": lambda: ro.in_eigenbasis(
         ro.riemannian_sgd(RATE, phi=ro.phi.activity(), alpha=30.0)

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.records import Records
 from benchmarks.report import __main__ as command
-from benchmarks.report import claims, suite
+from benchmarks.report import claims, continual, short, suite
 from benchmarks.time_to_target import __main__ as time_to_target
 from benchmarks.time_to_target.contestants import (
     CONTESTANTS,
@@ -116,6 +116,78 @@ def test_a_miss_is_infinite_and_is_named(found, monkeypatch):
     assert found.misses("far", "SGD") == ["saddle"]
     assert np.isinf(found.ratio("far", "SGD", TUNED_ADAMW))
     assert np.isfinite(found.ratio("far", "SGD", TUNED_ADAMW, suite.MISSED))
+
+
+def continual_entry(stream, method, phase, measures, **point):
+    """A record as ``benchmarks.continual`` keeps it."""
+    key = {"suite": "continual", "stream": stream, "method": method, "phase": phase, "data": "digits"}
+    return {"key": key | {"point": point, "seeds": [0, 4]}, "result": measures}
+
+
+HARDNESS = np.array([0.0, 0.01, 0.05, 0.02])  # of the seeds: the same for all methods
+ERRORS = {
+    "metric + pull + noise": 0.40,
+    "RMSprop + shrink and perturb": 0.44,
+    "RMSprop, decay 0.9 + shrink and perturb": 0.45,
+    "RMSprop + L2-Init": 0.42,
+    "leaf-mean phi": 0.70,
+    "permuted phi": 1.20,
+    "SGD": 1.00,
+}
+# On permuted digits, at two strengths: all tasks and the last one.
+SWEPT = {"metric, bounded": ((66.0, 95.0), (61.0, 91.0)), "EWC": ((65.0, 93.0), (9.7, 9.7))}
+CONTINUAL = [
+    *(
+        continual_entry("slowly_changing", method, "fresh", {"error": list(error + HARDNESS)})
+        for method, error in ERRORS.items()
+    ),
+    *(
+        continual_entry(
+            "permuted_digits", method, "sweep", {"all tasks": [every], "last task": [last]}, strength=strength
+        )
+        for method, means in SWEPT.items()
+        for strength, (every, last) in zip((5.0, 50.0), means, strict=True)
+    ),
+]
+
+
+def test_claims_about_streams_are_paired_and_take_the_worst_strength():
+    found = {claim.text: claim for claim in continual.claims(CONTINUAL)}
+    error = found["slowly_changing: error of metric + pull + noise"]
+    assert error.value == pytest.approx(0.42)
+    assert error.met
+    # Every seed differs by the same 0.04, so that the interval of the pairs has no width.
+    rival = found["slowly_changing: error of RMSprop + shrink and perturb less ours"]
+    assert rival.value == pytest.approx(0.04)
+    assert rival.met
+    span = "over lambda 5 to 50"
+    every = found[f"permuted digits: least accuracy, all tasks, {span}"]
+    assert (every.value, every.met) == (61.0, False)
+    last = found[f"permuted digits: least accuracy, last task, {span}"]
+    assert (last.value, last.met) == (91.0, True)
+
+
+def test_controls_of_a_stream_keep_their_share_of_the_gain_over_sgd():
+    shares = continual.shares(CONTINUAL)["slowly_changing"]
+    assert shares == {"leaf-mean phi": pytest.approx(0.5), "permuted phi": pytest.approx(-1 / 3)}
+
+
+def test_what_loses_is_said(found):
+    """On the made-up runs: peers with fewer steps, and a stream on which a rival is ahead."""
+    rows = [entry for entry in CONTINUAL if entry["key"]["method"] != "RMSprop + L2-Init"]
+    ahead = continual_entry("slowly_changing", "RMSprop + L2-Init", "fresh", {"error": list(0.3 + HARDNESS)})
+    assert "slowly changing" not in short.losses(found, CONTINUAL)
+    text = short.losses(found, [*rows, ahead])
+    assert "On the stream slowly changing ours is behind RMSprop + L2-Init." in text
+    assert f"fewer steps than {FACTORED}: {MUON}, {EIGENBASIS}, {OURS}" in text
+
+
+def test_ours_is_measured_against_its_twin(found):
+    """Slowness 25 against 12, up to the rounding to whole steps."""
+    line = next(line for line in short.twins_table(found).splitlines() if line.startswith("| NAdamW in"))
+    *_, near, far, ahead, _ = (cell.strip() for cell in line.split("|"))
+    assert [float(near), float(far)] == pytest.approx([25 / 12] * 2, abs=0.02)
+    assert ahead == "0 of 3"
 
 
 def test_no_records_no_report(tmp_path, capsys):
