@@ -91,6 +91,8 @@ Loss at the end on examples that were never trained on (of the runs tuned for th
 
 ![Loss by energy](results/report_energy.png)
 
+(A run that rises to twice its first loss is not drawn further.)
+
 ### Records
 
 {parts.records_table(suite, folder)}

@@ -114,7 +114,9 @@ def draw_energy(suite: Suite, path: Path) -> None:
 
 def _energy(axis: Any, suite: Suite, task: str, name: str) -> None:
     curve = suite.rows["far"][task][name].curve
-    axis.plot(curve["energy"], curve["loss"], **_style(name))
+    # Before the first change the energy is 0, which has no place here; what diverges would hide all others.
+    shown = (curve["energy"] > 0) & (curve["loss"] < 2 * curve["loss"][0])
+    axis.plot(curve["energy"][shown], curve["loss"][shown], **_style(name))
     axis.set(xscale="log", yscale="log")
 
 
@@ -134,7 +136,8 @@ def draw_tasks(
         axis.set_title(task.replace("_", " "))
     for axis in axes.flat[len(suite.tasks) :]:
         axis.remove()
-    figure.supxlabel(xlabel, fontsize="medium")
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel)
     figure.supylabel(ylabel, fontsize="medium")
     _finish(figure, axes, path)
 
