@@ -193,6 +193,22 @@ def test_the_metric_makes_a_strong_pull_an_implicit_step_where_the_plain_penalty
         np.testing.assert_allclose(penalised(strength, with_metric=True), 1.0, atol=1e-2)
 
 
+def test_a_leaf_without_a_metric_is_not_pulled_by_the_phi_of_stage_1():
+    """Its phi is 0 where the others have one: the metric covers some leaves, and the pull those alone."""
+    params = {"covered": jnp.ones(2), "other": jnp.ones(2)}
+    tx = optax.chain(
+        optax.masked(
+            ro.compute_metric(ro.phi.from_weights(jnp.ones_like)), {"covered": True, "other": False}
+        ),
+        ro.add_anchored_weights(0.5, ro.anchor.initial_weights(), precision="phi"),
+        ro.scale_by_inverse_metric(),
+    )
+    moved = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(moved, tx.update(moved, tx.init(params), params)[1], moved)
+    np.testing.assert_allclose(updates["covered"], -0.5 / 2)
+    np.testing.assert_array_equal(updates["other"], 0)
+
+
 def test_phi_of_stage_1_and_a_phi_of_its_own_give_the_same_pull():
     def chain(precision):
         return optax.chain(

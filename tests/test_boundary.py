@@ -196,6 +196,10 @@ def test_what_cannot_be_meant_is_an_error():
         mas.update(params, mas.init(params), params)
     with pytest.raises(ValueError, match="per_example_gradients has shape"):
         ro.phi.online_ewc().update(params, ro.phi.online_ewc().init(params), per_example_gradients=params)
+    for shape in ((5, 3), (2, 5, 2)):
+        wrong = {"a": jnp.ones(shape), "b": jnp.ones((5, 1, 2))}
+        with pytest.raises(ValueError, match=r"per_example_gradients has shape .* leading batch axis"):
+            ro.phi.online_ewc().update(params, ro.phi.online_ewc().init(params), per_example_gradients=wrong)
     with pytest.raises(ValueError, match="interval must be an integer"):
         ro.phi.rwalk(interval=0)
     for bad in ({"memory": 1.5}, {"decay": -0.1}):

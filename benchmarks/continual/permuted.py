@@ -75,9 +75,14 @@ def under_metric(
     )
 
 
-def under_no_metric(values: Values, schedule: optax.Schedule, penalty: Transformation) -> Transformation:
-    """Build a penalty as part of the loss of gradient descent."""
-    return optax.chain(penalty, optax.sgd(schedule_of(values, schedule)))
+def under_no_metric(
+    values: Values,
+    schedule: optax.Schedule,
+    penalty: Transformation,
+    optimiser: Callable[[optax.Schedule], Transformation] = optax.sgd,
+) -> Transformation:
+    """Build a penalty as part of the loss of an optimiser."""
+    return optax.chain(penalty, optimiser(schedule_of(values, schedule)))
 
 
 def limit_of(values: Values) -> jax.Array:
@@ -98,6 +103,22 @@ def norm_matched(values: Values, schedule: optax.Schedule) -> Transformation:
     )
 
 
+def on_adaptive(rule: str, optimiser: Callable[[optax.Schedule], Transformation]) -> Method:
+    """Return a published penalty on an optimiser that rescales gradients, and the penalty with them."""
+    build, strength = PENALTIES[rule]
+
+    def make(values: Values, schedule: optax.Schedule) -> Transformation:
+        return under_no_metric(values, schedule, build(values["strength"]), optimiser)
+
+    return Method({"rate": Axis(0.002), "strength": Axis(strength, 4.0)}, make, "peer")
+
+
+# The strength is that at which the penalty does best on gradient descent.
+PENALTIES: dict[str, tuple[Callable[[jax.typing.ArrayLike], Transformation], float]] = {
+    "EWC": (penalties.ewc, 8.0),
+    "synaptic intelligence": (penalties.synaptic_intelligence, 1.0),
+}
+ADAPTIVE = {"RMSprop": optax.rmsprop, "Adam": optax.adam}
 TWO = {"rate": Axis(0.5), "strength": Axis(8.0)}
 THREE = TWO | {"bound": Axis(0.05)}
 # ``make`` takes the schedule of the rate in the place of key and network.
@@ -129,6 +150,11 @@ METHODS: dict[str, Method] = {
         lambda v, s: under_no_metric(v, s, penalties.synaptic_intelligence(v["strength"])),
         "peer",
     ),
+    **{
+        f"{name} + {rule}": on_adaptive(rule, optimiser)
+        for rule in PENALTIES
+        for name, optimiser in ADAPTIVE.items()
+    },
     "untrained": Method({}, lambda v, s: optax.set_to_zero(), "control"),
 }
 
@@ -137,7 +163,7 @@ def boundary_of(name: str) -> Callable[[optax.OptState, Params, jax.Array], opta
     """Return what a method does at the end of a task: most need the Fisher information, some nothing."""
     if name in ("SGD", "untrained"):
         return lambda state, params, inputs: state
-    if name == "synaptic intelligence":
+    if name.endswith("synaptic intelligence"):
         return lambda state, params, inputs: ro.consolidate(state, params)
     return runs.fisher_boundary
 

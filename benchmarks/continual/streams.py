@@ -60,7 +60,7 @@ def streams(images: Images) -> dict[str, Stream]:
         size=regression.Size(),
         seeds=range(100, 200),
     )
-    few = dict(islice(regression.METHODS.items(), 12))
+    few = dict(islice(regression.METHODS.items(), 14))
     return {
         "slowly_changing": slow,
         "permuted_digits": Stream(

@@ -64,7 +64,7 @@ def _mean_square(
     """Return the mean of ``abs(value)**2`` over all axes in front of ``shape``."""
     given = jnp.shape(value)
     batch_axes = len(given) - len(shape)
-    if given and (batch_axes < 0 or given[batch_axes:] != shape):
+    if given and given[batch_axes:] != shape:  # of too few axes there are too few left
         raise ValueError(
             f"{argument} has shape {given} at {_tree.leaf_name(path)}, which has shape "
             f"{jnp.shape(gradient)}: its last axes must be {shape}, with batch axes in front of them."

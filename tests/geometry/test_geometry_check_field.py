@@ -1,5 +1,7 @@
 """check_field passes the fields there are and says in words what others break."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,3 +148,13 @@ def test_the_unbroken_original_passes():
 def test_refuses_what_is_no_field():
     with pytest.raises(TypeError, match=r"fields\.Elementwise"):
         check_field(jnp.abs)
+
+
+@pytest.mark.parametrize(
+    "function", ["inner", "norm", "sharp", "flat", "distance", "exponential_map", "transport"]
+)
+def test_a_function_in_the_place_of_a_field_is_refused_with_the_remedy(function):
+    called = getattr(ro.geometry, function)
+    vectors = [jnp.ones(2)] * (len(inspect.signature(called).parameters) - 1)
+    with pytest.raises(TypeError, match=r"field must be .*fields\.Elementwise"):
+        called(jnp.abs, *vectors)

@@ -74,6 +74,7 @@ def test_stops_where_the_loss_falls_to_a_value():
     assert np.isfinite(solution.ts).tolist() == [True, True, False]
     np.testing.assert_allclose(solution.ts[0], 0.01)
     np.testing.assert_allclose(loss({"w": exact(solution.ts[1])}), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(loss({"w": solution.ys["w"][1]}), 0.5, rtol=1e-9)
     np.testing.assert_allclose(solution.ys["w"][1], exact(solution.ts[1]), rtol=1e-6)
 
 
@@ -194,7 +195,7 @@ def test_the_package_is_imported_without_diffrax():
 
 
 def test_errors_name_the_argument():
-    for t in (0.0, -1.0, [1.0, 0.5], [[1.0]], []):
+    for t in (0.0, -1.0, [1.0, 0.5], [0.5, 0.5], [[1.0]], []):
         with pytest.raises(ValueError, match="t must be a positive time"):
             flow.gradient_flow(loss, start(), None, t)
     with pytest.raises(TypeError, match="field must be"):

@@ -145,8 +145,16 @@ def test_lanczos_finds_the_ends_of_a_large_spectrum(dtype, rtol):
 def test_a_saddle_has_no_condition_number_and_no_contraction():
     spectrum = ro.preconditioned_spectrum(quadratic(np.diag([1.0, -1.0, 2.0, 4.0])), at_minimum(), None)
     assert spectrum.condition_number == np.inf
-    assert spectrum.largest_stable_rate == pytest.approx(0.5)
+    assert spectrum.best_rate == spectrum.largest_stable_rate == pytest.approx(0.5)
     assert spectrum.contraction(0.1) > 1
+
+
+def test_small_eigenvalues_have_a_best_rate_and_a_flat_direction_has_the_largest_stable_one():
+    spectrum = ro.preconditioned_spectrum(quadratic(np.diag([0.5, 1.0, 2.0, 4.0])), at_minimum(), None)
+    assert spectrum.best_rate == pytest.approx(2 / 4.5)
+    flat = ro.preconditioned_spectrum(quadratic(np.diag([0.0, 1.0, 2.0, 4.0])), at_minimum(), None)
+    assert flat.condition_number == np.inf
+    assert flat.best_rate == flat.largest_stable_rate == pytest.approx(0.5)
 
 
 def test_errors_name_the_argument_and_the_remedy():

@@ -108,3 +108,13 @@ def test_extra_arguments_reach_every_part():
 def test_bad_arguments_are_named(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+def test_an_exponent_may_be_traced():
+    """Only a number that can be read without waiting is looked at: a traced one passes."""
+
+    def squared(exponent):
+        phi = ro.phi.power(ro.phi.from_weights(abs), exponent)
+        return phi.update(jnp.ones(2), phi.init(jnp.ones(2)), jnp.array([2.0, 3.0]))[0]
+
+    np.testing.assert_allclose(jax.jit(squared)(2.0), [4.0, 9.0], rtol=1e-6)

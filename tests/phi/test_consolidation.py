@@ -315,3 +315,21 @@ def test_laplace_replays_natural_continual_learning():
 
     actual = walk(tx, np.ones(3), lambda w, step: per_example(w, step).mean(0), extra_args)
     np.testing.assert_allclose(actual, path, rtol=RTOL)
+
+
+def test_by_default_nothing_is_forgotten():
+    """The published sums: two equal tasks are worth twice one."""
+    one, params = jnp.ones(1), jnp.array([1.0])
+    path = ro.phi.synaptic_intelligence(damping=1.0)
+    state, found = path.init(params), []
+    for step in range(6):  # tasks of one step: down from 1 to 0 against a gradient of 4, and back for nothing
+        down = step % 2
+        gradient = jnp.array([0.0 if down else 4.0])
+        values, state = path.update(gradient, state, params * (1 - down), task_boundary=step > 0)
+        found.append(float(values[0]))
+    assert found == [0, 2, 2, 4, 4, 6]
+    for phi in (ro.phi.online_ewc(running=False), ro.phi.memory_aware_synapses(running=False)):
+        state = phi.init(params)
+        for _ in range(2):
+            state = ro.consolidate(state, params, one)
+        np.testing.assert_allclose(phi.update(one, state, params)[0], 2)

@@ -172,3 +172,11 @@ def test_gates_see_real_and_imaginary_part_alike(make_phi):
 def test_metaplasticity_checks_its_strength(strength):
     with pytest.raises(ValueError, match="strength"):
         ro.phi.metaplasticity(strength)
+
+
+def test_where_no_weight_is_useful_no_nan_is_made_and_thrown_away():
+    phi = ro.phi.utility_gate()
+    params = jnp.ones(2)
+    with jax.debug_nans(True):
+        values, _ = phi.update(jnp.zeros(2), phi.init(params), params)
+    np.testing.assert_array_equal(values, 0)

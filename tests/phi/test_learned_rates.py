@@ -242,3 +242,32 @@ class TestRefusals:
                 assert values.dtype == jnp.float32
                 assert np.all(np.isfinite(values))
                 assert np.all(1 + values > 0)
+
+
+def log_rates(phi, gradients, **extra_args):
+    """Return the log rates of one weight after each of some gradients."""
+    state, history = phi.init(jnp.ones(1)), []
+    for gradient in gradients:
+        _, state = phi.update(jnp.full(1, gradient), state, jnp.ones(1), **extra_args)
+        history.append(float(state.log_rate[0]))
+    return history
+
+
+# One step that leaves a trace, and small ones that disagree with it.
+DISAGREEING = [-1.0] + [1e-3] * 20
+
+
+def test_log_rates_stay_where_float32_can_tell_one_plus_phi():
+    """Between -30 and 9, however strongly steps agree or disagree."""
+    eager = {"meta_rate": 1e20, "form": "gradients", "smallest_log_rate": -30.0, "largest_change": 5.0}
+    assert log_rates(ro.phi.idbd(**eager), [1.0] * 20)[-1] == 9
+    assert log_rates(ro.phi.idbd(**eager), DISAGREEING)[-1] == -30
+    with pytest.raises(ValueError, match="smallest_log_rate"):
+        ro.phi.idbd(smallest_log_rate=-30.1)
+
+
+def test_limits_of_idbd_are_those_published():
+    """Sutton, Adapting bias by gradient descent, AAAI, 1992: beta >= -10, and no change by more than 2."""
+    rates = log_rates(ro.phi.idbd(meta_rate=1e20), DISAGREEING, inputs=jnp.full(1, 0.1))
+    assert rates[-1] == -10
+    assert np.max(np.abs(np.diff(rates))) == pytest.approx(2)

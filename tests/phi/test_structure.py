@@ -204,3 +204,12 @@ def test_sharded_matrices_are_reduced_where_they_are(make_phi, axis_type):
     matrix_state = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim == 2]
     assert matrix_state
     assert not any(leaf.sharding.is_fully_replicated for leaf in matrix_state)
+
+
+def test_the_product_of_the_largest_factors_is_finite():
+    """One column holds everything: its factor is ``columns**power``, on top of the largest row."""
+    gradient = jnp.zeros((3, 9), jnp.float32).at[:, 0].set(1e18)
+    phi = ro.phi.factored_activity(power=2.0)
+    values, _ = phi.update(gradient, phi.init(gradient), gradient)
+    np.testing.assert_allclose(values[:, 0], 2.0**126, rtol=1e-5)
+    np.testing.assert_array_equal(values[:, 1:], 0)

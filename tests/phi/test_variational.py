@@ -296,3 +296,18 @@ def test_mesu_checks_its_arguments(arguments):
     (name,) = arguments
     with pytest.raises(ValueError, match=name):
         ro.phi.mesu(**arguments)
+
+
+@pytest.mark.parametrize("prior", [0.01, 10.0])
+def test_deviations_stay_between_a_millionth_and_a_hundred_times_the_prior(prior):
+    """However large a slope: beyond, a single bad batch would make a weight forget its prior for good."""
+    phi = ro.phi.mesu(prior_deviation=prior, memory=1.0)
+    params = jnp.zeros(2)
+    state = phi.init(params)
+    for _ in range(60):
+        noise = jnp.full((1, 2), 1.0)
+        gradients = jnp.array([[1.0, -1.0]]) * 1e30
+        _, state = phi.update(params, state, params, perturbed_gradients=gradients, perturbations=noise)
+    assert np.all(np.asarray(state.deviation) >= 0.999e-6 * prior)
+    assert np.all(np.asarray(state.deviation) <= 1.001e2 * prior)
+    assert np.asarray(state.deviation).max() == pytest.approx(100 * prior)

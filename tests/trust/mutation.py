@@ -192,6 +192,8 @@ def run_again(folder: Path, added: list[str], seed: int, budget: float, minutes:
     how = {"seed": seed, "budget": budget, "added": added}
     for path in {test.split("::")[0] for test in added}:
         shutil.copy(ROOT / path, tree / path)
+    if added and in_child(lambda: judge(added), timeout=60 + 4 * budget)["outcome"] != "survived":
+        raise SystemExit(f"a test fails where nothing is changed: {' '.join(added)}")
     last = {record["key"]: record for record in read_records(folder, recorded["commit"], seed)}
     for record in last.values():
         if time.monotonic() > deadline:
@@ -321,7 +323,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of tests for each mutant")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after these")
     parser.add_argument("--survivors", action="store_true", help="try the survivors again")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.command == "map":

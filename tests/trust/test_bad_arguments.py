@@ -26,7 +26,7 @@ FIELDS = {
 }
 MAKERS |= FIELDS | {"Elementwise": ro.fields.Elementwise, "Coupled": ro.fields.Coupled}
 
-NOT_A_NUMBER = [math.nan, math.inf, "0.5", [0.5]]
+NOT_A_NUMBER = [math.nan, math.inf, "0.5", [0.5], True]
 NO_TRANSFORMATION = [None, abs, "activity", ro.phi.activity]
 POSITIVE = [0.0, -1.0, *NOT_A_NUMBER, None]
 NOT_NEGATIVE = [-1e-9, -1.0, np.float32(-2.0), *NOT_A_NUMBER, None]
