@@ -151,7 +151,7 @@ class Reading(NamedTuple):
         right = side in ("both", "output", "vector") or (side == "smaller" and fan_in > fan_out)
         rows, columns = self._blocks(fan_in), self._blocks(fan_out)
         left, right = left and rows is not None, right and columns is not None
-        if not (left or right):
+        if 0 in shape or not (left or right):  # without entries there is nothing to turn
             return None
         return Layout(
             permutation=(*stacking, *axes.inputs, *axes.outputs),

@@ -36,6 +36,8 @@ def shapes_of_bases(params, **options):
         ((7, 3, 4), {}, (7, 1, 3, 3), (7, 1, 4, 4)),
         ((7, 3, 4), {"axes": lambda name, leaf: ro.MatrixAxes((0,), (2, 1))}, (1, 7, 7), (1, 12, 12)),
         ((5,), {}, None, None),
+        ((3, 0), {}, None, None),
+        ((0, 3, 4), {}, None, None),
         ((5,), {"sides": "vector"}, (1, 5, 5), None),
         ((5,), {"sides": "vector", "max_size": 4}, None, None),
         ((), {"sides": "vector"}, None, None),

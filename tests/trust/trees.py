@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from hypothesis import strategies as st
 
 # Of trees for each transformation; CONTRIBUTING has the command of the long run.
@@ -23,6 +24,12 @@ class Pair(NamedTuple):
 
     first: Any
     second: Any
+
+
+class Module(NamedTuple):
+    """The variables of a Flax NNX module, to become an ``nnx.State``."""
+
+    variables: dict[str, Any]
 
 
 class Leaf(NamedTuple):
@@ -51,7 +58,11 @@ def trees(*, complex_too: bool) -> st.SearchStrategy:
             st.builds(Pair, children, children),
         )
 
-    return st.recursive(st.one_of(leaves(complex_too=complex_too), empty), containers, max_leaves=6)
+    any_leaf = leaves(complex_too=complex_too)
+    names = st.sampled_from(["kernel", "bias", "scale"])
+    variables = st.dictionaries(names, any_leaf, min_size=1, max_size=3)
+    modules = st.dictionaries(names, st.one_of(any_leaf, variables), max_size=3).map(Module)
+    return st.one_of(st.recursive(st.one_of(any_leaf, empty), containers, max_leaves=6), modules)
 
 
 def make(tree: Any, values: bool = True) -> Any:
@@ -70,4 +81,7 @@ def make(tree: Any, values: bool = True) -> Any:
             return jnp.asarray(numbers() + 1j * numbers(), leaf.dtype)
         return jnp.asarray(numbers(), leaf.dtype)
 
-    return jax.tree.map(array, tree, is_leaf=lambda node: isinstance(node, Leaf))
+    arrays = jax.tree.map(array, tree, is_leaf=lambda node: isinstance(node, Leaf))
+    if isinstance(tree, Module):
+        return nnx.State(jax.tree.map(nnx.Param, arrays.variables))
+    return arrays
