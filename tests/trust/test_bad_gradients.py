@@ -30,7 +30,7 @@ def spoilt(gradients, value, where):
     return jax.tree.map(lambda g: jnp.full_like(g, value), gradients)
 
 
-def test_the_guard_leaves_state_and_weights_as_they_were(entry):
+def test_the_guard_leaves_state_and_weights_as_they_were(entry, tally):
     """Bit for bit: the run with bad gradients in between is the run without them."""
     tx = ro.skip_nonfinite(entry.build())
     update = problem.jitted(tx, entry.extra_args(problem.loss))
@@ -38,6 +38,7 @@ def test_the_guard_leaves_state_and_weights_as_they_were(entry):
     _, before = update(problem.gradients(params), tx.init(params), params)
     after = before
     for value, where in ((np.nan, "element"), (np.inf, "leaf"), (-np.inf, "all")):
+        tally["faults"] += 1
         updates, after = update(spoilt(problem.gradients(params), value, where), after, params)
         assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(updates))
         chex.assert_trees_all_equal(problem.readable(after.inner_state), problem.readable(before.inner_state))
@@ -45,7 +46,7 @@ def test_the_guard_leaves_state_and_weights_as_they_were(entry):
 
 
 @pytest.mark.parametrize("dtype", EXTREMES_OF, ids=lambda dtype: dtype.__name__)
-def test_extreme_gradients_leave_the_state_finite(request, entry, dtype):
+def test_extreme_gradients_leave_the_state_finite(request, entry, dtype, tally):
     """``g**2`` would overflow or vanish at every one of these; the state stays finite and the run goes on."""
     name = request.node.callspec.id.removesuffix(f"-{dtype.__name__}")
     tx = entry.build()
@@ -54,6 +55,7 @@ def test_extreme_gradients_leave_the_state_finite(request, entry, dtype):
     _, start = update(problem.gradients(params), tx.init(params), params)
     for value in (HUGE[dtype], TINY[dtype], 0.0):
         state = start
+        tally["faults"] += 1
         for bad in (True, False, False):
             gradients = problem.gradients(params)
             updates, state = update(spoilt(gradients, value, "leaf") if bad else gradients, state, params)
@@ -75,7 +77,8 @@ PHIS = [
 
 @pytest.mark.parametrize("name", PHIS)
 @pytest.mark.parametrize("dtype", HUGE, ids=lambda dtype: dtype.__name__)
-def test_one_huge_gradient_makes_a_large_metric_not_an_infinite_one(name, dtype):
+def test_one_huge_gradient_makes_a_large_metric_not_an_infinite_one(name, dtype, tally):
+    tally["faults"] += 1
     tx = riemannian_sgd(0.1, phi=getattr(ro.phi, name)())
     params = problem.params(dtype)
     gradients = spoilt(problem.gradients(params), HUGE[dtype], "element")
@@ -85,11 +88,12 @@ def test_one_huge_gradient_makes_a_large_metric_not_an_infinite_one(name, dtype)
 
 
 @pytest.mark.parametrize("value", BAD, ids=str)
-def test_without_the_guard_a_nan_stays_and_is_seen(value):
+def test_without_the_guard_a_nan_stays_and_is_seen(value, tally):
     """As the docstring of ``skip_nonfinite`` says: nothing is hidden, and nothing heals by itself."""
     tx = riemannian_sgd(0.1, phi=ro.phi.activity())
     params = problem.params()
     state = tx.init(params)
+    tally["faults"] += 1
     updates, state = tx.update(spoilt(problem.gradients(params), value, "element"), state, params)
     assert not np.isfinite(updates["kernel"][1, 2]) or np.isinf(value)
     later, _ = tx.update(problem.gradients(params), state, params)
@@ -102,7 +106,8 @@ def test_without_the_guard_a_nan_stays_and_is_seen(value):
         assert np.all(np.isfinite(np.asarray(leaf)[others]))
 
 
-def test_a_thousand_bad_steps_change_nothing():
+def test_a_thousand_bad_steps_change_nothing(tally):
+    tally["faults"] += 1000
     tx = ro.skip_nonfinite(riemannian_sgd(0.1, momentum=0.9))
     params = problem.params()
     _, before = tx.update(problem.gradients(params), tx.init(params), params)

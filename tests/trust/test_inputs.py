@@ -72,12 +72,13 @@ def train(entry, params, gradients):
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_structure_and_types_are_kept(name):
+def test_structure_and_types_are_kept(name, tally):
     """By abstract evaluation, so that thousands of trees can be tried."""
     entry = ENTRIES[name]
 
     @on_trees(trees.EXAMPLES, complex_too=not entry.real_only)
     def check(tree):
+        tally["trees"] += 1
         with jax.enable_x64(True):
             tx = entry.build()
             params = trees.make(tree, values=False)
@@ -92,11 +93,12 @@ def test_structure_and_types_are_kept(name):
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_types_are_kept_in_scan_cond_and_vmap(name):
+def test_types_are_kept_in_scan_cond_and_vmap(name, tally):
     entry = ENTRIES[name]
 
     @on_trees(TRACED, complex_too=not entry.real_only)
     def check(tree):
+        tally["traced"] += 1
         with jax.enable_x64(True):
             params = trees.make(tree, values=False)
             state = jax.eval_shape(entry.build().init, params)
@@ -109,11 +111,12 @@ def test_types_are_kept_in_scan_cond_and_vmap(name):
 
 
 @pytest.mark.parametrize("name", ENTRIES if LONG else FEW)
-def test_compiled_once_with_donated_buffers_equals_eager(name):
+def test_compiled_once_with_donated_buffers_equals_eager(name, tally):
     entry = ENTRIES[name]
 
     @on_trees(RUN, complex_too=not entry.real_only)
     def check(tree):
+        tally["run"] += 1
         with jax.enable_x64(True):
             tx, extra_args = entry.build(), entry.extra_args(loss)
             params = trees.make(tree)

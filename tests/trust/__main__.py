@@ -1,0 +1,109 @@
+"""What has been tried on this package at length, as ``tests/TRUST.md``.
+
+    python -m tests.trust                       # write the page from the records in tests/trust/results/
+    python -m tests.trust inputs --trees 2000   # random trees and bad gradients at length; an hour
+    python -m tests.trust coverage              # the suite with its coverage counted
+
+The other records have commands of their own, named on the page: ``tests.trust.long_runs``,
+``tests.trust.reproducible`` and ``tests.trust.mutation``.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from tests.trust.page import HERE, PAGE, write_page
+
+ROOT = HERE.parents[1]
+
+
+def versions() -> dict[str, str]:
+    """Return the releases a record was made with."""
+    import jax
+    import optax
+
+    return {"jax": jax.__version__, "optax": optax.__version__}
+
+
+def run_tests(*arguments: str, **environment: str) -> Path:
+    """Run pytest in a process of its own; return its report."""
+    report = Path(tempfile.mkdtemp()) / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", f"--junitxml={report}"]
+    command += ["-o", "junit_family=xunit1", *arguments]
+    subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False)
+    return report
+
+
+def counts(report: Path) -> dict[str, Any]:
+    """Return what the tests of a report have tried, and which of them did not pass."""
+    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    tried: Counter[str] = Counter()
+    least: dict[str, int] = {}
+    for case in cases:
+        for found in case.iter("property"):
+            name, value = found.attrib["name"], int(found.attrib["value"])
+            tried[name] += value
+            least[name] = min(value, least.get(name, value))
+    bad = [
+        case.attrib["name"]
+        for case in cases
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    return {"tests": len(cases), "not_passed": bad, "tried": dict(tried), "least": least}
+
+
+def inputs(trees: int) -> dict[str, Any]:
+    """Run the tests of inputs and of bad gradients at length."""
+    start = time.monotonic()
+    files = [str(HERE / name) for name in ("test_inputs.py", "test_bad_gradients.py")]
+    found = counts(run_tests(*files, RIEMANN_OPTAX_TREES=str(trees)))
+    return found | {"trees": trees, "seconds": round(time.monotonic() - start), "versions": versions()}
+
+
+def coverage() -> dict[str, Any]:
+    """Run the suite and count which lines and branches of each part it runs."""
+    told = Path(tempfile.mkdtemp()) / "coverage.json"
+    found = counts(run_tests("--cov", f"--cov-report=json:{told}"))
+    files = json.loads(told.read_text())["files"]
+    parts: dict[str, Counter[str]] = {}
+    for name, file in files.items():
+        inside = Path(name).parts[1:]
+        part = inside[0] if len(inside) > 1 else "core"
+        parts.setdefault(part, Counter()).update(file["summary"])
+    keys = ("num_statements", "covered_lines", "num_branches", "covered_branches")
+    shares = {part: {key: summed[key] for key in keys} for part, summed in sorted(parts.items())}
+    return {
+        "tests": found["tests"],
+        "not_passed": found["not_passed"],
+        "parts": shares,
+        "versions": versions(),
+    }
+
+
+def main() -> None:
+    """Make a record, or write the page from all of them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.trust",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", nargs="?", choices=["page", "inputs", "coverage"], default="page")
+    parser.add_argument("--trees", type=int, default=2000, help="for each transformation")
+    options = parser.parse_args()
+    if options.command != "page":
+        record = inputs(options.trees) if options.command == "inputs" else coverage()
+        (HERE / "results").mkdir(exist_ok=True)
+        (HERE / f"results/{options.command}.json").write_text(json.dumps(record, indent=1) + "\n")
+    PAGE.write_text(write_page())
+
+
+if __name__ == "__main__":
+    main()
