@@ -118,6 +118,22 @@ def kept(suite: Suite) -> str:
     )
 
 
+def behind(ahead: list[str]) -> str:
+    """Say who is ahead; a part of ours that does better alone is no rival, but has rivals of its own.
+
+    Examples:
+      >>> behind(["one", "metric + pull", "two"])
+      'ours is behind one, two; its part metric + pull alone is behind one'
+    """
+    parts = [name for name in ahead if name.startswith("metric")]
+    rivals = [name for name in ahead if name not in parts]
+    said = [f"ours is behind {', '.join(rivals)}"] if rivals else []
+    for part in parts:
+        still = [name for name in rivals if ahead.index(name) < ahead.index(part)]
+        said.append(f"its part {part} alone is behind {', '.join(still) or 'nobody'}")
+    return "; ".join(said)
+
+
 def losses(suite: Suite, entries: continual.Entries) -> str:
     """List where ours loses."""
     lines = []
@@ -134,9 +150,10 @@ def losses(suite: Suite, entries: continual.Entries) -> str:
         lines.append(f"Over all tasks these need fewer steps than {FACTORED}: {', '.join(ahead)}.")
     for stream, found in continual.found_streams(entries).items():
         ours_name = continual.STREAMS[stream][2]
-        better = [row.method for row in found[: [row.method for row in found].index(ours_name)]]
-        if better:
-            lines.append(f"On the stream {title(stream)} ours is behind {', '.join(better)}.")
+        methods = [row.method for row in found]
+        ahead = methods[: methods.index(ours_name)]
+        if ahead:
+            lines.append(f"On the stream {title(stream)} {behind(ahead)}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
