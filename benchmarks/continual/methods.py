@@ -176,6 +176,7 @@ def online_methods(scale: Scale) -> dict[str, Method]:
         ),
         "SGD + L2-Init": with_penalty("SGD", penalties.l2_init),
         "RMSprop + continual backprop": with_replacement("RMSprop"),
+        "Adam + continual backprop": with_replacement("Adam"),
         "Adam + shrink and perturb": with_shaking("Adam"),
         "Adam + L2-Init": with_penalty("Adam", penalties.l2_init),
         "SGD + L2": with_penalty("SGD", penalties.l2),

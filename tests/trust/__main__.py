@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 def run_tests(*arguments: str, **environment: str) -> Path:
     """Run pytest in a process of its own; return its report."""
     report = Path(tempfile.mkdtemp()) / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", "-v", "-n", "auto", f"--junitxml={report}"]
     command += ["-o", "junit_family=xunit1", *arguments]
     subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False)
     return report

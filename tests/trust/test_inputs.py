@@ -120,7 +120,7 @@ def test_compiled_once_with_donated_buffers_equals_eager(name, tally):
         with jax.enable_x64(True):
             tx, extra_args = entry.build(), entry.extra_args(loss)
             params = trees.make(tree)
-            eager = compiled = tx.init(params)
+            eager, compiled = tx.init(params), tx.init(params)  # two, since one is donated
             update = jax.jit(lambda g, s, p: tx.update(g, s, p, **extra_args), donate_argnums=(0, 1))
             for scale in (1, 3):
                 gradients = jax.tree.map(lambda leaf, scale=scale: leaf / leaf.dtype.type(scale), params)
