@@ -8,6 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "riemann_optax"
 FILES = sorted(PACKAGE.rglob("*.py"))
+CAN_RUN_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 CONTRIBUTING = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
 
 
@@ -50,3 +51,11 @@ def test_house_rules(path):
         if parts[1] in order and own != "examples":
             assert order.index(parts[1]) <= order.index(own), f"{own} must not use {parts[1]}"
     assert len(path.read_text().splitlines()) <= 400, "perhaps two ideas"
+
+
+@pytest.mark.parametrize("folder", ["riemann_optax", "benchmarks"])
+def test_nothing_reads_what_can_run_code(folder):
+    """Checkpoints, data and records are arrays and JSON: no pickle, nor a library that reads one."""
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+        assert not {name.split(".")[0] for name in imported(path)} & CAN_RUN_CODE, path
+        assert not re.search(r"allow_pickle=True|\beval\(|\bexec\(|torch\.load", path.read_text()), path

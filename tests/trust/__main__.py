@@ -2,6 +2,7 @@
 
     python -m tests.trust                       # write the page from the records in tests/trust/results/
     python -m tests.trust inputs --trees 2000   # random trees and bad gradients at length; an hour
+    python -m tests.trust refusals              # wrong arguments, misuse, damaged checkpoints
     python -m tests.trust coverage              # the suite with its coverage counted
 
 The other records have commands of their own, named on the page: ``tests.trust.long_runs``,
@@ -68,6 +69,13 @@ def inputs(trees: int) -> dict[str, Any]:
     return found | {"trees": trees, "seconds": round(time.monotonic() - start), "versions": versions()}
 
 
+def refusals() -> dict[str, Any]:
+    """Run the tests of what has to be refused."""
+    files = ("trust/test_bad_arguments.py", "test_misuse.py", "checkpoint/test_damage.py")
+    found = counts(run_tests(*(str(HERE.parent / name) for name in files)))
+    return {"tests": found["tests"], "not_passed": found["not_passed"], "versions": versions()}
+
+
 def coverage() -> dict[str, Any]:
     """Run the suite and count which lines and branches of each part it runs."""
     told = Path(tempfile.mkdtemp()) / "coverage.json"
@@ -95,11 +103,12 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", nargs="?", choices=["page", "inputs", "coverage"], default="page")
+    makers = {"inputs": lambda: inputs(options.trees), "refusals": refusals, "coverage": coverage}
+    parser.add_argument("command", nargs="?", choices=["page", *makers], default="page")
     parser.add_argument("--trees", type=int, default=2000, help="for each transformation")
     options = parser.parse_args()
     if options.command != "page":
-        record = inputs(options.trees) if options.command == "inputs" else coverage()
+        record = makers[options.command]()
         (HERE / "results").mkdir(exist_ok=True)
         (HERE / f"results/{options.command}.json").write_text(json.dumps(record, indent=1) + "\n")
     PAGE.write_text(write_page())

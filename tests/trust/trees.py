@@ -62,7 +62,9 @@ def trees(*, complex_too: bool) -> st.SearchStrategy:
     names = st.sampled_from(["kernel", "bias", "scale"])
     variables = st.dictionaries(names, any_leaf, min_size=1, max_size=3)
     modules = st.dictionaries(names, st.one_of(any_leaf, variables), max_size=3).map(Module)
-    return st.one_of(st.recursive(st.one_of(any_leaf, empty), containers, max_leaves=6), modules)
+    nested = st.recursive(st.one_of(any_leaf, empty), containers, max_leaves=6)
+    # None in the place of all parameters means that they have not been given.
+    return st.one_of(nested.filter(lambda tree: tree is not None), modules)
 
 
 def make(tree: Any, values: bool = True) -> Any:

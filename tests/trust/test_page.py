@@ -1,0 +1,70 @@
+"""The page is what its command writes from the records, and says what is not as it should be."""
+
+import copy
+
+import pytest
+
+from tests.trust import page
+from tests.trust.__main__ import counts
+
+
+@pytest.fixture(scope="module")
+def records():
+    return page.read()
+
+
+def test_the_page_is_what_the_command_writes(records):
+    assert page.PAGE.read_text() == page.write_page(records), "run python -m tests.trust"
+
+
+def test_every_survivor_is_explained(records):
+    for one in records["mutation"]["survivors"]:
+        assert one["verdict"] in ("equivalent", "accuracy", "default", "removed"), one
+        assert one["why"], one
+
+
+def test_the_records_reach_what_was_asked_for(records):
+    assert records["inputs"]["least"]["trees"] >= 2_000
+    assert all(found["as_drawn"]["share"] >= 0.85 for found in records["mutation"]["scopes"].values())
+    assert records["mutation"]["controls_killed"] == 0
+    parts = records["coverage"]["parts"].values()
+    assert sum(part["covered_lines"] for part in parts) >= 0.95 * sum(
+        part["num_statements"] for part in parts
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        (("inputs", "not_passed"), ["test_one"], "**fail: test_one**"),
+        (("refusals", "not_passed"), ["test_two"], "**fail: test_two**"),
+        (
+            ("long_runs", "phis", "phi.rwalk", "float32", "least"),
+            -1.0,
+            "**outside of the bounds: phi.rwalk, float32**",
+        ),
+        (("reproducible", "differences", "again", "phi.rwalk"), 0.1, "**differs by 0.1**"),
+    ],
+)
+def test_a_failure_is_on_the_page(records, where, value, said):
+    changed = copy.deepcopy(records)
+    *path, last = where
+    inside = changed
+    for name in path:
+        inside = inside[name]
+    inside[last] = value
+    assert said in page.write_page(changed)
+    assert said not in page.write_page(records)
+
+
+def test_the_counts_of_a_report_are_sums_with_the_least_of_each(tmp_path):
+    report = tmp_path / "report.xml"
+    report.write_text(
+        "<testsuites><testsuite>"
+        '<testcase name="a"><properties><property name="trees" value="3"/></properties></testcase>'
+        '<testcase name="b"><properties><property name="trees" value="2"/></properties><failure/></testcase>'
+        '<testcase name="c"><error/></testcase><testcase name="d"/>'
+        "</testsuite></testsuites>"
+    )
+    found = counts(report)
+    assert found == {"tests": 4, "not_passed": ["b", "c"], "tried": {"trees": 5}, "least": {"trees": 2}}
