@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,50 +36,59 @@ def versions() -> dict[str, str]:
 def run_tests(*arguments: str, **environment: str) -> Path:
     """Run pytest in a process of its own; return its report."""
     report = Path(tempfile.mkdtemp()) / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-v", "-n", "auto", f"--junitxml={report}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-n",
+        "auto",
+        "--dist",
+        "worksteal",
+        f"--junitxml={report}",
+    ]
     command += ["-o", "junit_family=xunit1", *arguments]
     subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False)
     return report
 
 
-def counts(report: Path) -> dict[str, Any]:
-    """Return what the tests of a report have tried, and which of them did not pass."""
-    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    tried: Counter[str] = Counter()
-    least: dict[str, int] = {}
-    for case in cases:
-        for found in case.iter("property"):
-            name, value = found.attrib["name"], int(found.attrib["value"])
-            tried[name] += value
-            least[name] = min(value, least.get(name, value))
-    bad = [
-        case.attrib["name"]
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    return {"tests": len(cases), "not_passed": bad, "tried": dict(tried), "least": least}
+def cases(report: Path) -> dict[str, dict[str, Any]]:
+    """Return of each test in a report whether it passed, and what it has tried."""
+    found: dict[str, dict[str, Any]] = {}
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        passed = case.find("failure") is None and case.find("error") is None
+        tried = {one.attrib["name"]: int(one.attrib["value"]) for one in case.iter("property")}
+        found[f"{case.attrib['classname']}::{case.attrib['name']}"] = {"passed": passed} | tried
+    return found
 
 
-def inputs(trees: int) -> dict[str, Any]:
-    """Run the tests of inputs and of bad gradients at length."""
-    start = time.monotonic()
+def inputs(trees: int, expression: str) -> dict[str, Any]:
+    """Run the tests of inputs and of bad gradients at length, or some of them anew."""
     files = [str(HERE / name) for name in ("test_inputs.py", "test_bad_gradients.py")]
-    found = counts(run_tests(*files, RIEMANN_OPTAX_TREES=str(trees)))
-    return found | {"trees": trees, "seconds": round(time.monotonic() - start), "versions": versions()}
+    found = cases(run_tests(*files, "-k", expression, RIEMANN_OPTAX_TREES=str(trees)))
+    path = HERE / "results/inputs.json"
+    if expression and path.exists():
+        found = json.loads(path.read_text())["cases"] | found
+    return {"trees": trees, "cases": found, "versions": versions()}
+
+
+def told(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return how many tests there are, and which did not pass."""
+    return {"tests": len(found), "not_passed": [name for name, case in found.items() if not case["passed"]]}
 
 
 def refusals() -> dict[str, Any]:
     """Run the tests of what has to be refused."""
     files = ("trust/test_bad_arguments.py", "test_misuse.py", "checkpoint/test_damage.py")
-    found = counts(run_tests(*(str(HERE.parent / name) for name in files)))
-    return {"tests": found["tests"], "not_passed": found["not_passed"], "versions": versions()}
+    found = cases(run_tests(*(str(HERE.parent / name) for name in files)))
+    return told(found) | {"versions": versions()}
 
 
 def coverage() -> dict[str, Any]:
     """Run the suite and count which lines and branches of each part it runs."""
-    told = Path(tempfile.mkdtemp()) / "coverage.json"
-    found = counts(run_tests("--cov", f"--cov-report=json:{told}"))
-    files = json.loads(told.read_text())["files"]
+    report = Path(tempfile.mkdtemp()) / "coverage.json"
+    found = cases(run_tests("--cov", f"--cov-report=json:{report}"))
+    files = json.loads(report.read_text())["files"]
     parts: dict[str, Counter[str]] = {}
     for name, file in files.items():
         inside = Path(name).parts[1:]
@@ -103,9 +111,10 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    makers = {"inputs": lambda: inputs(options.trees), "refusals": refusals, "coverage": coverage}
+    makers = {"inputs": lambda: inputs(options.trees, options.k), "refusals": refusals, "coverage": coverage}
     parser.add_argument("command", nargs="?", choices=["page", *makers], default="page")
     parser.add_argument("--trees", type=int, default=2000, help="for each transformation")
+    parser.add_argument("-k", default="", metavar="EXPRESSION", help="only these of the inputs, as in pytest")
     options = parser.parse_args()
     if options.command != "page":
         record = makers[options.command]()

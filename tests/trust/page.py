@@ -36,15 +36,20 @@ def per_cent(part: float, whole: float = 1.0) -> str:
     return f"{100 * part / whole:.1f}%"
 
 
-def fails(record: dict[str, Any]) -> str:
-    """Say how many tests did not pass."""
-    return "all pass" if not record["not_passed"] else f"**fail: {', '.join(record['not_passed'])}**"
+def fails(names: list[str]) -> str:
+    """Say which tests did not pass."""
+    return f"**fail: {', '.join(names)}**" if names else "all pass"
+
+
+def tried(record: dict[str, Any], what: str) -> list[int]:
+    """Return how many each test has tried, of the tests that try it."""
+    return [case[what] for case in record["cases"].values() if what in case]
 
 
 def summary(records: dict[str, Any]) -> str:
     """Return one line per record."""
     inputs, refusals, again = records["inputs"], records["refusals"], records["reproducible"]
-    tried = inputs["tried"]
+    failed = fails([name for name, case in inputs["cases"].items() if not case["passed"]])
     runs = [
         (name, dtype, run)
         for name, by_dtype in records["long_runs"]["phis"].items()
@@ -58,22 +63,22 @@ def summary(records: dict[str, Any]) -> str:
     rows = [
         (
             "random trees of parameters",
-            f"{tried['trees']:,}, at least {inputs['least']['trees']:,} for each transformation; "
-            f"{tried['traced']:,} of others in `scan`, `cond` and `vmap`, {tried['run']:,} compiled with "
-            "donation and compared with eager",
-            fails(inputs),
+            f"{sum(tried(inputs, 'trees')):,}, at least {min(tried(inputs, 'trees')):,} for each "
+            f"transformation; {sum(tried(inputs, 'traced')):,} of others in `scan`, `cond` and `vmap`, "
+            f"{sum(tried(inputs, 'run')):,} compiled with donation and compared with eager",
+            failed,
             "`python -m tests.trust inputs`",
         ),
         (
             "NaN, infinite, huge, tiny and zero gradients",
-            f"{tried['faults']:,} faults",
-            fails(inputs),
+            f"{sum(tried(inputs, 'faults')):,} faults",
+            failed,
             "the same",
         ),
         (
             "wrong arguments, misuse, damaged and foreign checkpoints",
             f"{refusals['tests']:,}",
-            "each refused by name" if not refusals["not_passed"] else fails(refusals),
+            fails(refusals["not_passed"]) if refusals["not_passed"] else "each refused by name",
             "`python -m tests.trust refusals`",
         ),
         (

@@ -15,8 +15,8 @@ EXAMPLES = int(os.environ.get("RIEMANN_OPTAX_TREES", "3"))
 SHAPES = [(), (1,), (3,), (0,), (2, 3), (3, 0), (2, 1, 3), (1, 2, 1, 3), (1, 1, 2, 1, 2)]
 REAL = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
 COMPLEX = [jnp.complex64, jnp.complex128]
-# Between these, a square is neither 0 nor infinite in float16.
-SMALLEST, LARGEST = 0.03, 100.0
+# Between these, a product of three is neither 0 nor infinite in float16.
+SMALLEST, LARGEST = 0.04, 30.0
 
 
 class Pair(NamedTuple):
