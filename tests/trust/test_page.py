@@ -59,13 +59,10 @@ def test_a_failure_is_on_the_page(records, where, value, said):
 
 def test_a_report_is_read(tmp_path):
     report = tmp_path / "report.xml"
-    report.write_text(
-        "<testsuites><testsuite>"
-        '<testcase classname="m" name="a"><properties><property name="trees" value="3"/></properties></testcase>'
-        '<testcase classname="m" name="b"><properties><property name="trees" value="2"/></properties><failure/></testcase>'
-        '<testcase classname="m" name="c"><error/></testcase><testcase classname="m" name="d"/>'
-        "</testsuite></testsuites>"
-    )
+    trees = '<properties><property name="trees" value="{}"/></properties>'
+    tests = {"a": trees.format(3), "b": trees.format(2) + "<failure/>", "c": "<error/>", "d": ""}
+    told_of = (f'<testcase classname="m" name="{name}">{inside}</testcase>' for name, inside in tests.items())
+    report.write_text(f"<testsuites><testsuite>{''.join(told_of)}</testsuite></testsuites>")
     found = cases(report)
     assert found == {
         "m::a": {"passed": True, "trees": 3},
