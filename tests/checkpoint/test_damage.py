@@ -57,7 +57,11 @@ def before_each_touch(event, arguments):
         if event == "os.rename" and str(arguments[1]) == f"{folder}/20":
             os.kill(os.getpid(), signal.SIGKILL)
         copying = True
-        shutil.copytree(folder, copies / str(len(os.listdir(copies))))
+        copy = copies / str(len(os.listdir(copies)))
+        try:
+            shutil.copytree(folder, copy)
+        except OSError:  # another thread moved a file meanwhile: no moment that there was
+            shutil.rmtree(copy)
         copying = False
 
 sys.addaudithook(before_each_touch)
