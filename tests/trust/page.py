@@ -202,8 +202,9 @@ def write_page(records: dict[str, Any] | None = None) -> str:
         "## Mutants that live\n",
         paragraph(
             "One sign, term, constant or condition is changed at a time, and the tests that run its line are",
-            f"run until one turns red. {mutation['controls']} runs without a change turned",
-            f"{mutation['controls_killed']} tests red. Tests were written for what the sample showed in",
+            f"run until one turns red. The sample is that of seed {mutation['seed']} at commit",
+            f"{mutation['commit'][:7]}; of {mutation['controls']} runs without a change",
+            f"{mutation['controls_killed']} turned red. Tests were written for what the sample showed in",
             f"{', '.join(closed)}.",
         ),
         survivors_table(mutation),
