@@ -113,7 +113,7 @@ def on_adaptive(rule: str, optimiser: Callable[[optax.Schedule], Transformation]
     return Method({"rate": Axis(0.002), "strength": Axis(strength, 4.0)}, make, "peer")
 
 
-# The strength is that at which the penalty does best on gradient descent.
+# Each with the centre of its grid on gradient descent.
 PENALTIES: dict[str, tuple[Callable[[jax.typing.ArrayLike], Transformation], float]] = {
     "EWC": (penalties.ewc, 8.0),
     "synaptic intelligence": (penalties.synaptic_intelligence, 1.0),

@@ -78,7 +78,7 @@ def summary(records: dict[str, Any]) -> str:
         (
             "wrong arguments, misuse, damaged and foreign checkpoints",
             f"{refusals['tests']:,}",
-            fails(refusals["not_passed"]) if refusals["not_passed"] else "each refused by name",
+            fails(refusals["not_passed"]),
             "`python -m tests.trust refusals`",
         ),
         (
@@ -98,7 +98,7 @@ def summary(records: dict[str, Any]) -> str:
                 f"the same run on {what}" if "devices" in what else f"the same run under the {what}",
                 ", ".join(f"{name} {version}" for name, version in again["versions"][what].items()),
                 f"weights within {largest[what]:.1g} of the way they went",
-                "the same, `--oldest PYTHON`",
+                "the same" if "devices" in what else "the same, `--oldest PYTHON`",
             )
             for what in again["differences"]
             if what != "again"

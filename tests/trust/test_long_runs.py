@@ -51,10 +51,11 @@ def test_whatever_is_not_finite_or_negative_is_noticed():
         "least": 0.0,
         "largest": np.inf,
         "largest_entry": np.nan,
-        "counters": [-1],
+        "counters": [1_000_000, -1],
         "difference": 0.1,
     }.items():
         assert long_runs.broken("phi.activity:squared", "float32", good | {key: value})
+    assert long_runs.broken("phi.activity:squared", "float32", good | {"counters": [999_999]})
 
 
 @pytest.mark.parametrize("name", long_runs.names())
