@@ -1,6 +1,5 @@
-"""What every module needs of a tree: leaf names, working precision, group means and argument checks."""
+"""What every module needs of a tree: leaf names, working precision, sums over groups and states within it."""
 
-import math
 from typing import Any, Literal, get_args
 
 import jax
@@ -95,23 +94,12 @@ def power(base: jax.Array, exponent: float) -> jax.Array:
     return jnp.where(zero, jnp.zeros_like(base), raised)
 
 
-def require_params(params: Any, name: str) -> Any:
-    """Return ``params``; where they are missing raise Optax's own error, with the name of who needs them."""
-    if params is None:
-        try:
-            optax.add_decayed_weights(1.0).update({}, optax.EmptyState(), None)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    return params
-
-
 def group_mean(tree: Any, over: Group) -> Any:
     """Return, for every leaf, the mean over its group, broadcastable against the leaf.
 
     ``"leaf"`` averages a whole array, ``"neuron"`` all axes but the last (the fan-in of a Flax kernel; a
     leaf with fewer than two axes is one group), ``"tree"`` all weights of the tree alike.
     """
-    check_choice("over", over, GROUPS)
     if over == "tree":
         leaves = jax.tree.leaves(tree)
         if not leaves:
@@ -128,81 +116,17 @@ def group_mean(tree: Any, over: Group) -> Any:
     return jax.tree.map(jnp.mean, tree)
 
 
-def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+def inner(a: Any, b: Any) -> jax.Array:
+    """Return ``real(conj(a) * b)`` in the working dtype: for complex leaves the product of two vectors."""
+    dtype = np.promote_types(working_dtype(a), working_dtype(b))
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    product = jnp.real(a).astype(dtype) * jnp.real(b).astype(dtype)
+    if jnp.iscomplexobj(a) and jnp.iscomplexobj(b):
+        product = product + jnp.imag(a).astype(dtype) * jnp.imag(b).astype(dtype)
+    return product
 
 
-def is_concrete_number(value: Any) -> bool:
-    """Return whether ``value`` is a Python or NumPy number, readable without waiting for a device."""
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
-def check_number(
-    argument: str,
-    value: Any,
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    low_open: bool = False,
-    high_open: bool = False,
-) -> None:
-    """Raise ``ValueError`` for a concrete number outside its interval; arrays and traced values pass.
-
-    What is neither a number nor an array raises ``TypeError``.
-    """
-    if not is_concrete_number(value):
-        if not hasattr(value, "dtype"):
-            raise TypeError(f"{argument} must be a number, got {value!r}.")
-        return
-    inside = (value > low if low_open else value >= low) and (value < high if high_open else value <= high)
-    if not (inside and math.isfinite(value)):
-        interval = (
-            f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open or high == math.inf else ']'}"
-        )
-        raise ValueError(f"{argument} must be a finite number in {interval}, got {value!r}.")
-
-
-def check_decay(decay: Any, argument: str = "decay") -> None:
-    """Raise ``ValueError`` for a concrete decay outside [0, 1)."""
-    check_number(argument, decay, low=0.0, high=1.0, high_open=True)
-
-
-def check_schedulable(argument: str, value: Any) -> None:
-    """Raise an error unless ``value`` is a schedule or a number that is not negative."""
-    if not callable(value):
-        check_number(argument, value, low=0.0)
-
-
-def check_count(argument: str, value: Any, low: int = 1) -> None:
-    """Raise ``ValueError`` unless ``value`` is an integer of at least ``low``."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{argument} must be an integer of at least {low}, got {value!r}.")
-
-
-def check_real_dtype(argument: str, value: Any) -> None:
-    """Raise ``ValueError`` unless ``value`` names a real floating-point dtype."""
-    try:
-        dtype = None if value is None else jnp.dtype(value)
-    except TypeError:  # no dtype at all
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{argument} must be a real floating-point dtype, got {dtype or repr(value)}.")
-
-
-def check_same_structure(tree: Any, reference: Any, argument: str, reference_name: str, remedy: str) -> None:
-    """Raise ``ValueError`` that names the first leaf in which ``tree`` and ``reference`` differ."""
-    shapes = {path: jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-    expected = {path: jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(reference)}
-    for path, shape in expected.items():
-        if path not in shapes:
-            raise ValueError(f"{argument} lacks {leaf_name(path)} of {reference_name}: {remedy}")
-        if shapes[path] != shape:
-            raise ValueError(
-                f"{argument} has shape {shapes[path]} where {leaf_name(path)} of {reference_name} "
-                f"has shape {shape}: {remedy}"
-            )
-    for path in shapes:
-        if path not in expected:
-            raise ValueError(f"{argument} has {leaf_name(path)}, which {reference_name} lacks: {remedy}")
+def find_states(state: optax.OptState, kind: type[Any]) -> list[Any]:
+    """Return all states of one type, anywhere in ``state``."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.boundary import consolidated_where, masked_like
 from riemann_optax.phi import _state
 
@@ -69,7 +69,7 @@ def initial_weights() -> optax.GradientTransformationExtraArgs:
         updates: optax.Updates, state: AnchorState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Params, AnchorState]:
         del updates, extra_args
-        params = _state.require_params(params, "initial_weights")
+        params = _check.require_params(params, "initial_weights")
         weights = _captured(params, state.weights, state.count)
         return weights, AnchorState(optax.safe_increment(state.count), weights)
 
@@ -107,8 +107,8 @@ def slow_weights(decay: float = 0.999, state_dtype: Any = None) -> optax.Gradien
       Tarvainen and Valpola, `Mean teachers are better role models <https://arxiv.org/abs/1703.01780>`_,
       NeurIPS, 2017: the running mean of the weights
     """
-    _state.check_decay(decay)
-    _state.check_state_dtype(state_dtype)
+    _check.check_decay(decay)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> AnchorState:
         return AnchorState(jnp.zeros([], jnp.int32), _weights_like(params, state_dtype))
@@ -117,7 +117,7 @@ def slow_weights(decay: float = 0.999, state_dtype: Any = None) -> optax.Gradien
         updates: optax.Updates, state: AnchorState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Params, AnchorState]:
         del updates, extra_args
-        params = _state.require_params(params, "slow_weights")
+        params = _check.require_params(params, "slow_weights")
         old = _captured(params, state.weights, state.count)
         weights = jax.tree.map(
             lambda a, w: a + jnp.asarray(1 - decay).astype(a.dtype) * (w.astype(a.dtype) - a), old, params
@@ -189,9 +189,9 @@ def benna_fusi_chain(
       Kaplanis, Shanahan and Clopath, `Continual Reinforcement Learning with Complex Synapses
       <https://arxiv.org/abs/1802.07239>`_, ICML, 2018
     """
-    _tree.check_count("copies", copies)
-    _tree.check_number("coupling", coupling, low=0.0, high=1.0, low_open=True)
-    _state.check_state_dtype(state_dtype)
+    _check.check_count("copies", copies)
+    _check.check_number("coupling", coupling, low=0.0, high=1.0, low_open=True)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> BennaFusiState:
         return BennaFusiState(
@@ -202,7 +202,7 @@ def benna_fusi_chain(
         updates: optax.Updates, state: BennaFusiState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Params, BennaFusiState]:
         del updates, extra_args
-        params = _state.require_params(params, "benna_fusi_chain")
+        params = _check.require_params(params, "benna_fusi_chain")
         vessels = tuple(_captured(params, copy, state.count) for copy in state.copies)
 
         def flow(weight: jax.Array, *levels: jax.Array) -> tuple[jax.Array, ...]:
@@ -301,7 +301,7 @@ def task_boundary_weights(from_start: bool = False) -> optax.GradientTransformat
         **extra_args: Any,
     ) -> tuple[optax.Params, TaskBoundaryState]:
         del updates, extra_args
-        params = _state.require_params(params, "task_boundary_weights")
+        params = _check.require_params(params, "task_boundary_weights")
         state = consolidated_where(task_boundary, state, params)
         weights = _captured(params, state.weights, state.count)
         target = weights if from_start else _captured(params, weights, state.tasks)

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax._tree import Group
-from riemann_optax.covector import Covector
+from riemann_optax.covector import Covector, map_covectors
 from riemann_optax.edits import stateless_edit
-from riemann_optax.metric import map_covectors
 
 
 def competitive_plasticity(fraction: float, over: Group = "tree") -> optax.GradientTransformationExtraArgs:
@@ -58,8 +57,8 @@ def competitive_plasticity(fraction: float, over: Group = "tree") -> optax.Gradi
       van Rossum and Pache, `Competitive plasticity to reduce the energetic costs of learning
       <https://doi.org/10.1371/journal.pcbi.1012553>`_, PLoS Computational Biology, 2024
     """
-    _tree.check_number("fraction", fraction, low=0.0, high=1.0, low_open=True)
-    _tree.check_choice("over", over, _tree.GROUPS)
+    _check.check_number("fraction", fraction, low=0.0, high=1.0, low_open=True)
+    _check.check_choice("over", over, _tree.GROUPS)
 
     def edit(updates: optax.Updates) -> optax.Updates:
         sizes = map_covectors(
@@ -142,6 +141,6 @@ def _group_size(shape: tuple[int, ...], over: Group) -> int:
 def _needed(fraction: Any, group_size: int) -> jax.Array:
     """Return how many weights of a group move, in a type that can count them all."""
     dtype = jnp.int32 if group_size <= np.iinfo(np.int32).max else jnp.float32
-    if _tree.is_concrete_number(fraction):
+    if _check.is_concrete_number(fraction):
         return jnp.asarray(max(round(float(fraction) * group_size), 1), dtype)
     return jnp.maximum(jnp.round(fraction * group_size), 1).astype(dtype)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree
-from riemann_optax.metric import check_transformation
+from riemann_optax import _check, _tree
+from riemann_optax._check import check_transformation
 
 
 class NormMatchedBaseState(NamedTuple):
@@ -69,7 +69,7 @@ def norm_matched_base(
     """
     check_transformation("base", base)
     check_transformation("reference", reference)
-    _tree.check_choice("over", over, ("tree", "leaf"))
+    _check.check_choice("over", over, ("tree", "leaf"))
     base, reference = optax.with_extra_args_support(base), optax.with_extra_args_support(reference)
 
     def init(params: optax.Params) -> NormMatchedBaseState:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from riemann_optax._tree import leaf_name
 
@@ -183,3 +184,20 @@ def _componentwise(
         )
     dtype = np.promote_types(components.dtype, factor.dtype)
     return operation(components.astype(dtype), factor.astype(dtype)).astype(components.dtype)
+
+
+def require_covectors(updates: optax.Updates, name: str) -> None:
+    """Raise ``ValueError`` where there are leaves but none carries a metric."""
+    leaves = jax.tree.leaves(updates)
+    if leaves and not any(isinstance(leaf, Covector) for leaf in leaves):
+        raise ValueError(
+            f"{name}: no leaf carries a metric, so the step would silently be Euclidean: put "
+            "compute_metric(phi, alpha) before it in the same chain."
+        )
+
+
+def map_covectors(
+    function: Callable[[Covector], Any], updates: Any, euclidean: Callable[[Any], Any] = lambda x: x
+) -> Any:
+    """Map ``function`` over the leaves that carry a metric and ``euclidean`` over the others."""
+    return jax.tree.map(lambda x: function(x) if isinstance(x, Covector) else euclidean(x), updates)

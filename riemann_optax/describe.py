@@ -9,7 +9,8 @@ import optax
 
 from riemann_optax import _observe as observe
 from riemann_optax import _tree
-from riemann_optax.metric import check_transformation, compute_metric
+from riemann_optax._check import check_transformation
+from riemann_optax.metric import compute_metric
 from riemann_optax.scaling import scale_by_inverse_metric
 
 

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
+from riemann_optax._check import check_transformation
 from riemann_optax._tree import Group
-from riemann_optax.covector import Covector, Origin
-from riemann_optax.metric import check_phi_values, check_transformation, map_covectors, require_covectors
+from riemann_optax.covector import Covector, Origin, map_covectors, require_covectors
+from riemann_optax.metric import check_phi_values
 from riemann_optax.phi import from_weights
 
 
@@ -199,7 +200,7 @@ def conformal(over: Group = "tree") -> optax.GradientTransformationExtraArgs:
       >>> print(ro.metric_at(tx, gradients, tx.init(gradients)))  # (200 + 3 * phi) / 4
       [125. 275.]
     """
-    _tree.check_choice("over", over, _tree.GROUPS)
+    _check.check_choice("over", over, _tree.GROUPS)
 
     def origin(covector: Covector) -> Origin:
         if covector.origin is None:
@@ -251,7 +252,7 @@ def normalize_metric(over: Group = "tree") -> optax.GradientTransformationExtraA
       >>> print(ro.metric_at(tx, params, tx.init(params), params))
       [0.5 1.5]
     """
-    _tree.check_choice("over", over, _tree.GROUPS)
+    _check.check_choice("over", over, _tree.GROUPS)
 
     def edit(updates: optax.Updates) -> optax.Updates:
         metric = map_covectors(
@@ -292,8 +293,8 @@ def clip_metric(low: float | None = None, high: float | None = None) -> optax.Gr
     """
     for name, bound in (("low", low), ("high", high)):
         if bound is not None:
-            _tree.check_number(name, bound, low=0.0, low_open=True)
-    if _tree.is_concrete_number(low) and _tree.is_concrete_number(high) and low > high:  # type: ignore[operator]
+            _check.check_number(name, bound, low=0.0, low_open=True)
+    if _check.is_concrete_number(low) and _check.is_concrete_number(high) and low > high:  # type: ignore[operator]
         raise ValueError(f"low must not exceed high, got low={low} and high={high}.")
 
     def clip(covector: Covector) -> Covector:

@@ -9,9 +9,9 @@ import optax
 from jax.experimental import checkify
 
 from riemann_optax import _tree
+from riemann_optax._check import check_transformation
 from riemann_optax.covector import Covector
 from riemann_optax.edits import stateless_edit
-from riemann_optax.metric import check_transformation
 
 
 def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

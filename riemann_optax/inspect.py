@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
-from riemann_optax.covector import Covector
-from riemann_optax.metric import require_covectors
+from riemann_optax import _check, _tree
+from riemann_optax.covector import Covector, require_covectors
 
 
 class RecordMetricState(NamedTuple):
@@ -74,7 +73,7 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
     if not isinstance(quantiles, tuple | list):
         raise TypeError(f"quantiles must be a tuple of numbers, got {quantiles!r}.")
     for quantile in quantiles:
-        _tree.check_number("quantiles", quantile, low=0.0, high=1.0)
+        _check.check_number("quantiles", quantile, low=0.0, high=1.0)
 
     def init(params: optax.Params) -> RecordMetricState:
         leaves = len(jax.tree.leaves(params))
@@ -136,7 +135,7 @@ def metric_statistics(state: optax.OptState, params: optax.Params) -> dict[str, 
       >>> print(list(ro.metric_statistics(tx.init(params), params)))
       ["['w']"]
     """
-    recorded = find_states(state, RecordMetricState)
+    recorded = _tree.find_states(state, RecordMetricState)
     if len(recorded) != 1:
         raise ValueError(
             f"metric_statistics: the state holds {len(recorded)} records of a metric, and one is needed: put "
@@ -155,12 +154,6 @@ def metric_statistics(state: optax.OptState, params: optax.Params) -> dict[str, 
         if len(record.metric_quantiles):
             result[name]["metric_quantiles"] = record.metric_quantiles[index].tolist()
     return result
-
-
-def find_states(state: optax.OptState, kind: type[Any]) -> list[Any]:
-    """Return all states of one type, anywhere in ``state``."""
-    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
 
 class TrackEnergyState(NamedTuple):
@@ -218,7 +211,7 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
         **extra_args: Any,
     ) -> tuple[optax.Updates, TrackEnergyState]:
         del extra_args
-        params = _tree.require_params(params, "track_energy")
+        params = _check.require_params(params, "track_energy")
         increment = _sum_of_magnitudes(updates) - state.compensation
         total = state.modification + increment
         new_state = TrackEnergyState(

@@ -1,6 +1,5 @@
 """Stage 1: from a gradient to a covector with its metric; and ways to see that metric."""
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -8,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from riemann_optax import _check, _tree
 from riemann_optax import _observe as observe
-from riemann_optax import _tree
-from riemann_optax.covector import Covector, MetricAttachedError, Origin
+from riemann_optax.covector import Covector, MetricAttachedError, Origin, map_covectors, require_covectors
 
 Role = Literal["metric", "inverse_metric"]
 ROLES = ("metric", "inverse_metric")
@@ -88,10 +87,10 @@ def compute_metric(
       <https://doi.org/10.1162/089976698300017746>`_, Neural Computation, 1998: steepest descent on a
       Riemannian manifold.
     """
-    check_transformation("phi", phi)
+    _check.check_transformation("phi", phi)
     made, phi = phi, optax.with_extra_args_support(phi)
-    _tree.check_choice("role", role, ROLES)
-    _tree.check_schedulable("alpha", alpha)
+    _check.check_choice("role", role, ROLES)
+    _check.check_schedulable("alpha", alpha)
 
     def init(params: optax.Params) -> ComputeMetricState:
         _tree.check_inexact(params, "params")
@@ -107,7 +106,7 @@ def compute_metric(
         _tree.check_inexact(updates, "gradients")
         if params is not None:
             remedy = "pass the gradients and the parameters of the same model, in this order."
-            _tree.check_same_structure(updates, params, "the tree of gradients", "params", remedy)
+            _check.check_same_structure(updates, params, "the tree of gradients", "params", remedy)
         values, phi_state = phi.update(updates, state.phi, params, **extra_args)
         check_phi_values(values, updates)
         observe.phi_used(made, updates)  # wrapped, it would go by the wrapper's name
@@ -132,26 +131,17 @@ def compute_metric(
 
 def _one_plus(scale: jax.Array, value: jax.Array, alpha: Any) -> jax.Array:
     """Return ``1 + alpha * phi``; where alpha is 0 that is 1, also for a phi that is infinite or NaN."""
-    if _tree.is_concrete_number(alpha):
+    if _check.is_concrete_number(alpha):
         # A constant 1 lets the compiler drop the metric: a computed one makes it round Adam differently.
         return jnp.ones_like(value) if alpha == 0 else 1 + scale * value
     unused = jnp.logical_and(scale == 0, ~jnp.isfinite(value))
     return 1 + scale * jnp.where(unused, jnp.zeros_like(value), value)
 
 
-def check_transformation(argument: str, value: Any) -> None:
-    """Raise ``TypeError`` unless ``value`` is a gradient transformation."""
-    if not isinstance(value, optax.GradientTransformation):
-        raise TypeError(
-            f"{argument} must be an optax.GradientTransformation (such as riemann_optax.phi.activity()), "
-            f"got {value!r}: a function that makes one has to be called."
-        )
-
-
 def check_phi_values(values: Any, gradients: Any) -> None:
     """Raise ``ValueError`` for a phi whose result is not one real value per weight."""
     remedy = "phi must return one value per weight, in the structure of the gradients."
-    _tree.check_same_structure(values, gradients, "the result of phi", "the gradients", remedy)
+    _check.check_same_structure(values, gradients, "the result of phi", "the gradients", remedy)
     for path, leaf in jax.tree_util.tree_leaves_with_path(values):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
@@ -168,16 +158,6 @@ def _refuse_covectors(updates: optax.Updates) -> None:
                 "factor of E use multiply_metric; for two metrics in a row put scale_by_inverse_metric "
                 "between them."
             )
-
-
-def require_covectors(updates: optax.Updates, name: str) -> None:
-    """Raise ``ValueError`` where there are leaves but none carries a metric."""
-    leaves = jax.tree.leaves(updates)
-    if leaves and not any(isinstance(leaf, Covector) for leaf in leaves):
-        raise ValueError(
-            f"{name}: no leaf carries a metric, so the step would silently be Euclidean: put "
-            "compute_metric(phi, alpha) before it in the same chain."
-        )
 
 
 def split(updates: optax.Updates) -> tuple[optax.Updates, optax.Updates]:
@@ -210,10 +190,3 @@ def split(updates: optax.Updates) -> tuple[optax.Updates, optax.Updates]:
         euclidean=lambda x: jnp.ones_like(x, dtype=_tree.working_dtype(x)),
     )
     return components, metric
-
-
-def map_covectors(
-    function: Callable[[Covector], Any], updates: Any, euclidean: Callable[[Any], Any] = lambda x: x
-) -> Any:
-    """Map ``function`` over the leaves that carry a metric and ``euclidean`` over the others."""
-    return jax.tree.map(lambda x: function(x) if isinstance(x, Covector) else euclidean(x), updates)

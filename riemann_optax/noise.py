@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
-from riemann_optax.covector import Covector
-from riemann_optax.metric import require_covectors
+from riemann_optax import _check, _tree
+from riemann_optax.covector import Covector, require_covectors
 from riemann_optax.phi import _state
 
 
@@ -95,8 +94,8 @@ def add_metric_noise(
       Patterson and Teh, `Stochastic Gradient Riemannian Langevin Dynamics on the Probability Simplex
       <https://papers.nips.cc/paper/4883>`_, NeurIPS, 2013
     """
-    _tree.check_schedulable("learning_rate", learning_rate)
-    _tree.check_schedulable("temperature", temperature)
+    _check.check_schedulable("learning_rate", learning_rate)
+    _check.check_schedulable("temperature", temperature)
     if field is not None and not callable(field):
         raise TypeError(f"field must be a function of an array of weights, or None, got {field!r}.")
 
@@ -109,7 +108,7 @@ def add_metric_noise(
     def drift(count: jax.Array, params: optax.Params | None) -> Any:
         if field is None:
             return None
-        params = _tree.require_params(params, "add_metric_noise with a field")
+        params = _check.require_params(params, "add_metric_noise with a field")
         heat = jnp.asarray(_at(temperature, count), jnp.float32)
 
         def log_derivative(path: tuple[Any, ...], weight: jax.Array) -> jax.Array:
@@ -176,8 +175,8 @@ def add_idle_noise(
       Dohare et al, `Loss of plasticity in deep continual learning
       <https://doi.org/10.1038/s41586-024-07711-7>`_, Nature, 2024: shrink-and-perturb, the same noise for all
     """
-    _tree.check_schedulable("learning_rate", learning_rate)
-    _tree.check_schedulable("scale", scale)
+    _check.check_schedulable("learning_rate", learning_rate)
+    _check.check_schedulable("scale", scale)
 
     def amplitude(count: jax.Array) -> jax.Array:
         rate = jnp.asarray(_at(learning_rate, count), jnp.float32)
@@ -194,7 +193,7 @@ def _noise(
     key: jax.Array | int,
 ) -> optax.GradientTransformationExtraArgs:
     """Return a transformation that adds ``amplitude * sqrt(E) * xi + drift`` to each covector."""
-    _state.check_key(key)
+    _check.check_key(key)
 
     def init(params: optax.Params) -> MetricNoiseState:
         _tree.check_inexact(params, "params")

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax._tree import Group
 from riemann_optax.edits import conformal as conformal_metric
 from riemann_optax.edits import on_gradient
@@ -88,11 +88,11 @@ def riemannian_sgd(
       Kang, Son and Joel, *Biological Synaptic Plasticity Based Riemannian Geometry AI Learning Optimization
       Mechanism*: Eqs. 2 and 3.
     """
-    _tree.check_schedulable("learning_rate", learning_rate)
+    _check.check_schedulable("learning_rate", learning_rate)
     if momentum is not None:
-        _tree.check_decay(momentum, "momentum")
+        _check.check_decay(momentum, "momentum")
     if weight_decay is not None:
-        _tree.check_schedulable("weight_decay", weight_decay)
+        _check.check_schedulable("weight_decay", weight_decay)
     if phi is None:
         phi = factored_activity(0.97, state_dtype=state_dtype)
     stages = [
@@ -184,12 +184,12 @@ def riemannian_adamw(
       Loshchilov and Hutter, `Decoupled Weight Decay Regularization
       <https://arxiv.org/abs/1711.05101>`_, ICLR, 2019
     """
-    _tree.check_schedulable("learning_rate", learning_rate)
-    _tree.check_decay(b1, "b1")
-    _tree.check_decay(b2, "b2")
-    _tree.check_number("eps", eps, low=0.0)
-    _tree.check_number("eps_root", eps_root, low=0.0)
-    _tree.check_schedulable("weight_decay", weight_decay)
+    _check.check_schedulable("learning_rate", learning_rate)
+    _check.check_decay(b1, "b1")
+    _check.check_decay(b2, "b2")
+    _check.check_number("eps", eps, low=0.0)
+    _check.check_number("eps_root", eps_root, low=0.0)
+    _check.check_schedulable("weight_decay", weight_decay)
     stages = _metric_stages(phi, alpha, role, conformal, record, state_dtype)
     adam = optax.scale_by_adam(
         b1=b1, b2=b2, eps=eps, eps_root=eps_root, mu_dtype=state_dtype, nesterov=nesterov
@@ -212,12 +212,12 @@ def _metric_stages(
 ) -> list[optax.GradientTransformation]:
     """Return stage 1 and the edits that both aliases offer."""
     if state_dtype is not None:
-        _tree.check_real_dtype("state_dtype", state_dtype)
+        _check.check_real_dtype("state_dtype", state_dtype)
     stages: list[optax.GradientTransformation] = [
         compute_metric(activity(state_dtype=state_dtype) if phi is None else phi, alpha, role)
     ]
     if conformal is not None:
-        _tree.check_choice("conformal", conformal, _tree.GROUPS)
+        _check.check_choice("conformal", conformal, _tree.GROUPS)
         stages.append(conformal_metric(conformal))
     if record:
         stages.append(record_metric())

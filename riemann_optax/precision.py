@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType
 
-from riemann_optax import _tree
-from riemann_optax.metric import check_transformation
+from riemann_optax import _check, _tree
+from riemann_optax._check import check_transformation
 
 Storage = Literal["bfloat16", "int8"]
 STORAGES = ("bfloat16", "int8")
@@ -120,8 +120,8 @@ def low_precision_state(
     """
     check_transformation("tx", tx)
     tx = optax.with_extra_args_support(tx)
-    _tree.check_choice("storage", storage, STORAGES)
-    _tree.check_count("block_size", block_size)
+    _check.check_choice("storage", storage, STORAGES)
+    _check.check_count("block_size", block_size)
     if not isinstance(seed, int):
         raise TypeError(f"seed must be an integer, got {seed!r}.")
 
@@ -293,7 +293,7 @@ def master_weights(
     """
     check_transformation("tx", tx)
     tx = optax.with_extra_args_support(tx)
-    _tree.check_real_dtype("dtype", dtype)
+    _check.check_real_dtype("dtype", dtype)
 
     def is_narrow(leaf: Any) -> bool:
         return bool(
@@ -323,7 +323,7 @@ def master_weights(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, MasterWeightsState]:
-        params = _tree.require_params(params, "master_weights")
+        params = _check.require_params(params, "master_weights")
         weights = jax.tree.map(master, params, state.remainder)
         steps, inner_state = tx.update(jax.tree.map(widen, updates), state.inner_state, weights, **extra_args)
 

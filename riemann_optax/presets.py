@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from riemann_optax.metric import check_transformation
+from riemann_optax._check import check_transformation
 
 Kind = Literal["matrix", "embedding", "bias", "norm", "vector"]
 KINDS: tuple[str, ...] = ("matrix", "embedding", "bias", "norm", "vector")

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
+from riemann_optax._check import check_transformation
 from riemann_optax.anchor import wide_dtype
-from riemann_optax.covector import Covector
-from riemann_optax.metric import check_phi_values, check_transformation, map_covectors
+from riemann_optax.covector import Covector, map_covectors
+from riemann_optax.metric import check_phi_values
 
 
 class AnchoredWeightsState(NamedTuple):
@@ -81,11 +82,11 @@ def add_anchored_weights(
       Kirkpatrick et al, `Overcoming catastrophic forgetting in neural networks
       <https://doi.org/10.1073/pnas.1611835114>`_, PNAS, 2017: the pull weighted by precision
     """
-    _tree.check_schedulable("rate", rate)
+    _check.check_schedulable("rate", rate)
     check_transformation("anchor", anchor)
     anchor = optax.with_extra_args_support(anchor)
     if isinstance(precision, str):
-        _tree.check_choice("precision", precision, ("phi",))
+        _check.check_choice("precision", precision, ("phi",))
     elif precision is not None:
         check_transformation("precision", precision)
     phi = optax.with_extra_args_support(
@@ -103,7 +104,7 @@ def add_anchored_weights(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AnchoredWeightsState]:
-        params = _tree.require_params(params, "add_anchored_weights")
+        params = _check.require_params(params, "add_anchored_weights")
         components = map_covectors(lambda c: c.components, updates)
         weights, anchor_state = anchor.update(components, state.anchor, params, **extra_args)
         strength = rate(state.count) if callable(rate) else rate

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree, geometry
+from riemann_optax import _check, geometry
 from riemann_optax.fields.base import MetricField, SeparableField, check_field_type, require_separable
 
 Retraction = Literal["euler", "geodesic", "second_order", "mirror"]
@@ -73,7 +73,7 @@ def retract(field: MetricField, kind: Retraction = "geodesic") -> optax.Gradient
       Raskutti and Mukherjee, `The Information Geometry of Mirror Descent
       <https://arxiv.org/abs/1310.7780>`_, IEEE Transactions on Information Theory, 2015
     """
-    _tree.check_choice("kind", kind, RETRACTIONS)
+    _check.check_choice("kind", kind, RETRACTIONS)
     check_field_type(field)
     if kind in ("geodesic", "mirror"):
         require_separable(field, f'retract(field, "{kind}")', 'use kind="second_order".')
@@ -85,7 +85,7 @@ def retract(field: MetricField, kind: Retraction = "geodesic") -> optax.Gradient
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
-        params = _tree.require_params(params, "retract")
+        params = _check.require_params(params, "retract")
         if kind == "geodesic":
             updates = geometry.exponential_map(field, params, updates)
         elif kind == "second_order":

@@ -6,8 +6,8 @@ import jax
 import optax
 
 from riemann_optax import _observe as observe
-from riemann_optax.covector import Covector
-from riemann_optax.metric import check_transformation, map_covectors, require_covectors
+from riemann_optax._check import check_transformation
+from riemann_optax.covector import Covector, map_covectors, require_covectors
 
 
 def scale_by_inverse_metric() -> optax.GradientTransformationExtraArgs:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from scipy.sparse import linalg as sparse_linalg
 
-from riemann_optax import _tree, geometry
+from riemann_optax import _check, _tree, geometry
 from riemann_optax.fields.base import MetricField
 
 Method = Literal["auto", "dense", "lanczos"]
@@ -115,14 +115,14 @@ def preconditioned_spectrum(
     References:
       Lehoucq, Sorensen and Yang, `ARPACK Users' Guide <https://doi.org/10.1137/1.9780898719628>`_, 1998
     """
-    _tree.check_choice("method", method, METHODS)
-    _tree.check_count("number", number)
+    _check.check_choice("method", method, METHODS)
+    _check.check_count("number", number)
     params = geometry.to_working_tree(params, "params")
     if isinstance(metric, MetricField):
         metric = metric.metric(params)
     if metric is None:
         metric = jax.tree.map(jnp.ones_like, params)
-    _tree.check_same_structure(metric, params, "metric", "params", "pass one E per weight.")
+    _check.check_same_structure(metric, params, "metric", "params", "pass one E per weight.")
     scale = _frame_factor(metric)
     size = scale.size
     if size == 0:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 
 Side = Literal["both", "smaller", "input", "output", "none", "vector"]
 SIDES: tuple[str, ...] = get_args(Side)
@@ -134,7 +134,7 @@ class Reading(NamedTuple):
     def _layout(self, path: tuple[Any, ...], leaf: Any) -> Layout | None:
         name, shape = jax.tree_util.keystr(path), leaf.shape
         side = self.sides(name, leaf) if callable(self.sides) else self.sides
-        _tree.check_choice(f"sides of {_tree.leaf_name(path)}", side, SIDES)
+        _check.check_choice(f"sides of {_tree.leaf_name(path)}", side, SIDES)
         if side == "none" or not shape or (len(shape) == 1 and side != "vector"):
             return None
         axes = self.axes(name, leaf)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
+from riemann_optax._check import check_transformation
 from riemann_optax.eigenbasis import averages, bases
 from riemann_optax.eigenbasis.frame import (
     Frame,
@@ -20,7 +21,6 @@ from riemann_optax.eigenbasis.frame import (
 )
 from riemann_optax.eigenbasis.layout import SIDES, ChooseAxes, ChooseSide, Reading, Side, kernel_axes
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
-from riemann_optax.metric import check_transformation
 
 SQUARES = ("left_factors", "right_factors", "left_bases", "right_bases")
 
@@ -166,18 +166,18 @@ def in_eigenbasis(
       <https://arxiv.org/abs/1802.09568>`_, ICML, 2018
     """
     check_transformation("inner", inner)
-    _tree.check_decay(decay)
+    _check.check_decay(decay)
     for name, value in (("update_every", update_every), ("max_size", max_size), ("together", together)):
-        _tree.check_count(name, value)
+        _check.check_count(name, value)
     if block_size is not None:
-        _tree.check_count("block_size", block_size, low=2)
-        _tree.check_number("block_size", block_size, high=max_size)
+        _check.check_count("block_size", block_size, low=2)
+        _check.check_number("block_size", block_size, high=max_size)
     if not callable(sides):
-        _tree.check_choice("sides", sides, SIDES)
-    _tree.check_choice("correlate", correlate, ("gradients", "gradient_differences"))
-    _tree.check_choice("second_moments", second_moments, ("mix", "keep"))
+        _check.check_choice("sides", sides, SIDES)
+    _check.check_choice("correlate", correlate, ("gradients", "gradient_differences"))
+    _check.check_choice("second_moments", second_moments, ("mix", "keep"))
     if state_dtype is not None:
-        _tree.check_real_dtype("state_dtype", state_dtype)
+        _check.check_real_dtype("state_dtype", state_dtype)
     inner = optax.with_extra_args_support(inner)
     reading = Reading(sides, axes, max_size, block_size)
     mix, differences = second_moments == "mix", correlate == "gradient_differences"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.edits import multiply_metric
 from riemann_optax.fields import _numeric
 from riemann_optax.metric import compute_metric
@@ -58,7 +58,7 @@ class MetricField(abc.ABC):
             **extra_args: Any,
         ) -> tuple[optax.Updates, optax.EmptyState]:
             del updates, extra_args
-            params = _tree.require_params(params, type(self).__name__)
+            params = _check.require_params(params, type(self).__name__)
             return self.metric(jax.tree.map(_tree.to_working_dtype, params)), state
 
         return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from riemann_optax import _tree
+from riemann_optax import _check
 from riemann_optax.fields import _numeric
 from riemann_optax.fields.base import SeparableField
 
@@ -30,7 +30,7 @@ class Constant(SeparableField):
     value: float = 1.0
 
     def __post_init__(self) -> None:
-        _tree.check_number("value", self.value, low=0.0, low_open=True)
+        _check.check_number("value", self.value, low=0.0, low_open=True)
 
     def elementwise(self, weights: jax.Array) -> jax.Array:
         """Return ``c``."""
@@ -110,7 +110,7 @@ class Absolute(_EvenField):
     strength: float
 
     def __post_init__(self) -> None:
-        _tree.check_number("strength", self.strength, low=0.0)
+        _check.check_number("strength", self.strength, low=0.0)
 
     def elementwise(self, weights: jax.Array) -> jax.Array:
         """Return ``1 + a * abs(w)``."""
@@ -156,7 +156,7 @@ class Quadratic(_EvenField):
     strength: float
 
     def __post_init__(self) -> None:
-        _tree.check_number("strength", self.strength, low=0.0)
+        _check.check_number("strength", self.strength, low=0.0)
 
     def elementwise(self, weights: jax.Array) -> jax.Array:
         """Return ``1 + a * w**2``."""
@@ -213,7 +213,7 @@ class Multiplicative(_EvenField):
     eps: float = 0.0
 
     def __post_init__(self) -> None:
-        _tree.check_number("eps", self.eps, low=0.0)
+        _check.check_number("eps", self.eps, low=0.0)
 
     def elementwise(self, weights: jax.Array) -> jax.Array:
         """Return ``1 / (abs(w) + eps)``."""
@@ -264,7 +264,7 @@ class LogNormal(_EvenField):
     eps: float = 0.0
 
     def __post_init__(self) -> None:
-        _tree.check_number("eps", self.eps, low=0.0)
+        _check.check_number("eps", self.eps, low=0.0)
 
     def elementwise(self, weights: jax.Array) -> jax.Array:
         """Return ``1 / (w**2 + eps**2)``."""

@@ -33,12 +33,6 @@ def cast_like(tree: Any, reference: Any) -> Any:
     return jax.tree.map(lambda x, r: x.astype(r.dtype), tree, reference)
 
 
-def check_state_dtype(state_dtype: Any) -> None:
-    """Raise ``ValueError`` unless ``state_dtype`` is None or a real floating-point dtype."""
-    if state_dtype is not None:
-        _tree.check_real_dtype("state_dtype", state_dtype)
-
-
 def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
     """Return ``params - previous`` in the working dtype, 0 at the first update, when nothing is known."""
 
@@ -52,18 +46,6 @@ def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
 def copy_like(params: Any, reference: Any) -> Any:
     """Copy ``params`` into state: a copy, because an alias of a donated buffer is a deleted array."""
     return jax.tree.map(lambda p, r: jnp.array(p, dtype=r.dtype, copy=True), params, reference)
-
-
-check_decay = _tree.check_decay
-require_params = _tree.require_params
-
-
-def check_key(key: Any) -> None:
-    """Raise ``TypeError`` unless ``key`` is a random key, typed or of the older kind, or an integer seed."""
-    old = getattr(key, "dtype", None) == jnp.uint32
-    new = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not (isinstance(key, int) or old or new):
-        raise TypeError(f"key must be a random key (jax.random.key) or an integer seed, got {key!r}.")
 
 
 def as_key(key: jax.Array | int) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.phi import _state
 
 
@@ -61,9 +61,9 @@ def activity(
     References:
       Tieleman and Hinton, Lecture 6.5: RMSprop, Coursera: Neural Networks for Machine Learning, 2012
     """
-    _state.check_decay(decay)
-    _tree.check_number("power", power, low=0.0, low_open=True)
-    _state.check_state_dtype(state_dtype)
+    _check.check_decay(decay)
+    _check.check_number("power", power, low=0.0, low_open=True)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> ActivityState:
         return ActivityState(jnp.zeros([], jnp.int32), _tree.zeros_like(params, state_dtype))
@@ -131,9 +131,9 @@ def accumulated_activity(
       Duchi, Hazan and Singer, `Adaptive Subgradient Methods for Online Learning and Stochastic Optimization
       <https://jmlr.org/papers/v12/duchi11a.html>`_, JMLR, 2011
     """
-    _tree.check_number("memory", memory, low=0.0, high=1.0)
-    _tree.check_number("power", power, low=0.0, low_open=True)
-    _state.check_state_dtype(state_dtype)
+    _check.check_number("memory", memory, low=0.0, high=1.0)
+    _check.check_number("power", power, low=0.0, low_open=True)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> AccumulatedActivityState:
         return AccumulatedActivityState(_tree.zeros_like(params, state_dtype))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax._tree import Group
 
 
@@ -53,7 +53,7 @@ def weighted_sum(
         raise TypeError(f"weights must be a sequence of numbers, one per phi, got {weights!r}.")
     factors = [1.0] * len(parts) if weights is None else list(weights)
     for factor in factors:
-        _tree.check_number("weights", factor)
+        _check.check_number("weights", factor)
     if len(factors) != len(parts):
         raise ValueError(f"weights must hold one number per phi: got {len(factors)} for {len(parts)} phis.")
 
@@ -131,8 +131,8 @@ def power(phi: optax.GradientTransformation, exponent: float) -> optax.GradientT
       [9.]
     """
     (part,) = _checked([phi])
-    _tree.check_number("exponent", exponent)
-    if _tree.is_concrete_number(exponent) and exponent == 0:
+    _check.check_number("exponent", exponent)
+    if _check.is_concrete_number(exponent) and exponent == 0:
         raise ValueError("exponent must not be 0: phi would be 1 everywhere.")
 
     def raise_to_power(value: jax.Array) -> jax.Array:
@@ -175,7 +175,7 @@ def unit_mean(
       [0.5 1.5]
     """
     (part,) = _checked([phi])
-    _tree.check_choice("over", over, _tree.GROUPS)
+    _check.check_choice("over", over, _tree.GROUPS)
 
     def divide(value: jax.Array, mean: jax.Array) -> jax.Array:
         return value / jnp.where(mean == 0, jnp.ones_like(mean), mean)

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
+from riemann_optax._check import check_share
 from riemann_optax.boundary import consolidated_where, masked_like
 from riemann_optax.phi import _state
-from riemann_optax.phi.fisher import check_share, fisher_information
+from riemann_optax.phi.fisher import fisher_information
 
 
 class SynapticIntelligenceState(NamedTuple):
@@ -111,9 +112,9 @@ def synaptic_intelligence(
       Zenke, Poole and Ganguli, `Continual Learning Through Synaptic Intelligence
       <https://arxiv.org/abs/1703.04200>`_, ICML, 2017
     """
-    _tree.check_number("damping", damping, low=0.0, low_open=True)
+    _check.check_number("damping", damping, low=0.0, low_open=True)
     check_share("memory", memory)
-    _state.check_state_dtype(state_dtype)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> SynapticIntelligenceState:
         return SynapticIntelligenceState(
@@ -136,7 +137,7 @@ def synaptic_intelligence(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SynapticIntelligenceState]:
         del extra_args
-        params = _state.require_params(params, "synaptic_intelligence")
+        params = _check.require_params(params, "synaptic_intelligence")
         state = state._replace(
             memory=jnp.asarray(memory, jnp.float32), damping=jnp.asarray(damping, jnp.float32)
         )
@@ -305,11 +306,11 @@ def rwalk(
       Chaudhry et al, `Riemannian Walk for Incremental Learning: Understanding Forgetting and Intransigence
       <https://arxiv.org/abs/1801.10112>`_, ECCV, 2018
     """
-    _tree.check_count("interval", interval)
+    _check.check_count("interval", interval)
     check_share("mixing", mixing)
-    _tree.check_number("damping", damping, low=0.0, low_open=True)
+    _check.check_number("damping", damping, low=0.0, low_open=True)
     check_share("memory", memory)
-    _state.check_state_dtype(state_dtype)
+    _check.check_state_dtype(state_dtype)
 
     def hyper_parameters() -> dict[str, jax.Array]:
         return {
@@ -345,7 +346,7 @@ def rwalk(
         **extra_args: Any,
     ) -> tuple[optax.Updates, RWalkState]:
         del extra_args
-        params = _state.require_params(params, "rwalk")
+        params = _check.require_params(params, "rwalk")
         state = consolidated_where(task_boundary, state._replace(**hyper_parameters()), params).walked(params)
         full = state.window >= interval
         state = jax.tree.map(lambda new, old: jnp.where(full, new, old), state.scored(params), state)

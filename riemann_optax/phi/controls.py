@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.phi import _state
 
 
@@ -60,7 +60,7 @@ def permuted(
       [1. 2. 3. 4.] False
     """
     part = _checked(phi)
-    _state.check_key(key)
+    _check.check_key(key)
 
     def init(params: optax.Params) -> PermutedState:
         return PermutedState(key=_state.as_key(key), phi=part.init(params))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.phi import _state
 
 
@@ -76,9 +76,9 @@ def secant_curvature(
       Barzilai and Borwein, `Two-Point Step Size Gradient Methods
       <https://doi.org/10.1093/imanum/8.1.141>`_, IMA Journal of Numerical Analysis, 1988
     """
-    _state.check_decay(decay)
-    _tree.check_number("initial_phi", initial_phi, low=0.0, low_open=True)
-    _state.check_state_dtype(state_dtype)
+    _check.check_decay(decay)
+    _check.check_number("initial_phi", initial_phi, low=0.0, low_open=True)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> SecantCurvatureState:
         return SecantCurvatureState(
@@ -98,7 +98,7 @@ def secant_curvature(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SecantCurvatureState]:
         del extra_args
-        params = _state.require_params(params, "secant_curvature")
+        params = _check.require_params(params, "secant_curvature")
         before = (
             state.previous_gradients if gradients_at_previous_params is None else gradients_at_previous_params
         )
@@ -188,9 +188,9 @@ def hutchinson_curvature(
       Liu et al, `Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training
       <https://arxiv.org/abs/2305.14342>`_, ICLR, 2024
     """
-    _state.check_decay(decay)
-    _state.check_key(key)
-    _state.check_state_dtype(state_dtype)
+    _check.check_decay(decay)
+    _check.check_key(key)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> HutchinsonCurvatureState:
         return HutchinsonCurvatureState(
@@ -208,7 +208,7 @@ def hutchinson_curvature(
         **extra_args: Any,
     ) -> tuple[optax.Updates, HutchinsonCurvatureState]:
         del updates, extra_args
-        params = _state.require_params(params, "hutchinson_curvature")
+        params = _check.require_params(params, "hutchinson_curvature")
         if obj_fn is None:
             raise ValueError(
                 "hutchinson_curvature needs the extra argument obj_fn: call tx.update(gradients, state, "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.phi import _state
 
 
@@ -48,7 +48,7 @@ def from_weights(function: Callable[[jax.Array], jax.Array]) -> optax.GradientTr
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del updates, extra_args
-        return jax.tree.map(evaluate, _state.require_params(params, "from_weights")), state
+        return jax.tree.map(evaluate, _check.require_params(params, "from_weights")), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -82,14 +82,14 @@ def maintenance_energy(power: float = 1.0) -> optax.GradientTransformationExtraA
       Levy and Baxter, `Energy-efficient neuronal computation via quantal synaptic failures
       <https://doi.org/10.1523/JNEUROSCI.22-11-04746.2002>`_, Journal of Neuroscience, 2002
     """
-    _tree.check_number("power", power, low=0.0, low_open=True)
+    _check.check_number("power", power, low=0.0, low_open=True)
     field = from_weights(lambda weights: _tree.power(_tree.magnitude(weights), power))
 
     def update(
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
-        values, state = field.update(updates, state, _state.require_params(params, "maintenance_energy"))
+        values, state = field.update(updates, state, _check.require_params(params, "maintenance_energy"))
         return values, state
 
     return optax.GradientTransformationExtraArgs(field.init, update)
@@ -149,8 +149,8 @@ def modification_energy(
       eLife, 2020
     """
     if decay is not None:
-        _state.check_decay(decay)
-    _state.check_state_dtype(state_dtype)
+        _check.check_decay(decay)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> ModificationEnergyState:
         return ModificationEnergyState(
@@ -166,7 +166,7 @@ def modification_energy(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ModificationEnergyState]:
         del updates, extra_args
-        params = _state.require_params(params, "modification_energy")
+        params = _check.require_params(params, "modification_energy")
         change = jax.tree.map(
             _tree.magnitude, _state.applied_change(params, state.previous_params, state.count)
         )

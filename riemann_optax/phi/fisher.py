@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.boundary import consolidated_where, masked_like
-from riemann_optax.phi import _state
 
 
 class ImportanceState(NamedTuple):
@@ -38,7 +37,7 @@ class ImportanceState(NamedTuple):
         del params
         if task_importance is not None:
             measured = masked_like(task_importance, self.importance)
-            _tree.check_same_structure(
+            _check.check_same_structure(
                 measured, self.importance, "task_importance", "params", "give one number per weight."
             )
         elif len(jax.tree.leaves(self.task_mean)) < len(jax.tree.leaves(self.importance)):
@@ -204,7 +203,7 @@ def laplace(
       Kao et al, `Natural continual learning: success is a journey, not (just) a destination
       <https://arxiv.org/abs/2106.08085>`_, NeurIPS, 2021
     """
-    _tree.check_number("examples_per_task", examples_per_task, low=0.0, low_open=True)
+    _check.check_number("examples_per_task", examples_per_task, low=0.0, low_open=True)
 
     def measure(updates: optax.Updates, per_example_gradients: optax.Updates | None) -> optax.Updates:
         fisher = fisher_information(updates, per_example_gradients)
@@ -341,9 +340,9 @@ def _accumulated_importance(
     argument: str = "per_example_gradients",
 ) -> optax.GradientTransformationExtraArgs:
     """Return a phi that sums, over tasks, the mean of ``measure`` within each."""
-    check_share("memory", memory)
-    check_share("decay", decay)
-    _state.check_state_dtype(state_dtype)
+    _check.check_share("memory", memory)
+    _check.check_share("decay", decay)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> ImportanceState:
         return ImportanceState(
@@ -391,8 +390,3 @@ def newest_weight(decay: Any, count: jax.Array) -> jax.Array:
     total = -jnp.expm1(number * jnp.log1p(-jnp.minimum(rate, 1.0)))
     plain = rate == 0
     return jnp.where(plain, 1 / number, rate / jnp.where(plain, 1.0, total))
-
-
-def check_share(argument: str, value: Any) -> None:
-    """Raise ``ValueError`` for a concrete share outside [0, 1]."""
-    _tree.check_number(argument, value, low=0.0, high=1.0)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
+from riemann_optax._tree import inner
 from riemann_optax.phi import _state
-from riemann_optax.phi._inner import inner
 
 
 def metaplasticity(strength: float = 1.35) -> optax.GradientTransformationExtraArgs:
@@ -48,7 +48,7 @@ def metaplasticity(strength: float = 1.35) -> optax.GradientTransformationExtraA
       Laborieux et al, `Synaptic metaplasticity in binarized neural networks
       <https://doi.org/10.1038/s41467-021-22768-y>`_, Nature Communications, 2021
     """
-    _tree.check_number("strength", strength, low=0.0, low_open=True)
+    _check.check_number("strength", strength, low=0.0, low_open=True)
 
     def rigidity(gradient: jax.Array, weight: jax.Array) -> jax.Array:
         size = _tree.magnitude(weight)
@@ -60,7 +60,7 @@ def metaplasticity(strength: float = 1.35) -> optax.GradientTransformationExtraA
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
-        return jax.tree.map(rigidity, updates, _state.require_params(params, "metaplasticity")), state
+        return jax.tree.map(rigidity, updates, _check.require_params(params, "metaplasticity")), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -120,8 +120,8 @@ def utility_gate(decay: float = 0.999, state_dtype: Any = None) -> optax.Gradien
       Elsayed and Mahmood, `Addressing Loss of Plasticity and Catastrophic Forgetting in Continual Learning
       <https://arxiv.org/abs/2404.00781>`_, ICLR, 2024
     """
-    _state.check_decay(decay)
-    _state.check_state_dtype(state_dtype)
+    _check.check_decay(decay)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> UtilityGateState:
         return UtilityGateState(_tree.zeros_like(params, state_dtype))
@@ -130,7 +130,7 @@ def utility_gate(decay: float = 0.999, state_dtype: Any = None) -> optax.Gradien
         updates: optax.Updates, state: UtilityGateState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, UtilityGateState]:
         del extra_args
-        params = _state.require_params(params, "utility_gate")
+        params = _check.require_params(params, "utility_gate")
         cost_of_loss = jax.tree.map(lambda g, w: -inner(g, w), updates, params)
         utility = _state.running_mean(cost_of_loss, state.utility, decay)
         largest = _largest(utility)

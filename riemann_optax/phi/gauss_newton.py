@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
+from riemann_optax._tree import inner
 from riemann_optax.phi import _state
-from riemann_optax.phi._inner import inner
 
 
 class GaussNewtonCurvatureState(NamedTuple):
@@ -82,9 +82,9 @@ def gauss_newton_curvature(
       Liu et al, `Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training
       <https://arxiv.org/abs/2305.14342>`_, ICLR, 2024
     """
-    _state.check_decay(decay)
-    _state.check_key(key)
-    _state.check_state_dtype(state_dtype)
+    _check.check_decay(decay)
+    _check.check_key(key)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> GaussNewtonCurvatureState:
         return GaussNewtonCurvatureState(
@@ -103,7 +103,7 @@ def gauss_newton_curvature(
         **extra_args: Any,
     ) -> tuple[optax.Updates, GaussNewtonCurvatureState]:
         del updates, extra_args
-        params = _state.require_params(params, "gauss_newton_curvature")
+        params = _check.require_params(params, "gauss_newton_curvature")
         if outputs_fn is None or outputs_loss_fn is None:
             missing = "outputs_fn" if outputs_fn is None else "outputs_loss_fn"
             raise ValueError(

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
+from riemann_optax._tree import inner
 from riemann_optax.phi import _state
-from riemann_optax.phi._inner import inner
 from riemann_optax.phi._layers import mean_square_inputs
 
 Form = Literal["inputs", "gradients"]
@@ -90,10 +90,12 @@ def idbd(
       Sutton, `Adapting Bias by Gradient Descent: An Incremental Version of Delta-Bar-Delta
       <https://cdn.aaai.org/AAAI/1992/AAAI92-027.pdf>`_, AAAI, 1992
     """
-    _tree.check_number("meta_rate", meta_rate, low=0.0)
+    _check.check_number("meta_rate", meta_rate, low=0.0)
     _check_rates(initial_rate, form, state_dtype)
-    _tree.check_number("smallest_log_rate", smallest_log_rate, low=_SMALLEST_LOG_RATE, high=_LARGEST_LOG_RATE)
-    _tree.check_number("largest_change", largest_change, low=0.0, low_open=True)
+    _check.check_number(
+        "smallest_log_rate", smallest_log_rate, low=_SMALLEST_LOG_RATE, high=_LARGEST_LOG_RATE
+    )
+    _check.check_number("largest_change", largest_change, low=0.0, low_open=True)
 
     def init(params: optax.Params) -> IDBDState:
         return IDBDState(
@@ -198,8 +200,8 @@ def autostep(
       Mahmood, Sutton, Degris and Pilarski, `Tuning-free step-size adaptation
       <https://doi.org/10.1109/ICASSP.2012.6288330>`_, ICASSP, 2012
     """
-    _tree.check_number("meta_rate", meta_rate, low=0.0)
-    _tree.check_number("window", window, low=1.0)
+    _check.check_number("meta_rate", meta_rate, low=0.0)
+    _check.check_number("window", window, low=1.0)
     _check_rates(initial_rate, form, state_dtype)
 
     def init(params: optax.Params) -> AutostepState:
@@ -248,9 +250,9 @@ def autostep(
 
 
 def _check_rates(initial_rate: float, form: str, state_dtype: Any) -> None:
-    _tree.check_number("initial_rate", initial_rate, low=0.0, low_open=True)
-    _tree.check_choice("form", form, FORMS)
-    _state.check_state_dtype(state_dtype)
+    _check.check_number("initial_rate", initial_rate, low=0.0, low_open=True)
+    _check.check_choice("form", form, FORMS)
+    _check.check_state_dtype(state_dtype)
 
 
 def _initial_log_rates(params: optax.Params, initial_rate: float, state_dtype: Any) -> Any:

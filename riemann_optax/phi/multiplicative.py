@@ -2,7 +2,7 @@
 
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.phi.energy import from_weights
 
 
@@ -45,5 +45,5 @@ def multiplicative_geometry(eps: float = 1e-3) -> optax.GradientTransformationEx
       Pogodin et al, `Synaptic Weight Distributions Depend on the Geometry of Plasticity
       <https://arxiv.org/abs/2305.19394>`_, ICLR, 2024
     """
-    _tree.check_number("eps", eps, low=0.0)
+    _check.check_number("eps", eps, low=0.0)
     return from_weights(lambda weights: 1 / (_tree.magnitude(weights) + eps))

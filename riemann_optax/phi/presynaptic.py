@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
-from riemann_optax.phi import _state
+from riemann_optax import _check, _tree
 
 
 class PresynapticReleaseState(NamedTuple):
@@ -85,16 +84,16 @@ def presynaptic_release(
       Malkin et al, `Signatures of Bayesian inference emerge from energy-efficient synapses
       <https://doi.org/10.7554/eLife.92595>`_, eLife, 2024
     """
-    _tree.check_number("minimum", minimum, low=0.0)
-    _tree.check_number("maximum", maximum, high=1.0)
-    if _tree.is_concrete_number(minimum) and _tree.is_concrete_number(maximum):
-        _tree.check_number("maximum", maximum, low=minimum, low_open=True)
-    if _tree.is_concrete_number(maximum):
-        _tree.check_number("frozen_from", frozen_from, high=maximum, high_open=True)
-    _tree.check_number("up", up, low=0.0, high=1.0, high_open=True)
-    _tree.check_number("down", down, low=0.0)
-    _tree.check_number("threshold", threshold, low=0.0)
-    _state.check_state_dtype(state_dtype)
+    _check.check_number("minimum", minimum, low=0.0)
+    _check.check_number("maximum", maximum, high=1.0)
+    if _check.is_concrete_number(minimum) and _check.is_concrete_number(maximum):
+        _check.check_number("maximum", maximum, low=minimum, low_open=True)
+    if _check.is_concrete_number(maximum):
+        _check.check_number("frozen_from", frozen_from, high=maximum, high_open=True)
+    _check.check_number("up", up, low=0.0, high=1.0, high_open=True)
+    _check.check_number("down", down, low=0.0)
+    _check.check_number("threshold", threshold, low=0.0)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> PresynapticReleaseState:
         return PresynapticReleaseState(_tree.full_like(params, minimum, state_dtype))

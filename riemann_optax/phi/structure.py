@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.phi import _state
 from riemann_optax.phi._layers import mean_square_activities
 
@@ -73,9 +73,9 @@ def factored_activity(
       Shazeer and Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost
       <https://arxiv.org/abs/1804.04235>`_, ICML, 2018
     """
-    _state.check_decay(decay)
-    _tree.check_number("power", power, low=0.0, low_open=True)
-    _state.check_state_dtype(state_dtype)
+    _check.check_decay(decay)
+    _check.check_number("power", power, low=0.0, low_open=True)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> FactoredActivityState:
         zeros = _tree.zeros_like(params, state_dtype)
@@ -170,9 +170,9 @@ def per_neuron(
       Zhang et al, `Adam-mini: Use Fewer Learning Rates To Gain More <https://arxiv.org/abs/2406.16793>`_,
       2024
     """
-    _state.check_decay(decay)
-    _tree.check_number("power", power, low=0.0, low_open=True)
-    _state.check_state_dtype(state_dtype)
+    _check.check_decay(decay)
+    _check.check_number("power", power, low=0.0, low_open=True)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> PerNeuronState:
         zeros = _tree.zeros_like(params, state_dtype)
@@ -251,8 +251,8 @@ def sliding_threshold(decay: float = 0.99, state_dtype: Any = None) -> optax.Gra
       Law and Cooper, `Formation of receptive fields in realistic visual environments according to the
       Bienenstock, Cooper, and Munro (BCM) theory <https://doi.org/10.1073/pnas.91.16.7797>`_, PNAS, 1994
     """
-    _state.check_decay(decay)
-    _state.check_state_dtype(state_dtype)
+    _check.check_decay(decay)
+    _check.check_state_dtype(state_dtype)
 
     def neurons(zeros: jax.Array) -> jax.Array:
         return jnp.mean(zeros, axis=tuple(range(zeros.ndim - 1)), keepdims=True)

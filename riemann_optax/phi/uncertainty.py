@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.phi.activity import ActivityState, activity
 
 
@@ -56,8 +56,8 @@ def bayesian_synapse(
       Aitchison et al, `Synaptic plasticity as Bayesian inference
       <https://doi.org/10.1038/s41593-021-00809-5>`_, Nature Neuroscience, 2021
     """
-    _tree.check_number("learning_rate", learning_rate, low=0.0, low_open=True)
-    _tree.check_number("learning_rate_sgd", learning_rate_sgd, low=0.0, low_open=True)
+    _check.check_number("learning_rate", learning_rate, low=0.0, low_open=True)
+    _check.check_number("learning_rate_sgd", learning_rate_sgd, low=0.0, low_open=True)
     mean_square = activity(decay=decay, power=1.0, state_dtype=state_dtype)
 
     def update(

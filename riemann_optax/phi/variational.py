@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
+from riemann_optax._tree import inner
 from riemann_optax.phi import _state
-from riemann_optax.phi._inner import inner
 
 # E = (s0 / s)**2 stays between 1e-4 and 1e12: above, 1 + phi would round to 0 in float32.
 _LARGEST_RATIO = 1e2
@@ -93,7 +93,7 @@ def bayesian_gradient_descent(
       Zeno et al, `Task-Agnostic Continual Learning Using Online Variational Bayes With Fixed-Point Updates
       <https://doi.org/10.1162/neco_a_01430>`_, Neural Computation, 2021
     """
-    _tree.check_number("initial_deviation", initial_deviation, low=0.0, low_open=True)
+    _check.check_number("initial_deviation", initial_deviation, low=0.0, low_open=True)
 
     def next_deviation(s: jax.Array, slope: jax.Array) -> jax.Array:
         # s * (sqrt(1 + a**2) - a) without its cancellation at large a.
@@ -170,11 +170,11 @@ def mesu(
       Bonnet et al, `Bayesian continual learning and forgetting in neural networks
       <https://doi.org/10.1038/s41467-025-64601-w>`_, Nature Communications, 2025
     """
-    _tree.check_number("memory", memory, low=0.0, low_open=True)
-    _tree.check_number("prior_deviation", prior_deviation, low=0.0, low_open=True)
+    _check.check_number("memory", memory, low=0.0, low_open=True)
+    _check.check_number("prior_deviation", prior_deviation, low=0.0, low_open=True)
     start = prior_deviation if initial_deviation is None else initial_deviation
-    _tree.check_number("initial_deviation", start, low=0.0, low_open=True)
-    _tree.check_number("largest_change", largest_change, low=0.0, high=1.0, low_open=True, high_open=True)
+    _check.check_number("initial_deviation", start, low=0.0, low_open=True)
+    _check.check_number("largest_change", largest_change, low=0.0, high=1.0, low_open=True, high_open=True)
 
     def next_deviation(s: jax.Array, slope: jax.Array) -> jax.Array:
         prior, window, bound = (
@@ -217,7 +217,7 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
       >>> print(places["w"].shape, jnp.allclose(places["w"], 1 + 0.06 * noise["w"]))
       (4, 3) True
     """
-    _tree.check_count("samples", samples)
+    _check.check_count("samples", samples)
     found = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, VariationalState))
     states = [node for node in found if isinstance(node, VariationalState)]
     if len(states) != 1:
@@ -260,8 +260,8 @@ def _variational(
     state_dtype: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the phi ``(s0 / s)**2 - 1`` whose ``s`` follows ``next_deviation(s, mean(g * eps))``."""
-    _state.check_key(key)
-    _state.check_state_dtype(state_dtype)
+    _check.check_key(key)
+    _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> VariationalState:
         return VariationalState(
@@ -317,7 +317,7 @@ def _check_samples(name: str, updates: optax.Updates, **arguments: Any) -> None:
             )
         remedy = "give each leaf of the gradients a leading axis of samples."
         first = jax.tree.map(lambda x: np.broadcast_to(0.0, jnp.shape(x)[1:]), samples)
-        _tree.check_same_structure(first, updates, f"one sample of {argument}", "the gradients", remedy)
+        _check.check_same_structure(first, updates, f"one sample of {argument}", "the gradients", remedy)
     counts = {jnp.shape(leaf)[:1] for samples in arguments.values() for leaf in jax.tree.leaves(samples)}
     if len(counts) > 1 or counts == {()}:
         raise ValueError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.fields.base import MetricField, SeparableField, check_field_type
 
 _TINY = 1e-6  # the step at which float32 must still be accurate
@@ -142,7 +142,7 @@ def _metric_problems(
         cast = jax.tree.map(lambda leaf, d=dtype: leaf.astype(d), weights)
         try:
             metric = field.metric(cast)
-            _tree.check_same_structure(
+            _check.check_same_structure(
                 metric, cast, "the metric", "the parameters", "return one E per weight."
             )
             jitted = jax.jit(field.metric)(cast)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree
-from riemann_optax.metric import check_transformation
+from riemann_optax import _check, _tree
+from riemann_optax._check import check_transformation
 
 
 class PhiReport(NamedTuple):
@@ -150,7 +150,7 @@ class _Trial:
         except Exception as error:  # the point is to report whatever a user's code raises
             return [f"update raises {type(error).__name__}: {error}"], state
         try:
-            _tree.check_same_structure(
+            _check.check_same_structure(
                 values, gradients, "the result of phi", "the gradients", "phi must return a value per weight."
             )
         except ValueError as error:

@@ -1,0 +1,129 @@
+"""What every module checks of its arguments, before a run and in one wording."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from riemann_optax._tree import leaf_name
+
+
+def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def is_concrete_number(value: Any) -> bool:
+    """Return whether ``value`` is a Python or NumPy number, readable without waiting for a device."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def check_number(
+    argument: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> None:
+    """Raise ``ValueError`` for a concrete number outside its interval; arrays and traced values pass.
+
+    What is neither a number nor an array raises ``TypeError``.
+    """
+    if not is_concrete_number(value):
+        if not hasattr(value, "dtype"):
+            raise TypeError(f"{argument} must be a number, got {value!r}.")
+        return
+    inside = (value > low if low_open else value >= low) and (value < high if high_open else value <= high)
+    if not (inside and math.isfinite(value)):
+        interval = (
+            f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open or high == math.inf else ']'}"
+        )
+        raise ValueError(f"{argument} must be a finite number in {interval}, got {value!r}.")
+
+
+def check_decay(decay: Any, argument: str = "decay") -> None:
+    """Raise ``ValueError`` for a concrete decay outside [0, 1)."""
+    check_number(argument, decay, low=0.0, high=1.0, high_open=True)
+
+
+def check_schedulable(argument: str, value: Any) -> None:
+    """Raise an error unless ``value`` is a schedule or a number that is not negative."""
+    if not callable(value):
+        check_number(argument, value, low=0.0)
+
+
+def check_count(argument: str, value: Any, low: int = 1) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer of at least ``low``."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{argument} must be an integer of at least {low}, got {value!r}.")
+
+
+def check_real_dtype(argument: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` names a real floating-point dtype."""
+    try:
+        dtype = None if value is None else jnp.dtype(value)
+    except TypeError:  # no dtype at all
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{argument} must be a real floating-point dtype, got {dtype or repr(value)}.")
+
+
+def check_same_structure(tree: Any, reference: Any, argument: str, reference_name: str, remedy: str) -> None:
+    """Raise ``ValueError`` that names the first leaf in which ``tree`` and ``reference`` differ."""
+    shapes = {path: jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    expected = {path: jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(reference)}
+    for path, shape in expected.items():
+        if path not in shapes:
+            raise ValueError(f"{argument} lacks {leaf_name(path)} of {reference_name}: {remedy}")
+        if shapes[path] != shape:
+            raise ValueError(
+                f"{argument} has shape {shapes[path]} where {leaf_name(path)} of {reference_name} "
+                f"has shape {shape}: {remedy}"
+            )
+    for path in shapes:
+        if path not in expected:
+            raise ValueError(f"{argument} has {leaf_name(path)}, which {reference_name} lacks: {remedy}")
+
+
+def require_params(params: Any, name: str) -> Any:
+    """Return ``params``; where they are missing raise Optax's own error, with the name of who needs them."""
+    if params is None:
+        try:
+            optax.add_decayed_weights(1.0).update({}, optax.EmptyState(), None)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return params
+
+
+def check_transformation(argument: str, value: Any) -> None:
+    """Raise ``TypeError`` unless ``value`` is a gradient transformation."""
+    if not isinstance(value, optax.GradientTransformation):
+        raise TypeError(
+            f"{argument} must be an optax.GradientTransformation (such as riemann_optax.phi.activity()), "
+            f"got {value!r}: a function that makes one has to be called."
+        )
+
+
+def check_state_dtype(state_dtype: Any) -> None:
+    """Raise ``ValueError`` unless ``state_dtype`` is None or a real floating-point dtype."""
+    if state_dtype is not None:
+        check_real_dtype("state_dtype", state_dtype)
+
+
+def check_key(key: Any) -> None:
+    """Raise ``TypeError`` unless ``key`` is a random key, typed or of the older kind, or an integer seed."""
+    old = getattr(key, "dtype", None) == jnp.uint32
+    new = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not (isinstance(key, int) or old or new):
+        raise TypeError(f"key must be a random key (jax.random.key) or an integer seed, got {key!r}.")
+
+
+def check_share(argument: str, value: Any) -> None:
+    """Raise ``ValueError`` for a concrete share outside [0, 1]."""
+    check_number(argument, value, low=0.0, high=1.0)
