@@ -2,14 +2,18 @@
 
 import importlib
 
-from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding
+from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, testing
+from riemann_optax._version import __version__ as __version__
+from riemann_optax.anchor.pull import AnchoredWeightsState, add_anchored_weights
 from riemann_optax.boundary import ConsolidatingState, consolidate
-from riemann_optax.competition import competitive_plasticity
-from riemann_optax.controls import NormMatchedBaseState, norm_matched_base
 from riemann_optax.covector import Covector, MetricAttachedError
-from riemann_optax.describe import Description, LeafDescription, describe, metric_at
 from riemann_optax.edits import (
+    MetricNoiseState,
+    add_idle_noise,
+    add_metric_noise,
+    check_metric,
     clip_metric,
+    competitive_plasticity,
     conformal,
     multiply_metric,
     normalize_metric,
@@ -18,25 +22,33 @@ from riemann_optax.edits import (
 )
 from riemann_optax.eigenbasis import InEigenbasisState, MatrixAxes, in_eigenbasis, kernel_axes
 from riemann_optax.fields import attach_field
-from riemann_optax.guard import check_metric, skip_nonfinite
+from riemann_optax.geometry.retraction import retract
+from riemann_optax.geometry.spectrum import Spectrum, preconditioned_spectrum
 from riemann_optax.inspect import (
+    Description,
+    LeafDescription,
     RecordMetricState,
     TrackEnergyState,
+    describe,
+    metric_at,
     metric_statistics,
     record_metric,
     track_energy,
 )
 from riemann_optax.metric import ComputeMetricState, compute_metric, split
-from riemann_optax.noise import MetricNoiseState, add_idle_noise, add_metric_noise
 from riemann_optax.optimizers import riemannian_adamw, riemannian_sgd
-from riemann_optax.precision import LowPrecisionState, MasterWeightsState, low_precision_state, master_weights
-from riemann_optax.presets import parameter_kinds, partition_by_kind
-from riemann_optax.pull import AnchoredWeightsState, add_anchored_weights
-from riemann_optax.retraction import retract
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric
-from riemann_optax.spectrum import Spectrum, preconditioned_spectrum
-
-__version__ = "0.1.0"
+from riemann_optax.wrappers import (
+    LowPrecisionState,
+    MasterWeightsState,
+    NormMatchedBaseState,
+    low_precision_state,
+    master_weights,
+    norm_matched_base,
+    parameter_kinds,
+    partition_by_kind,
+    skip_nonfinite,
+)
 
 __all__ = [
     "AnchoredWeightsState",
@@ -94,6 +106,7 @@ __all__ = [
     "sharding",
     "skip_nonfinite",
     "split",
+    "testing",
     "track_energy",
 ]
 

@@ -19,7 +19,6 @@ The numbers that a transformation is made with (decays, rates, ``alpha``) are no
 keep the other settings of a run.
 """
 
-import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ import jax
 import optax
 
 from riemann_optax import _tree, sharding
+from riemann_optax._version import __version__
 
 # To be raised by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint
 # of another format is refused; where an old one is worth a migration, it belongs in `check`.
@@ -61,7 +61,7 @@ def manifest(tree: Any) -> dict[str, Any]:
     }
     return {
         "format": FORMAT_VERSION,
-        "release": importlib.import_module("riemann_optax").__version__,
+        "release": __version__,
         "states": dict(_named_states(tree)),
         "arrays": arrays,
     }

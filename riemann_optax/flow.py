@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import geometry
 from riemann_optax.fields.base import MetricField, check_field_type
+from riemann_optax.geometry import maps
 
 try:
     import diffrax
@@ -96,13 +96,13 @@ def gradient_flow(
     if field is not None:
         check_field_type(field)
     times = _times(t)
-    params = geometry.to_working_tree(params, "params")
+    params = maps.to_working_tree(params, "params")
     wide = any(leaf.dtype.itemsize > 4 for leaf in jax.tree.leaves(params))
 
     def velocity(time: Any, weights: optax.Params, _: Any) -> optax.Updates:
         del time
         gradient = jax.grad(loss)(weights)
-        tangent = gradient if field is None else geometry.sharp(field, weights, gradient)
+        tangent = gradient if field is None else maps.sharp(field, weights, gradient)
         return jax.tree.map(jnp.negative, tangent)
 
     event = None
@@ -160,12 +160,12 @@ def parallel_transport(
       0.000
     """
     check_field_type(field)
-    tangent = geometry.to_working_tree(tangent, "tangent")
+    tangent = maps.to_working_tree(tangent, "tangent")
     wide = any(leaf.dtype.itemsize > 4 for leaf in jax.tree.leaves(tangent))
 
     def velocity(time: Any, vector: optax.Updates, _: Any) -> optax.Updates:
         point, direction = jax.jvp(path, (time,), (jnp.ones_like(time),))
-        return jax.tree.map(jnp.negative, geometry.christoffel(field, point, vector, direction))
+        return jax.tree.map(jnp.negative, maps.christoffel(field, point, vector, direction))
 
     return _solve(velocity, tangent, _times(t), solver, step_size, rtol, max_steps, wide, None)
 

@@ -6,9 +6,9 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._tree import Group
-from riemann_optax.edits import conformal as conformal_metric
-from riemann_optax.edits import on_gradient
-from riemann_optax.inspect import record_metric
+from riemann_optax.edits.lifting import on_gradient
+from riemann_optax.edits.rescaling import conformal as conformal_metric
+from riemann_optax.inspect.recording import record_metric
 from riemann_optax.metric import Role, compute_metric
 from riemann_optax.phi import activity, factored_activity
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric

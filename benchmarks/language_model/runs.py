@@ -13,7 +13,7 @@ import optax
 
 from benchmarks.language_model.contestants import Contestant
 from riemann_optax.examples import data, models
-from riemann_optax.examples.optimizers import warmup_cosine
+from riemann_optax.examples.schedule import warmup_cosine
 
 LAST = 50  # steps whose losses are averaged into the loss a run ends with
 BIN = 20  # steps averaged into one point of a curve

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from benchmarks.time_to_target import makers
-from riemann_optax.examples.optimizers import warmup_cosine
+from riemann_optax.examples.schedule import warmup_cosine
 
 Point = Mapping[str, float]
 Make = Callable[..., optax.GradientTransformation]

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from riemann_optax.eigenbasis.averages import Average
+from riemann_optax.eigenbasis.coordinates import Average
 from riemann_optax.eigenbasis.layout import Layout
 from riemann_optax.eigenbasis.mesh import spread
 

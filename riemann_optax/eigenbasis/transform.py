@@ -9,7 +9,8 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
-from riemann_optax.eigenbasis import averages, bases
+from riemann_optax.eigenbasis import bases
+from riemann_optax.eigenbasis import coordinates as averages
 from riemann_optax.eigenbasis.frame import (
     Frame,
     averaged,

@@ -21,11 +21,13 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from riemann_optax.examples import data, models, report
-from riemann_optax.examples.arguments import DEFAULTS, Parser, number
+from riemann_optax.examples import data, datasets, models
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.loop import Problem, Training, train_steps
-from riemann_optax.examples.optimizers import MetricOptions, build_baseline, build_metric, warmup_cosine
+from riemann_optax.examples.schedule import warmup_cosine
+from riemann_optax.examples.train.arguments import DEFAULTS, Parser, number
+from riemann_optax.examples.train.loop import Problem, Training, train_steps
+from riemann_optax.examples.train.optimizers import MetricOptions, build_baseline, build_metric
+from riemann_optax.examples.train.record import environment, write_record
 
 TUNING_SEEDS = tuple(range(3))
 FRESH_SEEDS = tuple(range(100, 110))
@@ -193,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
 def compare(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Tune, rerun on fresh seeds, print the table, and return the figures."""
     model_name = arguments.model or ("transformer" if arguments.data == "text" else "convnet")
-    dataset = data.load(arguments.data)
+    dataset = datasets.load(arguments.data)
     problem = Problem(models.build(model_name, dataset, seed=0), dataset)
     defaults = DEFAULTS[arguments.data, model_name]
     steps = arguments.steps or defaults.steps
@@ -225,7 +227,7 @@ def compare(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         "fresh_seeds": list(fresh_seeds),
         "outcomes": {name: [run._asdict() for run in runs] for name, runs in outcomes.items()},
         "seconds": time.perf_counter() - began,
-        **report.environment(),
+        **environment(),
     }
 
 
@@ -237,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"--out {arguments.out} exists: name another file")
         figures = compare(arguments, Console())
         if arguments.out is not None:
-            report.write_record(figures, arguments.out)
+            write_record(figures, arguments.out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

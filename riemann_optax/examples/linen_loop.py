@@ -14,10 +14,10 @@ from flax import linen
 from flax.training.train_state import TrainState
 
 import riemann_optax as ro
-from riemann_optax.examples.arguments import Parser, number
 from riemann_optax.examples.data import batch_indices, load_digits
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.optimizers import warmup_cosine
+from riemann_optax.examples.schedule import warmup_cosine
+from riemann_optax.examples.train.arguments import Parser, number
 
 
 class MLP(linen.Module):

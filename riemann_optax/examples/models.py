@@ -236,8 +236,8 @@ def build(name: str, dataset: Dataset, seed: int) -> Model:
         InputError: if the model cannot read this kind of data.
 
     Example:
-        >>> from riemann_optax.examples import data, models
-        >>> model = models.build("convnet", data.load("digits"), seed=0)
+        >>> from riemann_optax.examples import data, datasets, models
+        >>> model = models.build("convnet", datasets.load("digits"), seed=0)
         >>> sorted(model.parameters)
         ['convolutions', 'head', 'norms']
     """

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
-from riemann_optax.edits import multiply_metric
+from riemann_optax.edits.lifting import multiply_metric
 from riemann_optax.fields import _numeric
 from riemann_optax.metric import compute_metric
 from riemann_optax.phi import from_weights

@@ -10,12 +10,6 @@ from riemann_optax.phi.activity import (
     activity,
 )
 from riemann_optax.phi.combine import CombinedState, power, product, unit_mean, weighted_sum
-from riemann_optax.phi.consolidation import (
-    RWalkState,
-    SynapticIntelligenceState,
-    rwalk,
-    synaptic_intelligence,
-)
 from riemann_optax.phi.controls import PermutedState, leaf_mean, permuted
 from riemann_optax.phi.curvature import (
     HutchinsonCurvatureState,
@@ -29,11 +23,17 @@ from riemann_optax.phi.energy import (
     maintenance_energy,
     modification_energy,
 )
-from riemann_optax.phi.fisher import ImportanceState, laplace, memory_aware_synapses, online_ewc
 from riemann_optax.phi.gates import UtilityGateState, metaplasticity, utility_gate
 from riemann_optax.phi.gauss_newton import GaussNewtonCurvatureState, gauss_newton_curvature
+from riemann_optax.phi.gradient_importance import ImportanceState, laplace, memory_aware_synapses, online_ewc
 from riemann_optax.phi.learned_rates import AutostepState, IDBDState, autostep, idbd
 from riemann_optax.phi.multiplicative import multiplicative_geometry
+from riemann_optax.phi.path_importance import (
+    RWalkState,
+    SynapticIntelligenceState,
+    rwalk,
+    synaptic_intelligence,
+)
 from riemann_optax.phi.presynaptic import PresynapticReleaseState, presynaptic_release
 from riemann_optax.phi.structure import (
     FactoredActivityState,

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from riemann_optax.examples.checkpoint import Checkpoints
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.loop import Run, Training
+from riemann_optax.examples.train.checkpoint import Checkpoints
+from riemann_optax.examples.train.loop import Run, Training
 
 
 def run_at(step):

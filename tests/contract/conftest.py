@@ -1,5 +1,7 @@
 """Every contract test runs once for each entry of the registry that it asks for."""
 
+from collections import Counter
+
 import jax
 import pytest
 
@@ -21,3 +23,11 @@ def quick_to_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def tally(request):
+    """A counter whose counts go into the test's report: trees tried, faults injected."""
+    counts = Counter()
+    yield counts
+    request.node.user_properties.extend(counts.items())

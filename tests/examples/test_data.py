@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from riemann_optax.examples import data
+from riemann_optax.examples import data, datasets
 from riemann_optax.examples.errors import InputError
 
 
@@ -11,7 +11,7 @@ def test_digits_hold_out_the_last_360_rows_in_their_given_order():
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    dataset = data.load("digits")
+    dataset = datasets.load("digits")
     sizes = {part: len(arrays["labels"]) for part, arrays in dataset.parts.items()}
     assert sizes == {"train": 1200, "validation": 237, "heldout": 360}
     joined = {
@@ -23,7 +23,7 @@ def test_digits_hold_out_the_last_360_rows_in_their_given_order():
 
 
 def test_pixels_are_scaled_to_the_unit_range():
-    dataset = data.load("digits")
+    dataset = datasets.load("digits")
     images, labels = dataset.take(jax.device_put(dataset.parts["train"]), jnp.arange(1200))
     assert images.dtype == jnp.float32
     assert (float(images.min()), float(images.max())) == (0.0, 1.0)
@@ -73,7 +73,7 @@ def test_every_text_window_lies_within_its_part(tmp_path):
 
 
 def test_the_bundled_text_needs_no_file():
-    dataset = data.load("text")
+    dataset = datasets.load("text")
     assert dataset.description["source"] == "pydoc_data.topics"
     assert dataset.num_train > 100_000
 
@@ -83,25 +83,25 @@ def test_a_text_shorter_than_a_window_in_each_part_is_refused(tmp_path, size):
     path = tmp_path / "short.txt"
     path.write_bytes(b"x" * size)
     with pytest.raises(InputError, match=rf"too short: its {size} bytes .* at least 650 bytes$"):
-        data.load("text", text_file=path)
+        datasets.load("text", text_file=path)
 
 
 def test_the_shortest_text_that_the_message_allows_is_accepted(tmp_path):
     path = tmp_path / "short.txt"
     path.write_bytes(b"x" * 650)
-    dataset = data.load("text", text_file=path)
+    dataset = datasets.load("text", text_file=path)
     assert all(len(dataset.evaluation_indices(part)) >= 1 for part in data.PARTS)
 
 
 def test_a_text_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match=r"^--text-file .*missing\.txt cannot be read \(No such file"):
-        data.load("text", text_file=tmp_path / "missing.txt")
+        datasets.load("text", text_file=tmp_path / "missing.txt")
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
-        data.load("text", text_file=tmp_path)
+        datasets.load("text", text_file=tmp_path)
 
 
 def test_files_for_another_kind_of_data_are_refused(tmp_path):
     with pytest.raises(InputError, match="--text-file is not used by --data digits"):
-        data.load("digits", text_file=tmp_path / "text")
+        datasets.load("digits", text_file=tmp_path / "text")
     with pytest.raises(InputError, match="--data-dir is not used by --data text"):
-        data.load("text", data_dir=tmp_path)
+        datasets.load("text", data_dir=tmp_path)

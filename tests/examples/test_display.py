@@ -3,8 +3,8 @@ import re
 
 from rich.console import Console
 
-from riemann_optax.examples.display import Display, describe
-from riemann_optax.examples.loop import Run, Training
+from riemann_optax.examples.train.display import Display, describe
+from riemann_optax.examples.train.loop import Run, Training
 
 
 def measured(step):

@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from riemann_optax.examples import data, hub
+from riemann_optax.examples import datasets, hub
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.train import main
+from riemann_optax.examples.train.__main__ import main
 
 RANDOM = np.random.default_rng(0)
 
@@ -49,7 +49,7 @@ def write_dataset(folder, shape, image_column="image", num_train=40, num_test=10
 )
 def test_parquet_files_are_read_to_the_last_pixel(tmp_path, name, shape, column, subfolder):
     written = write_dataset(tmp_path / subfolder, shape, column)
-    dataset = data.load(name, data_dir=tmp_path)
+    dataset = datasets.load(name, data_dir=tmp_path)
     in_validation = np.arange(40) % 10 == 9
     pictures, labels = (values for values in written["train"])
     expected = {
@@ -83,7 +83,7 @@ def test_out_of_reach_of_the_hub_the_message_says_what_to_do(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     for name, repository in hub.SOURCES.items():
         with pytest.raises(InputError) as caught:
-            data.load(name)
+            datasets.load(name)
         message = str(caught.value)
         assert message.startswith(f"--data {name} cannot be fetched from the hub ({repository})")
         assert "--data-dir FOLDER" in message
@@ -95,24 +95,24 @@ def test_files_fetched_earlier_are_read_by_the_same_code(monkeypatch, tmp_path):
 
     write_dataset(tmp_path / "mnist", (6, 6))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *arguments, **options: str(tmp_path))
-    dataset = data.load("mnist")
+    dataset = datasets.load("mnist")
     assert dataset.num_train == 36
     assert dataset.description == {"source": "ylecun/mnist"}
 
 
 def test_a_folder_without_the_files_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"^--data-dir .* has no train-\*\.parquet: give the folder"):
-        data.load("mnist", data_dir=tmp_path)
+        datasets.load("mnist", data_dir=tmp_path)
     write_shard(tmp_path / "train-0.parquet", RANDOM.integers(0, 256, (4, 6, 6), np.uint8), range(4))
     with pytest.raises(InputError, match=r"has no test-\*\.parquet"):
-        data.load("mnist", data_dir=tmp_path)
+        datasets.load("mnist", data_dir=tmp_path)
 
 
 def test_files_that_are_not_parquet_are_refused_in_one_line(tmp_path):
     for part in ("train", "test"):
         (tmp_path / f"{part}-0.parquet").write_bytes(b"this is not parquet")
     with pytest.raises(InputError, match=r"train-0\.parquet cannot be read as images and labels") as caught:
-        data.load("mnist", data_dir=tmp_path)
+        datasets.load("mnist", data_dir=tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -121,17 +121,17 @@ def test_pictures_that_cannot_be_decoded_are_refused(tmp_path):
         columns = {"image": [{"bytes": b"no picture", "path": None}], "label": [0]}
         pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / f"{part}-0.parquet")
     with pytest.raises(InputError, match="cannot be read as images and labels"):
-        data.load("mnist", data_dir=tmp_path)
+        datasets.load("mnist", data_dir=tmp_path)
 
 
 def test_other_columns_are_named(tmp_path):
     for part in ("train", "test"):
         pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / f"{part}-0.parquet")
     with pytest.raises(InputError, match=r"has the columns text: give files with the columns image"):
-        data.load("mnist", data_dir=tmp_path)
+        datasets.load("mnist", data_dir=tmp_path)
 
 
 def test_too_few_rows_for_a_validation_part_are_refused(tmp_path):
     write_dataset(tmp_path, (6, 6), num_train=8)
     with pytest.raises(InputError, match="fewer than 10 training rows"):
-        data.load("mnist", data_dir=tmp_path)
+        datasets.load("mnist", data_dir=tmp_path)

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from riemann_optax.examples import data, loop, models
+from riemann_optax.examples import data, datasets, models
 from riemann_optax.examples.errors import InputError
+from riemann_optax.examples.train import loop
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("digits")
+    return datasets.load("digits")
 
 
 @pytest.mark.parametrize("name", ["mlp", "convnet"])

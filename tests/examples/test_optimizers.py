@@ -5,22 +5,23 @@ import optax
 import pytest
 from flax import nnx
 
-from riemann_optax.examples import data, loop, models
+from riemann_optax.examples import data, datasets, models
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.optimizers import (
+from riemann_optax.examples.schedule import warmup_cosine
+from riemann_optax.examples.train import loop
+from riemann_optax.examples.train.optimizers import (
     MetricOptions,
     build_baseline,
     build_metric,
     energy_spent,
     recorded_metric,
     state_bytes,
-    warmup_cosine,
 )
 
 
 @pytest.fixture(scope="module")
 def problem():
-    dataset = data.load("digits")
+    dataset = datasets.load("digits")
     small = models.MLP(64, 10, width=8, depth=1, rngs=nnx.Rngs(0))
     return loop.Problem(models.functional(small), dataset)
 

@@ -9,12 +9,15 @@ import pytest
 from flax import nnx
 
 import riemann_optax as ro
-from riemann_optax.examples import arguments as command_line
-from riemann_optax.examples import data, loop, models, supplies, train
+from riemann_optax.examples import data, datasets, models
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.optimizers import MetricOptions, build_metric
-from riemann_optax.examples.phis import PHIS
-from riemann_optax.examples.report import read_record
+from riemann_optax.examples.train import __main__ as train
+from riemann_optax.examples.train import arguments as command_line
+from riemann_optax.examples.train import extra_arguments as supplies
+from riemann_optax.examples.train import loop
+from riemann_optax.examples.train.optimizers import MetricOptions, build_metric
+from riemann_optax.examples.train.phis import PHIS
+from riemann_optax.examples.train.record import read_record
 
 BATCH = 100
 STEPS_PER_EPOCH = 12  # of the 1200 training digits
@@ -37,7 +40,7 @@ PUBLISHED = {"idbd": {"momentum": 0.0}, "autostep": {"momentum": 0.0}}
 
 @pytest.fixture(scope="module")
 def problem():
-    dataset = data.load("digits")
+    dataset = datasets.load("digits")
     small = models.MLP(64, 10, width=8, depth=1, rngs=nnx.Rngs(0))
     return loop.Problem(models.functional(small), dataset)
 

@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from riemann_optax.examples import arguments as command_line
-from riemann_optax.examples import checkpoint, data, loop, models, processes, train
-from riemann_optax.examples.placement import Placement
+from riemann_optax.examples import datasets, models
+from riemann_optax.examples.train import __main__ as train
+from riemann_optax.examples.train import arguments as command_line
+from riemann_optax.examples.train import checkpoint, loop, processes
+from riemann_optax.examples.train.placement import Placement
 
 ARGUMENTS = ["--model", "mlp", "--baseline", "none", "--steps", "10", "--quiet"]
 # Sums over a batch and over weights are taken in another order: float32 rounding, of which 3e-7 was seen in
@@ -22,7 +24,7 @@ TOLERANCE = 3e-6
 
 @pytest.fixture(scope="module")
 def digits():
-    dataset = data.load("digits")
+    dataset = datasets.load("digits")
     return models.build("mlp", dataset, seed=0), dataset
 
 

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from riemann_optax.examples import arguments as command_line
-from riemann_optax.examples import checkpoint, data, loop, models, train
+from riemann_optax.examples import datasets, models
+from riemann_optax.examples.train import __main__ as train
+from riemann_optax.examples.train import arguments as command_line
+from riemann_optax.examples.train import checkpoint, loop
 
 # Of one phi without state, and quick to compile.
 QUICK = ["--phi", "maintenance_energy", "--baseline", "none", "--steps", "10"]
@@ -35,7 +37,7 @@ def contents(folder):
 def final_training(folder, *arguments):
     """The weights and optimiser state of both runs, from their last checkpoints."""
     parsed = command_line.parse([*SMALL, *arguments, "--out", str(folder)])
-    dataset = data.load("digits")
+    dataset = datasets.load("digits")
     problem = loop.Problem(models.build("mlp", dataset, parsed.seed), dataset)
     result = {}
     for name, contestant in train.build_contestants(parsed).items():

@@ -64,7 +64,7 @@ def cases(report: Path) -> dict[str, dict[str, Any]]:
 
 def inputs(trees: int, expression: str) -> dict[str, Any]:
     """Run the tests of inputs and of bad gradients at length, or some of them anew."""
-    files = [str(HERE / name) for name in ("test_inputs.py", "test_bad_gradients.py")]
+    files = [str(HERE.parent / "contract" / name) for name in ("test_inputs.py", "test_bad_gradients.py")]
     found = cases(run_tests(*files, "-k", expression, RIEMANN_OPTAX_TREES=str(trees)))
     path = HERE / "results/inputs.json"
     if expression and path.exists():
@@ -79,7 +79,7 @@ def told(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def refusals() -> dict[str, Any]:
     """Run the tests of what has to be refused."""
-    files = ("trust/test_bad_arguments.py", "test_misuse.py", "checkpoint/test_damage.py")
+    files = ("contract/test_bad_arguments.py", "test_misuse.py", "checkpoint/test_damage.py")
     found = cases(run_tests(*(str(HERE.parent / name) for name in files)))
     return told(found) | {"versions": versions()}
 

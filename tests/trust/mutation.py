@@ -31,7 +31,10 @@ from tests.trust.mutants import Mutant, mutants
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 PACKAGE = "riemann_optax"
-SCOPES = ("core", "phi")
+SCOPES = {
+    "core": ("", "anchor", "edits", "geometry", "inspect", "wrappers"),
+    "phi": ("phi",),
+}  # their folders
 # Slow, and generic: what they would notice, quicker tests notice too.
 UNMAPPED = [
     "tests/benchmarks",
@@ -48,8 +51,8 @@ SAME = ("file", "text", "after")
 
 def files(tree: Path, scope: str) -> list[str]:
     """Return the source files of a scope, relative to the repository."""
-    folder = tree / PACKAGE / ("phi" if scope == "phi" else "")
-    return sorted(path.relative_to(tree).as_posix() for path in folder.glob("*.py"))
+    folders = (tree / PACKAGE / room for room in SCOPES[scope])
+    return sorted(path.relative_to(tree).as_posix() for folder in folders for path in folder.glob("*.py"))
 
 
 def copy_tree(folder: Path, commit: str = "HEAD") -> tuple[Path, str]:

@@ -1,0 +1,155 @@
+"""Edits that rescale a metric: by its own mean, or into bounds."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _check, _tree
+from riemann_optax._tree import Group
+from riemann_optax.covector import Covector, Origin, map_covectors
+from riemann_optax.edits._edit import stateless_edit
+
+
+def conformal(over: Group = "tree") -> optax.GradientTransformationExtraArgs:
+    r"""Keep the metric's angles and take its scale from phi's own mean.
+
+    .. math::
+      E_i = \mu\,\frac{1 + \alpha\,\varphi_i/\mu}{1 + \alpha} = \frac{\mu + \alpha\,\varphi_i}{1 + \alpha},
+      \qquad \mu = \mathrm{mean}(\varphi)
+
+    ``E`` has the mean of phi and its ratios are those of ``1 + alpha * phi/mu``: ``alpha = 0`` gives
+    ``E = mu`` everywhere, ``alpha`` towards infinity ``E = phi``. With phi = root mean square gradient the
+    rate then means what it means to Adam, and carries over between problems of different gradient scales.
+
+    Place it directly after :func:`compute_metric`. Where ``mu`` is 0 (no gradient yet) ``E`` is 1. Needs
+    ``phi >= 0``. With ``role="inverse_metric"`` the same formula gives ``1/E``.
+
+    Args:
+      over: the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA combines),
+        ``"leaf"`` or ``"neuron"`` (all axes but the last).
+
+    Returns:
+      A gradient transformation without state.
+
+    Raises:
+      ValueError: for an unknown group; at ``update``, where it does not directly follow stage 1.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = optax.chain(
+      ...     ro.compute_metric(ro.phi.activity(decay=0.0), alpha=3.0),
+      ...     ro.conformal(),
+      ...     ro.scale_by_inverse_metric(),
+      ... )
+      >>> gradients = jnp.array([100.0, 300.0])
+      >>> print(ro.metric_at(tx, gradients, tx.init(gradients)))  # (200 + 3 * phi) / 4
+      [125. 275.]
+    """
+    _check.check_choice("over", over, _tree.GROUPS)
+
+    def origin(covector: Covector) -> Origin:
+        if covector.origin is None:
+            raise ValueError(
+                "conformal must directly follow compute_metric: the metric has been edited in between, and "
+                "phi and alpha cannot be read from it any more."
+            )
+        return covector.origin
+
+    def edit(updates: optax.Updates) -> optax.Updates:
+        phi = map_covectors(lambda c: origin(c).phi, updates, euclidean=lambda _: optax.MaskedNode())
+        means = _tree.group_mean(phi, over)
+
+        def rescale(covector: Any, mean: jax.Array) -> Any:
+            if not isinstance(covector, Covector):
+                return covector
+            value, alpha = origin(covector)
+            scale = jnp.where(mean == 0, jnp.ones_like(value), (mean + alpha * value) / (1 + alpha))
+            return covector.with_inverse_metric(scale) if covector.inverted else covector.with_metric(scale)
+
+        return jax.tree.map(rescale, updates, means)
+
+    return stateless_edit("conformal", edit)
+
+
+def normalize_metric(over: Group = "tree") -> optax.GradientTransformationExtraArgs:
+    r"""Divide the metric by its mean, :math:`E_i \leftarrow E_i/\mathrm{mean}(E)`.
+
+    The metric then redistributes the rate among weights and leaves its size to the learning rate.
+
+    Args:
+      over: the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA combines),
+        ``"leaf"`` or ``"neuron"`` (all axes but the last).
+
+    Returns:
+      A gradient transformation without state, to be placed between the two stages.
+
+    Raises:
+      ValueError: for an unknown group; at ``update``, where no leaf carries a metric.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = optax.chain(
+      ...     ro.compute_metric(ro.phi.maintenance_energy(), alpha=1.0),
+      ...     ro.normalize_metric(),
+      ...     ro.scale_by_inverse_metric(),
+      ... )
+      >>> params = jnp.array([0.0, 2.0])
+      >>> print(ro.metric_at(tx, params, tx.init(params), params))
+      [0.5 1.5]
+    """
+    _check.check_choice("over", over, _tree.GROUPS)
+
+    def edit(updates: optax.Updates) -> optax.Updates:
+        metric = map_covectors(
+            lambda c: jnp.broadcast_to(c.metric, c.shape), updates, euclidean=lambda _: optax.MaskedNode()
+        )
+        means = _tree.group_mean(metric, over)
+        return jax.tree.map(
+            lambda c, mean: c.with_metric(c.metric / mean) if isinstance(c, Covector) else c, updates, means
+        )
+
+    return stateless_edit("normalize_metric", edit)
+
+
+def clip_metric(low: float | None = None, high: float | None = None) -> optax.GradientTransformationExtraArgs:
+    """Clip the metric to ``low <= E <= high``, the effective rates to ``1/high`` and ``1/low``.
+
+    Args:
+      low: the smallest ``E``, positive, or None.
+      high: the largest ``E``, positive, or None.
+
+    Returns:
+      A gradient transformation without state, to be placed between the two stages.
+
+    Raises:
+      ValueError: where a concrete bound is not positive or ``low > high``; at ``update``, where no leaf
+        carries a metric.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = optax.chain(
+      ...     ro.compute_metric(ro.phi.maintenance_energy(), alpha=1.0),
+      ...     ro.clip_metric(high=10.0),
+      ...     ro.scale_by_inverse_metric(),
+      ... )
+      >>> params = jnp.array([0.0, 50.0])
+      >>> print(ro.metric_at(tx, params, tx.init(params), params))
+      [ 1. 10.]
+    """
+    for name, bound in (("low", low), ("high", high)):
+        if bound is not None:
+            _check.check_number(name, bound, low=0.0, low_open=True)
+    if _check.is_concrete_number(low) and _check.is_concrete_number(high) and low > high:  # type: ignore[operator]
+        raise ValueError(f"low must not exceed high, got low={low} and high={high}.")
+
+    def clip(covector: Covector) -> Covector:
+        metric = covector.metric
+        if low is not None:
+            metric = jnp.maximum(metric, jnp.asarray(low, metric.dtype))
+        if high is not None:
+            metric = jnp.minimum(metric, jnp.asarray(high, metric.dtype))
+        return covector.with_metric(metric)
+
+    return stateless_edit("clip_metric", lambda updates: map_covectors(clip, updates))

@@ -1,0 +1,1 @@
+"""The trainer, a program: ``python -m riemann_optax.examples.train``."""

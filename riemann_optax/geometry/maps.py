@@ -1,0 +1,356 @@
+"""The maps of a Riemannian geometry: sharp and flat, exponential and logarithm, transport, distances."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _tree
+from riemann_optax.fields.base import MetricField, SeparableField, check_field_type, require_separable
+
+
+def inner(field: MetricField, params: optax.Params, first: optax.Updates, second: optax.Updates) -> jax.Array:
+    r"""Return the inner product of two tangent vectors, :math:`\sum_i E_i u_i v_i`.
+
+    Under sharding one all-reduce per leaf, which XLA combines.
+
+    Args:
+      field: a metric field.
+      params: the point.
+      first: a tangent vector there, in the structure of ``params``.
+      second: another one.
+
+    Returns:
+      A scalar, float32 or wider.
+
+    Raises:
+      TypeError: where ``field`` is no metric field, or a leaf is not real and floating point.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> u, v = jnp.array([1.0, 2.0]), jnp.array([3.0, 1.0])
+      >>> print(ro.geometry.inner(ro.fields.Quadratic(1.0), jnp.array([0.0, 1.0]), u, v))  # 3 + 2 * 2
+      7.0
+    """
+    metric, first, second = _at(field, params, first, second)
+    return _sum(jax.tree.map(lambda e, u, v: e * u * v, metric, first, second))
+
+
+def norm(field: MetricField, params: optax.Params, tangent: optax.Updates) -> jax.Array:
+    r"""Return the length of a tangent vector, :math:`\sqrt{\sum_i E_i u_i^2}`.
+
+    Args:
+      field: a metric field.
+      params: the point.
+      tangent: a tangent vector there.
+
+    Returns:
+      A scalar, float32 or wider.
+
+    Raises:
+      TypeError: as :func:`inner`.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> print(ro.geometry.norm(ro.fields.Constant(4.0), jnp.zeros(2), jnp.array([3.0, 4.0])))
+      10.0
+    """
+    return jnp.sqrt(inner(field, params, tangent, tangent))
+
+
+def sharp(field: MetricField, params: optax.Params, covector: optax.Updates) -> optax.Updates:
+    r"""Raise the index of a covector: :math:`(g^{-1} c)_i = c_i / E_i`, a gradient's tangent vector.
+
+    Args:
+      field: a metric field.
+      params: the point.
+      covector: such as the gradient of a loss.
+
+    Returns:
+      The tangent vector, in the dtypes of ``covector``.
+
+    Raises:
+      TypeError: as :func:`inner`.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> print(ro.geometry.sharp(ro.fields.Constant(4.0), jnp.zeros(1), jnp.array([2.0])))
+      [0.5]
+    """
+    metric, values = _at(field, params, covector)
+    return _cast(jax.tree.map(lambda e, c: c / e, metric, values), covector)
+
+
+def flat(field: MetricField, params: optax.Params, tangent: optax.Updates) -> optax.Updates:
+    r"""Lower the index of a tangent vector, :math:`(g u)_i = E_i u_i`: the inverse of :func:`sharp`.
+
+    Args:
+      field: a metric field.
+      params: the point.
+      tangent: a tangent vector there.
+
+    Returns:
+      The covector, in the dtypes of ``tangent``.
+
+    Raises:
+      TypeError: as :func:`inner`.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> print(ro.geometry.flat(ro.fields.Constant(4.0), jnp.zeros(1), jnp.array([0.5])))
+      [2.]
+    """
+    metric, values = _at(field, params, tangent)
+    return _cast(jax.tree.map(lambda e, u: e * u, metric, values), tangent)
+
+
+def christoffel(
+    field: MetricField, params: optax.Params, first: optax.Updates, second: optax.Updates | None = None
+) -> optax.Updates:
+    r"""Return the Christoffel term of any diagonal metric applied to tangent vectors.
+
+    .. math::
+      \Gamma(u, v)_k = \frac{1}{2 E_k} \Big( v_k\,(D_u E)_k + u_k\,(D_v E)_k
+      - \partial_k \sum_i E_i u_i v_i \Big)
+
+    The geodesic through ``w`` obeys ``w'' = -christoffel(w', w')``; a vector ``v`` is carried along a path
+    ``c`` by ``v' = -christoffel(c', v)``. Each ``E_i`` may depend on all weights: one JVP and one VJP of the
+    field (a second JVP where ``second`` differs), no matrix. A separable field adds no collective.
+
+    Args:
+      field: a metric field, differentiable.
+      params: the point.
+      first: ``u``, a tangent vector there.
+      second: ``v``; by default ``u``.
+
+    Returns:
+      The components, in the dtypes of ``first``.
+
+    Raises:
+      TypeError: as :func:`inner`.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> half_plane = ro.fields.Coupled(lambda w: jnp.full_like(w, 1 / w[1] ** 2))
+      >>> w, u = jnp.array([0.0, 2.0]), jnp.array([1.0, 0.0])
+      >>> print(ro.geometry.christoffel(half_plane, w, u))  # bends up, by 1 / height
+      [0.  0.5]
+    """
+    check_field_type(field)
+    points, u = to_working_tree(params, "params"), to_working_tree(first, "first")
+    v = u if second is None else to_working_tree(second, "second")
+    metric, along_u = jax.jvp(field.metric, (points,), (u,))
+    along_v = along_u if second is None else jax.jvp(field.metric, (points,), (v,))[1]
+    _, pull_back = jax.vjp(field.metric, points)
+    (gradient,) = pull_back(jax.tree.map(lambda e, a, b: (a * b).astype(e.dtype), metric, u, v))
+    terms = jax.tree.map(
+        lambda e, a, b, du, dv, g: (b * du + a * dv - g) / (2 * e), metric, u, v, along_u, along_v, gradient
+    )
+    return _cast(terms, first)
+
+
+def distance(field: MetricField, params: optax.Params, displacement: optax.Updates) -> jax.Array:
+    r"""Return the geodesic distance over a displacement, :math:`\sqrt{\sum_i (\int\sqrt{E_i})^2}`.
+
+    It need not fall along the gradient flow, not even that of a convex quadratic loss; what falls there is
+    :func:`bregman_divergence`.
+
+    Args:
+      field: a separable metric field.
+      params: the point the displacement starts from.
+      displacement: the other point minus ``params``.
+
+    Returns:
+      A scalar, float32 or wider. Under sharding one all-reduce per leaf, which XLA combines.
+
+    Raises:
+      TypeError: where ``field`` is not separable, or a leaf is not real and floating point.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> w = jnp.array([1.0, 4.0])
+      >>> print(ro.geometry.distance(ro.fields.Multiplicative(), w, jnp.array([3.0, 5.0])))  # (2, 2)
+      2.8284
+    """
+    separable = require_separable(field, "distance", "there is no closed form.")
+    points, displacements = to_working_tree(params, "params"), to_working_tree(displacement, "displacement")
+    lengths = jax.tree.map(separable.arc_length, points, displacements)
+    return jnp.sqrt(_sum(jax.tree.map(jnp.square, lengths)))
+
+
+def exponential_map(field: MetricField, params: optax.Params, tangent: optax.Updates) -> optax.Updates:
+    r"""Follow the geodesic that starts with ``tangent`` for unit time; return the displacement.
+
+    Exact in each weight's chart: :math:`\int_w^{w+d} \sqrt{E} = \sqrt{E(w)}\,u`. It may cross 0 (see
+    ``fields.Multiplicative``). Where the chart ends before the length is used up, the result is not finite.
+
+    Args:
+      field: a separable metric field.
+      params: the point.
+      tangent: the initial velocity ``u``.
+
+    Returns:
+      The displacement ``d``, an update for ``optax.apply_updates``, in the dtypes of ``tangent``.
+
+    Raises:
+      TypeError: as :func:`distance`.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> field, w = ro.fields.LogNormal(), jnp.array([1.0, -2.0])
+      >>> step = ro.geometry.exponential_map(field, w, jnp.array([1.0, 2.0]))
+      >>> print(step)  # e - 1, and -2 / e + 2
+      [1.7183 1.2642]
+      >>> print(ro.geometry.logarithm_map(field, w, step))
+      [1. 2.]
+    """
+    separable = require_separable(field, "exponential_map", 'step with retract(field, "second_order").')
+
+    def follow(weights: jax.Array, metric: jax.Array, velocity: jax.Array) -> jax.Array:
+        return separable.geodesic_displacement(weights, scale_velocity(velocity, jnp.sqrt(metric)))
+
+    return map_at(separable, follow, params, tangent)
+
+
+def logarithm_map(field: MetricField, params: optax.Params, displacement: optax.Updates) -> optax.Updates:
+    """Return the initial velocity of the geodesic over a displacement: :func:`exponential_map`'s inverse.
+
+    Args:
+      field: a separable metric field.
+      params: the point.
+      displacement: the other point minus ``params``.
+
+    Returns:
+      The tangent vector at ``params``, in the dtypes of ``displacement``.
+
+    Raises:
+      TypeError: as :func:`distance`.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> print(ro.geometry.logarithm_map(ro.fields.Multiplicative(), jnp.array([4.0]), jnp.array([-4.0])))
+      [-8.]
+    """
+    separable = require_separable(field, "logarithm_map", "there is no closed form.")
+
+    def velocity(weights: jax.Array, metric: jax.Array, displacement: jax.Array) -> jax.Array:
+        return separable.arc_length(weights, displacement) / jnp.sqrt(metric)
+
+    return map_at(separable, velocity, params, displacement)
+
+
+def transport(
+    field: MetricField, params: optax.Params, displacement: optax.Updates, tangent: optax.Updates
+) -> optax.Updates:
+    r"""Transport a tangent vector in parallel over a displacement, :math:`v_i\sqrt{E_i(w)/E_i(w+d)}`.
+
+    A separable metric is flat, so the path does not matter. (Of a metric that is not, transport depends on
+    the path: ``flow.parallel_transport``.)
+
+    Args:
+      field: a separable metric field.
+      params: the point the displacement starts from.
+      displacement: where to.
+      tangent: a tangent vector at ``params``.
+
+    Returns:
+      The tangent vector at ``params + displacement``, in the dtypes of ``tangent``.
+
+    Raises:
+      TypeError: as :func:`distance`.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> w, d = jnp.array([1.0]), jnp.array([3.0])
+      >>> print(ro.geometry.transport(ro.fields.Multiplicative(), w, d, jnp.array([1.0])))  # sqrt(4 / 1)
+      [2.]
+    """
+    separable = require_separable(field, "transport", "use flow.parallel_transport along a path.")
+
+    def carry(weights: jax.Array, metric: jax.Array, vector: jax.Array, step: jax.Array) -> jax.Array:
+        return vector * jnp.sqrt(metric / separable.elementwise(weights + step))
+
+    return map_at(separable, carry, params, tangent, displacement)
+
+
+def bregman_divergence(field: MetricField, params: optax.Params, displacement: optax.Updates) -> jax.Array:
+    r"""Return :math:`D_\psi(w + d, w) = \sum_i \int (w_i + d_i - s)\,E_i(s)\,ds`, with :math:`\psi'' = E`.
+
+    With ``d`` leading to a minimum of a convex loss it never rises along the gradient flow
+    :math:`\dot w = -g^{-1}\nabla f`: its rate of change is :math:`\langle\nabla f(w), d\rangle \le 0`.
+
+    Args:
+      field: a separable metric field.
+      params: the point ``w``.
+      displacement: the other point minus ``params``.
+
+    Returns:
+      A scalar, not negative; half the squared distance where the metric is 1. Under sharding one all-reduce
+      per leaf, which XLA combines.
+
+    Raises:
+      TypeError: as :func:`distance`.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> w, d = jnp.array([1.0]), jnp.array([1.0])
+      >>> print(ro.geometry.bregman_divergence(ro.fields.Multiplicative(), w, d))  # 2 log 2 - 2 + 1
+      0.3863
+    """
+    separable = require_separable(field, "bregman_divergence", "it has no potential.")
+    points, displacements = to_working_tree(params, "params"), to_working_tree(displacement, "displacement")
+    return _sum(jax.tree.map(separable.bregman_divergence, points, displacements))
+
+
+def scale_velocity(velocity: jax.Array, factor: jax.Array) -> jax.Array:
+    """Multiply, with 0 where the velocity is 0: a weight at rest stays so where its metric is infinite."""
+    return jnp.where(velocity == 0, jnp.zeros_like(velocity), velocity * factor)
+
+
+def map_at(
+    field: SeparableField,
+    function: Callable[..., jax.Array],
+    params: optax.Params,
+    tangent: optax.Updates,
+    *others: optax.Updates,
+) -> optax.Updates:
+    """Map ``function(weights, E, tangent, *others)`` over the leaves; the result has tangent's dtypes."""
+    points, vector = to_working_tree(params, "params"), to_working_tree(tangent, "tangent")
+    rest = [to_working_tree(other, "displacement") for other in others]
+
+    def apply(weights: jax.Array, *vectors: jax.Array) -> jax.Array:
+        return function(weights, field.elementwise(weights), *vectors)
+
+    return _cast(jax.tree.map(apply, points, vector, *rest), tangent)
+
+
+def to_working_tree(tree: Any, argument: str) -> Any:
+    """Cast every leaf to its working dtype; raise ``TypeError`` for one that is not real floating point."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(_tree.dtype_of(leaf), jnp.floating):
+            raise TypeError(
+                f"{argument}: {_tree.leaf_name(path)} has dtype {_tree.dtype_of(leaf)}, and a metric field's "
+                "geometry is defined on real floating-point leaves only: keep this leaf out with "
+                "optax.masked."
+            )
+    return jax.tree.map(_tree.to_working_dtype, tree)
+
+
+def _at(field: MetricField, params: optax.Params, *vectors: optax.Updates) -> tuple[Any, ...]:
+    check_field_type(field)
+    metric = field.metric(to_working_tree(params, "params"))
+    return metric, *(to_working_tree(vector, "tangent") for vector in vectors)
+
+
+def _cast(tree: Any, reference: Any) -> Any:
+    return jax.tree.map(lambda x, r: x.astype(_tree.dtype_of(r)), tree, reference)
+
+
+def _sum(tree: Any) -> jax.Array:
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return jnp.zeros([], jnp.float32)
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize)
+    return sum((jnp.sum(leaf, dtype=dtype) for leaf in leaves), start=jnp.zeros([], dtype))

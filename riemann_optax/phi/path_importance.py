@@ -1,0 +1,390 @@
+"""Importance measured along the path of learning: what each weight has done for the loss."""
+
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _check, _tree
+from riemann_optax._check import check_share
+from riemann_optax.boundary import consolidated_where, masked_like
+from riemann_optax.phi import _state
+from riemann_optax.phi.gradient_importance import fisher_information
+
+
+class SynapticIntelligenceState(NamedTuple):
+    """State of :func:`synaptic_intelligence`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      memory: float32 scalar, the argument of that name at the last update.
+      damping: float32 scalar, the argument of that name at the last update.
+      previous_params: the parameters at the last update.
+      previous_gradients: the gradients at the last update.
+      start_params: the parameters at the last task boundary, or at the first update.
+      path_integral: ``sum(-g dw)`` since then, shaped like the parameters.
+      importance: what all finished tasks have left, shaped like the parameters.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    memory: jax.Array
+    damping: jax.Array
+    previous_params: optax.Params
+    previous_gradients: optax.Updates
+    start_params: optax.Params
+    path_integral: optax.Updates
+    importance: optax.Updates
+
+    def walked(self, params: optax.Params) -> Self:
+        """Return the state with the change since the last update counted."""
+        decrease = _loss_decrease(self.previous_gradients, params, self.previous_params, self.count)
+        return self._replace(
+            previous_params=_state.copy_like(params, self.previous_params),
+            path_integral=_add(self.path_integral, decrease),
+        )
+
+    def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
+        """Return the state after a task boundary; :func:`riemann_optax.consolidate` calls it."""
+        del task_importance
+        params = masked_like(params, self.importance)
+        state = self.walked(params)
+        distance = _state.applied_change(params, state.start_params, state.count)
+
+        def fold(total: jax.Array, path: jax.Array, change: jax.Array) -> jax.Array:
+            square = _tree.squared_magnitude(change)
+            memory, damping = self.memory.astype(square.dtype), self.damping.astype(square.dtype)
+            gain = path.astype(square.dtype) / (square + damping)
+            return jnp.maximum(memory * total.astype(square.dtype) + gain, 0).astype(total.dtype)
+
+        return state._replace(
+            start_params=_state.copy_like(params, state.start_params),
+            path_integral=jax.tree.map(jnp.zeros_like, state.path_integral),
+            importance=jax.tree.map(fold, state.importance, state.path_integral, distance),
+        )
+
+
+def synaptic_intelligence(
+    damping: float = 0.1, memory: float = 1.0, state_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""What each weight's path has contributed to lowering the loss (synaptic intelligence).
+
+    .. math::
+      \varphi = \Omega, \qquad \Omega \leftarrow \max\Big(0,\ \gamma\,\Omega +
+      \frac{\sum_t -g_t\,\Delta w_t}{\Delta^2 + \xi}\Big) \ \text{ at each task boundary}
+
+    with ``dw_t`` the change found in the weights after gradient ``g_t`` and ``Delta`` the change over the
+    whole task. The sum over all weights of ``-g dw`` is the decrease of the loss, up to the second order of
+    each step; under minibatch noise it overestimates. Phi stays as it is within a task.
+
+    The gradients must be those of the task alone, as published: put a pull to old weights behind this stage,
+    with ``add_anchored_weights`` between the stages or after them.
+
+    ``phi >= 0``. State: 5 values per weight. No collective. Needs ``params``. Extra argument of ``update``,
+    optional: ``task_boundary`` (one boolean: this update is the first of a new task). In a Flax NNX loop:
+    ``optimizer.update(model, gradients, task_boundary=boundary)``. For ``TrainState`` see
+    :func:`riemann_optax.consolidate`.
+
+    Args:
+      damping: ``xi``, positive, in units of weight squared. Published default 0.1.
+      memory: ``gamma``, the share of ``Omega`` that survives a boundary, in [0, 1]. Default 1, the published
+        sum.
+      state_dtype: of the path integral and of ``Omega``; None means float32, or wider where the parameter is
+        wider.
+
+    Returns:
+      A phi with state :class:`SynapticIntelligenceState`, in units of loss per weight squared.
+
+    Raises:
+      ValueError: for a ``damping`` that is not positive or a concrete ``memory`` outside [0, 1]; at
+        ``update``, where ``params`` are missing.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.synaptic_intelligence(damping=1.0)
+      >>> params = jnp.array([1.0])
+      >>> _, state = phi.update(jnp.array([4.0]), phi.init(params), params)
+      >>> values, _ = phi.update(jnp.array([2.0]), state, jnp.array([0.0]), task_boundary=True)
+      >>> print(values)  # -4 * (0 - 1) / ((0 - 1)**2 + 1)
+      [2.]
+
+    References:
+      Zenke, Poole and Ganguli, `Continual Learning Through Synaptic Intelligence
+      <https://arxiv.org/abs/1703.04200>`_, ICML, 2017
+    """
+    _check.check_number("damping", damping, low=0.0, low_open=True)
+    check_share("memory", memory)
+    _check.check_state_dtype(state_dtype)
+
+    def init(params: optax.Params) -> SynapticIntelligenceState:
+        return SynapticIntelligenceState(
+            count=jnp.zeros([], jnp.int32),
+            memory=jnp.asarray(memory, jnp.float32),
+            damping=jnp.asarray(damping, jnp.float32),
+            previous_params=optax.tree.zeros_like(params),
+            previous_gradients=optax.tree.zeros_like(params),
+            start_params=optax.tree.zeros_like(params),
+            path_integral=_tree.zeros_like(params, state_dtype),
+            importance=_tree.zeros_like(params, state_dtype),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: SynapticIntelligenceState,
+        params: optax.Params | None = None,
+        *,
+        task_boundary: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SynapticIntelligenceState]:
+        del extra_args
+        params = _check.require_params(params, "synaptic_intelligence")
+        state = state._replace(
+            memory=jnp.asarray(memory, jnp.float32), damping=jnp.asarray(damping, jnp.float32)
+        )
+        state = consolidated_where(task_boundary, state, params).walked(params)
+        new_state = state._replace(
+            count=optax.safe_increment(state.count),
+            previous_gradients=_state.copy_like(updates, state.previous_gradients),
+            start_params=_first_or(params, state.start_params, state.count),
+        )
+        return _in_working_dtype(state.importance, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class RWalkState(NamedTuple):
+    """State of :func:`rwalk`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      tasks: int32 scalar, the number of task boundaries so far.
+      window: int32 scalar, the number of updates since the last score.
+      memory: float32 scalar, the argument of that name at the last update.
+      mixing: float32 scalar, likewise.
+      damping: float32 scalar, likewise.
+      previous_params: the parameters at the last update.
+      previous_gradients: the gradients at the last update.
+      window_params: the parameters at the last score.
+      loss_decrease: ``sum(-g dw)`` since the last score, shaped like the parameters.
+      squares: sum of squared gradients since the last score, shaped like the parameters.
+      fisher: running Fisher information, shaped like the parameters.
+      task_score: sum of the scores since the last task boundary, shaped like the parameters.
+      score: what the scores of all finished tasks have left, shaped like the parameters.
+      importance: phi: ``score`` plus the Fisher information at the last task boundary.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    tasks: jax.Array
+    window: jax.Array
+    memory: jax.Array
+    mixing: jax.Array
+    damping: jax.Array
+    previous_params: optax.Params
+    previous_gradients: optax.Updates
+    window_params: optax.Params
+    loss_decrease: optax.Updates
+    squares: optax.Updates
+    fisher: optax.Updates
+    task_score: optax.Updates
+    score: optax.Updates
+    importance: optax.Updates
+
+    def walked(self, params: optax.Params) -> Self:
+        """Return the state with the change since the last update counted."""
+        decrease = _loss_decrease(self.previous_gradients, params, self.previous_params, self.count)
+        return self._replace(
+            previous_params=_state.copy_like(params, self.previous_params),
+            loss_decrease=_add(self.loss_decrease, decrease),
+        )
+
+    def scored(self, params: optax.Params) -> Self:
+        """Return the state with the present window of updates scored and a new one begun."""
+        change = _state.applied_change(params, self.window_params, self.count)
+
+        def score(total: jax.Array, decrease: jax.Array, fisher: jax.Array, dw: jax.Array) -> jax.Array:
+            square = _tree.squared_magnitude(dw)
+            distance = 0.5 * fisher.astype(square.dtype) * square + self.damping.astype(square.dtype)
+            gain = jnp.maximum(decrease.astype(square.dtype) / distance, 0)
+            return (total.astype(square.dtype) + gain).astype(total.dtype)
+
+        def average(fisher: jax.Array, squares: jax.Array) -> jax.Array:
+            wide = _tree.to_working_dtype(squares)
+            mean = wide / jnp.maximum(self.window, 1).astype(wide.dtype)
+            mixing = self.mixing.astype(wide.dtype)
+            mixed = mixing * mean + (1 - mixing) * fisher.astype(wide.dtype)
+            return jnp.where(self.window == 0, fisher, mixed.astype(fisher.dtype))
+
+        return self._replace(
+            window=jnp.zeros_like(self.window),
+            window_params=_state.copy_like(params, self.window_params),
+            loss_decrease=jax.tree.map(jnp.zeros_like, self.loss_decrease),
+            squares=jax.tree.map(jnp.zeros_like, self.squares),
+            # The distance of a window is measured by the Fisher information at its start.
+            fisher=jax.tree.map(average, self.fisher, self.squares),
+            task_score=jax.tree.map(score, self.task_score, self.loss_decrease, self.fisher, change),
+        )
+
+    def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
+        """Return the state after a task boundary; :func:`riemann_optax.consolidate` calls it."""
+        del task_importance
+        params = masked_like(params, self.importance)
+        state = self.walked(params).scored(params)
+
+        def fold(old: jax.Array, new: jax.Array) -> jax.Array:
+            wide = _tree.to_working_dtype(new)
+            memory = self.memory.astype(wide.dtype)
+            mixed = memory * old.astype(wide.dtype) + (1 - memory) * wide
+            return jnp.where(self.tasks == 0, wide, mixed).astype(old.dtype)
+
+        score = jax.tree.map(fold, state.score, state.task_score)
+        return state._replace(
+            # Before the first update no task can have ended.
+            tasks=jnp.where(state.count == 0, state.tasks, optax.safe_increment(state.tasks)),
+            task_score=jax.tree.map(jnp.zeros_like, state.task_score),
+            score=score,
+            importance=jax.tree.map(lambda f, s: f + s.astype(f.dtype), state.fisher, score),
+        )
+
+
+def rwalk(
+    interval: int = 10,
+    mixing: float = 0.9,
+    damping: float = 1e-3,
+    memory: float = 0.5,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Fisher information plus loss decrease per distance walked (Riemannian walk).
+
+    .. math::
+      \varphi = F + s, \qquad
+      s_\mathrm{task} = \sum_\mathrm{windows} \max\Big(0,\
+      \frac{\sum_t -g_t\,\Delta w_t}{\tfrac12 F\,\Delta^2 + \epsilon}\Big), \qquad
+      s \leftarrow \gamma\,s + (1 - \gamma)\,s_\mathrm{task}
+
+    ``Delta`` is the change of the weight over a window of ``interval`` updates, so that the denominator is
+    the Kullback-Leibler divergence that the weight has walked. At the end of each window ``F`` becomes
+    ``mixing * mean(g**2) + (1 - mixing) * F``. At a task boundary the window is closed early, ``s`` takes in
+    the task's score (the first task's as it is), and phi becomes ``F + s``; it stays as it is within a task.
+    (The paper's experiments scale both terms to [0, 1] by their extremes over the network, which would need
+    reductions; here they are added as they are.)
+
+    The gradients must be those of the task alone: put a pull to old weights behind this stage. With
+    ``per_example_gradients`` (a leading batch axis) ``F`` is the empirical Fisher; **without them it is the
+    batched Fisher**, as in the published code.
+
+    ``phi >= 0``. State: 9 values per weight. No collective, but for the mean over the batch axis of
+    ``per_example_gradients`` where that axis is sharded. Needs ``params``. Extra arguments of ``update``,
+    both optional: ``task_boundary`` (one boolean: this update is the first of a new task) and
+    ``per_example_gradients``. In a Flax NNX loop: ``optimizer.update(model, gradients,
+    task_boundary=boundary)``. For ``TrainState`` see :func:`riemann_optax.consolidate`.
+
+    Args:
+      interval: the updates in a window, at least 1. Published default 10 (50 for larger networks).
+      mixing: the weight of the newest window in ``F``, in [0, 1]. Published default 0.9.
+      damping: ``epsilon``, positive, in units of loss. Default 1e-3, that of the published code.
+      memory: ``gamma``, the share of ``s`` that survives a boundary, in [0, 1]. Published default 0.5.
+      state_dtype: of all but the copies of parameters and gradients; None means float32, or wider where the
+        parameter is wider.
+
+    Returns:
+      A phi with state :class:`RWalkState`. (Its two terms have different units, as published.)
+
+    Raises:
+      ValueError: for a concrete argument outside its range; at ``update``, where ``params`` are missing, or
+        for ``per_example_gradients`` that lack the batch axis.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.rwalk(interval=1, damping=1.0)
+      >>> params = jnp.array([1.0])
+      >>> _, state = phi.update(jnp.array([2.0]), phi.init(params), params)
+      >>> values, _ = phi.update(jnp.array([0.0]), state, jnp.array([0.0]), task_boundary=True)
+      >>> print(values)  # F = 2**2, s = 2 * 1 / (4 * 1 / 2 + 1)
+      [4.667]
+
+    References:
+      Chaudhry et al, `Riemannian Walk for Incremental Learning: Understanding Forgetting and Intransigence
+      <https://arxiv.org/abs/1801.10112>`_, ECCV, 2018
+    """
+    _check.check_count("interval", interval)
+    check_share("mixing", mixing)
+    _check.check_number("damping", damping, low=0.0, low_open=True)
+    check_share("memory", memory)
+    _check.check_state_dtype(state_dtype)
+
+    def hyper_parameters() -> dict[str, jax.Array]:
+        return {
+            "memory": jnp.asarray(memory, jnp.float32),
+            "mixing": jnp.asarray(mixing, jnp.float32),
+            "damping": jnp.asarray(damping, jnp.float32),
+        }
+
+    def init(params: optax.Params) -> RWalkState:
+        return RWalkState(
+            count=jnp.zeros([], jnp.int32),
+            tasks=jnp.zeros([], jnp.int32),
+            window=jnp.zeros([], jnp.int32),
+            **hyper_parameters(),
+            previous_params=optax.tree.zeros_like(params),
+            previous_gradients=optax.tree.zeros_like(params),
+            window_params=optax.tree.zeros_like(params),
+            loss_decrease=_tree.zeros_like(params, state_dtype),
+            squares=_tree.zeros_like(params, state_dtype),
+            fisher=_tree.zeros_like(params, state_dtype),
+            task_score=_tree.zeros_like(params, state_dtype),
+            score=_tree.zeros_like(params, state_dtype),
+            importance=_tree.zeros_like(params, state_dtype),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: RWalkState,
+        params: optax.Params | None = None,
+        *,
+        task_boundary: Any = None,
+        per_example_gradients: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, RWalkState]:
+        del extra_args
+        params = _check.require_params(params, "rwalk")
+        state = consolidated_where(task_boundary, state._replace(**hyper_parameters()), params).walked(params)
+        full = state.window >= interval
+        state = jax.tree.map(lambda new, old: jnp.where(full, new, old), state.scored(params), state)
+        squares = fisher_information(updates, per_example_gradients)
+        new_state = state._replace(
+            count=optax.safe_increment(state.count),
+            window=state.window + 1,
+            previous_gradients=_state.copy_like(updates, state.previous_gradients),
+            window_params=_first_or(params, state.window_params, state.count),
+            squares=_add(state.squares, squares),
+            fisher=_first_or(squares, state.fisher, state.count),
+        )
+        return _in_working_dtype(state.importance, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _loss_decrease(gradients: Any, params: Any, previous: Any, count: jax.Array) -> Any:
+    """Return ``-g dw`` per weight for the change since the last update, 0 at the first."""
+
+    def product(g: jax.Array, dw: jax.Array) -> jax.Array:
+        dtype = _tree.working_dtype(dw)
+        parts = [(g.real, dw.real), (g.imag, dw.imag)] if jnp.iscomplexobj(dw) else [(g, dw)]
+        terms = [a.astype(dtype) * b.astype(dtype) for a, b in parts]
+        return -sum(terms[1:], start=terms[0])
+
+    return jax.tree.map(product, gradients, _state.applied_change(params, previous, count))
+
+
+def _add(total: Any, increment: Any) -> Any:
+    """Add in the dtype of the increment; the sum keeps its own."""
+    return jax.tree.map(lambda t, x: (t.astype(x.dtype) + x).astype(t.dtype), total, increment)
+
+
+def _first_or(new: Any, old: Any, count: jax.Array) -> Any:
+    """Return ``new`` at the first update and ``old`` from then on."""
+    return jax.tree.map(lambda n, o: jnp.where(count == 0, n.astype(o.dtype), o), new, old)
+
+
+def _in_working_dtype(values: Any, reference: Any) -> Any:
+    return jax.tree.map(lambda r, v: v.astype(_tree.working_dtype(r)), reference, values)

@@ -1,0 +1,23 @@
+"""Wrappers: from an optimiser to an optimiser."""
+
+from riemann_optax.wrappers.guard import skip_nonfinite
+from riemann_optax.wrappers.kinds import parameter_kinds, partition_by_kind
+from riemann_optax.wrappers.norm_matched import NormMatchedBaseState, norm_matched_base
+from riemann_optax.wrappers.precision import (
+    LowPrecisionState,
+    MasterWeightsState,
+    low_precision_state,
+    master_weights,
+)
+
+__all__ = [
+    "LowPrecisionState",
+    "MasterWeightsState",
+    "NormMatchedBaseState",
+    "low_precision_state",
+    "master_weights",
+    "norm_matched_base",
+    "parameter_kinds",
+    "partition_by_kind",
+    "skip_nonfinite",
+]

@@ -1,0 +1,76 @@
+"""A guard against bad gradients."""
+
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax._check import check_transformation
+
+
+def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Let a gradient with NaN or infinity anywhere change neither the state of ``tx`` nor the weights.
+
+    This is ``optax.apply_if_finite`` that never gives up: however many bad gradients follow each other, none
+    is applied. The state counts them (``notfinite_count`` in a row, ``total_notfinite`` in all); look at it.
+    Without the guard one NaN stays in the running mean of a phi for good, and so in every later update.
+    Under sharding the test needs one all-reduce.
+
+    Args:
+      tx: a whole optimiser, or both stages: a metric cannot leave the guard.
+
+    Returns:
+      A gradient transformation with state ``optax.ApplyIfFiniteState``.
+
+    Raises:
+      TypeError: where ``tx`` is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> tx = ro.skip_nonfinite(ro.riemannian_sgd(0.1))
+      >>> params = jnp.array([1.0])
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(jnp.array([jnp.nan]), state, params)
+      >>> print(updates, state.total_notfinite)
+      [0.] 1
+    """
+    check_transformation("tx", tx)
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: optax.Params) -> optax.ApplyIfFiniteState:
+        return optax.ApplyIfFiniteState(
+            notfinite_count=jnp.zeros([], jnp.int32),
+            last_finite=jnp.array(True),
+            total_notfinite=jnp.zeros([], jnp.int32),
+            inner_state=tx.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: optax.ApplyIfFiniteState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.ApplyIfFiniteState]:
+        finite = reduce(
+            jnp.logical_and,
+            (jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(updates)),
+            jnp.array(True),
+        )
+
+        # A selection, not optax.apply_if_finite's lax.cond: XLA fuses it with the update, and called eagerly
+        # on an Explicit mesh the two branches of that cond differ in their shardings.
+        def select(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        new_updates, inner_state = tx.update(updates, state.inner_state, params, **extra_args)
+        none = jnp.zeros([], jnp.int32)
+        return select(new_updates, optax.tree.zeros_like(new_updates)), optax.ApplyIfFiniteState(
+            notfinite_count=select(none, optax.safe_increment(state.notfinite_count)),
+            last_finite=finite,
+            total_notfinite=select(state.total_notfinite, optax.safe_increment(state.total_notfinite)),
+            inner_state=select(inner_state, state.inner_state),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,70 @@
+"""describe: the table a person reads before a run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+from ..equations import riemannian_sgd
+
+PARAMS = {"layer": {"kernel": jnp.array([[0.0, 1.0, 3.0]]), "bias": jnp.zeros(3)}}
+
+
+def test_describe_reads_phi_metric_rates_and_bytes_of_each_leaf():
+    tx = ro.partition_by_kind(
+        riemannian_sgd(0.1, momentum=0.9, phi=ro.phi.maintenance_energy(), alpha=2.0), bias=optax.sgd(0.1)
+    )
+    description = ro.describe(tx, PARAMS)
+    bias, kernel = description.leaves
+    assert (kernel.name, kernel.shape, kernel.phi) == ("['layer']['kernel']", (1, 3), "maintenance_energy")
+    assert (kernel.metric_min, kernel.metric_max, kernel.state_bytes) == (1.0, 7.0, 12)
+    assert (bias.phi, bias.metric_min, bias.metric_max, bias.state_bytes) == ("", 1.0, 1.0, 0)
+    table = str(description)
+    assert "Euclidean" in table
+    assert "0.1429 to 1" in table
+
+
+def test_describe_takes_a_phi_alone_and_gradients_and_state():
+    phi = ro.phi.activity(decay=0.5)
+    gradients = jax.tree.map(lambda p: 2.0 * jnp.ones_like(p), PARAMS)
+    leaf = ro.describe(phi, PARAMS, gradients, alpha=3.0).leaves[0]
+    np.testing.assert_allclose([leaf.metric_min, leaf.metric_max], 1 + 3.0 * 2.0, rtol=1e-6)
+    assert (leaf.phi, leaf.state_bytes) == ("activity", 12)
+    _, state = phi.update(jax.tree.map(jnp.zeros_like, PARAMS), phi.init(PARAMS))
+    later = ro.describe(phi, PARAMS, gradients, state).leaves[0]
+    np.testing.assert_allclose(later.metric_max, 1 + np.sqrt(0.5 * 4.0 / 0.75), rtol=1e-6)
+
+
+def test_describe_passes_extra_arguments():
+    loss = lambda p: jnp.sum(p["layer"]["kernel"] ** 2)  # noqa: E731
+    kernel = ro.describe(ro.phi.hutchinson_curvature(), PARAMS, obj_fn=loss).leaves[1]
+    np.testing.assert_allclose(kernel.metric_max, 3.0, rtol=1e-6)
+
+
+def test_describe_says_that_a_plain_optimiser_is_euclidean():
+    description = ro.describe(optax.adam(0.1), PARAMS)
+    assert [leaf.phi for leaf in description.leaves] == ["", ""]
+    assert [leaf.state_bytes for leaf in description.leaves] == [24, 24]
+
+
+def test_describe_wants_a_transformation():
+    with pytest.raises(TypeError, match="a function that makes one has to be called"):
+        ro.describe(ro.phi.activity, PARAMS)
+
+
+def squared_gradient():
+    def update(gradients, state, params=None):  # takes no extra arguments: Optax will wrap it
+        return jax.tree.map(jnp.square, gradients), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def test_describe_names_a_phi_of_ones_own_after_the_function_that_made_it():
+    for description in (
+        ro.describe(riemannian_sgd(0.1, phi=squared_gradient()), PARAMS),
+        ro.describe(squared_gradient(), PARAMS, alpha=2.0),
+    ):
+        assert {leaf.phi for leaf in description.leaves} == {"squared_gradient"}
