@@ -14,7 +14,6 @@ from riemann_optax.edits import (
     check_metric,
     clip_metric,
     competitive_plasticity,
-    conformal,
     multiply_metric,
     normalize_metric,
     on_gradient,
@@ -37,7 +36,7 @@ from riemann_optax.inspect import (
 )
 from riemann_optax.metric import ComputeMetricState, compute_metric, split
 from riemann_optax.optimizers import riemannian_adamw, riemannian_sgd
-from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric
+from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
 from riemann_optax.wrappers import (
     LowPrecisionState,
     MasterWeightsState,
@@ -77,7 +76,6 @@ __all__ = [
     "clip_metric",
     "competitive_plasticity",
     "compute_metric",
-    "conformal",
     "consolidate",
     "describe",
     "fields",
@@ -103,6 +101,7 @@ __all__ = [
     "riemannian_adamw",
     "riemannian_sgd",
     "scale_by_inverse_metric",
+    "scale_by_metric",
     "sharding",
     "skip_nonfinite",
     "split",

@@ -49,12 +49,12 @@ def listen() -> Iterator[Observer]:
         _listening.reset(token)
 
 
-def phi_used(phi: optax.GradientTransformation, updates: optax.Updates) -> None:
-    """Report which phi stage 1 evaluates, and on which leaves."""
+def phi_used(names: list[str], updates: optax.Updates) -> None:
+    """Report which phis stage 1 has evaluated, and on which leaves."""
     observer = _listening.get()
     if observer is not None:
         for path, _ in jax.tree_util.tree_leaves_with_path(updates):
-            observer.phis[path] = phi_name(phi)
+            observer.phis[path] = ", ".join(names) or "undeclared"
 
 
 def metric_used(updates: optax.Updates) -> None:
@@ -72,9 +72,3 @@ def metric_used(updates: optax.Updates) -> None:
             metric = jnp.broadcast_to(leaf.metric, leaf.shape)
             before = observer.metrics.get(path)
             observer.metrics[path] = metric if before is None else before * metric
-
-
-def phi_name(phi: optax.GradientTransformation) -> str:
-    """Return the name of the function that made a phi."""
-    name: str = getattr(phi.update, "__qualname__", type(phi.update).__name__)
-    return name.split(".")[0]

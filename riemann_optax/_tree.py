@@ -105,8 +105,10 @@ def group_mean(tree: Any, over: Group) -> Any:
         if not leaves:
             return tree
         dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize)
-        total = sum((jnp.sum(leaf, dtype=dtype) for leaf in leaves), start=jnp.zeros((), dtype))
-        mean = total / max(sum(leaf.size for leaf in leaves), 1)
+        # A running sum, not a chain of additions: XLA copies such a chain into the fusion of every leaf, and
+        # compiling takes time that grows with the square of the number of leaves.
+        sums = jnp.stack([jnp.sum(leaf, dtype=dtype) for leaf in leaves])
+        mean = jax.lax.cumsum(sums)[-1] / max(sum(leaf.size for leaf in leaves), 1)
         return jax.tree.map(lambda leaf: mean.astype(leaf.dtype), tree)
     if over == "neuron":
         return jax.tree.map(

@@ -1,7 +1,7 @@
 """Covector: a gradient leaf with its metric attached, and the one error every misuse of it shows."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,6 @@ _HELP = (
 
 class MetricAttachedError(ValueError):
     """A transformation that knows nothing of metrics was applied between the two stages."""
-
-
-class Origin(NamedTuple):
-    """What stage 1 made a metric from; :func:`riemann_optax.conformal` starts from it.
-
-    Attributes:
-      phi: the values of phi, shaped like the leaf.
-      alpha: the scaling factor, a scalar of phi's dtype.
-    """
-
-    phi: jax.Array
-    alpha: jax.Array
 
 
 class _CovectorType(type):
@@ -55,14 +43,14 @@ class Covector(metaclass=_CovectorType):
       values: ``E``, or ``1/E`` where ``inverted``; float32 or wider, broadcastable to ``components``.
       inverted: whether ``values`` holds ``1/E``; then a synapse that may not move is a plain 0.
       path: the leaf's key path, for messages.
-      origin: what the metric was made from, as long as nothing has edited it.
+      phi: the values of phi that stage 1 made the metric from, where it was stage 1.
     """
 
-    __slots__ = ("_inverted", "_path", "_values", "components", "origin")
+    __slots__ = ("_inverted", "_path", "_values", "components", "phi")
     __hash__ = None  # type: ignore[assignment]
 
     components: jax.Array
-    origin: Origin | None
+    phi: jax.Array | None
 
     def __init__(
         self,
@@ -71,10 +59,10 @@ class Covector(metaclass=_CovectorType):
         *,
         inverted: bool = False,
         path: tuple[Any, ...] = (),
-        origin: Origin | None = None,
+        phi: jax.Array | None = None,
     ) -> None:
         self.components = components
-        self.origin = origin
+        self.phi = phi
         self._values = values
         self._inverted = inverted
         self._path = path
@@ -111,17 +99,15 @@ class Covector(metaclass=_CovectorType):
 
     def with_metric(self, metric: jax.Array) -> "Covector":
         """Return the same components under another metric ``E``."""
-        return Covector(self.components, metric, path=self._path)
+        return Covector(self.components, metric, path=self._path, phi=self.phi)
 
     def with_inverse_metric(self, inverse: jax.Array) -> "Covector":
         """Return the same components under another inverse metric ``1/E``."""
-        return Covector(self.components, inverse, inverted=True, path=self._path)
+        return Covector(self.components, inverse, inverted=True, path=self._path, phi=self.phi)
 
     def with_components(self, components: jax.Array) -> "Covector":
         """Return other components under the same metric."""
-        return Covector(
-            components, self._values, inverted=self._inverted, path=self._path, origin=self.origin
-        )
+        return Covector(components, self._values, inverted=self._inverted, path=self._path, phi=self.phi)
 
     @property
     def shape(self) -> tuple[int, ...]:

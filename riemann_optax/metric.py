@@ -9,7 +9,9 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax import _observe as observe
-from riemann_optax.covector import Covector, MetricAttachedError, Origin, map_covectors, require_covectors
+from riemann_optax._declare import names_of
+from riemann_optax._tree import GROUPS, Group
+from riemann_optax.covector import Covector, MetricAttachedError, map_covectors, require_covectors
 
 Role = Literal["metric", "inverse_metric"]
 ROLES = ("metric", "inverse_metric")
@@ -31,6 +33,8 @@ def compute_metric(
     phi: optax.GradientTransformation,
     alpha: optax.ScalarOrSchedule = 1.0,
     role: Role = "metric",
+    *,
+    conformal: Group | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Attach the metric :math:`E = 1 + \alpha\,\varphi` to each gradient leaf (stage 1).
 
@@ -44,8 +48,20 @@ def compute_metric(
     text calls ``E`` an effective learning rate: phi is then *plasticity*. ``role`` chooses: ``"metric"``
     (the equations) sets ``E = 1 + alpha*phi``; ``"inverse_metric"`` (the sentences) ``1/E = 1 + alpha*phi``.
 
+    ``conformal`` keeps the metric's angles and takes its scale from phi's own mean:
+
+    .. math::
+      E_i = \mu\,\frac{1 + \alpha\,\varphi_i/\mu}{1 + \alpha} = \frac{\mu + \alpha\,\varphi_i}{1 + \alpha},
+      \qquad \mu = \mathrm{mean}(\varphi)
+
+    ``E`` then has the mean of phi: ``alpha = 0`` gives ``E = mu`` everywhere, ``alpha`` towards infinity
+    ``E = phi``. With phi = root mean square gradient the rate means what it means to Adam, and carries over
+    between problems of different gradient scales. Where ``mu`` is 0 (no gradient yet) ``E`` is 1. It needs
+    ``phi >= 0``. With ``role="inverse_metric"`` the same formula gives ``1/E``.
+
     Under ``shard_map`` or ``pmap``, average gradients over devices *before* this stage: phi is not linear in
-    the gradient, and replicas that see different gradients drift apart without a word.
+    the gradient, and replicas that see different gradients compute different metrics, and their weights
+    diverge without any error.
 
     Args:
       phi: a transformation from the gradient tree to the tree of phi values, real and of the same shapes.
@@ -56,14 +72,16 @@ def compute_metric(
         compiler order the operations of an Adam behind it differently (last bit). The derivative at a traced
         0 is still that of ``1 + alpha*phi``.
       role: which of the two readings.
+      conformal: None, or the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA
+        combines), ``"leaf"`` or ``"neuron"`` (all axes but the last).
 
     Returns:
       A gradient transformation with state :class:`ComputeMetricState`. ``E`` is evaluated in float32, or
       wider where the gradient is wider.
 
     Raises:
-      ValueError: for a negative or non-finite concrete ``alpha``, an unknown ``role``, a phi whose result
-        differs from the gradients in structure or shape, gradients that differ from ``params``, or a gradient
+      ValueError: for a negative or non-finite concrete ``alpha``, an unknown ``role`` or group, a phi whose
+        result differs from the gradients in structure or shape, gradients that differ from ``params``, or one
         that already carries a metric.
       TypeError: for a ``phi`` that is no gradient transformation, or a leaf without a gradient.
 
@@ -88,13 +106,15 @@ def compute_metric(
       Riemannian manifold.
     """
     _check.check_transformation("phi", phi)
-    made, phi = phi, optax.with_extra_args_support(phi)
+    given = optax.with_extra_args_support(phi)
     _check.check_choice("role", role, ROLES)
+    if conformal is not None:
+        _check.check_choice("conformal", conformal, GROUPS)
     _check.check_schedulable("alpha", alpha)
 
     def init(params: optax.Params) -> ComputeMetricState:
         _tree.check_inexact(params, "params")
-        return ComputeMetricState(count=jnp.zeros([], jnp.int32), phi=phi.init(params))
+        return ComputeMetricState(count=jnp.zeros([], jnp.int32), phi=given.init(params))
 
     def update(
         updates: optax.Updates,
@@ -107,35 +127,44 @@ def compute_metric(
         if params is not None:
             remedy = "pass the gradients and the parameters of the same model, in this order."
             _check.check_same_structure(updates, params, "the tree of gradients", "params", remedy)
-        values, phi_state = phi.update(updates, state.phi, params, **extra_args)
+        (values, phi_state), names = names_of(lambda: given.update(updates, state.phi, params, **extra_args))
         check_phi_values(values, updates)
-        observe.phi_used(made, updates)  # wrapped, it would go by the wrapper's name
+        observe.phi_used(names, updates)
         current_alpha = alpha(state.count) if callable(alpha) else alpha
 
-        def attach(path: tuple[Any, ...], gradient: jax.Array, value: jax.Array) -> Covector:
-            value = value.astype(np.promote_types(value.dtype, _tree.working_dtype(gradient)))
-            scale = jnp.asarray(current_alpha).astype(value.dtype)
-            return Covector(
-                jnp.asarray(gradient),
-                _one_plus(scale, value, current_alpha),
-                inverted=role == "inverse_metric",
-                path=path,
-                origin=Origin(phi=value, alpha=scale),
-            )
+        values = jax.tree.map(
+            lambda g, v: v.astype(np.promote_types(v.dtype, _tree.working_dtype(g))), updates, values
+        )
+        if conformal is None:
+            scales = jax.tree.map(lambda v: _one_plus(v, current_alpha), values)
+        else:
+            means = _tree.group_mean(values, conformal)
+            scales = jax.tree.map(lambda v, mean: _around_mean(v, mean, current_alpha), values, means)
 
-        updates = jax.tree_util.tree_map_with_path(attach, updates, values)
+        def attach(path: tuple[Any, ...], gradient: Any, value: jax.Array, scale: jax.Array) -> Covector:
+            inverted = role == "inverse_metric"
+            return Covector(jnp.asarray(gradient), scale, inverted=inverted, path=path, phi=value)
+
+        updates = jax.tree_util.tree_map_with_path(attach, updates, values, scales)
         return updates, ComputeMetricState(optax.safe_increment(state.count), phi_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _one_plus(scale: jax.Array, value: jax.Array, alpha: Any) -> jax.Array:
+def _one_plus(value: jax.Array, alpha: Any) -> jax.Array:
     """Return ``1 + alpha * phi``; where alpha is 0 that is 1, also for a phi that is infinite or NaN."""
+    scale = jnp.asarray(alpha).astype(value.dtype)
     if _check.is_concrete_number(alpha):
         # A constant 1 lets the compiler drop the metric: a computed one makes it round Adam differently.
         return jnp.ones_like(value) if alpha == 0 else 1 + scale * value
     unused = jnp.logical_and(scale == 0, ~jnp.isfinite(value))
     return 1 + scale * jnp.where(unused, jnp.zeros_like(value), value)
+
+
+def _around_mean(value: jax.Array, mean: jax.Array, alpha: Any) -> jax.Array:
+    """Return ``(mean + alpha * phi) / (1 + alpha)``; where the mean is 0, before any gradient, that is 1."""
+    scale = jnp.asarray(alpha).astype(value.dtype)
+    return jnp.where(mean == 0, jnp.ones_like(value), (mean + scale * value) / (1 + scale))
 
 
 def check_phi_values(values: Any, gradients: Any) -> None:

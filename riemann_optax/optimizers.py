@@ -4,10 +4,9 @@ from typing import Any
 
 import optax
 
-from riemann_optax import _check, _tree
+from riemann_optax import _check
 from riemann_optax._tree import Group
 from riemann_optax.edits.lifting import on_gradient
-from riemann_optax.edits.rescaling import conformal as conformal_metric
 from riemann_optax.inspect.recording import record_metric
 from riemann_optax.metric import Role, compute_metric
 from riemann_optax.phi import activity, factored_activity
@@ -35,7 +34,7 @@ def riemannian_sgd(
       v \leftarrow m\,v + \frac{\nabla f(w)}{E}, \qquad
       w \leftarrow w - \eta\,\Big(m\,v + \frac{\nabla f(w)}{E}\Big), \qquad E = c\,(1 + \alpha\,\varphi)
 
-    with :math:`c` the conformal factor. The chain: :func:`compute_metric`, :func:`conformal`,
+    with :math:`c` the conformal factor. The chain: :func:`compute_metric`,
     :func:`record_metric` if asked for, :func:`scale_by_inverse_metric`, ``optax.trace``, decoupled weight
     decay, ``optax.scale_by_learning_rate``.
 
@@ -54,12 +53,12 @@ def riemannian_sgd(
       phi: what the metric measures; by default ``phi.factored_activity(0.97)``.
       alpha: the scaling factor: a number, a schedule or a traced scalar.
       role: ``"metric"`` divides by ``1 + alpha*phi`` (the equations), ``"inverse_metric"`` multiplies by it.
-      conformal: None, or the group over which :func:`conformal` takes the scale of the metric. Without it the
-        size of a step falls with the mean of ``E``, and the best rate depends on phi and alpha.
+      conformal: None, or the group over which :func:`compute_metric` takes the scale of the metric. Without
+        it the size of a step falls with the mean of ``E``, and the best rate depends on phi and alpha.
       weight_decay: strength of decoupled weight decay, times the learning rate; or None.
       mask: which leaves decay: a tree of booleans or a function of the parameters, as in ``optax.adamw``.
       decay_in_metric: False decays all weights at the same rate (as AdamW does), outside of the metric and of
-        momentum; True adds the decay to the gradient behind phi's back: divided by ``E`` (stiff weights decay
+        momentum; True adds the decay to the gradient not seen by phi: divided by ``E`` (stiff weights decay
         less) and averaged by momentum.
       record: whether to keep statistics of ``E`` for :func:`metric_statistics`.
       state_dtype: of momentum and of the default phi.
@@ -154,7 +153,7 @@ def riemannian_adamw(
       phi: what the metric measures; by default ``phi.activity()``.
       alpha: the scaling factor: a number, a schedule or a traced scalar.
       role: ``"metric"`` divides by ``1 + alpha*phi`` (the equations), ``"inverse_metric"`` multiplies by it.
-      conformal: None, or the group over which :func:`conformal` takes the scale of the metric.
+      conformal: None, or the group over which :func:`compute_metric` takes the scale of the metric.
       decay_in_metric: False decays all weights at the same rate, as AdamW does; True adds the decay inside of
         the frame, so that it leaves it, like Adam's step, divided by ``sqrt(E)``: stiff weights decay less.
       record: whether to keep statistics of ``E`` for :func:`metric_statistics`.
@@ -190,6 +189,8 @@ def riemannian_adamw(
     _check.check_number("eps", eps, low=0.0)
     _check.check_number("eps_root", eps_root, low=0.0)
     _check.check_schedulable("weight_decay", weight_decay)
+    if phi is None:
+        phi = activity(state_dtype=state_dtype)
     stages = _metric_stages(phi, alpha, role, conformal, record, state_dtype)
     adam = optax.scale_by_adam(
         b1=b1, b2=b2, eps=eps, eps_root=eps_root, mu_dtype=state_dtype, nesterov=nesterov
@@ -203,7 +204,7 @@ def riemannian_adamw(
 
 
 def _metric_stages(
-    phi: optax.GradientTransformation | None,
+    phi: optax.GradientTransformation,
     alpha: optax.ScalarOrSchedule,
     role: Role,
     conformal: Group | None,
@@ -211,14 +212,8 @@ def _metric_stages(
     state_dtype: Any,
 ) -> list[optax.GradientTransformation]:
     """Return stage 1 and the edits that both aliases offer."""
-    if state_dtype is not None:
-        _check.check_real_dtype("state_dtype", state_dtype)
-    stages: list[optax.GradientTransformation] = [
-        compute_metric(activity(state_dtype=state_dtype) if phi is None else phi, alpha, role)
-    ]
-    if conformal is not None:
-        _check.check_choice("conformal", conformal, _tree.GROUPS)
-        stages.append(conformal_metric(conformal))
+    _check.check_state_dtype(state_dtype)
+    stages: list[optax.GradientTransformation] = [compute_metric(phi, alpha, role, conformal=conformal)]
     if record:
         stages.append(record_metric())
     return stages

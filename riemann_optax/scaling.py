@@ -7,7 +7,9 @@ import optax
 
 from riemann_optax import _observe as observe
 from riemann_optax._check import check_transformation
+from riemann_optax._tree import Group
 from riemann_optax.covector import Covector, map_covectors, require_covectors
+from riemann_optax.metric import Role, compute_metric
 
 
 def scale_by_inverse_metric() -> optax.GradientTransformationExtraArgs:
@@ -108,3 +110,46 @@ def in_orthonormal_frame(inner: optax.GradientTransformation) -> optax.GradientT
         return tangent, state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def scale_by_metric(
+    phi: optax.GradientTransformation,
+    alpha: optax.ScalarOrSchedule = 1.0,
+    *edits: optax.GradientTransformation,
+    role: Role = "metric",
+    conformal: Group | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Both stages in one word: :math:`g^{-1}\,\nabla f` with :math:`E = 1 + \alpha\,\varphi`.
+
+    The chain of :func:`compute_metric`, the ``edits`` and :func:`scale_by_inverse_metric`, nothing else. Like
+    every ``scale_by_...`` of Optax it has no learning rate and does not turn the sign.
+
+    Args:
+      phi: what the metric measures; see :func:`compute_metric`.
+      alpha: the scaling factor; see there.
+      *edits: transformations that may stand between the stages, in their order.
+      role: ``"metric"`` divides by ``1 + alpha*phi``, ``"inverse_metric"`` multiplies by it.
+      conformal: None, or the group over which the scale of the metric is taken from phi's mean.
+
+    Returns:
+      A gradient transformation with the states of its parts in a tuple.
+
+    Raises:
+      ValueError: as :func:`compute_metric`.
+      TypeError: where phi or an edit is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = optax.chain(
+      ...     ro.scale_by_metric(ro.phi.maintenance_energy(), 3.0, ro.clip_metric(high=2.0)),
+      ...     optax.scale_by_learning_rate(0.1),
+      ... )
+      >>> params = jnp.array([0.0, 1.0])
+      >>> print(tx.update(jnp.ones(2), tx.init(params), params)[0])  # E = [1, 4], clipped to [1, 2]
+      [-0.1  -0.05]
+    """
+    for number, edit in enumerate(edits):
+        check_transformation(f"edit number {number}", edit)
+    return optax.chain(
+        compute_metric(phi, alpha, role, conformal=conformal), *edits, scale_by_inverse_metric()
+    )

@@ -33,10 +33,10 @@ ALL_REDUCED = {
     "phi.leaf_mean": 2,
     "norm_matched_base:tree": 4,
     "norm_matched_base:leaf": 4,
-    "conformal:tree": 2,
-    "conformal:leaf": 2,
-    "conformal:neuron": 2,
-    "conformal:inverse_metric": 2,
+    "compute_metric:conformal tree": 2,
+    "compute_metric:conformal leaf": 2,
+    "compute_metric:conformal neuron": 2,
+    "compute_metric:conformal inverse_metric": 2,
     "normalize_metric:tree": 2,
     "normalize_metric:leaf": 2,
     "normalize_metric:neuron": 2,
@@ -125,9 +125,15 @@ def test_a_factored_phi_reduces_rows_and_columns_and_gathers_nothing(layout, axi
     assert sum(arrays for _, arrays in found) == declared
 
 
-@pytest.mark.parametrize("edit", [ro.conformal, ro.normalize_metric])
-def test_means_over_the_fan_in_stay_on_the_device_that_has_it(edit):
-    tx = optax.chain(ro.compute_metric(ro.phi.activity()), edit("neuron"), ro.scale_by_inverse_metric())
+@pytest.mark.parametrize(
+    "tx",
+    [
+        ro.scale_by_metric(ro.phi.activity(), 1.0, conformal="neuron"),
+        ro.scale_by_metric(ro.phi.activity(), 1.0, ro.normalize_metric("neuron")),
+    ],
+    ids=["conformal", "normalize_metric"],
+)
+def test_means_over_the_fan_in_stay_on_the_device_that_has_it(tx):
     assert collectives(tx, {"kernel": P(None, "devices")}) == []
 
 

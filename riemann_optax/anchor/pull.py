@@ -38,7 +38,7 @@ def add_anchored_weights(
 
         # before stage 1: part of the loss, rate/2 * sum P (w - w_anchor)**2; phi sees its gradient too
         optax.chain(pull, ro.compute_metric(phi), ro.scale_by_inverse_metric(), scale_by_learning_rate(lr))
-        # between the stages: part of the loss behind phi's back; stiff weights are pulled less
+        # between the stages: part of the loss, not seen by phi; stiff weights are pulled less
         optax.chain(ro.compute_metric(phi), pull, ro.scale_by_inverse_metric(), scale_by_learning_rate(lr))
         # after stage 2: decoupled; all weights return at the same rate, stable for lr * rate * P < 2
         optax.chain(ro.compute_metric(phi), ro.scale_by_inverse_metric(), pull, scale_by_learning_rate(lr))
@@ -62,7 +62,7 @@ def add_anchored_weights(
 
     Raises:
       ValueError: for a negative concrete ``rate``; at ``update``, where ``params`` are missing, or where
-        ``precision="phi"`` does not directly follow stage 1.
+        ``precision="phi"`` finds no metric.
       TypeError: where ``anchor`` or ``precision`` is no gradient transformation.
 
     Examples:
@@ -135,20 +135,15 @@ def add_anchored_weights(
             return None
 
         def read(leaf: Any) -> jax.Array:
-            if not isinstance(leaf, Covector):
-                return jnp.zeros_like(leaf, dtype=_tree.working_dtype(leaf))
-            if leaf.origin is None:
-                raise ValueError(
-                    'precision="phi" must directly follow compute_metric: the metric has been edited in '
-                    "between, and phi cannot be read from it any more."
-                )
-            return leaf.origin.phi
+            if isinstance(leaf, Covector) and leaf.phi is not None:
+                return leaf.phi
+            return jnp.zeros(leaf.shape, _tree.working_dtype(leaf))
 
         leaves = jax.tree.leaves(updates)
         if leaves and not any(isinstance(leaf, Covector) for leaf in leaves):
             raise ValueError(
                 'precision="phi" takes phi from stage 1, and no leaf carries a metric: put '
-                "add_anchored_weights directly after compute_metric, or give the phi itself as precision."
+                "add_anchored_weights after compute_metric, or give the phi itself as precision."
             )
         return jax.tree.map(read, updates)
 

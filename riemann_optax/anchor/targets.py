@@ -9,10 +9,12 @@ import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Declared, declare_fields
 from riemann_optax.boundary import consolidated_where, masked_like
 from riemann_optax.phi import _state
 
 
+@declare_fields(linear=("weights",))
 class AnchorState(NamedTuple):
     """State of :func:`initial_weights` and :func:`slow_weights`.
 
@@ -56,7 +58,7 @@ def initial_weights() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Params, AnchorState]:
         del updates, extra_args
         params = _check.require_params(params, "initial_weights")
-        weights = _captured(params, state.weights, state.count)
+        weights = _state.first_or(params, state.weights, state.count)
         return weights, AnchorState(optax.safe_increment(state.count), weights)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -104,7 +106,7 @@ def slow_weights(decay: float = 0.999, state_dtype: Any = None) -> optax.Gradien
     ) -> tuple[optax.Params, AnchorState]:
         del updates, extra_args
         params = _check.require_params(params, "slow_weights")
-        old = _captured(params, state.weights, state.count)
+        old = _state.first_or(params, state.weights, state.count)
         weights = jax.tree.map(
             lambda a, w: a + jnp.asarray(1 - decay).astype(a.dtype) * (w.astype(a.dtype) - a), old, params
         )
@@ -113,6 +115,7 @@ def slow_weights(decay: float = 0.999, state_dtype: Any = None) -> optax.Gradien
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@declare_fields(linear=("copies",))
 class BennaFusiState(NamedTuple):
     """State of :func:`benna_fusi_chain`.
 
@@ -189,7 +192,7 @@ def benna_fusi_chain(
     ) -> tuple[optax.Params, BennaFusiState]:
         del updates, extra_args
         params = _check.require_params(params, "benna_fusi_chain")
-        vessels = tuple(_captured(params, copy, state.count) for copy in state.copies)
+        vessels = tuple(_state.first_or(params, copy, state.count) for copy in state.copies)
 
         def flow(weight: jax.Array, *levels: jax.Array) -> tuple[jax.Array, ...]:
             chain = [weight.astype(levels[0].dtype), *levels]
@@ -214,6 +217,7 @@ def benna_fusi_chain(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@declare_fields(linear=("weights",))
 class TaskBoundaryState(NamedTuple):
     """State of :func:`task_boundary_weights`.
 
@@ -289,11 +293,11 @@ def task_boundary_weights(from_start: bool = False) -> optax.GradientTransformat
         del updates, extra_args
         params = _check.require_params(params, "task_boundary_weights")
         state = consolidated_where(task_boundary, state, params)
-        weights = _captured(params, state.weights, state.count)
-        target = weights if from_start else _captured(params, weights, state.tasks)
+        weights = _state.first_or(params, state.weights, state.count)
+        target = weights if from_start else _state.first_or(params, weights, state.tasks)
         return target, state._replace(count=optax.safe_increment(state.count), weights=weights)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Declared(init, update, name="task_boundary_weights", needs=("task_boundary",))
 
 
 def wide_dtype(weight: Any) -> Any:
@@ -309,8 +313,3 @@ def _weights_like(params: optax.Params, state_dtype: Any) -> optax.Params:
         return jnp.zeros_like(weight, dtype=state_dtype if narrow else wide_dtype(weight))
 
     return jax.tree.map(zeros, params)
-
-
-def _captured(params: optax.Params, weights: optax.Params, count: jax.Array) -> optax.Params:
-    """Return ``weights``, but the parameters themselves while ``count`` is 0: nothing is captured in init."""
-    return jax.tree.map(lambda p, w: jnp.where(count == 0, p.astype(w.dtype), w), params, weights)

@@ -1,76 +1,13 @@
 """Edits that rescale a metric: by its own mean, or into bounds."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._tree import Group
-from riemann_optax.covector import Covector, Origin, map_covectors
+from riemann_optax.covector import Covector, map_covectors
 from riemann_optax.edits._edit import stateless_edit
-
-
-def conformal(over: Group = "tree") -> optax.GradientTransformationExtraArgs:
-    r"""Keep the metric's angles and take its scale from phi's own mean.
-
-    .. math::
-      E_i = \mu\,\frac{1 + \alpha\,\varphi_i/\mu}{1 + \alpha} = \frac{\mu + \alpha\,\varphi_i}{1 + \alpha},
-      \qquad \mu = \mathrm{mean}(\varphi)
-
-    ``E`` has the mean of phi and its ratios are those of ``1 + alpha * phi/mu``: ``alpha = 0`` gives
-    ``E = mu`` everywhere, ``alpha`` towards infinity ``E = phi``. With phi = root mean square gradient the
-    rate then means what it means to Adam, and carries over between problems of different gradient scales.
-
-    Place it directly after :func:`compute_metric`. Where ``mu`` is 0 (no gradient yet) ``E`` is 1. Needs
-    ``phi >= 0``. With ``role="inverse_metric"`` the same formula gives ``1/E``.
-
-    Args:
-      over: the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA combines),
-        ``"leaf"`` or ``"neuron"`` (all axes but the last).
-
-    Returns:
-      A gradient transformation without state.
-
-    Raises:
-      ValueError: for an unknown group; at ``update``, where it does not directly follow stage 1.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, riemann_optax as ro
-      >>> tx = optax.chain(
-      ...     ro.compute_metric(ro.phi.activity(decay=0.0), alpha=3.0),
-      ...     ro.conformal(),
-      ...     ro.scale_by_inverse_metric(),
-      ... )
-      >>> gradients = jnp.array([100.0, 300.0])
-      >>> print(ro.metric_at(tx, gradients, tx.init(gradients)))  # (200 + 3 * phi) / 4
-      [125. 275.]
-    """
-    _check.check_choice("over", over, _tree.GROUPS)
-
-    def origin(covector: Covector) -> Origin:
-        if covector.origin is None:
-            raise ValueError(
-                "conformal must directly follow compute_metric: the metric has been edited in between, and "
-                "phi and alpha cannot be read from it any more."
-            )
-        return covector.origin
-
-    def edit(updates: optax.Updates) -> optax.Updates:
-        phi = map_covectors(lambda c: origin(c).phi, updates, euclidean=lambda _: optax.MaskedNode())
-        means = _tree.group_mean(phi, over)
-
-        def rescale(covector: Any, mean: jax.Array) -> Any:
-            if not isinstance(covector, Covector):
-                return covector
-            value, alpha = origin(covector)
-            scale = jnp.where(mean == 0, jnp.ones_like(value), (mean + alpha * value) / (1 + alpha))
-            return covector.with_inverse_metric(scale) if covector.inverted else covector.with_metric(scale)
-
-        return jax.tree.map(rescale, updates, means)
-
-    return stateless_edit("conformal", edit)
 
 
 def normalize_metric(over: Group = "tree") -> optax.GradientTransformationExtraArgs:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from riemann_optax.eigenbasis.coordinates import Average
+from riemann_optax.eigenbasis.coordinates import Coordinates
 from riemann_optax.eigenbasis.layout import Layout
 from riemann_optax.eigenbasis.mesh import spread
 
@@ -151,9 +151,19 @@ def _unstacked(array: jax.Array, likes: list[jax.Array]) -> list[jax.Array]:
 
 
 def carried(
-    average: jax.Array, change: jax.Array, layout: Layout, side: str, shape: tuple[int, ...], precision: Any
+    average: jax.Array,
+    change: jax.Array,
+    layout: Layout,
+    side: Literal["left", "right"],
+    shape: tuple[int, ...],
+    linear: bool,
+    precision: Any,
 ) -> jax.Array:
     """Return an average in the coordinates of the new basis.
+
+    Where the average is reduced over an axis that turns, the *matrix* is reduced before the product, never
+    the product: a mean over the product of a matrix with something broadcast is more work, and XLA's CPU
+    backend of JAX 0.10.2 returns garbage for it at shapes such as (100, 50).
 
     Args:
       average: of the shape of its leaf, or with 1 for axes it is reduced over, or with further axes in front.
@@ -161,18 +171,45 @@ def carried(
       layout: of the leaf.
       side: which side has changed.
       shape: of the leaf.
+      linear: whether the average is linear in gradient or weights; if not, the squares in a row and in a
+        column of ``change`` sum to 1.
       precision: of the products.
     """
     if average.ndim > len(shape):
-        moved: jax.Array = jax.vmap(lambda one: carried(one, change, layout, side, shape, precision))(average)
+        moved: jax.Array = jax.vmap(lambda one: carried(one, change, layout, side, shape, linear, precision))(
+            average
+        )
         return moved
-    full = layout.matrices(jnp.broadcast_to(average, shape).astype(change.dtype))
-    left, right = (change, None) if side == "left" else (None, change)
-    turned = layout.array(turn(full, left, right, precision), shape)
-    reduced = tuple(axis for axis, length in enumerate(shape) if average.shape[axis] != length)
+    stack, axes, others = layout.axes(side)
+    reduced = [axis for axis in axes if average.shape[axis] != shape[axis]]
+    if not linear and len(reduced) == len(axes):
+        return average  # a mean over all coordinates that turn is the same in every basis
+    merged = tuple(number for number, axis in enumerate(stack) if average.shape[axis] != shape[axis])
+    if merged:
+        change = jnp.mean(change, axis=merged, keepdims=True)
     if reduced:
-        turned = jnp.mean(turned, axis=reduced, keepdims=True)
-    return turned.astype(average.dtype)
+        change = _reduced_change(change, [shape[a] for a in axes], [axes.index(a) for a in reduced])
+    order = (*stack, *axes, *others)
+    permuted = jnp.transpose(average, order)
+    blocks, size = change.shape[-3:-1]
+    lead = permuted.shape[: len(stack)]
+    columns = permuted.reshape(*lead, blocks, size, -1).astype(change.dtype)
+    product = jnp.einsum("...pad,...pak->...pdk", change, columns, precision=precision)
+    turned = product.reshape(permuted.shape)
+    return jnp.transpose(turned, [order.index(axis) for axis in range(len(shape))]).astype(average.dtype)
+
+
+def _reduced_change(change: jax.Array, lengths: list[int], reduced: list[int]) -> jax.Array:
+    """Return the change of a mean over some axes of a side, ``[*stack, 1, old, new]`` of the others."""
+    *stack, blocks, _, _ = change.shape
+    if blocks > 1:
+        change = jnp.einsum("...pad,pq->...paqd", change, jnp.eye(blocks, dtype=change.dtype))
+    full = change.reshape(*stack, *lengths, *lengths)
+    first_old, first_new = len(stack), len(stack) + len(lengths)
+    means = jnp.mean(full, axis=tuple(first_new + axis for axis in reduced), keepdims=True)
+    sums = jnp.sum(means, axis=tuple(first_old + axis for axis in reduced), keepdims=True)
+    rest = math.prod(n for axis, n in enumerate(lengths) if axis not in reduced)
+    return sums.reshape(*stack, 1, rest, rest)
 
 
 class Refresh(NamedTuple):
@@ -191,7 +228,7 @@ class Refresh(NamedTuple):
     group: list[Job]
     layouts: list[Layout | None]
     shapes: list[tuple[int, ...]]
-    coordinates: list[list[Average]]
+    coordinates: list[list[Coordinates]]
     update_every: int
     mix: bool
     precision: Any
@@ -215,8 +252,10 @@ class Refresh(NamedTuple):
             layout, shape = self.layouts[job.leaf], self.shapes[job.leaf]
             if layout is None:
                 continue
-            for average in self.coordinates[job.leaf]:
-                matrix = change.vectors if average.vector else change.squares
-                array = arrays[average.position]
-                arrays[average.position] = carried(array, matrix, layout, job.side, shape, self.precision)
+            for one in self.coordinates[job.leaf]:
+                matrix = change.vectors if one.linear else change.squares
+                array = arrays[one.position]
+                arrays[one.position] = carried(
+                    array, matrix, layout, job.side, shape, one.linear, self.precision
+                )
         return new_bases, arrays

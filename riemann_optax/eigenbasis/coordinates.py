@@ -1,57 +1,52 @@
 """Which arrays of an inner state hold coordinates, and how each of them changes with a basis."""
 
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-# Fields of Optax's states and of ours that are linear in gradients or weights.
-VECTORS = frozenset(
-    {
-        "acc_grads",
-        "copies",
-        "ema",
-        "grad",
-        "m",
-        "momentum",
-        "mu",
-        "previous_gradients",
-        "previous_params",
-        "start_params",
-        "trace",
-        "updates",
-        "weights",
-        "window_params",
-        "z",
-    }
-)
+from riemann_optax._declare import StateFields, state_fields
 
 
-class Average(NamedTuple):
+class Coordinates(NamedTuple):
     """An array of the inner state that changes with the basis of a leaf.
 
     Attributes:
       position: its number among the arrays of the state.
-      vector: whether it is linear in the gradient or the weights.
+      linear: whether it is linear in the gradient or the weights; if not, it mixes as a variance does.
+      captured: whether ``init`` has filled it with weights, in the original coordinates.
     """
 
     position: int
-    vector: bool
+    linear: bool
+    captured: bool = False
 
 
-def find(state: optax.OptState, params: Any, vectors: Collection[str]) -> list[list[Average]]:
+def coordinate_arrays(
+    state: optax.OptState, params: Any, turned: list[bool], extra: StateFields
+) -> list[list[Coordinates]]:
     """Return, for each leaf of ``params``, the arrays of a state that hold its coordinates.
 
     These are the arrays in each part of the state that has the structure of ``params`` (parts may be masked),
-    where they have the shape of the leaf; further axes in front, and axes reduced to 1, are allowed.
+    where they have the shape of the leaf; further axes in front, and axes reduced to 1, are allowed. How each
+    of them changes is what its state class declares.
+
+    Args:
+      state: of the inner transformation.
+      params: or gradients: a tree of the leaves.
+      turned: whether each leaf has a basis.
+      extra: fields declared by the caller, for state classes that do not declare theirs.
+
+    Raises:
+      ValueError: for coordinates of a turned leaf in a field that nobody declared.
     """
-    leaves, structure = jax.tree.flatten(params, is_leaf=_is_masked)
-    found: list[list[Average]] = [[] for leaf in leaves if not _is_masked(leaf)]
+    leaves, structure = jax.tree.flatten(params, is_leaf=is_masked)
+    found: list[list[Coordinates]] = [[] for leaf in leaves if not is_masked(leaf)]
 
     def like_params(tree: Any) -> bool:
-        own: Any = jax.tree.structure(tree, is_leaf=_is_masked)
+        own: Any = jax.tree.structure(tree, is_leaf=is_masked)
         return bool(own == structure)
 
     position = 0
@@ -59,26 +54,65 @@ def find(state: optax.OptState, params: Any, vectors: Collection[str]) -> list[l
         if not like_params(part):
             position += 1
             continue
-        names = [entry.name for entry in path if isinstance(entry, jax.tree_util.GetAttrKey)]
         number = -1
-        for leaf, array in zip(leaves, jax.tree.leaves(part, is_leaf=_is_masked), strict=True):
-            number += not _is_masked(leaf)
-            if _is_masked(array):
+        for leaf, array in zip(leaves, jax.tree.leaves(part, is_leaf=is_masked), strict=True):
+            number += not is_masked(leaf)
+            if is_masked(array):
                 continue
-            if not _is_masked(leaf) and _holds_coordinates(array, leaf.shape):
-                found[number].append(Average(position, bool(names) and names[-1] in vectors))
+            if not is_masked(leaf) and turned[number] and _may_hold_coordinates(array):
+                found[number] += _coordinates(state, path, position, extra, _has_axes_of(array, leaf.shape))
             position += 1
     return found
 
 
-def _is_masked(node: Any) -> bool:
+def _coordinates(
+    state: optax.OptState, path: tuple[Any, ...], position: int, extra: StateFields, has_axes: bool
+) -> list[Coordinates]:
+    """Return how the array at ``path`` changes, in a list; an empty one where it holds no coordinates."""
+    owner, field = _owner(state, path)
+    declared = state_fields(type(owner))
+    linear, squared = field in declared.linear + extra.linear, field in declared.squared + extra.squared
+    if linear or squared:
+        captured = field in declared.captured + extra.linear
+        return [Coordinates(position, linear, captured)] if has_axes else []
+    if not has_axes and field not in declared.refused:
+        return []
+    raise ValueError(
+        f"in_eigenbasis: nobody has declared how {type(owner).__name__}.{field} changes when a basis does. "
+        "Where it is linear in gradients or weights (a momentum, a copy of the weights) name it in "
+        f'linear_fields=("{field}",), where it is a second moment in squared_fields=("{field}",): as class '
+        "attributes of the state class if it is yours, else as arguments of in_eigenbasis. If it is neither, "
+        "keep this transformation outside of in_eigenbasis."
+    )
+
+
+def _owner(state: optax.OptState, path: tuple[Any, ...]) -> tuple[Any, str]:
+    """Return the innermost node on ``path`` that has named fields, and the field that the path goes on by."""
+    node, owner, field = state, None, ""
+    for entry in path:
+        if isinstance(entry, jax.tree_util.GetAttrKey):
+            owner, field = node, entry.name
+            node = getattr(node, entry.name)
+        else:
+            key: Any = getattr(entry, "key", getattr(entry, "idx", None))
+            if not hasattr(node, "__getitem__"):
+                return node, str(entry)
+            node = node[key]
+    return owner, field
+
+
+def is_masked(node: Any) -> bool:
+    """Return whether ``optax.masked`` or ``optax.partition`` has left out this leaf."""
     return isinstance(node, optax.MaskedNode)
 
 
-def _holds_coordinates(array: Any, shape: tuple[int, ...]) -> bool:
-    last = array.shape[len(array.shape) - len(shape) :] if len(array.shape) >= len(shape) else None
-    return (
-        last is not None
-        and jnp.issubdtype(array.dtype, jnp.inexact)
-        and all(a in (1, s) for a, s in zip(last, shape, strict=True))
-    )
+def _may_hold_coordinates(array: Any) -> bool:
+    # One number for a whole leaf is the same in every basis.
+    return bool(jnp.issubdtype(array.dtype, jnp.inexact)) and np.size(array) != 1
+
+
+def _has_axes_of(array: Any, shape: tuple[int, ...]) -> bool:
+    if array.ndim < len(shape):
+        return False
+    last = array.shape[array.ndim - len(shape) :]
+    return all(a in (1, s) for a, s in zip(last, shape, strict=True))

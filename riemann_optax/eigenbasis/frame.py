@@ -5,26 +5,16 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType
 
 from riemann_optax import _tree
+from riemann_optax._declare import EXTRA_ARGUMENTS
 from riemann_optax.eigenbasis import bases
+from riemann_optax.eigenbasis.coordinates import Coordinates, is_masked
 from riemann_optax.eigenbasis.layout import Layout
 from riemann_optax.eigenbasis.mesh import on_auto_mesh, square_sharding
-
-# Extra arguments that are functions of the weights; trees of vectors such as the gradient (further axes in
-# front are allowed); and what belongs to the weights one by one.
-FUNCTIONS = ("obj_fn", "outputs_fn", "value_fn")
-VECTOR_TREES = (
-    "grad",
-    "gradients_at_previous_params",
-    "output_norm_gradients",
-    "per_example_gradients",
-    "perturbations",
-    "perturbed_gradients",
-)
-ORIGINAL = ("activities", "inputs", "task_importance")
 
 
 class Frame(NamedTuple):
@@ -43,22 +33,51 @@ class Frame(NamedTuple):
         """Return a tree of vectors in the original coordinates."""
         return self._map(bases.turn_back, tree)
 
+    def enter_captured(self, state: Any, coordinates: list[list[Coordinates]], count: jax.Array) -> Any:
+        """Return a state in which, at the first update, what ``init`` has copied from the weights is turned."""
+        captured = {
+            one.position: leaf for leaf, found in enumerate(coordinates) for one in found if one.captured
+        }
+        if not captured:
+            return state
+        arrays, structure = jax.tree.flatten(state)
+
+        def turned(arrays: dict[int, jax.Array]) -> dict[int, jax.Array]:
+            return {at: self._leaf(bases.turn, array, captured[at]) for at, array in arrays.items()}
+
+        original = {at: arrays[at] for at in captured}
+        for at, array in jax.lax.cond(count == 0, turned, lambda same: same, original).items():
+            arrays[at] = array
+        return jax.tree.unflatten(structure, arrays)
+
+    def _leaf(self, change: Callable[..., jax.Array], x: Any, leaf: int) -> Any:
+        layout = self.layouts[leaf]
+        return x if layout is None else self._one(change, x, layout, self.left[leaf], self.right[leaf])
+
     def arguments(self, extra_args: dict[str, Any]) -> dict[str, Any]:
         """Return the extra arguments as ``inner`` needs them."""
-        extra_args = dict(extra_args)
-        for name in ORIGINAL:
-            if extra_args.get(name) is not None:
-                raise ValueError(
-                    f"in_eigenbasis: the extra argument {name} belongs to single weights, which the "
-                    "eigenbasis mixes: keep what needs it outside of in_eigenbasis."
-                )
-        for name in FUNCTIONS:
-            if callable(extra_args.get(name)):
-                extra_args[name] = self._composed(extra_args[name])
-        for name in VECTOR_TREES:
-            if extra_args.get(name) is not None:
-                extra_args[name] = self.enter(extra_args[name])
-        return extra_args
+        return {name: self._argument(name, value) for name, value in extra_args.items()}
+
+    def _argument(self, name: str, value: Any) -> Any:
+        argument = EXTRA_ARGUMENTS.get(name)
+        kind = "unknown" if argument is None else argument.kind
+        if value is None or kind == "other":
+            return value
+        if kind == "function":
+            return self._composed(value) if callable(value) else value
+        if kind == "vectors":
+            return self.enter(value)
+        if kind == "per_weight":
+            raise ValueError(
+                f"in_eigenbasis: the extra argument {name} belongs to single weights, which the eigenbasis "
+                "mixes: keep what needs it outside of in_eigenbasis."
+            )
+        if callable(value) or any(np.ndim(leaf) for leaf in jax.tree.leaves(value)):
+            raise ValueError(
+                f"in_eigenbasis: the extra argument {name} may depend on the coordinates of the weights, and "
+                "nobody has declared how: keep what needs it outside of in_eigenbasis."
+            )
+        return value
 
     def _composed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def in_coordinates(params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +99,7 @@ class Frame(NamedTuple):
     def _one(self, change: Callable[..., jax.Array], x: Any, layout: Layout, left: Any, right: Any) -> Any:
         if x.ndim > len(layout.permutation):
             return jax.vmap(lambda one: self._one(change, one, layout, left, right))(x)
-        left, right = (None if _is_masked(basis) else basis for basis in (left, right))
+        left, right = (None if is_masked(basis) else basis for basis in (left, right))
         turned = change(layout.matrices(_tree.to_working_dtype(x)), left, right, self.precision)
         return layout.array(turned, x.shape).astype(x.dtype)
 
@@ -98,7 +117,7 @@ def averaged(
     def all_leaves(gradients: list[Any], factors: list[Any]) -> list[Any]:
         new = []
         for gradient, layout, factor in zip(gradients, layouts, factors, strict=True):
-            if layout is None or _is_masked(factor):
+            if layout is None or is_masked(factor):
                 new.append(factor)
                 continue
             matrices = layout.matrices(_bounded(_tree.to_working_dtype(gradient)))
@@ -211,7 +230,3 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:
 def identity(shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Return the first bases."""
     return jnp.zeros(shape, dtype) + jnp.eye(shape[-1], dtype=dtype)
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)

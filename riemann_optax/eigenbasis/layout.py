@@ -106,13 +106,22 @@ class Layout(NamedTuple):
         permuted = matrices.reshape([shape[axis] for axis in self.permutation])
         return jnp.transpose(permuted, [self.permutation.index(axis) for axis in range(len(shape))])
 
+    def axes(
+        self, side: Literal["left", "right"]
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Return the axes of the stack, those of a side, and those of the other side."""
+        first = len(self.stack)
+        stack, inputs = self.permutation[:first], self.permutation[first : first + self.num_inputs]
+        outputs = self.permutation[first + self.num_inputs :]
+        return (stack, inputs, outputs) if side == "left" else (stack, outputs, inputs)
+
     def square(self, side: Literal["left", "right"]) -> tuple[int, ...]:
         """Return the shape of the bases of a side, ``[*stack, blocks, size, size]``."""
         blocks, size = self.rows if side == "left" else self.columns
         return (*self.stack, blocks, size, size)
 
 
-class Reading(NamedTuple):
+class LayoutRules(NamedTuple):
     """How all leaves are read: the arguments of :func:`in_eigenbasis` that say so.
 
     Attributes:

@@ -1,6 +1,6 @@
 """in_eigenbasis: any transformation, in the eigenbasis of each matrix's own correlations."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,8 +9,9 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
+from riemann_optax._declare import StateFields
 from riemann_optax.eigenbasis import bases
-from riemann_optax.eigenbasis import coordinates as averages
+from riemann_optax.eigenbasis.coordinates import Coordinates, coordinate_arrays, is_masked
 from riemann_optax.eigenbasis.frame import (
     Frame,
     averaged,
@@ -20,10 +21,10 @@ from riemann_optax.eigenbasis.frame import (
     without_noise,
     zeros,
 )
-from riemann_optax.eigenbasis.layout import SIDES, ChooseAxes, ChooseSide, Reading, Side, kernel_axes
+from riemann_optax.eigenbasis.layout import SIDES, ChooseAxes, ChooseSide, LayoutRules, Side, kernel_axes
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
 
-SQUARES = ("left_factors", "right_factors", "left_bases", "right_bases")
+MATRICES = ("left_factors", "right_factors", "left_bases", "right_bases")
 
 
 class InEigenbasisState(NamedTuple):
@@ -63,8 +64,9 @@ def in_eigenbasis(
     state_dtype: Any = None,
     correlate: Literal["gradients", "gradient_differences"] = "gradients",
     second_moments: Literal["mix", "keep"] = "mix",
-    vectors: Collection[str] = averages.VECTORS,
-    together: int = 1,
+    linear_fields: Sequence[str] = (),
+    squared_fields: Sequence[str] = (),
+    refresh_together: int = 1,
     precision: jax.lax.PrecisionLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Run ``inner`` in the eigenbasis of each matrix's input and output correlations.
@@ -90,12 +92,13 @@ def in_eigenbasis(
     inside, or both outside.
 
     **What inner remembers.** When a basis changes, whatever in the state of ``inner`` has the shape of the
-    leaf changes coordinates with it: what is linear in gradients or weights (``vectors``) exactly, by
-    ``Q_new^T Q_old``, which is what SOAP's momentum in the original coordinates amounts to; all else is taken
-    for second moments, or the diagonal of a curvature, and mixed by the *squares* of that matrix: the
-    variances of coordinates that were independent in the old basis. SOAP keeps them in place
-    (``second_moments="keep"``, which only reorders them along with the eigenvectors). Momentum behind
-    ``in_eigenbasis`` rather than inside is the same as inside, if the metric comes before it.
+    leaf changes coordinates with it: what is linear in gradients or weights exactly, by
+    ``Q_new^T Q_old``, which is what SOAP's momentum in the original coordinates amounts to; second moments
+    and diagonals of a curvature are mixed by the *squares* of that matrix: the variances of coordinates that
+    were independent in the old basis. SOAP keeps them in place (``second_moments="keep"``, which only
+    reorders them along with the eigenvectors). Each state class declares which of its fields are which, by
+    its class attributes ``linear_fields`` and ``squared_fields``; for Optax's own a table does.
+    Momentum after ``in_eigenbasis`` rather than inside is the same as inside, if the metric comes before it.
 
     **Which arrays.** Axes are read as rows and columns by ``axes``, by default :func:`kernel_axes`: dense,
     convolutional, attention and stacked kernels. Vectors stay diagonal unless ``sides="vector"``. A side of
@@ -110,8 +113,8 @@ def in_eigenbasis(
 
     **Sharding.** Factors and bases are spread over the devices that their leaf is spread over, wherever sizes
     divide (as ``tx.init`` outside of ``jit``, an Explicit mesh or :func:`sharding.init` place them). The
-    bases of stacked matrices, and of ``together`` alike sides, are decomposed on different devices if the
-    devices divide their number. Collectives per update of a matrix, beside the refresh and those of
+    bases of stacked matrices, and of ``refresh_together`` alike sides, are decomposed on different devices
+    if the devices divide their number. Collectives per update of a matrix, beside the refresh and those of
     ``inner``: with its rows over all devices 4 all-gathers and 1 all-reduce; with its columns over one axis 3
     all-gathers, 3 all-reduces and 6 moves of shards; a stack spread over its matrices needs none.
 
@@ -133,9 +136,11 @@ def in_eigenbasis(
         made in the original coordinates, and later bases are brought up to date before they are used, not
         after; the state holds the last gradient as well.
       second_moments: ``"mix"`` or ``"keep"``, see above.
-      vectors: names of the fields of states that are linear in gradients or weights. A field of your own
-        transformation that is not among the defaults has to be added.
-      together: how many sides of the same size are refreshed at the same step; on a mesh, its devices.
+      linear_fields: names of further fields of states that are linear in gradients or weights, for state
+        classes that are not yours to declare.
+      squared_fields: names of further fields that are second moments.
+      refresh_together: how many sides of the same size are refreshed at the same step; on a mesh, its
+        devices.
       precision: of the products, as in ``jnp.matmul``.
 
     Returns:
@@ -143,14 +148,14 @@ def in_eigenbasis(
 
     Raises:
       ValueError: for an argument outside its range, axes that a leaf does not have, or at ``update`` an extra
-        argument that cannot be turned.
+        argument that cannot be turned, or a field of a state that nobody has declared.
       TypeError: where ``inner`` is no gradient transformation, or a matrix is complex.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
-      >>> metric = [ro.compute_metric(ro.phi.activity(decay=0.9), 100.0), ro.conformal()]
+      >>> metric = ro.scale_by_metric(ro.phi.activity(decay=0.9), 100.0, conformal="tree")
       >>> tx = optax.chain(
-      ...     ro.in_eigenbasis(optax.chain(*metric, ro.scale_by_inverse_metric())),
+      ...     ro.in_eigenbasis(metric),
       ...     optax.scale_by_learning_rate(1.0),
       ... )
       >>> gradient = jnp.array([[1.0, 0.8], [0.8, 1.0]])  # 1.8 along (1, 1), 0.2 along (1, -1)
@@ -168,7 +173,11 @@ def in_eigenbasis(
     """
     check_transformation("inner", inner)
     _check.check_decay(decay)
-    for name, value in (("update_every", update_every), ("max_size", max_size), ("together", together)):
+    for name, value in (
+        ("update_every", update_every),
+        ("max_size", max_size),
+        ("refresh_together", refresh_together),
+    ):
         _check.check_count(name, value)
     if block_size is not None:
         _check.check_count("block_size", block_size, low=2)
@@ -180,15 +189,19 @@ def in_eigenbasis(
     if state_dtype is not None:
         _check.check_real_dtype("state_dtype", state_dtype)
     inner = optax.with_extra_args_support(inner)
-    reading = Reading(sides, axes, max_size, block_size)
+    extra = StateFields(tuple(linear_fields), tuple(squared_fields))
+    rules = LayoutRules(sides, axes, max_size, block_size)
     mix, differences = second_moments == "mix", correlate == "gradient_differences"
 
     def init(params: optax.Params) -> InEigenbasisState:
         _tree.check_inexact(params, "params")
         leaves, structure = jax.tree.flatten(params)
-        layouts = reading.layouts(params)
+        layouts = rules.layouts(params)
+        inner_state = inner.init(params)
+        # Whatever nobody has declared is refused here, not in the middle of a run.
+        coordinate_arrays(inner_state, params, [layout is not None for layout in layouts], extra)
 
-        def squares(side: Literal["left", "right"], fill: Callable[..., jax.Array]) -> Any:
+        def matrices(side: Literal["left", "right"], fill: Callable[..., jax.Array]) -> Any:
             made = [
                 first_square(leaf, layout, side, fill, state_dtype)
                 for leaf, layout in zip(leaves, layouts, strict=True)
@@ -197,10 +210,10 @@ def in_eigenbasis(
 
         return InEigenbasisState(
             count=jnp.zeros([], jnp.int32),
-            left_factors=squares("left", zeros),
-            right_factors=squares("right", zeros),
-            left_bases=squares("left", identity),
-            right_bases=squares("right", identity),
+            left_factors=matrices("left", zeros),
+            right_factors=matrices("right", zeros),
+            left_bases=matrices("left", identity),
+            right_bases=matrices("right", identity),
             previous_gradients=jax.tree.unflatten(
                 structure,
                 [
@@ -208,7 +221,7 @@ def in_eigenbasis(
                     for leaf, layout in zip(leaves, layouts, strict=True)
                 ],
             ),
-            inner=inner.init(params),
+            inner=inner_state,
         )
 
     def update(
@@ -219,31 +232,37 @@ def in_eigenbasis(
     ) -> tuple[optax.Updates, InEigenbasisState]:
         _tree.check_inexact(updates, "gradients")
         gradients, structure = jax.tree.flatten(updates)
-        layouts = reading.layouts(updates)
-        squares = {name: _leaves_up_to(structure, getattr(state, name)) for name in SQUARES}
+        layouts = rules.layouts(updates)
+        matrices = {name: _leaves_up_to(structure, getattr(state, name)) for name in MATRICES}
         previous = _leaves_up_to(structure, state.previous_gradients)
         sources = _differences(gradients, previous, state.count) if differences else gradients
         for side in ("left", "right"):
-            factors = squares[f"{side}_factors"]
-            squares[f"{side}_factors"] = averaged(sources, layouts, factors, side, decay, precision)
+            factors = matrices[f"{side}_factors"]
+            matrices[f"{side}_factors"] = averaged(sources, layouts, factors, side, decay, precision)
         dtypes = [_tree.working_dtype(gradient) for gradient in gradients]
-        groups = bases.schedule(layouts, dtypes, update_every, together)
+        groups = bases.schedule(layouts, dtypes, update_every, refresh_together)
         shapes = [gradient.shape for gradient in gradients]
 
+        def coordinates(inner_state: optax.OptState) -> list[list[Coordinates]]:
+            turned = [layout is not None for layout in layouts]
+            return coordinate_arrays(inner_state, updates, turned, extra)
+
         def refresh(inner_state: optax.OptState) -> optax.OptState:
-            coordinates = averages.find(inner_state, updates, vectors)
+            found = coordinates(inner_state)
             arrays, inner_structure = jax.tree.flatten(inner_state)
             for group in groups:
-                work = bases.Refresh(group, layouts, shapes, coordinates, update_every, mix, precision)
-                _refresh(work, state.count, squares, arrays)
+                work = bases.Refresh(group, layouts, shapes, found, update_every, mix, precision)
+                _refresh(work, state.count, matrices, arrays)
             return jax.tree.unflatten(inner_structure, arrays)
 
         inner_state = state.inner
         if differences:
             inner_state = refresh(inner_state)
         else:
-            decompose_first(groups, squares, state.count)
-        frame = Frame(layouts, squares["left_bases"], squares["right_bases"], precision)
+            decompose_first(groups, matrices, state.count)
+        frame = Frame(layouts, matrices["left_bases"], matrices["right_bases"], precision)
+        if not differences:
+            inner_state = frame.enter_captured(inner_state, coordinates(inner_state), state.count)
         turned = frame.enter(updates)
         if not differences:
             turned = without_noise(turned, layouts, state.count, state_dtype)
@@ -258,30 +277,30 @@ def in_eigenbasis(
             inner_state = refresh(inner_state)
         else:
             previous = [
-                old if isinstance(old, optax.MaskedNode) else jnp.array(gradient, dtype=old.dtype, copy=True)
+                old if is_masked(old) else jnp.array(gradient, dtype=old.dtype, copy=True)
                 for gradient, old in zip(gradients, previous, strict=True)
             ]
         return tangent, InEigenbasisState(
             count=optax.safe_increment(state.count),
             previous_gradients=jax.tree.unflatten(structure, previous),
             inner=inner_state,
-            **{name: jax.tree.unflatten(structure, squares[name]) for name in SQUARES},
+            **{name: jax.tree.unflatten(structure, matrices[name]) for name in MATRICES},
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _refresh(
-    work: bases.Refresh, count: jax.Array, squares: dict[str, list[Any]], arrays: list[jax.Array]
+    work: bases.Refresh, count: jax.Array, matrices: dict[str, list[Any]], arrays: list[jax.Array]
 ) -> None:
-    """Do the work of one group if its turn has come; put what is new into ``squares`` and ``arrays``."""
-    positions = {average.position for job in work.group for average in work.coordinates[job.leaf]}
-    factors = [squares[f"{job.side}_factors"][job.leaf] for job in work.group]
-    old = [squares[f"{job.side}_bases"][job.leaf] for job in work.group]
+    """Do the work of one group if its turn has come; put what is new into ``matrices`` and ``arrays``."""
+    positions = {one.position for job in work.group for one in work.coordinates[job.leaf]}
+    factors = [matrices[f"{job.side}_factors"][job.leaf] for job in work.group]
+    old = [matrices[f"{job.side}_bases"][job.leaf] for job in work.group]
     averaged = {position: arrays[position] for position in positions}
     new, moved = on_auto_mesh(work.run, (old, averaged), count, factors, old, averaged)
     for job, basis in zip(work.group, new, strict=True):
-        squares[f"{job.side}_bases"][job.leaf] = basis
+        matrices[f"{job.side}_bases"][job.leaf] = basis
     for position, array in moved.items():
         arrays[position] = array
 
@@ -290,7 +309,7 @@ def _differences(gradients: list[Any], previous: list[Any], count: jax.Array) ->
     """Return how gradients have changed since the last update, at the first 0."""
 
     def change(gradient: jax.Array, old: Any) -> jax.Array:
-        if isinstance(old, optax.MaskedNode):
+        if is_masked(old):
             return gradient
         difference = gradient - old.astype(gradient.dtype)
         return jnp.where(count == 0, jnp.zeros_like(difference), difference)

@@ -10,6 +10,7 @@ import optax
 from riemann_optax import _observe as observe
 from riemann_optax import _tree
 from riemann_optax._check import check_transformation
+from riemann_optax._declare import Phi
 from riemann_optax.metric import compute_metric
 from riemann_optax.scaling import scale_by_inverse_metric
 
@@ -74,7 +75,7 @@ class LeafDescription(NamedTuple):
     Attributes:
       name: the path of the leaf.
       shape: its shape.
-      phi: the name of the function that made its phi; empty where the leaf is Euclidean.
+      phi: the declared name of its phi; empty where the leaf is Euclidean.
       metric_min: the smallest ``E``.
       metric_max: the largest ``E``.
       state_bytes: the optimiser state kept for this leaf, in bytes.
@@ -148,8 +149,8 @@ def describe(
       gradients: the gradients to evaluate ``E`` at; by default 1 for every weight, which shows the structure
         but not the numbers of a run.
       state: the state of ``tx_or_phi``; by default that of ``init``.
-      alpha: the scaling factor for a phi; giving one says that ``tx_or_phi`` is a phi. The phis of this
-        package are recognised without, and described at alpha 1.
+      alpha: the scaling factor for a phi; giving one says that ``tx_or_phi`` is a phi. A declared
+        :class:`riemann_optax.phi.Phi` is recognised without, and described at alpha 1.
       **extra_args: the extra arguments of ``update``, such as ``obj_fn``.
 
     Returns:
@@ -175,7 +176,7 @@ def describe(
       shared state: 4 bytes; E at gradients of 1
     """
     check_transformation("tx_or_phi", tx_or_phi)
-    if alpha is not None or _phi_of_this_package(tx_or_phi):
+    if alpha is not None or isinstance(tx_or_phi, Phi):
         tx = optax.chain(
             compute_metric(tx_or_phi, 1.0 if alpha is None else alpha), scale_by_inverse_metric()
         )
@@ -207,11 +208,6 @@ def describe(
             )
         )
     return Description(tuple(rows), shared, where)
-
-
-def _phi_of_this_package(tx: optax.GradientTransformation) -> bool:
-    module: str = getattr(tx.update, "__module__", "")
-    return module.startswith("riemann_optax.phi.")
 
 
 def _state_bytes(

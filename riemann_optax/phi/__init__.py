@@ -3,6 +3,7 @@
 A phi is an Optax gradient transformation that maps the gradient tree to the tree of phi values.
 """
 
+from riemann_optax._declare import EXTRA_ARGUMENTS, ExtraArgument, Phi
 from riemann_optax.phi.activity import (
     AccumulatedActivityState,
     ActivityState,
@@ -52,10 +53,12 @@ from riemann_optax.phi.variational import (
 )
 
 __all__ = [
+    "EXTRA_ARGUMENTS",
     "AccumulatedActivityState",
     "ActivityState",
     "AutostepState",
     "CombinedState",
+    "ExtraArgument",
     "FactoredActivityState",
     "GaussNewtonCurvatureState",
     "HutchinsonCurvatureState",
@@ -64,6 +67,7 @@ __all__ = [
     "ModificationEnergyState",
     "PerNeuronState",
     "PermutedState",
+    "Phi",
     "PresynapticReleaseState",
     "RWalkState",
     "SecantCurvatureState",

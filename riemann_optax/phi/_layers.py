@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from riemann_optax import _tree
+from riemann_optax._declare import required
 
 
 def mean_square_inputs(name: str, inputs: Any, updates: Any) -> Any:
@@ -41,11 +42,7 @@ def mean_square_activities(name: str, activities: Any, updates: Any) -> Any:
 
 def _like(name: str, argument: str, value: Any, updates: Any) -> Any:
     """Return ``value`` in the containers of ``updates``: a dict will do where Flax has a ``State``."""
-    if value is None:
-        raise ValueError(
-            f"{name} needs the extra argument {argument}: call tx.update(gradients, state, params, "
-            f"{argument}=...) with a tree like the parameters, as the docstring of {name} says."
-        )
+    value = required(name, argument, value)
     given = [path for path, _ in jax.tree_util.tree_leaves_with_path(value)]
     needed = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
     if given != needed:

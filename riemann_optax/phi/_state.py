@@ -43,6 +43,11 @@ def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
     return jax.tree.map(change, params, previous)
 
 
+def first_or(new: Any, old: Any, count: jax.Array) -> Any:
+    """Return ``new`` while ``count`` is 0 and ``old`` from then on: nothing is captured in ``init``."""
+    return jax.tree.map(lambda n, o: jnp.where(count == 0, n.astype(o.dtype), o), new, old)
+
+
 def copy_like(params: Any, reference: Any) -> Any:
     """Copy ``params`` into state: a copy, because an alias of a donated buffer is a deleted array."""
     return jax.tree.map(lambda p, r: jnp.array(p, dtype=r.dtype, copy=True), params, reference)

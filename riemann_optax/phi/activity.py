@@ -8,9 +8,11 @@ import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, declare_fields
 from riemann_optax.phi import _state
 
 
+@declare_fields(squared=("second_moment",))
 class ActivityState(NamedTuple):
     """State of :func:`activity`.
 
@@ -23,9 +25,7 @@ class ActivityState(NamedTuple):
     second_moment: optax.Updates
 
 
-def activity(
-    decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+def activity(decay: float = 0.99, power: float = 0.5, state_dtype: Any = None) -> Phi:
     r"""Running root mean square of the gradient: a busy synapse is stiff.
 
     .. math::
@@ -78,9 +78,10 @@ def activity(
         values = jax.tree.map(lambda v: _tree.power(v, power), _state.debias(mean, decay, count))
         return values, ActivityState(count, _state.cast_like(mean, state.second_moment))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="activity")
 
 
+@declare_fields(squared=("sum_of_squares",))
 class AccumulatedActivityState(NamedTuple):
     """State of :func:`accumulated_activity`.
 
@@ -91,9 +92,7 @@ class AccumulatedActivityState(NamedTuple):
     sum_of_squares: optax.Updates
 
 
-def accumulated_activity(
-    power: float = 0.5, memory: float = 1.0, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+def accumulated_activity(power: float = 0.5, memory: float = 1.0, state_dtype: Any = None) -> Phi:
     r"""Root of the sum of all squared gradients: a synapse stiffens with everything it went through.
 
     .. math::
@@ -156,4 +155,4 @@ def accumulated_activity(
         values = jax.tree.map(lambda s: _tree.power(s, power), total)
         return values, AccumulatedActivityState(_state.cast_like(total, state.sum_of_squares))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="accumulated_activity")

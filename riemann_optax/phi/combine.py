@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, phi_around
 from riemann_optax._tree import Group
 
 
@@ -23,9 +24,7 @@ class CombinedState(NamedTuple):
     states: tuple[optax.OptState, ...]
 
 
-def weighted_sum(
-    phis: Sequence[optax.GradientTransformation], weights: Sequence[float] | None = None
-) -> optax.GradientTransformationExtraArgs:
+def weighted_sum(phis: Sequence[optax.GradientTransformation], weights: Sequence[float] | None = None) -> Phi:
     r"""Weighted sum of phis, :math:`\varphi = \sum_k c_k\,\varphi_k`: the paper's plasticity plus energy.
 
     ``phi >= 0`` where all phis and weights are. State and collectives: those of its parts.
@@ -67,10 +66,10 @@ def weighted_sum(
         values, new_state = _update_parts(parts, updates, state, params, extra_args)
         return jax.tree.map(add, *values), new_state
 
-    return optax.GradientTransformationExtraArgs(_init_parts(parts), update)
+    return phi_around(parts, _init_parts(parts), update, "weighted_sum")
 
 
-def product(*phis: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def product(*phis: optax.GradientTransformation) -> Phi:
     r"""Product of phis, :math:`\varphi = \prod_k \varphi_k`: stiff only where all of them are large.
 
     ``phi >= 0`` where all phis are. State and collectives: those of its parts.
@@ -103,10 +102,10 @@ def product(*phis: optax.GradientTransformation) -> optax.GradientTransformation
         values, new_state = _update_parts(parts, updates, state, params, extra_args)
         return jax.tree.map(multiply, *values), new_state
 
-    return optax.GradientTransformationExtraArgs(_init_parts(parts), update)
+    return phi_around(parts, _init_parts(parts), update, "product")
 
 
-def power(phi: optax.GradientTransformation, exponent: float) -> optax.GradientTransformationExtraArgs:
+def power(phi: optax.GradientTransformation, exponent: float) -> Phi:
     r"""Power of a phi, :math:`\varphi^p`.
 
     A negative exponent turns steepness into flatness: ``power(hutchinson_curvature(), -1)``. There a phi of 0
@@ -145,12 +144,10 @@ def power(phi: optax.GradientTransformation, exponent: float) -> optax.GradientT
         values, state = part.update(updates, state, params, **extra_args)
         return jax.tree.map(raise_to_power, values), state
 
-    return optax.GradientTransformationExtraArgs(part.init, update)
+    return phi_around([part], part.init, update, "power")
 
 
-def unit_mean(
-    phi: optax.GradientTransformation, over: Group = "tree"
-) -> optax.GradientTransformationExtraArgs:
+def unit_mean(phi: optax.GradientTransformation, over: Group = "tree") -> Phi:
     r"""Divide a phi by its mean, :math:`\varphi_i / \mathrm{mean}(\varphi)`, so that alpha has no units.
 
     ``phi >= 0`` where ``phi`` is. Where the mean is 0 the result is 0. State: that of ``phi``. Under sharding
@@ -186,7 +183,7 @@ def unit_mean(
         values, state = part.update(updates, state, params, **extra_args)
         return jax.tree.map(divide, values, _tree.group_mean(values, over)), state
 
-    return optax.GradientTransformationExtraArgs(part.init, update)
+    return phi_around([part], part.init, update, "unit_mean")
 
 
 def _checked(phis: Sequence[Any]) -> list[optax.GradientTransformationExtraArgs]:
@@ -195,8 +192,7 @@ def _checked(phis: Sequence[Any]) -> list[optax.GradientTransformationExtraArgs]
     if not phis:
         raise ValueError("phis must hold at least one phi.")
     for index, phi in enumerate(phis):
-        if not isinstance(phi, optax.GradientTransformation):
-            raise TypeError(f"phi number {index} must be an optax.GradientTransformation, got {phi!r}.")
+        _check.check_transformation(f"phi number {index}", phi)
     return [optax.with_extra_args_support(phi) for phi in phis]
 
 

@@ -8,6 +8,8 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from riemann_optax import _check, _tree
+from riemann_optax._check import check_transformation
+from riemann_optax._declare import Phi, phi_around
 from riemann_optax.phi import _state
 
 
@@ -23,9 +25,7 @@ class PermutedState(NamedTuple):
     phi: optax.OptState
 
 
-def permuted(
-    phi: optax.GradientTransformation, key: jax.Array | int = 0
-) -> optax.GradientTransformationExtraArgs:
+def permuted(phi: optax.GradientTransformation, key: jax.Array | int = 0) -> Phi:
     r"""Give each weight the phi of another: :math:`\varphi_{\pi(i)}`, :math:`\pi` random within each leaf.
 
     An identification control. Train twice, each with its own best learning rate: once with ``phi`` and once
@@ -59,7 +59,8 @@ def permuted(
       >>> print(jnp.sort(values), bool((values == params).all()))
       [1. 2. 3. 4.] False
     """
-    part = _checked(phi)
+    check_transformation("phi", phi)
+    part = optax.with_extra_args_support(phi)
     _check.check_key(key)
 
     def init(params: optax.Params) -> PermutedState:
@@ -74,10 +75,10 @@ def permuted(
         shuffled = [_shuffle(k, leaf) for k, leaf in zip(keys, leaves, strict=False)]
         return jax.tree.unflatten(treedef, shuffled), PermutedState(state.key, phi_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return phi_around([part], init, update, "permuted")
 
 
-def leaf_mean(phi: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def leaf_mean(phi: optax.GradientTransformation) -> Phi:
     r"""Give all weights of a leaf their mean phi: one learning rate per leaf.
 
     An identification control, as :func:`permuted` is, and a weaker one: what is left is the schedule of the
@@ -104,7 +105,8 @@ def leaf_mean(phi: optax.GradientTransformation) -> optax.GradientTransformation
       >>> print(values["w"], values["b"])
       [2. 2.] [5.]
     """
-    part = _checked(phi)
+    check_transformation("phi", phi)
+    part = optax.with_extra_args_support(phi)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
@@ -113,13 +115,7 @@ def leaf_mean(phi: optax.GradientTransformation) -> optax.GradientTransformation
         means = _tree.group_mean(values, "leaf")
         return jax.tree.map(lambda value, mean: jnp.zeros_like(value) + mean, values, means), state
 
-    return optax.GradientTransformationExtraArgs(part.init, update)
-
-
-def _checked(phi: Any) -> optax.GradientTransformationExtraArgs:
-    if not isinstance(phi, optax.GradientTransformation):
-        raise TypeError(f"phi must be an optax.GradientTransformation, got {phi!r}.")
-    return optax.with_extra_args_support(phi)
+    return phi_around([part], part.init, update, "leaf_mean")
 
 
 def _shuffle(key: jax.Array, leaf: jax.Array) -> jax.Array:

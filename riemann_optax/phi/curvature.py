@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, declare_fields, required
 from riemann_optax.phi import _state
 
 
+@declare_fields(linear=("previous_params", "previous_gradients"), squared=("covariation", "variation"))
 class SecantCurvatureState(NamedTuple):
     """State of :func:`secant_curvature`.
 
@@ -29,9 +31,7 @@ class SecantCurvatureState(NamedTuple):
     variation: optax.Updates
 
 
-def secant_curvature(
-    decay: float = 0.9, initial_phi: float = 1e4, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+def secant_curvature(decay: float = 0.9, initial_phi: float = 1e4, state_dtype: Any = None) -> Phi:
     r"""Curvature along each axis from successive gradients, a diagonal Barzilai-Borwein rule.
 
     .. math::
@@ -125,9 +125,10 @@ def secant_curvature(
         )
         return jax.tree.map(ratio, covariation, variation), new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="secant_curvature", needs=("gradients_at_previous_params",))
 
 
+@declare_fields(squared=("diagonal",))
 class HutchinsonCurvatureState(NamedTuple):
     """State of :func:`hutchinson_curvature`.
 
@@ -142,9 +143,7 @@ class HutchinsonCurvatureState(NamedTuple):
     diagonal: optax.Updates
 
 
-def hutchinson_curvature(
-    decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+def hutchinson_curvature(decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None) -> Phi:
     r"""Diagonal of the Hessian from one Hessian-vector product per update (Hutchinson's probes).
 
     .. math::
@@ -209,11 +208,7 @@ def hutchinson_curvature(
     ) -> tuple[optax.Updates, HutchinsonCurvatureState]:
         del updates, extra_args
         params = _check.require_params(params, "hutchinson_curvature")
-        if obj_fn is None:
-            raise ValueError(
-                "hutchinson_curvature needs the extra argument obj_fn: call tx.update(gradients, state, "
-                "params, obj_fn=loss), with loss the current batch's loss as a function of the parameters."
-            )
+        obj_fn = required("hutchinson_curvature", "obj_fn", obj_fn)
         count = optax.safe_increment(state.count)
         new_key, probe_key = jax.random.split(state.key)
         probes = _state.random_signs(probe_key, params)
@@ -226,4 +221,4 @@ def hutchinson_curvature(
         new_state = HutchinsonCurvatureState(count, new_key, _state.cast_like(mean, state.diagonal))
         return values, new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="hutchinson_curvature", needs=("obj_fn",))

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, declare_fields
 from riemann_optax.phi import _state
 
 
-def from_weights(function: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformationExtraArgs:
+def from_weights(function: Callable[[jax.Array], jax.Array]) -> Phi:
     r"""Make a phi that is a pure function of the weights, :math:`\varphi_i = \varphi(w)_i`.
 
     Only such a phi makes the metric a field on parameter space, with geodesics and a flow.
@@ -38,6 +39,11 @@ def from_weights(function: Callable[[jax.Array], jax.Array]) -> optax.GradientTr
     """
     if not callable(function) or isinstance(function, optax.GradientTransformation):
         raise TypeError(f"function must map a weight array to phi values, got {function!r}.")
+    return function_of_weights("from_weights", function)
+
+
+def function_of_weights(name: str, function: Callable[[jax.Array], jax.Array]) -> Phi:
+    """Return the phi of :func:`from_weights` under a name of its own."""
 
     def evaluate(weights: jax.Array) -> jax.Array:
         weights = jnp.asarray(weights)
@@ -48,12 +54,12 @@ def from_weights(function: Callable[[jax.Array], jax.Array]) -> optax.GradientTr
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del updates, extra_args
-        return jax.tree.map(evaluate, _check.require_params(params, "from_weights")), state
+        return jax.tree.map(evaluate, _check.require_params(params, name)), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return Phi(optax.init_empty_state, update, name=name)
 
 
-def maintenance_energy(power: float = 1.0) -> optax.GradientTransformationExtraArgs:
+def maintenance_energy(power: float = 1.0) -> Phi:
     r"""What a synapse costs to keep and to use: its strength, :math:`\varphi_i = |w_i|^p`.
 
     ``phi >= 0``. No state. No collective. Needs ``params``.
@@ -83,18 +89,12 @@ def maintenance_energy(power: float = 1.0) -> optax.GradientTransformationExtraA
       <https://doi.org/10.1523/JNEUROSCI.22-11-04746.2002>`_, Journal of Neuroscience, 2002
     """
     _check.check_number("power", power, low=0.0, low_open=True)
-    field = from_weights(lambda weights: _tree.power(_tree.magnitude(weights), power))
-
-    def update(
-        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, optax.OptState]:
-        del extra_args
-        values, state = field.update(updates, state, _check.require_params(params, "maintenance_energy"))
-        return values, state
-
-    return optax.GradientTransformationExtraArgs(field.init, update)
+    return function_of_weights(
+        "maintenance_energy", lambda weights: _tree.power(_tree.magnitude(weights), power)
+    )
 
 
+@declare_fields(linear=("previous_params",), squared=("energy",))
 class ModificationEnergyState(NamedTuple):
     """State of :func:`modification_energy`.
 
@@ -109,9 +109,7 @@ class ModificationEnergyState(NamedTuple):
     energy: optax.Updates
 
 
-def modification_energy(
-    decay: float | None = None, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+def modification_energy(decay: float | None = None, state_dtype: Any = None) -> Phi:
     r"""What it has cost to change a synapse: the sum, or a running mean, of the applied changes.
 
     .. math::
@@ -185,4 +183,4 @@ def modification_energy(
         )
         return values, new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="modification_energy")

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, declare_fields
 from riemann_optax._tree import inner
 from riemann_optax.phi import _state
 
 
-def metaplasticity(strength: float = 1.35) -> optax.GradientTransformationExtraArgs:
+def metaplasticity(strength: float = 1.35) -> Phi:
     r"""Hidden weights that are easily strengthened and hard to weaken.
 
     .. math::
@@ -62,9 +63,10 @@ def metaplasticity(strength: float = 1.35) -> optax.GradientTransformationExtraA
         del extra_args
         return jax.tree.map(rigidity, updates, _check.require_params(params, "metaplasticity")), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return Phi(optax.init_empty_state, update, name="metaplasticity")
 
 
+@declare_fields(squared=("utility",))
 class UtilityGateState(NamedTuple):
     """State of :func:`utility_gate`.
 
@@ -75,7 +77,7 @@ class UtilityGateState(NamedTuple):
     utility: optax.Updates
 
 
-def utility_gate(decay: float = 0.999, state_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+def utility_gate(decay: float = 0.999, state_dtype: Any = None) -> Phi:
     r"""Gate of utility-based perturbed gradient descent (UPGD): useful weights move less.
 
     .. math::
@@ -145,7 +147,7 @@ def utility_gate(decay: float = 0.999, state_dtype: Any = None) -> optax.Gradien
         values = jax.tree.map(gate, utility)
         return values, UtilityGateState(_state.cast_like(utility, state.utility))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="utility_gate")
 
 
 def _largest(tree: Any) -> jax.Array:

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, declare_fields, required
 from riemann_optax._tree import inner
 from riemann_optax.phi import _state
 
 
+@declare_fields(squared=("diagonal",))
 class GaussNewtonCurvatureState(NamedTuple):
     """State of :func:`gauss_newton_curvature`.
 
@@ -26,9 +28,7 @@ class GaussNewtonCurvatureState(NamedTuple):
     diagonal: optax.Updates
 
 
-def gauss_newton_curvature(
-    decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+def gauss_newton_curvature(decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None) -> Phi:
     r"""Diagonal of the generalised Gauss-Newton matrix from one product per update.
 
     .. math::
@@ -104,13 +104,8 @@ def gauss_newton_curvature(
     ) -> tuple[optax.Updates, GaussNewtonCurvatureState]:
         del updates, extra_args
         params = _check.require_params(params, "gauss_newton_curvature")
-        if outputs_fn is None or outputs_loss_fn is None:
-            missing = "outputs_fn" if outputs_fn is None else "outputs_loss_fn"
-            raise ValueError(
-                f"gauss_newton_curvature needs the extra argument {missing}: call tx.update(gradients, "
-                "state, params, outputs_fn=..., outputs_loss_fn=...), with the model's outputs as a function "
-                "of the parameters and the loss as a function of the outputs."
-            )
+        outputs_fn = required("gauss_newton_curvature", "outputs_fn", outputs_fn)
+        outputs_loss_fn = required("gauss_newton_curvature", "outputs_loss_fn", outputs_loss_fn)
         count = optax.safe_increment(state.count)
         new_key, probe_key = jax.random.split(state.key)
         probes = _state.random_signs(probe_key, params)
@@ -121,7 +116,15 @@ def gauss_newton_curvature(
         new_state = GaussNewtonCurvatureState(count, new_key, _state.cast_like(mean, state.diagonal))
         return values, new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(
+        init,
+        update,
+        name="gauss_newton_curvature",
+        needs=(
+            "outputs_fn",
+            "outputs_loss_fn",
+        ),
+    )
 
 
 def _gauss_newton_product(

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, declare_fields, required
 from riemann_optax.boundary import consolidated_where, masked_like
 
 
+@declare_fields(squared=("task_mean", "importance"))
 class ImportanceState(NamedTuple):
     """State of :func:`online_ewc`, :func:`laplace` and :func:`memory_aware_synapses`.
 
@@ -62,7 +64,7 @@ class ImportanceState(NamedTuple):
 
 def online_ewc(
     memory: float = 1.0, decay: float = 0.99, running: bool = True, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     r"""Diagonal Fisher information of the finished tasks (online elastic weight consolidation).
 
     .. math::
@@ -125,16 +127,7 @@ def online_ewc(
       Schwarz et al, `Progress & Compress: A scalable framework for continual learning
       <https://arxiv.org/abs/1805.06370>`_, ICML, 2018
     """
-    accumulate = _accumulated_importance(fisher_information, memory, decay, running, state_dtype)
-
-    def update(
-        updates: optax.Updates, state: ImportanceState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, ImportanceState]:
-        # Its own function, because describe calls a phi by the name of what made its update.
-        values, state = accumulate.update(updates, state, params, **extra_args)
-        return values, state
-
-    return optax.GradientTransformationExtraArgs(accumulate.init, update)
+    return _accumulated_importance("online_ewc", fisher_information, memory, decay, running, state_dtype)
 
 
 def laplace(
@@ -143,7 +136,7 @@ def laplace(
     decay: float = 0.99,
     running: bool = True,
     state_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     r"""Posterior precision that the finished tasks have added to the prior's (natural continual learning).
 
     .. math::
@@ -209,20 +202,12 @@ def laplace(
         fisher = fisher_information(updates, per_example_gradients)
         return jax.tree.map(lambda f: jnp.asarray(examples_per_task).astype(f.dtype) * f, fisher)
 
-    accumulate = _accumulated_importance(measure, memory, decay, running, state_dtype)
-
-    def update(
-        updates: optax.Updates, state: ImportanceState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, ImportanceState]:
-        values, state = accumulate.update(updates, state, params, **extra_args)
-        return values, state
-
-    return optax.GradientTransformationExtraArgs(accumulate.init, update)
+    return _accumulated_importance("laplace", measure, memory, decay, running, state_dtype)
 
 
 def memory_aware_synapses(
     memory: float = 1.0, decay: float = 1.0, running: bool = True, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     r"""How much the size of the network's output depends on each weight (memory aware synapses).
 
     .. math::
@@ -276,27 +261,19 @@ def memory_aware_synapses(
     """
 
     def measure(updates: optax.Updates, output_norm_gradients: optax.Updates | None) -> optax.Updates:
-        if output_norm_gradients is None:
-            raise ValueError(
-                "memory_aware_synapses needs the extra argument output_norm_gradients: call "
-                "tx.update(gradients, state, params, output_norm_gradients=...), with the gradient of each "
-                "example's squared output norm; or set running=False and measure it at task boundaries."
-            )
+        output_norm_gradients = required(
+            "memory_aware_synapses",
+            "output_norm_gradients",
+            output_norm_gradients,
+            "; or set running=False and measure it at task boundaries",
+        )
         return mean_over_examples(
             _tree.magnitude, output_norm_gradients, updates, "output_norm_gradients", "squared output norm"
         )
 
-    accumulate = _accumulated_importance(
-        measure, memory, decay, running, state_dtype, "output_norm_gradients"
+    return _accumulated_importance(
+        "memory_aware_synapses", measure, memory, decay, running, state_dtype, "output_norm_gradients"
     )
-
-    def update(
-        updates: optax.Updates, state: ImportanceState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, ImportanceState]:
-        values, state = accumulate.update(updates, state, params, **extra_args)
-        return values, state
-
-    return optax.GradientTransformationExtraArgs(accumulate.init, update)
 
 
 def fisher_information(updates: optax.Updates, per_example_gradients: optax.Updates | None) -> optax.Updates:
@@ -332,13 +309,14 @@ def mean_over_examples(
 
 
 def _accumulated_importance(
+    name: str,
     measure: Callable[[optax.Updates, optax.Updates | None], optax.Updates],
     memory: float,
     decay: float,
     running: bool,
     state_dtype: Any,
     argument: str = "per_example_gradients",
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     """Return a phi that sums, over tasks, the mean of ``measure`` within each."""
     _check.check_share("memory", memory)
     _check.check_share("decay", decay)
@@ -376,7 +354,8 @@ def _accumulated_importance(
         values = jax.tree.map(lambda g, i: i.astype(_tree.working_dtype(g)), updates, state.importance)
         return values, state._replace(count=count, task_mean=task_mean)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    needs = (argument, "task_boundary") if running else ("task_boundary", "task_importance")
+    return Phi(init, update, name=name, needs=needs)
 
 
 def newest_weight(decay: Any, count: jax.Array) -> jax.Array:

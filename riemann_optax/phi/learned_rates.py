@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, declare_fields
 from riemann_optax._tree import inner
 from riemann_optax.phi import _state
 from riemann_optax.phi._layers import mean_square_inputs
@@ -20,6 +21,7 @@ _SMALLEST_LOG_RATE = -30.0
 _LARGEST_LOG_RATE = 9.0
 
 
+@declare_fields(linear=("trace",), squared=("log_rate",))
 class IDBDState(NamedTuple):
     """State of :func:`idbd`.
 
@@ -39,7 +41,7 @@ def idbd(
     smallest_log_rate: float = -10.0,
     largest_change: float = 2.0,
     state_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     r"""Incremental delta-bar-delta (IDBD): rates that follow their own gradient.
 
     .. math::
@@ -127,9 +129,10 @@ def idbd(
         )
         return jax.tree.map(_rigidity, log_rate), new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="idbd", needs=() if form == "gradients" else ("inputs",))
 
 
+@declare_fields(linear=("trace",), squared=("log_rate", "normalizer"))
 class AutostepState(NamedTuple):
     """State of :func:`autostep`.
 
@@ -150,7 +153,7 @@ def autostep(
     initial_rate: float = 0.05,
     form: Form = "inputs",
     state_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     r"""Autostep: incremental delta-bar-delta that needs no tuning.
 
     .. math::
@@ -246,7 +249,7 @@ def autostep(
         )
         return jax.tree.map(_rigidity, log_rate), new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="autostep", needs=() if form == "gradients" else ("inputs",))
 
 
 def _check_rates(initial_rate: float, form: str, state_dtype: Any) -> None:

@@ -3,7 +3,7 @@
 import optax
 
 from riemann_optax import _check, _tree
-from riemann_optax.phi.energy import from_weights
+from riemann_optax.phi.energy import function_of_weights
 
 
 def multiplicative_geometry(eps: float = 1e-3) -> optax.GradientTransformationExtraArgs:
@@ -46,4 +46,6 @@ def multiplicative_geometry(eps: float = 1e-3) -> optax.GradientTransformationEx
       <https://arxiv.org/abs/2305.19394>`_, ICLR, 2024
     """
     _check.check_number("eps", eps, low=0.0)
-    return from_weights(lambda weights: 1 / (_tree.magnitude(weights) + eps))
+    return function_of_weights(
+        "multiplicative_geometry", lambda weights: 1 / (_tree.magnitude(weights) + eps)
+    )

@@ -8,11 +8,15 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_share
+from riemann_optax._declare import Phi, declare_fields
 from riemann_optax.boundary import consolidated_where, masked_like
 from riemann_optax.phi import _state
 from riemann_optax.phi.gradient_importance import fisher_information
 
 
+@declare_fields(
+    linear=("previous_params", "previous_gradients", "start_params"), squared=("path_integral", "importance")
+)
 class SynapticIntelligenceState(NamedTuple):
     """State of :func:`synaptic_intelligence`.
 
@@ -64,9 +68,7 @@ class SynapticIntelligenceState(NamedTuple):
         )
 
 
-def synaptic_intelligence(
-    damping: float = 0.1, memory: float = 1.0, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+def synaptic_intelligence(damping: float = 0.1, memory: float = 1.0, state_dtype: Any = None) -> Phi:
     r"""What each weight's path has contributed to lowering the loss (synaptic intelligence).
 
     .. math::
@@ -145,13 +147,17 @@ def synaptic_intelligence(
         new_state = state._replace(
             count=optax.safe_increment(state.count),
             previous_gradients=_state.copy_like(updates, state.previous_gradients),
-            start_params=_first_or(params, state.start_params, state.count),
+            start_params=_state.first_or(params, state.start_params, state.count),
         )
         return _in_working_dtype(state.importance, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="synaptic_intelligence", needs=("task_boundary",))
 
 
+@declare_fields(
+    linear=("previous_params", "previous_gradients", "window_params"),
+    squared=("loss_decrease", "squares", "fisher", "task_score", "score", "importance"),
+)
 class RWalkState(NamedTuple):
     """State of :func:`rwalk`.
 
@@ -252,7 +258,7 @@ def rwalk(
     damping: float = 1e-3,
     memory: float = 0.5,
     state_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     r"""Fisher information plus loss decrease per distance walked (Riemannian walk).
 
     .. math::
@@ -355,13 +361,21 @@ def rwalk(
             count=optax.safe_increment(state.count),
             window=state.window + 1,
             previous_gradients=_state.copy_like(updates, state.previous_gradients),
-            window_params=_first_or(params, state.window_params, state.count),
+            window_params=_state.first_or(params, state.window_params, state.count),
             squares=_add(state.squares, squares),
-            fisher=_first_or(squares, state.fisher, state.count),
+            fisher=_state.first_or(squares, state.fisher, state.count),
         )
         return _in_working_dtype(state.importance, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(
+        init,
+        update,
+        name="rwalk",
+        needs=(
+            "per_example_gradients",
+            "task_boundary",
+        ),
+    )
 
 
 def _loss_decrease(gradients: Any, params: Any, previous: Any, count: jax.Array) -> Any:
@@ -379,11 +393,6 @@ def _loss_decrease(gradients: Any, params: Any, previous: Any, count: jax.Array)
 def _add(total: Any, increment: Any) -> Any:
     """Add in the dtype of the increment; the sum keeps its own."""
     return jax.tree.map(lambda t, x: (t.astype(x.dtype) + x).astype(t.dtype), total, increment)
-
-
-def _first_or(new: Any, old: Any, count: jax.Array) -> Any:
-    """Return ``new`` at the first update and ``old`` from then on."""
-    return jax.tree.map(lambda n, o: jnp.where(count == 0, n.astype(o.dtype), o), new, old)
 
 
 def _in_working_dtype(values: Any, reference: Any) -> Any:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, declare_fields
 
 
+@declare_fields(squared=("release_probability",))
 class PresynapticReleaseState(NamedTuple):
     """State of :func:`presynaptic_release`.
 
@@ -28,7 +30,7 @@ def presynaptic_release(
     threshold: float = 1e-3,
     frozen_from: float = 0.9353,
     state_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     r"""Release probability: a synapse that matters transmits reliably, costs more and changes less.
 
     .. math::
@@ -122,4 +124,4 @@ def presynaptic_release(
         values = jax.tree.map(rigidity, updates, state.release_probability)
         return values, PresynapticReleaseState(jax.tree.map(release, updates, state.release_probability))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="presynaptic_release")

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, declare_fields
 from riemann_optax.phi import _state
 from riemann_optax.phi._layers import mean_square_activities
 
 
+@declare_fields(squared=("rows", "columns"))
 class FactoredActivityState(NamedTuple):
     """State of :func:`factored_activity`.
 
@@ -27,9 +29,7 @@ class FactoredActivityState(NamedTuple):
     columns: optax.Updates
 
 
-def factored_activity(
-    decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+def factored_activity(decay: float = 0.99, power: float = 0.5, state_dtype: Any = None) -> Phi:
     r"""Activity of the presynaptic times that of the postsynaptic side, in almost no memory.
 
     .. math::
@@ -116,9 +116,10 @@ def factored_activity(
         )
         return values, new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="factored_activity")
 
 
+@declare_fields(squared=("second_moment",))
 class PerNeuronState(NamedTuple):
     """State of :func:`per_neuron`.
 
@@ -132,9 +133,7 @@ class PerNeuronState(NamedTuple):
     second_moment: optax.Updates
 
 
-def per_neuron(
-    decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+def per_neuron(decay: float = 0.99, power: float = 0.5, state_dtype: Any = None) -> Phi:
     r"""Activity of a whole neuron: one phi for all synapses onto it.
 
     .. math::
@@ -190,9 +189,10 @@ def per_neuron(
         new_state = PerNeuronState(count, _state.cast_like(second_moment, state.second_moment))
         return jax.tree.map(_spread, values, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="per_neuron")
 
 
+@declare_fields(squared=("threshold",))
 class SlidingThresholdState(NamedTuple):
     """State of :func:`sliding_threshold`.
 
@@ -205,7 +205,7 @@ class SlidingThresholdState(NamedTuple):
     threshold: optax.Updates
 
 
-def sliding_threshold(decay: float = 0.99, state_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+def sliding_threshold(decay: float = 0.99, state_dtype: Any = None) -> Phi:
     r"""Sliding threshold of Bienenstock, Cooper and Munro (BCM): an active neuron is hard to excite further.
 
     .. math::
@@ -276,7 +276,7 @@ def sliding_threshold(decay: float = 0.99, state_dtype: Any = None) -> optax.Gra
         values = jax.tree.map(_spread, _state.debias(threshold, decay, count), updates)
         return values, SlidingThresholdState(count, _state.cast_like(threshold, state.threshold))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name="sliding_threshold", needs=("activities",))
 
 
 def _row_means(gradient: jax.Array) -> jax.Array:

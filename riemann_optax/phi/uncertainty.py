@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi
 from riemann_optax.phi.activity import ActivityState, activity
 
 
@@ -15,7 +16,7 @@ def bayesian_synapse(
     learning_rate_sgd: float = 0.1,
     decay: float = 0.999,
     state_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     r"""Posterior precision of a Bayesian synapse, relative to its prior (AdaBayes, fixed point).
 
     .. math::
@@ -74,4 +75,4 @@ def bayesian_synapse(
 
         return jax.tree.map(precision, means), new_state
 
-    return optax.GradientTransformationExtraArgs(mean_square.init, update)
+    return Phi(mean_square.init, update, name="bayesian_synapse")

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, declare_fields, required
 from riemann_optax._tree import inner
 from riemann_optax.phi import _state
 
@@ -18,6 +19,7 @@ _LARGEST_RATIO = 1e2
 _SMALLEST_RATIO = 1e-6
 
 
+@declare_fields(squared=("deviation",))
 class VariationalState(NamedTuple):
     """State of :func:`bayesian_gradient_descent` and :func:`mesu`.
 
@@ -34,7 +36,7 @@ class VariationalState(NamedTuple):
 
 def bayesian_gradient_descent(
     initial_deviation: float = 0.06, key: jax.Array | int = 0, state_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     r"""Bayesian gradient descent: the rate of a weight is its posterior variance.
 
     .. math::
@@ -111,7 +113,7 @@ def mesu(
     largest_change: float = 0.5,
     key: jax.Array | int = 0,
     state_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     r"""Metaplasticity from synaptic uncertainty: Bayesian gradient descent that forgets.
 
     .. math::
@@ -258,7 +260,7 @@ def _variational(
     next_deviation: Callable[[jax.Array, jax.Array], jax.Array],
     key: jax.Array | int,
     state_dtype: Any,
-) -> optax.GradientTransformationExtraArgs:
+) -> Phi:
     """Return the phi ``(s0 / s)**2 - 1`` whose ``s`` follows ``next_deviation(s, mean(g * eps))``."""
     _check.check_key(key)
     _check.check_state_dtype(state_dtype)
@@ -303,18 +305,13 @@ def _variational(
         )
         return values, new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Phi(init, update, name=name, needs=("perturbed_gradients", "perturbations"))
 
 
 def _check_samples(name: str, updates: optax.Updates, **arguments: Any) -> None:
     """Raise ``ValueError`` unless each argument is a tree like the gradients with one leading axis."""
     for argument, samples in arguments.items():
-        if samples is None:
-            raise ValueError(
-                f"{name} needs the extra argument {argument}: call tx.update(gradients, state, params, "
-                "perturbed_gradients=..., perturbations=...) with the gradients at the places and the noise "
-                "of riemann_optax.phi.draw_perturbations."
-            )
+        samples = required(name, argument, samples)
         remedy = "give each leaf of the gradients a leading axis of samples."
         first = jax.tree.map(lambda x: np.broadcast_to(0.0, jnp.shape(x)[1:]), samples)
         _check.check_same_structure(first, updates, f"one sample of {argument}", "the gradients", remedy)

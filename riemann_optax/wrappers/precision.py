@@ -9,6 +9,7 @@ from jax.sharding import AxisType
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
+from riemann_optax._declare import Phi, phi_around
 
 Storage = Literal["bfloat16", "int8"]
 STORAGES = ("bfloat16", "int8")
@@ -152,6 +153,8 @@ def low_precision_state(
         key = _hash(state.key)
         return updates, LowPrecisionState(key, compress(wide, key))
 
+    if isinstance(tx, Phi):
+        return phi_around([tx], init, update)
     return optax.GradientTransformationExtraArgs(init, update)
 
 

@@ -52,11 +52,10 @@ class Entry(NamedTuple):
         return {"obj_fn": loss} if self.needs_loss else {}
 
 
-def with_phi(make_phi, role="metric", **flags) -> Entry:
+def with_phi(make_phi, role="metric", conformal=None, **flags) -> Entry:
     def make(learning_rate, alpha=1.0):
         return optax.chain(
-            ro.compute_metric(make_phi(), alpha, role),
-            ro.scale_by_inverse_metric(),
+            ro.scale_by_metric(make_phi(), alpha, role=role, conformal=conformal),
             optax.scale_by_learning_rate(learning_rate),
         )
 
@@ -127,6 +126,7 @@ ENTRIES: dict[str, Entry] = {
     # the two stages
     "compute_metric:metric": with_phi(ro.phi.activity),
     "compute_metric:inverse_metric": with_phi(ro.phi.activity, role="inverse_metric"),
+    "scale_by_metric": with_phi(ro.phi.activity),
     "scale_by_inverse_metric": with_stage_2(ro.scale_by_inverse_metric),
     "in_orthonormal_frame:identity": with_stage_2(lambda: ro.in_orthonormal_frame(optax.identity())),
     "in_orthonormal_frame:trace": with_stage_2(lambda: ro.in_orthonormal_frame(optax.trace(0.9))),
@@ -227,10 +227,13 @@ ENTRIES: dict[str, Entry] = {
     "multiply_metric:inverse_metric": with_edit(
         lambda: ro.multiply_metric(lambda w: 1 / (abs(w) + 0.5)), role="inverse_metric"
     ),
-    "conformal:tree": with_edit(lambda: ro.conformal("tree")),
-    "conformal:leaf": with_edit(lambda: ro.conformal("leaf")),
-    "conformal:neuron": with_edit(lambda: ro.conformal("neuron")),
-    "conformal:inverse_metric": with_edit(ro.conformal, role="inverse_metric", learning_rate=4e-3),
+    # a metric whose scale is phi's own mean
+    "compute_metric:conformal tree": with_phi(ro.phi.activity, conformal="tree"),
+    "compute_metric:conformal leaf": with_phi(ro.phi.activity, conformal="leaf"),
+    "compute_metric:conformal neuron": with_phi(ro.phi.activity, conformal="neuron"),
+    "compute_metric:conformal inverse_metric": with_phi(
+        ro.phi.activity, role="inverse_metric", conformal="tree", learning_rate=4e-3
+    ),
     "normalize_metric:tree": with_edit(lambda: ro.normalize_metric("tree")),
     "normalize_metric:leaf": with_edit(lambda: ro.normalize_metric("leaf")),
     "normalize_metric:neuron": with_edit(lambda: ro.normalize_metric("neuron")),

@@ -13,7 +13,13 @@ from tests.contract import trees
 from tests.contract.registry import ENTRIES
 
 # Those of which values are compared where there is no time for all: one of each kind of state.
-FEW = ["phi.activity:squared", "phi.factored_activity", "phi.rwalk", "riemannian_sgd", "conformal:leaf"]
+FEW = [
+    "phi.activity:squared",
+    "phi.factored_activity",
+    "phi.rwalk",
+    "riemannian_sgd",
+    "compute_metric:conformal leaf",
+]
 LONG = trees.EXAMPLES >= 100
 # What costs more is tried on fewer trees.
 TRACED, RUN = max(trees.EXAMPLES // 10, 1), max(trees.EXAMPLES // 100, 1)

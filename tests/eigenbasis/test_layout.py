@@ -8,7 +8,7 @@ import pytest
 
 import riemann_optax as ro
 from riemann_optax.eigenbasis.frame import Frame
-from riemann_optax.eigenbasis.layout import Reading
+from riemann_optax.eigenbasis.layout import LayoutRules
 
 
 def shapes_of_bases(params, **options):
@@ -66,7 +66,7 @@ def test_kernels_of_flax_are_read_by_their_conventions(name, shape, axes):
 def test_what_is_read_as_matrices_can_be_written_back(shape):
     axes = [ro.kernel_axes, lambda name, leaf: ro.MatrixAxes((1,), (0,))]
     for choose in axes:
-        (layout,) = Reading("both", choose, 8, 2).layouts(jnp.zeros(shape))
+        (layout,) = LayoutRules("both", choose, 8, 2).layouts(jnp.zeros(shape))
         x = jnp.arange(np.prod(shape)).reshape(shape)
         np.testing.assert_array_equal(layout.array(layout.matrices(x), shape), x)
 
@@ -157,7 +157,7 @@ def test_gradients_of_examples_and_functions_of_the_weights_are_turned_too():
     left, right = (np.linalg.qr(random.standard_normal((n, n)))[0].astype(np.float32) for n in (3, 2))
     weights, examples = random.standard_normal((3, 2)), random.standard_normal((5, 3, 2))
     weights, examples = {"w": jnp.asarray(weights, jnp.float32)}, {"w": jnp.asarray(examples, jnp.float32)}
-    layouts = Reading("both", ro.kernel_axes, 8, None).layouts(weights)
+    layouts = LayoutRules("both", ro.kernel_axes, 8, None).layouts(weights)
     frame = Frame(layouts, [left[None]], [right[None]], None)
     turned = frame.arguments(
         {"per_example_gradients": examples, "obj_fn": lambda p, power: jnp.sum(p["w"] ** power), "value": 3.0}

@@ -33,9 +33,7 @@ def orthogonal(seed, size):
 
 
 def conformal(alpha=30.0):
-    return optax.chain(
-        ro.compute_metric(ro.phi.activity(decay=0.9), alpha), ro.conformal(), ro.scale_by_inverse_metric()
-    )
+    return ro.scale_by_metric(ro.phi.activity(decay=0.9), alpha, conformal="tree")
 
 
 def soap(gradients, rate, b1, b2, eps, decay, every, slots):

@@ -56,13 +56,13 @@ def test_describe_wants_a_transformation():
 
 
 def squared_gradient():
-    def update(gradients, state, params=None):  # takes no extra arguments: Optax will wrap it
+    def update(gradients, state, params=None, **extra_args):
         return jax.tree.map(jnp.square, gradients), state
 
-    return optax.GradientTransformation(optax.init_empty_state, update)
+    return ro.phi.Phi(optax.init_empty_state, update, name="squared_gradient")
 
 
-def test_describe_names_a_phi_of_ones_own_after_the_function_that_made_it():
+def test_describe_names_a_phi_of_ones_own_as_it_declares_itself():
     for description in (
         ro.describe(riemannian_sgd(0.1, phi=squared_gradient()), PARAMS),
         ro.describe(squared_gradient(), PARAMS, alpha=2.0),
