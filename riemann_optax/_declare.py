@@ -333,7 +333,8 @@ def declare_fields(
     Args:
       linear: fields that are linear in gradients or weights, such as a momentum or a copy of the weights.
       squared: second moments, variances, diagonals of a curvature.
-      captured: those linear fields that ``init`` fills with the weights; rather leave that to the first update.
+      captured: those linear fields that ``init`` fills with the weights; better leave that to the first
+        update.
 
     Raises:
       ValueError: for a name that is no field of the class.

@@ -34,7 +34,7 @@ class Frame(NamedTuple):
         return self._map(bases.turn_back, tree)
 
     def enter_captured(self, state: Any, coordinates: list[list[Coordinates]], count: jax.Array) -> Any:
-        """Return a state in which, at the first update, what ``init`` has copied from the weights is turned."""
+        """Return the state; at the first update turn what ``init`` has copied from the weights."""
         captured = {
             one.position: leaf for leaf, found in enumerate(coordinates) for one in found if one.captured
         }
