@@ -67,16 +67,49 @@ class Scale(NamedTuple):
 
 
 def three_parts(
-    phi: Transformation, alpha: float, values: Values, key: jax.Array, noise: bool = True
+    phi: Transformation,
+    alpha: float,
+    values: Values,
+    key: jax.Array,
+    parts: tuple[str, ...] = ("pull", "noise"),
 ) -> Transformation:
-    """Chain metric, pull to the initial weights and idle noise, as :mod:`benchmarks.slowly_changing` does."""
-    return optax.chain(
-        ro.compute_metric(phi, alpha),
-        ro.add_anchored_weights(values["pull"], ro.anchor.initial_weights()),
-        *([ro.add_idle_noise(values["rate"], values["noise"], key)] if noise else []),
-        ro.scale_by_inverse_metric(),
-        optax.scale_by_learning_rate(values["rate"]),
-    )
+    """Chain metric, pull to the initial weights and idle noise, or the metric with some of the ``parts``.
+
+    Pull and noise stand between the stages, so that they are divided by ``E`` and its root: they act on the
+    idle weights.
+    """
+    stages = [ro.compute_metric(phi, alpha)]
+    if "pull" in parts:
+        stages.append(ro.add_anchored_weights(values["pull"], ro.anchor.initial_weights()))
+    if "noise" in parts:
+        stages.append(ro.add_idle_noise(values["rate"], values["noise"], key))
+    return optax.chain(*stages, ro.scale_by_inverse_metric(), optax.scale_by_learning_rate(values["rate"]))
+
+
+def ablation(scale: Scale) -> dict[str, Method]:
+    """Return the subsets of the three parts that :func:`online_methods` does not have, each tuned by itself.
+
+    Where the metric is left out each leaf has the mean phi in its place: the metric's size and memory
+    without its direction.
+    """
+    activity = ro.phi.activity(decay=DECAY)
+    axes = {"pull": Axis(scale.pull), "noise": Axis(scale.noise)}
+
+    def subset(phi: Transformation, rate: float, *parts: str) -> Method:
+        return Method(
+            {"rate": Axis(rate)} | {part: axes[part] for part in parts},
+            lambda values, key, network: three_parts(phi, scale.alpha, values, key, parts),
+            "ours" if phi is activity else "control",
+        )
+
+    mean = ro.phi.leaf_mean(activity)
+    return {
+        "metric": subset(activity, scale.metric),
+        "metric + noise": subset(activity, scale.metric, "noise"),
+        "leaf-mean phi only": subset(mean, scale.metric / 8),
+        "leaf-mean phi + pull only": subset(mean, scale.metric / 8, "pull"),
+        "leaf-mean phi + noise only": subset(mean, scale.metric / 8, "noise"),
+    }
 
 
 def online_methods(scale: Scale) -> dict[str, Method]:
@@ -89,12 +122,14 @@ def online_methods(scale: Scale) -> dict[str, Method]:
         "Adam": optax.adam,
     }
 
-    def ours(alpha: float, phi: Callable[[jax.Array], Transformation], noise: bool = True):
-        return lambda values, key, network: three_parts(phi(key), alpha, values, key, noise)
+    def ours(
+        alpha: float, phi: Callable[[jax.Array], Transformation], parts: tuple[str, ...] = ("pull", "noise")
+    ):
+        return lambda values, key, network: three_parts(phi(key), alpha, values, key, parts)
 
     def norm_matched_gradient(values: Values, key: jax.Array, network: Network) -> Transformation:
         return ro.norm_matched_base(
-            three_parts(activity, 0.0, values, key, noise=False),
+            three_parts(activity, 0.0, values, key, ("pull",)),
             three_parts(activity, scale.alpha, values, key),
         )
 
@@ -171,7 +206,7 @@ def online_methods(scale: Scale) -> dict[str, Method]:
         "UPGD": Method(rate_of("SGD") | utility, gated, "peer"),
         "metric + pull": Method(
             {name: three[name] for name in ("rate", "pull")},
-            ours(scale.alpha, lambda key: activity, noise=False),
+            ours(scale.alpha, lambda key: activity, ("pull",)),
             "ours",
         ),
         "SGD + L2-Init": with_penalty("SGD", penalties.l2_init),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.continual import lanes
-from benchmarks.continual.methods import Method, Scale, online_methods
+from benchmarks.continual.methods import Method, Scale, ablation, online_methods
 from benchmarks.continual.network import Network
 from benchmarks.continual.trials import Point
 from benchmarks.slowly_changing.problem import BITS, HIDDEN, SLOW, Target, draw_learner, draw_target
@@ -17,21 +17,20 @@ from benchmarks.slowly_changing.problem import BITS, HIDDEN, SLOW, Target, draw_
 FAST = BITS - SLOW
 # All values of the fast bits: within a task no other input occurs than these.
 FAST_VALUES = ((np.arange(2**FAST)[:, None] >> np.arange(FAST)) & 1).astype(np.float32)
-METHODS = online_methods(
-    Scale(
-        alpha=12_500.0,
-        metric=100.0,
-        pull=5e-4,
-        noise=0.07,
-        sgd=0.002,
-        rmsprop=0.004,
-        adam=0.001,
-        l2=4e-3,
-        share=2e-4,
-        shake=2e-3,
-        gradient_noise=0.5,
-    )
+SCALE = Scale(
+    alpha=12_500.0,
+    metric=100.0,
+    pull=5e-4,
+    noise=0.07,
+    sgd=0.002,
+    rmsprop=0.004,
+    adam=0.001,
+    l2=4e-3,
+    share=2e-4,
+    shake=2e-3,
+    gradient_noise=0.5,
 )
+METHODS = online_methods(SCALE) | ablation(SCALE)
 
 
 class Size(NamedTuple):

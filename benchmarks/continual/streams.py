@@ -74,7 +74,7 @@ def streams(images: Images) -> dict[str, Stream]:
             rounds=2,
             sweep=(
                 "strength",
-                lambda chosen: [5.0, 8.0, 20.0, 50.0],
+                lambda chosen: [2.0, 5.0, 8.0, 20.0, 50.0],
                 (permuted.OURS, "metric", "EWC", "re-tuned base: EWC, bounded", "metric, memory 0.7"),
             ),
             ours=permuted.OURS,
