@@ -7,13 +7,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.command import RESULTS, parse_with_folder
 from benchmarks.continual.data import load
 from benchmarks.continual.search import Laboratory
 from benchmarks.continual.streams import quick, streams
 from benchmarks.continual.summary import rows, sweep_rows
 from benchmarks.continual.table import LEGEND, sweep_table, table
-from benchmarks.records import Records
+from benchmarks.shared.command import RESULTS, parse_with_folder
+from benchmarks.shared.records import Records
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.hub import SOURCES
 

@@ -7,27 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.continual import lanes
-from benchmarks.continual.methods import Method, Scale, online_methods
+from benchmarks.continual.methods import Scale, online_methods
 from benchmarks.continual.network import Network
-from benchmarks.continual.trials import Point
 from benchmarks.permuted_digits.problem import Images, Params, draw_network, forward
+from benchmarks.shared import lanes
+from benchmarks.shared.experiment import Method
+from benchmarks.shared.tuning import Point
 
 HIDDEN = (32, 32)
-METHODS = online_methods(
-    Scale(
-        alpha=1000.0,
-        metric=2.0,
-        pull=1e-3,
-        noise=2e-3,
-        sgd=0.1,
-        rmsprop=2e-3,
-        adam=2e-3,
-        l2=1e-3,
-        share=1e-4,
-        shake=1e-3,
-        gradient_noise=0.02,
-    )
+SCALE = Scale(
+    alpha=1000.0,
+    metric=2.0,
+    pull=1e-3,
+    noise=2e-3,
+    sgd=0.1,
+    rmsprop=2e-3,
+    adam=2e-3,
+    l2=1e-3,
+    share=1e-4,
+    shake=1e-3,
+    gradient_noise=0.02,
 )
 
 
@@ -71,6 +70,7 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 NETWORK = Network(lambda params: params, lambda layers: layers, draw)
+METHODS = online_methods(SCALE, NETWORK)
 
 
 def label_block(images: Images, size: Size, seed: jax.Array, number: jax.Array) -> Block:
@@ -98,10 +98,10 @@ def loss(
     return -chosen.mean(), (jnp.mean(logits.argmax(1) == labels), layer_inputs[1:])
 
 
-def learn(make, values, params, state, own):
+def learn(build, values, params, state, own):
     """Learn one block online; return loss and accuracy, each from before its step."""
     inputs, labels = own
-    tx = make(values, jax.random.key(0), NETWORK)
+    tx = build(values, jax.random.key(0))
 
     def step(carry, batch):
         params, state = carry
@@ -141,7 +141,7 @@ def run(
     numbers = jnp.asarray(seeds)
     params, keys = jax.jit(jax.vmap(begin))(numbers)
     values = lanes.values_of(points)
-    params, state, axes = lanes.start(method.make, values, params, keys, NETWORK)
+    params, state, axes = lanes.start(method.make, values, params, keys)
     learn_all = lanes.mapped(learn, method.make, axes)
     draw_batches = jax.jit(jax.vmap(batches, (0, None)))
     measured = []

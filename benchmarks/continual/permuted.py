@@ -1,6 +1,6 @@
 """Permuted images with a penalty for forgetting, as a stream: what holds at which strength of the pull."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +9,14 @@ import numpy as np
 import optax
 
 import riemann_optax as ro
-from benchmarks.continual.lanes import Scores, values_of
-from benchmarks.continual.methods import Method, Values
+from benchmarks.continual.methods import Values
 from benchmarks.continual.network import permuted_once
-from benchmarks.continual.trials import Axis, Point
 from benchmarks.peers import penalties
 from benchmarks.permuted_digits import runs
 from benchmarks.permuted_digits.problem import Images, Params
+from benchmarks.shared.experiment import Method, Role
+from benchmarks.shared.lanes import Scores, values_of
+from benchmarks.shared.tuning import Axis, Point
 
 OURS = "metric, bounded"
 Transformation = optax.GradientTransformation
@@ -97,73 +98,107 @@ def pull_of(values: Values, phi: Transformation) -> Transformation:
 
 def norm_matched(values: Values, schedule: optax.Schedule) -> Transformation:
     """Build the plain penalty with the step lengths of ours."""
-    phi = bounded(fisher(), limit_of(values))
+    phi = bounded_fisher(values)
     return ro.norm_matched_base(
         under_no_metric(values, schedule, pull_of(values, phi)), under_metric(values, schedule, phi)
     )
 
 
-def on_adaptive(rule: str, optimiser: Callable[[optax.Schedule], Transformation]) -> Method:
-    """Return a published penalty on an optimiser that rescales gradients, and the penalty with them."""
-    build, strength = PENALTIES[rule]
-
-    def make(values: Values, schedule: optax.Schedule) -> Transformation:
-        return under_no_metric(values, schedule, build(values["strength"]), optimiser)
-
-    return Method({"rate": Axis(0.002), "strength": Axis(strength, 4.0)}, make, "peer")
+def consolidated(
+    phi: Callable[[Values], Transformation], axes: Mapping[str, Axis], role: Role = "ours"
+) -> Method:
+    """Return the penalty under the metric of a phi."""
+    return Method(lambda values, schedule: under_metric(values, schedule, phi(values)), role, axes)
 
 
-# Each with the centre of its grid on gradient descent.
-PENALTIES: dict[str, tuple[Callable[[jax.typing.ArrayLike], Transformation], float]] = {
-    "EWC": (penalties.ewc, 8.0),
-    "synaptic intelligence": (penalties.synaptic_intelligence, 1.0),
-}
+def penalised(
+    penalty: Callable[[Values], Transformation],
+    axes: Mapping[str, Axis],
+    role: Role = "peer",
+    optimiser: Callable[[optax.Schedule], Transformation] = optax.sgd,
+) -> Method:
+    """Return a penalty as part of the loss."""
+    return Method(
+        lambda values, schedule: under_no_metric(values, schedule, penalty(values), optimiser), role, axes
+    )
+
+
+def bounded_fisher(values: Values) -> Transformation:
+    """Return the phi of ours."""
+    return bounded(fisher(), limit_of(values))
+
+
+def elastic(values: Values) -> Transformation:
+    """Return the penalty of elastic weight consolidation."""
+    return penalties.ewc(values["strength"])
+
+
+def fading(values: Values) -> Transformation:
+    """Return the penalty of online elastic weight consolidation."""
+    return penalties.ewc(values["strength"], memory=MEMORY)
+
+
+def path_integral(values: Values) -> Transformation:
+    """Return the penalty of synaptic intelligence."""
+    return penalties.synaptic_intelligence(values["strength"])
+
+
+def shuffled(values: Values) -> Transformation:
+    """Return the phi of ours on the wrong weights."""
+    return permuted_once(bounded_fisher(values), jax.random.key(1))
+
+
+def plain(values: Values, schedule: optax.Schedule) -> Transformation:
+    """Build gradient descent."""
+    return optax.sgd(schedule_of(values, schedule))
+
+
+def nothing(values: Values, schedule: optax.Schedule) -> Transformation:
+    """Build what leaves the weights as they are drawn."""
+    return optax.set_to_zero()
+
+
+MEMORY = 0.7  # of the tasks before, where the Fisher information fades
 ADAPTIVE = {"RMSprop": optax.rmsprop, "Adam": optax.adam}
 TWO = {"rate": Axis(0.5), "strength": Axis(8.0)}
 THREE = TWO | {"bound": Axis(0.05)}
-# ``make`` takes the schedule of the rate in the place of key and network.
-METHODS: dict[str, Method] = {
-    OURS: Method(THREE, lambda v, s: under_metric(v, s, bounded(fisher(), limit_of(v))), "ours"),
-    "metric": Method(TWO, lambda v, s: under_metric(v, s, fisher()), "ours"),
-    "EWC": Method(TWO, lambda v, s: under_no_metric(v, s, penalties.ewc(v["strength"])), "peer"),
-    "SGD": Method({"rate": Axis(0.5)}, lambda v, s: optax.sgd(schedule_of(v, s)), "base"),
-    "re-tuned base: EWC, bounded": Method(
-        THREE, lambda v, s: under_no_metric(v, s, pull_of(v, bounded(fisher(), limit_of(v)))), "control"
+# On an optimiser that rescales gradients, and the penalty with them.
+SLOW, SLOW_PATH = ({"rate": Axis(0.002), "strength": Axis(strength, 4.0)} for strength in (8.0, 1.0))
+
+# By what a method has to know at the end of a task. ``make`` takes values and the schedule of the rate.
+WITH_FISHER: dict[str, Method] = {
+    OURS: consolidated(bounded_fisher, THREE),
+    "metric": consolidated(lambda values: fisher(), TWO),
+    "EWC": penalised(elastic, TWO),
+    "re-tuned base: EWC, bounded": penalised(
+        lambda values: pull_of(values, bounded_fisher(values)), THREE, "control"
     ),
-    "permuted phi": Method(
-        THREE,
-        lambda v, s: under_metric(v, s, permuted_once(bounded(fisher(), limit_of(v)), jax.random.key(1))),
-        "control",
-    ),
-    "leaf-mean phi": Method(
-        THREE, lambda v, s: under_metric(v, s, ro.phi.leaf_mean(bounded(fisher(), limit_of(v)))), "control"
-    ),
-    "norm-matched base": Method({}, norm_matched, "control", point_of=OURS),
-    "online EWC, memory 0.7": Method(
-        TWO, lambda v, s: under_no_metric(v, s, penalties.ewc(v["strength"], memory=0.7)), "peer"
-    ),
-    "metric, memory 0.7": Method(
-        TWO, lambda v, s: under_metric(v, s, ro.phi.online_ewc(0.7, running=False)), "ours"
-    ),
-    "synaptic intelligence": Method(
-        {"rate": Axis(0.5), "strength": Axis(1.0)},
-        lambda v, s: under_no_metric(v, s, penalties.synaptic_intelligence(v["strength"])),
-        "peer",
-    ),
-    **{
-        f"{name} + {rule}": on_adaptive(rule, optimiser)
-        for rule in PENALTIES
-        for name, optimiser in ADAPTIVE.items()
-    },
-    "untrained": Method({}, lambda v, s: optax.set_to_zero(), "control"),
+    "permuted phi": consolidated(shuffled, THREE, "control"),
+    "leaf-mean phi": consolidated(lambda values: ro.phi.leaf_mean(bounded_fisher(values)), THREE, "control"),
+    "norm-matched base": Method(norm_matched, "control", {}, point_of=OURS),
+    "online EWC, memory 0.7": penalised(fading, TWO),
+    "metric, memory 0.7": consolidated(lambda values: ro.phi.online_ewc(MEMORY, running=False), TWO),
+    **{f"{name} + EWC": penalised(elastic, SLOW, optimiser=tx) for name, tx in ADAPTIVE.items()},
 }
+WITH_PATH: dict[str, Method] = {
+    "synaptic intelligence": penalised(path_integral, {"rate": Axis(0.5), "strength": Axis(1.0)}),
+    **{
+        f"{name} + synaptic intelligence": penalised(path_integral, SLOW_PATH, optimiser=tx)
+        for name, tx in ADAPTIVE.items()
+    },
+}
+WITH_NOTHING: dict[str, Method] = {
+    "SGD": Method(plain, "base", {"rate": Axis(0.5)}),
+    "untrained": Method(nothing, "control", {}),
+}
+METHODS = WITH_FISHER | WITH_PATH | WITH_NOTHING
 
 
 def boundary_of(name: str) -> Callable[[optax.OptState, Params, jax.Array], optax.OptState]:
     """Return what a method does at the end of a task: most need the Fisher information, some nothing."""
-    if name in ("SGD", "untrained"):
+    if name in WITH_NOTHING:
         return lambda state, params, inputs: state
-    if name.endswith("synaptic intelligence"):
+    if name in WITH_PATH:
         return lambda state, params, inputs: ro.consolidate(state, params)
     return runs.fisher_boundary
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.continual import lanes
-from benchmarks.continual.methods import Method, Scale, ablation, online_methods
+from benchmarks.continual.methods import Scale, ablation, online_methods
 from benchmarks.continual.network import Network
-from benchmarks.continual.trials import Point
+from benchmarks.shared import lanes
+from benchmarks.shared.experiment import Method
+from benchmarks.shared.tuning import Point
 from benchmarks.slowly_changing.problem import BITS, HIDDEN, SLOW, Target, draw_learner, draw_target
 
 FAST = BITS - SLOW
@@ -30,7 +31,6 @@ SCALE = Scale(
     shake=2e-3,
     gradient_noise=0.5,
 )
-METHODS = online_methods(SCALE) | ablation(SCALE)
 
 
 class Size(NamedTuple):
@@ -84,6 +84,7 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 NETWORK = Network(split, join, draw)
+METHODS = online_methods(SCALE, NETWORK) | ablation(SCALE)
 
 
 def loss(params: jax.Array, inputs: jax.Array, target: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -114,11 +115,11 @@ def draw_own(seed: jax.Array) -> tuple[Own, jax.Array, jax.Array]:
     return Own(draw_target(target_key), slow, key), draw_learner(learner_key), noise_key
 
 
-def learn(make, values, params, state, task):
+def learn(build, values, params, state, task):
     """Learn one task online; return the mean squared error, each from before its step, too."""
     inputs, targets, which = task
     # The key of the noise is in the state by now.
-    tx = make(values, jax.random.key(0), NETWORK)
+    tx = build(values, jax.random.key(0))
 
     def step(carry, index):
         params, state = carry
@@ -149,7 +150,7 @@ def run(
     """Learn all tasks online at every point on every seed."""
     own, params, keys = jax.jit(jax.vmap(draw_own))(jnp.asarray(seeds))
     values = lanes.values_of(points)
-    params, state, axes = lanes.start(method.make, values, params, keys, NETWORK)
+    params, state, axes = lanes.start(method.make, values, params, keys)
     learn_all = lanes.mapped(learn, method.make, axes)
     errors = []
     for _ in range(size.tasks):

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.continual.streams import SETTINGS, Stream
-from benchmarks.continual.trials import Point, search
-from benchmarks.records import Records
+from benchmarks.shared.records import Records
+from benchmarks.shared.tuning import Point, search
 
 SUITE = "continual"
 Advance = Callable[[str, str, float], None]
@@ -55,8 +55,8 @@ class Laboratory:
                     result = measures
                 if phase == "fresh":
                     result["curve"] = np.asarray(scores.curve)
-                self._records.get(keys[n], lambda result=result: result)
-        return [self._records.get(key, dict) for key in keys]
+                self._records.put(keys[n], result)
+        return [self._records[key] for key in keys]
 
     def losses(self, method: str, points: Sequence[Point]) -> list[float]:
         """Return what tuning makes small."""

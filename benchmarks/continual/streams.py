@@ -6,10 +6,11 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from benchmarks.continual import methods, online, permuted, regression
-from benchmarks.continual.lanes import Scores
-from benchmarks.continual.methods import DECAY, MATURITY, Method
-from benchmarks.continual.trials import Point
+from benchmarks.continual.methods import DECAY, MATURITY
 from benchmarks.permuted_digits.problem import Images
+from benchmarks.shared.experiment import Method
+from benchmarks.shared.lanes import Scores
+from benchmarks.shared.tuning import Point
 
 Run = Callable[[Method, Sequence[Point], range, Any, Callable[[float], None]], list[Scores]]
 

@@ -91,7 +91,7 @@ def rows(entries: Iterable[Mapping[str, Any]], stream: str, data: str = "digits"
     """Return a row per method of a stream that has fresh runs, the best first; none without a run of ours.
 
     Args:
-      entries: of :class:`benchmarks.records.Records`, or of the lines of its file that have a ``"key"``.
+      entries: of ``Records``, or of the lines of its file that have a ``"key"``.
       stream: a name in :data:`STREAMS`.
       data: what the streams of images learned.
     """

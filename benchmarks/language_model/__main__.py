@@ -12,10 +12,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.command import RESULTS, parse_with_folder
 from benchmarks.language_model.contestants import CONTESTANTS
 from benchmarks.language_model.report import LEGEND, Row, claims, draw, table, write_record
 from benchmarks.language_model.runs import FULL, QUICK, Records, tune
+from benchmarks.shared.command import RESULTS, parse_with_folder
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -11,8 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import RESULTS, parse_with_folder
 from benchmarks.permuted_digits.runs import FULL, METHODS, QUICK, RATE, Size, run
+from benchmarks.shared.command import RESULTS, parse_with_folder
 
 FLOOR_FINAL, FLOOR_LEARNED = 60.0, 88.0
 CLAIMED = (5.0, 8.0, 20.0)

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.continual.summary import STREAMS, Row, SweepRow, rows, sweep_rows
 from benchmarks.report.claims import Claim
-from benchmarks.report.markdown import number, table
+from benchmarks.shared.markdown import number, table
 
 Entries = Sequence[Any]
 SLOW, PERMUTED_DIGITS = "slowly_changing", "permuted_digits"

@@ -3,8 +3,8 @@
 import numpy as np
 
 from benchmarks.report import continual
-from benchmarks.report.markdown import number, table, title
-from benchmarks.report.suite import MISSED, Suite, identified, judged, mean_against
+from benchmarks.report.suite import Suite, identified, judged, mean_against
+from benchmarks.shared.markdown import number, table, title
 from benchmarks.time_to_target.contestants import (
     DEFAULT_BETAS,
     EIGENBASIS,
@@ -21,6 +21,7 @@ from benchmarks.time_to_target.contestants import (
     TUNED_ADAMW,
     VECTORS_FREE,
 )
+from benchmarks.time_to_target.search import MISS
 
 NESTEROV_RMSPROP, FREE_ADAMW = "RMSprop with Nesterov", "schedule-free AdamW"
 # Ours beside the peer that has the same momentum, bias correction, averaging and basis.
@@ -37,7 +38,7 @@ TWINS = (
 
 def over(suite: Suite, name: str, other: str) -> str:
     """Write the geometric mean over all tasks of the steps of one to the far target over another's."""
-    return number(suite.ratio("far", name, other, MISSED))
+    return number(suite.ratio("far", name, other, MISS))
 
 
 def recommendations(suite: Suite, entries: continual.Entries) -> str:
@@ -99,9 +100,9 @@ def twins_table(suite: Suite) -> str:
     """Lay out ours beside the peers with the same liberties."""
     rows = []
     for name, peer in TWINS:
-        steps = {one: [suite.steps("far", task, one, MISSED) for task in suite.tasks] for one in (name, peer)}
+        steps = {one: [suite.steps("far", task, one, MISS) for task in suite.tasks] for one in (name, peer)}
         ahead = sum(ours < theirs for ours, theirs in zip(steps[name], steps[peer], strict=True))
-        ratios = [number(suite.ratio(target, name, peer, MISSED)) for target in ("near", "far")]
+        ratios = [number(suite.ratio(target, name, peer, MISS)) for target in ("near", "far")]
         rows.append([name, peer, *ratios, f"{ahead} of {len(suite.tasks)}"])
     return table(["ours", "its twin", "steps, near", "steps, far", "ahead on"], rows)
 
@@ -144,7 +145,7 @@ def losses(suite: Suite, entries: continual.Entries) -> str:
             slower.append(f"{title(task)} ({number(own, 0)}, against {number(tuned, 0)})")
     if slower:
         lines.append(f"The default needs more steps than tuned {TUNED_ADAMW} on {', '.join(slower)}.")
-    ratios = {name: suite.ratio("far", name, TUNED_ADAMW, MISSED) for name in suite.everywhere("far")}
+    ratios = {name: suite.ratio("far", name, TUNED_ADAMW, MISS) for name in suite.everywhere("far")}
     ahead = sorted((name for name in ratios if ratios[name] < ratios[FACTORED]), key=ratios.__getitem__)
     if ahead:
         lines.append(f"Over all tasks these need fewer steps than {FACTORED}: {', '.join(ahead)}.")

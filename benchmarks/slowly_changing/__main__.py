@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.command import RESULTS, parse_with_folder
+from benchmarks.shared.command import RESULTS, parse_with_folder
 from benchmarks.slowly_changing.report import ALL, CLAIM, LEGEND, claim_holds, make_row, record, table
 from benchmarks.slowly_changing.runs import PUBLISHED, QUICK, Records
 

@@ -12,27 +12,28 @@ from PIL import Image
 
 import riemann_optax as ro
 from benchmarks.continual import __main__ as command
-from benchmarks.continual import online, permuted, regression, summary, trials
+from benchmarks.continual import online, permuted, regression, summary
 from benchmarks.continual.data import load
 from benchmarks.continual.network import permuted_once
 from benchmarks.permuted_digits.problem import Images
-from benchmarks.records import Records
+from benchmarks.shared import tuning
+from benchmarks.shared.records import Records
 
 
 @pytest.mark.parametrize(("axes", "best"), [(1, 6.0), (2, 3.0), (3, -2.0)])
 def test_every_method_has_as_many_trials_and_a_grid_grows_beyond_its_edge(axes, best):
-    space = {str(n): trials.Axis(1.0) for n in range(axes)}
+    space = {str(n): tuning.Axis(1.0) for n in range(axes)}
 
     def run(points):
         return [sum((np.log2(value) - best) ** 2 for value in point.values()) for point in points]
 
-    chosen, tried = trials.search(space, 3, run)
-    assert len(tried) == 3 * trials.ROUND
+    chosen, tried = tuning.search(space, 3, run)
+    assert len(tried) == 3 * tuning.ROUND
     assert run([chosen])[0] < run([dict.fromkeys(space, 1.0)])[0] / 2
 
 
 def test_a_diverged_trial_is_never_chosen():
-    chosen, _ = trials.search({"rate": trials.Axis(1.0)}, 1, lambda ps: [np.nan] * 7 + [5.0])
+    chosen, _ = tuning.search({"rate": tuning.Axis(1.0)}, 1, lambda ps: [np.nan] * 7 + [5.0])
     assert chosen == {"rate": 8.0}
 
 
@@ -127,7 +128,7 @@ def test_quick_run_goes_on_from_its_records(tmp_path, capsys, monkeypatch):
     command.main(arguments)
     assert (tmp_path / "continual.quick.jsonl").read_text() == lines
     found = summary.rows(Records(tmp_path / "continual.quick.jsonl", []), "slowly_changing")
-    assert [row.trials for row in found] == [trials.ROUND] * 2
+    assert [row.trials for row in found] == [tuning.ROUND] * 2
 
 
 def entry(method, phase, values, point):
