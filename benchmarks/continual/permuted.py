@@ -9,31 +9,28 @@ import numpy as np
 import optax
 
 import riemann_optax as ro
+from benchmarks.continual.images import (
+    LAYERS,
+    Data,
+    Images,
+    Params,
+    accuracy,
+    draw_network,
+    loss,
+    make_data,
+    mean_fisher,
+)
 from benchmarks.continual.methods import Values
 from benchmarks.continual.network import permuted_once
-from benchmarks.peers import penalties
-from benchmarks.permuted_digits import runs
-from benchmarks.permuted_digits.problem import Images, Params
+from benchmarks.continual.peers import penalties
+from benchmarks.shared import lanes
 from benchmarks.shared.experiment import Method, Role
-from benchmarks.shared.lanes import Scores, values_of
 from benchmarks.shared.tuning import Axis, Point
 
 OURS = "metric, bounded"
+RATE = 0.5  # at the start of every task; it cools to 0 within each, linearly (tried: cosine, on seeds 0-19)
 Transformation = optax.GradientTransformation
-
-
-class Size(NamedTuple):
-    """How long a run is.
-
-    Attributes:
-      tasks: permutations of the pixels, learned one after the other.
-      epochs: of each.
-      batch: examples per step.
-    """
-
-    tasks: int = 10
-    epochs: int = 20
-    batch: int = 32
+Boundary = Callable[[optax.OptState, Params, jax.Array], optax.OptState]
 
 
 def bounded(phi: Transformation, limit: jax.Array) -> optax.GradientTransformationExtraArgs:
@@ -60,8 +57,8 @@ def fisher() -> optax.GradientTransformationExtraArgs:
 
 
 def schedule_of(values: Values, schedule: optax.Schedule) -> optax.Schedule:
-    """Return the schedule, which starts at ``runs.RATE``, with the start that is tried."""
-    return lambda count: schedule(count) * values["rate"] / runs.RATE
+    """Return the schedule, which starts at ``RATE``, with the start that is tried."""
+    return lambda count: schedule(count) * values["rate"] / RATE
 
 
 def under_metric(
@@ -194,33 +191,113 @@ WITH_NOTHING: dict[str, Method] = {
 METHODS = WITH_FISHER | WITH_PATH | WITH_NOTHING
 
 
-def boundary_of(name: str) -> Callable[[optax.OptState, Params, jax.Array], optax.OptState]:
+def boundary_of(name: str) -> Boundary:
     """Return what a method does at the end of a task: most need the Fisher information, some nothing."""
     if name in WITH_NOTHING:
         return lambda state, params, inputs: state
     if name in WITH_PATH:
         return lambda state, params, inputs: ro.consolidate(state, params)
-    return runs.fisher_boundary
+    return lambda state, params, inputs: ro.consolidate(state, params, mean_fisher(params, inputs))
+
+
+class Task(NamedTuple):
+    """What belongs to a seed while a task is learned.
+
+    Attributes:
+      data: of the seed.
+      inputs: those to train on, with the task's permutation of the pixels.
+      batches: which examples each step has.
+    """
+
+    data: Data
+    inputs: jax.Array
+    batches: jax.Array
+
+
+def draw_task(data: Data, seed: jax.Array, number: jax.Array, epochs: int, batch: int) -> Task:
+    """Draw the batches of a task."""
+    examples = len(data.train_labels)
+    key = jax.random.fold_in(jax.random.key(seed), number + 1)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, examples))(jax.random.split(key, epochs))
+    batches = orders[:, : examples // batch * batch].reshape(-1, batch)
+    return Task(data, data.train_inputs[:, data.permutations[number]], batches)
+
+
+def learner(boundary: Boundary) -> Callable[..., Any]:
+    """Return what learns a task, consolidates at its end, and tests all tasks."""
+
+    def learn(build, values, params, state, task: Task):
+        data = task.data
+        tx = build(values, None)
+
+        def step(carry, batch):
+            params, state = carry
+            gradients = jax.grad(loss)(params, task.inputs[batch], data.train_labels[batch])
+            updates, state = tx.update(gradients, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, state), _ = jax.lax.scan(step, (params, state), task.batches)
+        state = boundary(state, params, task.inputs)
+        tested = jax.vmap(lambda p: accuracy(params, data.test_inputs[:, p], data.test_labels))
+        return params, state, tested(data.permutations)
+
+    return learn
 
 
 def run(
-    method: Method,
+    name: str,
     points: Sequence[Point],
-    seeds: range,
-    size: Size,
-    advance: Callable[[float], None],
+    seeds: Sequence[int],
     images: Images,
-) -> list[Scores]:
-    """Learn all tasks at every point on every seed; the curve is the mean accuracy over the tasks so far."""
-    name = next(name for name, own in METHODS.items() if own is method)
-    scale = runs.Size(size.tasks, size.epochs, size.batch, seeds)
-    tables = 100 * runs.run(
-        method.make, values_of(points), scale, boundary_of(name), images, advance
-    )  # points x seeds x learned x tested
+    advance: Callable[[float], None],
+    *,
+    tasks: int,
+    epochs: int,
+    batch: int,
+) -> list[lanes.Scores]:
+    """Learn all tasks at every point on every seed; the curve is the mean accuracy over the tasks so far.
+
+    Args:
+      name: of the method.
+      points: values of its hyper-parameters.
+      seeds: of everything that is random.
+      images: what is learned.
+      advance: told the share of the run that has just been done.
+      tasks: permutations of the pixels, learned one after the other.
+      epochs: of each.
+      batch: examples per step.
+    """
+    layers = (images.inputs.shape[1], *LAYERS[1:-1], images.classes)
+    data = [make_data(seed, tasks, images) for seed in seeds]
+    data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *data)
+    steps = epochs * (data.train_labels.shape[1] // batch)
+    cooling = optax.linear_schedule(RATE, 0.0, steps)
+
+    def schedule(count: jax.Array) -> jax.Array:
+        return cooling(count % steps)
+
+    def build(values: Values, key: Any) -> Transformation:
+        return METHODS[name].make(values, schedule)
+
+    numbers, values = jnp.asarray(seeds), lanes.values_of(points)
+    keys = jax.vmap(jax.random.key)(numbers)
+    params = jax.jit(jax.vmap(lambda key: draw_network(key, layers)))(keys)
+    params, state, axes = lanes.start(build, values, params, keys)
+    learn_all = lanes.mapped(learner(boundary_of(name)), build, axes)
+
+    def of_number(data: Data, seed: jax.Array, number: jax.Array) -> Task:
+        return draw_task(data, seed, number, epochs, batch)
+
+    draw = jax.jit(jax.vmap(of_number, (0, 0, None)))
+    tables = []
+    for number in range(tasks):
+        params, state, tested = learn_all(values, params, state, draw(data, numbers, number))
+        tables.append(100 * np.asarray(tested))
+        advance(1 / tasks)
     return [
-        Scores(
+        lanes.Scores(
             {"all tasks": table[:, -1].mean(1), "last task": table[:, -1, -1]},
-            np.asarray([table[:, task, : task + 1].mean() for task in range(size.tasks)]),
+            np.asarray([table[:, task, : task + 1].mean() for task in range(tasks)]),
         )
-        for table in tables
+        for table in np.stack(tables, axis=2)  # points x seeds x learned x tested
     ]

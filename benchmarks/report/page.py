@@ -160,7 +160,7 @@ def controls_table(suite: Suite, entries: continual.Entries) -> str:
     rows.append(["median of these", "", *medians])
     for stream, kept in continual.shares(entries).items():
         found = {row.method: row.mean for row in continual.found_streams(entries)[stream]}
-        ours = found[continual.STREAMS[stream][2]]
+        ours = found[continual.STREAMS[stream].ours]
         gain = f"{found['SGD']:.3g} (SGD) to {ours:.3g}"
         rows.append([title(stream), gain, *(share(kept.get(control)) for control in continual.CONTROLS)])
     names = [f"{name}, rate 0" if name == "untrained" else name for name in continual.CONTROLS]

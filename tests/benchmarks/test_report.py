@@ -178,8 +178,8 @@ def test_what_loses_is_said(found):
     ahead = continual_entry("slowly_changing", "RMSprop + L2-Init", "fresh", {"error": list(0.3 + HARDNESS)})
     assert "slowly changing" not in short.losses(found, CONTINUAL)
     text = short.losses(found, [*rows, ahead])
-    assert "On the stream slowly changing ours is behind RMSprop + L2-Init." in text
-    assert f"fewer steps than {FACTORED}: {MUON}, {EIGENBASIS}, {OURS}" in text
+    assert 'On the stream slowly changing ours is behind "RMSprop + L2-Init".' in text
+    assert f'fewer steps than {FACTORED}: "{MUON}", "{EIGENBASIS}", "{OURS}"' in text
 
 
 def test_ours_is_measured_against_its_twin(found):
