@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import riemann_optax as ro
+from benchmarks.shared.command import RESULTS, parse_with_folder
 from riemann_optax import flow
 
-RESULTS = Path(__file__).parent / "results"
 HESSIAN = np.array([[2.5, 0.5], [0.5, 1.1]])
 MINIMUM = np.array([0.7, 1.4])
 START = np.array([2.6, 0.7])
@@ -100,11 +100,7 @@ def main(arguments: list[str]) -> int:
     """Draw the picture and say where each path went."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.geometry_picture", description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for geometry.png")
-    options = parser.parse_args(arguments)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out must be a folder that can be written: {error}")
+    options = parse_with_folder(parser, arguments)
     with jax.enable_x64(True):
         for (kind, rate), path in draw(options.out / "geometry.png").items():
             signs = int(np.sum(np.diff(np.sign(path), axis=0) != 0))

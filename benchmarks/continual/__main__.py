@@ -7,30 +7,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.command import RESULTS, parse_with_folder
-from benchmarks.continual.data import load
-from benchmarks.continual.search import Laboratory
-from benchmarks.continual.streams import quick, streams
+from benchmarks.continual.images import load
+from benchmarks.continual.laboratory import Laboratory
+from benchmarks.continual.streams import STREAMS, quick
 from benchmarks.continual.summary import rows, sweep_rows
 from benchmarks.continual.table import LEGEND, sweep_table, table
-from benchmarks.records import Records
+from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.shared.records import Records
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.hub import SOURCES
-
-STREAMS = (
-    "slowly_changing",
-    "permuted_digits",
-    "noise_shift",
-    "label_permuted_digits",
-    "slowly_changing_flip",
-)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; a bad value is a one-line error and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.continual", description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of continual.jsonl, which goes on")
-    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=STREAMS, metavar="STREAM")
+    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=tuple(STREAMS), metavar="STREAM")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these")
     parser.add_argument("--data", choices=("digits", *SOURCES), default="digits", help="for three streams")
     parser.add_argument("--data-dir", type=Path, help="folder of the hub's parquet files")
@@ -50,20 +42,18 @@ def main(arguments: list[str]) -> None:
     records = Records(path, ["python", "-m", "benchmarks.continual", *arguments])
     with Progress(console=Console(stderr=True)) as progress:
         for name in options.streams:
-            stream = streams(options.images)[name]
-            stream = quick(name, stream) if options.quick else stream
+            stream = quick(STREAMS[name]) if options.quick else STREAMS[name]
             chosen = [m for m in stream.methods if options.methods is None or m in options.methods]
             bar = progress.add_task(name, total=len(chosen))
 
             def advance(method: str, phase: str, share: float, bar=bar, name=name) -> None:
                 progress.update(bar, description=f"{name}: {method}, {phase}")
 
-            laboratory = Laboratory(name, stream, options.data, records, advance)
+            laboratory = Laboratory(name, stream, options.data, options.images, records, advance)
             for method in chosen:
                 laboratory.work(method)
                 progress.advance(bar)
-    console = Console(highlight=False)
-    console.width = max(console.width, 150)
+    console = wide_console(150)
     for name in options.streams:
         if found := rows(records, name, options.data):
             console.print(table(found))

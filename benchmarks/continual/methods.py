@@ -1,42 +1,40 @@
 """Who takes part in the online streams: ours and its controls, plain optimisers, published rules on them."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
 
 import riemann_optax as ro
 from benchmarks.continual.network import Network, on_layers, permuted_once
-from benchmarks.continual.trials import Axis
-from benchmarks.peers import penalties
-from benchmarks.peers.continual_backprop import continual_backprop
-from benchmarks.peers.shrink_and_perturb import shrink_and_perturb
-from benchmarks.peers.utility_gate import utility_based_descent
+from benchmarks.continual.peers import penalties
+from benchmarks.continual.peers.continual_backprop import continual_backprop
+from benchmarks.continual.peers.shrink_and_perturb import shrink_and_perturb
+from benchmarks.continual.peers.utility_gate import utility_based_descent
+from benchmarks.shared.experiment import Method, Role
+from benchmarks.shared.tuning import Axis
 
 DECAY = 0.985  # of the mean square, for the metric and for RMSprop
 OTHERS = (0.999, 0.9)  # memories of RMSprop in the strongest published combination, beside DECAY
 MATURITY = 100  # updates, of continual backpropagation, as published
 OURS, BASE = "metric + pull + noise", "SGD"
+# The strongest published combination, with each of the memories.
+SHAKEN = (
+    "RMSprop + shrink and perturb",
+    *(f"RMSprop, decay {decay} + shrink and perturb" for decay in OTHERS),
+)
 
 Values = Mapping[str, jax.Array]
 Transformation = optax.GradientTransformation
+OfRate = Callable[[jax.Array], Transformation]
 
-
-class Method(NamedTuple):
-    """One row of the table.
-
-    Attributes:
-      axes: What is tuned.
-      make: From the values of the axes, a key and the learner's layers to the optimiser.
-      role: Ours or a part of it, a control of it, a published rule, or a plain optimiser.
-      point_of: The method whose chosen point it takes over instead of being tuned.
-    """
-
-    axes: dict[str, Axis]
-    make: Callable[[Values, jax.Array, Network], Transformation]
-    role: Literal["ours", "control", "peer", "base"]
-    point_of: str | None = None
+BASES: dict[str, OfRate] = {
+    "SGD": optax.sgd,
+    "RMSprop": lambda rate: optax.rmsprop(rate, decay=DECAY),
+    "Adam": optax.adam,
+}
+ACTIVITY = ro.phi.activity(decay=DECAY)
 
 
 class Scale(NamedTuple):
@@ -65,120 +63,186 @@ class Scale(NamedTuple):
     shake: float
     gradient_noise: float
 
+    def rate_of(self, base: str) -> dict[str, Axis]:
+        """Return the axis of the learning rate of a plain optimiser."""
+        return {"rate": Axis({"SGD": self.sgd, "RMSprop": self.rmsprop, "Adam": self.adam}[base])}
 
-def three_parts(
-    phi: Transformation, alpha: float, values: Values, key: jax.Array, noise: bool = True
-) -> Transformation:
-    """Chain metric, pull to the initial weights and idle noise, as :mod:`benchmarks.slowly_changing` does."""
+    def three(self, rate: float, *parts: str) -> dict[str, Axis]:
+        """Return the axes of the rate and of some parts of ours, both by default."""
+        centres = {"pull": self.pull, "noise": self.noise}
+        return {"rate": Axis(rate)} | {part: Axis(centres[part]) for part in parts or centres}
+
+
+def three_parts(phi: Transformation, alpha: float, values: Values, key: jax.Array) -> Transformation:
+    """Chain metric, pull to the initial weights and idle noise; what has no value is left out.
+
+    Pull and noise stand between the stages, so that they are divided by ``E`` and its root: they act on the
+    idle weights.
+    """
+    stages = [ro.compute_metric(phi, alpha)]
+    if "pull" in values:
+        stages.append(ro.add_anchored_weights(values["pull"], ro.anchor.initial_weights()))
+    if "noise" in values:
+        stages.append(ro.add_idle_noise(values["rate"], values["noise"], key))
+    return optax.chain(*stages, ro.scale_by_inverse_metric(), optax.scale_by_learning_rate(values["rate"]))
+
+
+def with_phi(
+    alpha: float, phi: Callable[[jax.Array], Transformation]
+) -> Callable[[Values, jax.Array], Transformation]:
+    """Return what makes :func:`three_parts` of a phi that may want a random key."""
+    return lambda values, key: three_parts(phi(key), alpha, values, key)
+
+
+def activity(key: jax.Array) -> Transformation:
+    """Return the phi of ours."""
+    return ACTIVITY
+
+
+def leaf_mean(key: jax.Array) -> Transformation:
+    """Return the mean phi for all weights of a leaf: the metric's size and memory without its direction."""
+    return ro.phi.leaf_mean(ACTIVITY)
+
+
+def bases(scale: Scale) -> dict[str, Method]:
+    """Return the plain optimisers."""
+
+    def plain(name: str) -> Method:
+        return Method(lambda values, key: BASES[name](values["rate"]), "base", scale.rate_of(name))
+
+    return {name: plain(name) for name in BASES}
+
+
+def ours(scale: Scale) -> dict[str, Method]:
+    """Return ours and its parts."""
+    make = with_phi(scale.alpha, activity)
+    return {
+        OURS: Method(make, "ours", scale.three(scale.metric)),
+        "metric + pull": Method(make, "ours", scale.three(scale.metric, "pull")),
+    }
+
+
+def ablation(scale: Scale) -> dict[str, Method]:
+    """Return the subsets of the three parts that are neither in :func:`ours` nor in :func:`controls`."""
+    make, mean, low = with_phi(scale.alpha, activity), with_phi(scale.alpha, leaf_mean), scale.metric / 8
+    only_rate = {"rate": Axis(scale.metric)}
+    return {
+        "metric": Method(make, "ours", only_rate),
+        "metric + noise": Method(make, "ours", scale.three(scale.metric, "noise")),
+        "leaf-mean phi only": Method(mean, "control", {"rate": Axis(low)}),
+        "leaf-mean phi + pull only": Method(mean, "control", scale.three(low, "pull")),
+        "leaf-mean phi + noise only": Method(mean, "control", scale.three(low, "noise")),
+    }
+
+
+def norm_matched_gradient(scale: Scale) -> Callable[[Values, jax.Array], Transformation]:
+    """Return what makes the pulled gradient with the step lengths of ours."""
+
+    def make(values: Values, key: jax.Array) -> Transformation:
+        without_noise = {name: value for name, value in values.items() if name != "noise"}
+        return ro.norm_matched_base(
+            three_parts(ACTIVITY, 0.0, without_noise, key), three_parts(ACTIVITY, scale.alpha, values, key)
+        )
+
+    return make
+
+
+def nothing(values: Values, key: jax.Array) -> Transformation:
+    """Build what leaves the weights as they are drawn."""
+    return optax.with_extra_args_support(optax.set_to_zero())
+
+
+def controls(scale: Scale) -> dict[str, Method]:
+    """Return what takes from ours the part that is said to help."""
+
+    def permuted(key: jax.Array) -> Transformation:
+        return permuted_once(ACTIVITY, key)
+
+    # A weight that has the phi of an idle one sees the whole rate: stable rates are those of plain descent.
+    low = scale.three(scale.metric) | {"rate": Axis(scale.metric / 100, 8.0)}
+    bare = {"rate": Axis(scale.sgd), "pull": Axis(scale.l2, 4.0), "noise": Axis(scale.shake, 3.0)}
+    return {
+        "permuted phi": Method(with_phi(scale.alpha, permuted), "control", low),
+        "leaf-mean phi": Method(with_phi(scale.alpha, leaf_mean), "control", scale.three(scale.metric)),
+        "re-tuned base: pull + noise": Method(with_phi(0.0, activity), "control", bare),
+        "norm-matched gradient + pull": Method(norm_matched_gradient(scale), "control", {}, point_of=OURS),
+        "untrained": Method(nothing, "control", {}),
+    }
+
+
+def shaken(scale: Scale, base: str, optimiser: OfRate | None = None) -> Method:
+    """Return shrink and perturb behind an optimiser."""
+    inner = optimiser or BASES[base]
+
+    def make(values: Values, key: jax.Array) -> Transformation:
+        return optax.chain(inner(values["rate"]), shrink_and_perturb(values["shrink"], values["noise"], key))
+
+    axes = {"shrink": Axis(scale.share, 4.0), "noise": Axis(scale.shake, 3.0)}
+    return Method(make, "peer", scale.rate_of(base) | axes)
+
+
+def penalised(scale: Scale, base: str, penalty: Callable[[jax.Array], Transformation]) -> Method:
+    """Return a penalty in front of an optimiser."""
+
+    def make(values: Values, key: jax.Array) -> Transformation:
+        return optax.chain(penalty(values["strength"]), BASES[base](values["rate"]))
+
+    return Method(make, "peer", scale.rate_of(base) | {"strength": Axis(scale.l2, 4.0)})
+
+
+def renewed(scale: Scale, base: str, network: Network) -> Method:
+    """Return continual backpropagation behind an optimiser."""
+
+    def make(values: Values, key: jax.Array) -> Transformation:
+        renewal = continual_backprop(values["replacement"], MATURITY, key, network.draw)
+        return optax.chain(BASES[base](values["rate"]), on_layers(renewal, network))
+
+    return Method(make, "peer", scale.rate_of(base) | {"replacement": Axis(1e-4, 10.0)})
+
+
+def pulled_outside(values: Values, key: jax.Array) -> Transformation:
+    """Build RMSprop with pull and noise outside of the metric, the same for every weight."""
     return optax.chain(
-        ro.compute_metric(phi, alpha),
+        BASES["RMSprop"](values["rate"]),
+        # Behind the learning rate the sign is that of a descent step.
+        optax.scale(-1.0),
         ro.add_anchored_weights(values["pull"], ro.anchor.initial_weights()),
-        *([ro.add_idle_noise(values["rate"], values["noise"], key)] if noise else []),
-        ro.scale_by_inverse_metric(),
-        optax.scale_by_learning_rate(values["rate"]),
+        optax.scale(-1.0),
+        optax.add_noise(values["noise"] ** 2, 0.0, key),
     )
 
 
-def online_methods(scale: Scale) -> dict[str, Method]:
-    """Return all methods of an online stream, the most important first."""
-    activity = ro.phi.activity(decay=DECAY)
-    rates = {"SGD": scale.sgd, "RMSprop": scale.rmsprop, "Adam": scale.adam}
-    bases: dict[str, Callable[[jax.Array], Transformation]] = {
-        "SGD": optax.sgd,
-        "RMSprop": lambda rate: optax.rmsprop(rate, decay=DECAY),
-        "Adam": optax.adam,
-    }
+def gated(values: Values, key: jax.Array) -> Transformation:
+    """Build utility-based perturbed gradient descent."""
+    return utility_based_descent(values["rate"], values["noise"], values["decay"], key)
 
-    def ours(alpha: float, phi: Callable[[jax.Array], Transformation], noise: bool = True):
-        return lambda values, key, network: three_parts(phi(key), alpha, values, key, noise)
 
-    def norm_matched_gradient(values: Values, key: jax.Array, network: Network) -> Transformation:
-        return ro.norm_matched_base(
-            three_parts(activity, 0.0, values, key, noise=False),
-            three_parts(activity, scale.alpha, values, key),
-        )
-
-    def rate_of(base: str) -> dict[str, Axis]:
-        return {"rate": Axis(rates[base])}
-
-    def with_penalty(base: str, penalty: Callable[[jax.Array], Transformation]) -> Method:
-        def make(values: Values, key: jax.Array, network: Network) -> Transformation:
-            return optax.chain(penalty(values["strength"]), bases[base](values["rate"]))
-
-        return Method(rate_of(base) | {"strength": Axis(scale.l2, 4.0)}, make, "peer")
-
-    def with_shaking(base: str, optimiser: Callable[[jax.Array], Transformation] | None = None) -> Method:
-        inner = optimiser or bases[base]
-
-        def make(values: Values, key: jax.Array, network: Network) -> Transformation:
-            return optax.chain(
-                inner(values["rate"]), shrink_and_perturb(values["shrink"], values["noise"], key)
-            )
-
-        axes = {"shrink": Axis(scale.share, 4.0), "noise": Axis(scale.shake, 3.0)}
-        return Method(rate_of(base) | axes, make, "peer")
-
-    def decoupled(values: Values, key: jax.Array, network: Network) -> Transformation:
-        """Pull and noise outside of the metric, the same for every weight."""
-        return optax.chain(
-            bases["RMSprop"](values["rate"]),
-            # Behind the learning rate the sign is that of a descent step.
-            optax.scale(-1.0),
-            ro.add_anchored_weights(values["pull"], ro.anchor.initial_weights()),
-            optax.scale(-1.0),
-            optax.add_noise(values["noise"] ** 2, 0.0, key),
-        )
-
-    def with_replacement(base: str) -> Method:
-        def make(values: Values, key: jax.Array, network: Network) -> Transformation:
-            renewal = continual_backprop(values["replacement"], MATURITY, key, network.draw)
-            return optax.chain(bases[base](values["rate"]), on_layers(renewal, network))
-
-        return Method(rate_of(base) | {"replacement": Axis(1e-4, 10.0)}, make, "peer")
-
-    def gated(values: Values, key: jax.Array, network: Network) -> Transformation:
-        return utility_based_descent(values["rate"], values["noise"], values["decay"], key)
-
-    three = {"rate": Axis(scale.metric), "pull": Axis(scale.pull), "noise": Axis(scale.noise)}
-    # A weight that has the phi of an idle one sees the whole rate: stable rates are those of plain descent.
-    permuted = three | {"rate": Axis(scale.metric / 100, 8.0)}
-    bare = {"rate": Axis(scale.sgd), "pull": Axis(scale.l2, 4.0), "noise": Axis(scale.shake, 3.0)}
+def peers(scale: Scale, network: Network) -> dict[str, Method]:
+    """Return the published rules, those on adaptive optimisers too."""
+    peer: Role = "peer"
     outside = {"pull": Axis(scale.share, 4.0), "noise": Axis(scale.shake, 3.0)}
     utility = {"noise": Axis(scale.gradient_noise, 4.0), "decay": Axis(scale.l2, 4.0)}
+    memories = [None, *(lambda rate, decay=decay: optax.rmsprop(rate, decay=decay) for decay in OTHERS)]
     return {
-        OURS: Method(three, ours(scale.alpha, lambda key: activity), "ours"),
-        "RMSprop + shrink and perturb": with_shaking("RMSprop"),
-        **{
-            f"RMSprop, decay {decay} + shrink and perturb": with_shaking(
-                "RMSprop", lambda rate, decay=decay: optax.rmsprop(rate, decay=decay)
-            )
-            for decay in OTHERS
-        },
-        "SGD": Method(rate_of("SGD"), lambda v, k, n: bases["SGD"](v["rate"]), "base"),
-        "RMSprop": Method(rate_of("RMSprop"), lambda v, k, n: bases["RMSprop"](v["rate"]), "base"),
-        "permuted phi": Method(permuted, ours(scale.alpha, lambda k: permuted_once(activity, k)), "control"),
-        "leaf-mean phi": Method(three, ours(scale.alpha, lambda k: ro.phi.leaf_mean(activity)), "control"),
-        "re-tuned base: pull + noise": Method(bare, ours(0.0, lambda key: activity), "control"),
-        "norm-matched gradient + pull": Method({}, norm_matched_gradient, "control", point_of=OURS),
-        "untrained": Method(
-            {}, lambda v, k, n: optax.with_extra_args_support(optax.set_to_zero()), "control"
-        ),
-        "RMSprop + pull + noise outside": Method(rate_of("RMSprop") | outside, decoupled, "peer"),
-        "RMSprop + L2-Init": with_penalty("RMSprop", penalties.l2_init),
-        "Adam": Method(rate_of("Adam"), lambda v, k, n: bases["Adam"](v["rate"]), "base"),
-        "SGD + shrink and perturb": with_shaking("SGD"),
-        "SGD + continual backprop": with_replacement("SGD"),
-        "UPGD": Method(rate_of("SGD") | utility, gated, "peer"),
-        "metric + pull": Method(
-            {name: three[name] for name in ("rate", "pull")},
-            ours(scale.alpha, lambda key: activity, noise=False),
-            "ours",
-        ),
-        "SGD + L2-Init": with_penalty("SGD", penalties.l2_init),
-        "RMSprop + continual backprop": with_replacement("RMSprop"),
-        "Adam + continual backprop": with_replacement("Adam"),
-        "Adam + shrink and perturb": with_shaking("Adam"),
-        "Adam + L2-Init": with_penalty("Adam", penalties.l2_init),
-        "SGD + L2": with_penalty("SGD", penalties.l2),
-        "RMSprop + L2": with_penalty("RMSprop", penalties.l2),
+        **{name: shaken(scale, "RMSprop", memory) for name, memory in zip(SHAKEN, memories, strict=True)},
+        "RMSprop + pull + noise outside": Method(pulled_outside, peer, scale.rate_of("RMSprop") | outside),
+        "RMSprop + L2-Init": penalised(scale, "RMSprop", penalties.l2_init),
+        "SGD + shrink and perturb": shaken(scale, "SGD"),
+        "SGD + continual backprop": renewed(scale, "SGD", network),
+        "UPGD": Method(gated, peer, scale.rate_of("SGD") | utility),
+        "SGD + L2-Init": penalised(scale, "SGD", penalties.l2_init),
+        "RMSprop + continual backprop": renewed(scale, "RMSprop", network),
+        "Adam + continual backprop": renewed(scale, "Adam", network),
+        "Adam + shrink and perturb": shaken(scale, "Adam"),
+        "Adam + L2-Init": penalised(scale, "Adam", penalties.l2_init),
+        "SGD + L2": penalised(scale, "SGD", penalties.l2),
+        "RMSprop + L2": penalised(scale, "RMSprop", penalties.l2),
     }
+
+
+def online_methods(scale: Scale, network: Network) -> dict[str, Method]:
+    """Return all methods of an online stream by name, ours first.
+
+    ``make`` takes the values of the axes and a random key.
+    """
+    return ours(scale) | bases(scale) | controls(scale) | peers(scale, network)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from benchmarks.peers.continual_backprop import Draw, Layers
+from benchmarks.continual.peers.continual_backprop import Draw, Layers
 
 
 class Network(NamedTuple):

@@ -7,46 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.continual import lanes
-from benchmarks.continual.methods import Method, Scale, online_methods
+from benchmarks.continual.images import Images, Params, draw_network, forward
+from benchmarks.continual.methods import Scale, online_methods
 from benchmarks.continual.network import Network
-from benchmarks.continual.trials import Point
-from benchmarks.permuted_digits.problem import Images, Params, draw_network, forward
+from benchmarks.shared import lanes
+from benchmarks.shared.tuning import Point
 
 HIDDEN = (32, 32)
-METHODS = online_methods(
-    Scale(
-        alpha=1000.0,
-        metric=2.0,
-        pull=1e-3,
-        noise=2e-3,
-        sgd=0.1,
-        rmsprop=2e-3,
-        adam=2e-3,
-        l2=1e-3,
-        share=1e-4,
-        shake=1e-3,
-        gradient_noise=0.02,
-    )
+SCALE = Scale(
+    alpha=1000.0,
+    metric=2.0,
+    pull=1e-3,
+    noise=2e-3,
+    sgd=0.1,
+    rmsprop=2e-3,
+    adam=2e-3,
+    l2=1e-3,
+    share=1e-4,
+    shake=1e-3,
+    gradient_noise=0.02,
 )
-
-
-class Size(NamedTuple):
-    """How long a run is.
-
-    Attributes:
-      blocks: tasks, or stretches of the same noise.
-      steps: per block.
-      batch: examples per step.
-      noisy: blocks at the beginning in which the variance of the noise doubles; then it stays.
-      variance: of the noise in the first of them.
-    """
-
-    blocks: int
-    steps: int
-    batch: int = 16
-    noisy: int = 0
-    variance: float = 0.0
 
 
 class Block(NamedTuple):
@@ -71,22 +51,31 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 NETWORK = Network(lambda params: params, lambda layers: layers, draw)
+METHODS = online_methods(SCALE, NETWORK)
 
 
-def label_block(images: Images, size: Size, seed: jax.Array, number: jax.Array) -> Block:
+def label_block(images: Images, seed: jax.Array, number: jax.Array) -> Block:
     """Permute the labels anew in each block: nothing of the one before helps, and nothing has to be kept."""
     labels_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
     labels = jax.random.permutation(labels_key, images.classes)
     return Block(jnp.arange(images.inputs.shape[1]), labels, jnp.zeros(()), key)
 
 
-def noise_block(images: Images, size: Size, seed: jax.Array, number: jax.Array) -> Block:
-    """Double the variance of the inputs' noise from block to block, then permute the pixels in each."""
+def noise_block(images: Images, seed: jax.Array, number: jax.Array, noisy: int, variance: float) -> Block:
+    """Double the variance of the inputs' noise from block to block, then permute the pixels in each.
+
+    Args:
+      images: what is learned.
+      seed: of the run.
+      number: of the block.
+      noisy: blocks at the beginning in which the variance of the noise doubles; then it stays.
+      variance: of the noise in the first of them.
+    """
     pixels_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
     same = jnp.arange(images.inputs.shape[1])
-    pixels = jnp.where(number < size.noisy, same, jax.random.permutation(pixels_key, same))
-    doublings = jnp.minimum(number, size.noisy - 1)
-    return Block(pixels, jnp.arange(images.classes), jnp.sqrt(size.variance * 2.0**doublings), key)
+    pixels = jnp.where(number < noisy, same, jax.random.permutation(pixels_key, same))
+    doublings = jnp.minimum(number, noisy - 1)
+    return Block(pixels, jnp.arange(images.classes), jnp.sqrt(variance * 2.0**doublings), key)
 
 
 def loss(
@@ -98,10 +87,10 @@ def loss(
     return -chosen.mean(), (jnp.mean(logits.argmax(1) == labels), layer_inputs[1:])
 
 
-def learn(make, values, params, state, own):
+def learn(build, values, params, state, own):
     """Learn one block online; return loss and accuracy, each from before its step."""
     inputs, labels = own
-    tx = make(values, jax.random.key(0), NETWORK)
+    tx = build(values, jax.random.key(0))
 
     def step(carry, batch):
         params, state = carry
@@ -114,22 +103,43 @@ def learn(make, values, params, state, own):
 
 
 def run(
-    method: Method,
+    name: str,
     points: Sequence[Point],
-    seeds: range,
-    size: Size,
-    advance: Callable[[float], None],
+    seeds: Sequence[int],
     images: Images,
-    block_of: Callable[[Images, Size, jax.Array, jax.Array], Block],
+    advance: Callable[[float], None],
+    *,
+    blocks: int,
+    steps: int,
+    batch: int = 16,
+    noisy: int = 0,
+    variance: float = 0.0,
 ) -> list[lanes.Scores]:
-    """Learn all blocks online at every point on every seed."""
+    """Learn all blocks online at every point on every seed.
+
+    Args:
+      name: of the method.
+      points: values of its hyper-parameters.
+      seeds: of everything that is random.
+      images: what is learned.
+      advance: told the share of the run that has just been done.
+      blocks: tasks, or stretches of the same noise.
+      steps: per block.
+      batch: examples per step.
+      noisy: as of :func:`noise_block`; at 0 it is the labels that are permuted.
+      variance: as of :func:`noise_block`.
+    """
     layers = (images.inputs.shape[1], *HIDDEN, images.classes)
     inputs, labels = jnp.asarray(images.inputs), jnp.asarray(images.labels)
+    build = METHODS[name].make
 
     def batches(seed: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        block = block_of(images, size, seed, number)
+        if noisy:
+            block = noise_block(images, seed, number, noisy, variance)
+        else:
+            block = label_block(images, seed, number)
         choice_key, noise_key = jax.random.split(block.key)
-        chosen = jax.random.randint(choice_key, (size.steps, size.batch), 0, len(labels))
+        chosen = jax.random.randint(choice_key, (steps, batch), 0, len(labels))
         clean = inputs[chosen][..., block.pixels]
         noise = block.spread * jax.random.normal(noise_key, clean.shape)
         return clean + noise, block.labels[labels[chosen]]
@@ -141,17 +151,16 @@ def run(
     numbers = jnp.asarray(seeds)
     params, keys = jax.jit(jax.vmap(begin))(numbers)
     values = lanes.values_of(points)
-    params, state, axes = lanes.start(method.make, values, params, keys, NETWORK)
-    learn_all = lanes.mapped(learn, method.make, axes)
+    params, state, axes = lanes.start(build, values, params, keys)
+    learn_all = lanes.mapped(learn, build, axes)
     draw_batches = jax.jit(jax.vmap(batches, (0, None)))
     measured = []
-    for number in range(size.blocks):
+    for number in range(blocks):
         params, state, measures = learn_all(values, params, state, draw_batches(numbers, number))
         measured.append(np.asarray(measures, np.float64))
-        advance(1 / size.blocks)
+        advance(1 / blocks)
     losses, right = np.stack(measured, axis=-1)  # each points x seeds x blocks
-    main = "accuracy" if block_of is label_block else "loss"
     return [
-        lanes.scores({"loss": loss_of, "accuracy": 100 * right_of}, main)
+        lanes.scores({"loss": loss_of, "accuracy": 100 * right_of}, "loss" if noisy else "accuracy")
         for loss_of, right_of in zip(losses, right, strict=True)
     ]

@@ -1,6 +1,6 @@
 """Permuted images with a penalty for forgetting, as a stream: what holds at which strength of the pull."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,30 +9,28 @@ import numpy as np
 import optax
 
 import riemann_optax as ro
-from benchmarks.continual.lanes import Scores, values_of
-from benchmarks.continual.methods import Method, Values
+from benchmarks.continual.images import (
+    LAYERS,
+    Data,
+    Images,
+    Params,
+    accuracy,
+    draw_network,
+    loss,
+    make_data,
+    mean_fisher,
+)
+from benchmarks.continual.methods import Values
 from benchmarks.continual.network import permuted_once
-from benchmarks.continual.trials import Axis, Point
-from benchmarks.peers import penalties
-from benchmarks.permuted_digits import runs
-from benchmarks.permuted_digits.problem import Images, Params
+from benchmarks.continual.peers import penalties
+from benchmarks.shared import lanes
+from benchmarks.shared.experiment import Method, Role
+from benchmarks.shared.tuning import Axis, Point
 
 OURS = "metric, bounded"
+RATE = 0.5  # at the start of every task; it cools to 0 within each, linearly (tried: cosine, on seeds 0-19)
 Transformation = optax.GradientTransformation
-
-
-class Size(NamedTuple):
-    """How long a run is.
-
-    Attributes:
-      tasks: permutations of the pixels, learned one after the other.
-      epochs: of each.
-      batch: examples per step.
-    """
-
-    tasks: int = 10
-    epochs: int = 20
-    batch: int = 32
+Boundary = Callable[[optax.OptState, Params, jax.Array], optax.OptState]
 
 
 def bounded(phi: Transformation, limit: jax.Array) -> optax.GradientTransformationExtraArgs:
@@ -59,8 +57,8 @@ def fisher() -> optax.GradientTransformationExtraArgs:
 
 
 def schedule_of(values: Values, schedule: optax.Schedule) -> optax.Schedule:
-    """Return the schedule, which starts at ``runs.RATE``, with the start that is tried."""
-    return lambda count: schedule(count) * values["rate"] / runs.RATE
+    """Return the schedule, which starts at ``RATE``, with the start that is tried."""
+    return lambda count: schedule(count) * values["rate"] / RATE
 
 
 def under_metric(
@@ -97,95 +95,209 @@ def pull_of(values: Values, phi: Transformation) -> Transformation:
 
 def norm_matched(values: Values, schedule: optax.Schedule) -> Transformation:
     """Build the plain penalty with the step lengths of ours."""
-    phi = bounded(fisher(), limit_of(values))
+    phi = bounded_fisher(values)
     return ro.norm_matched_base(
         under_no_metric(values, schedule, pull_of(values, phi)), under_metric(values, schedule, phi)
     )
 
 
-def on_adaptive(rule: str, optimiser: Callable[[optax.Schedule], Transformation]) -> Method:
-    """Return a published penalty on an optimiser that rescales gradients, and the penalty with them."""
-    build, strength = PENALTIES[rule]
-
-    def make(values: Values, schedule: optax.Schedule) -> Transformation:
-        return under_no_metric(values, schedule, build(values["strength"]), optimiser)
-
-    return Method({"rate": Axis(0.002), "strength": Axis(strength, 4.0)}, make, "peer")
+def consolidated(
+    phi: Callable[[Values], Transformation], axes: Mapping[str, Axis], role: Role = "ours"
+) -> Method:
+    """Return the penalty under the metric of a phi."""
+    return Method(lambda values, schedule: under_metric(values, schedule, phi(values)), role, axes)
 
 
-# Each with the centre of its grid on gradient descent.
-PENALTIES: dict[str, tuple[Callable[[jax.typing.ArrayLike], Transformation], float]] = {
-    "EWC": (penalties.ewc, 8.0),
-    "synaptic intelligence": (penalties.synaptic_intelligence, 1.0),
-}
+def penalised(
+    penalty: Callable[[Values], Transformation],
+    axes: Mapping[str, Axis],
+    role: Role = "peer",
+    optimiser: Callable[[optax.Schedule], Transformation] = optax.sgd,
+) -> Method:
+    """Return a penalty as part of the loss."""
+    return Method(
+        lambda values, schedule: under_no_metric(values, schedule, penalty(values), optimiser), role, axes
+    )
+
+
+def bounded_fisher(values: Values) -> Transformation:
+    """Return the phi of ours."""
+    return bounded(fisher(), limit_of(values))
+
+
+def elastic(values: Values) -> Transformation:
+    """Return the penalty of elastic weight consolidation."""
+    return penalties.ewc(values["strength"])
+
+
+def fading(values: Values) -> Transformation:
+    """Return the penalty of online elastic weight consolidation."""
+    return penalties.ewc(values["strength"], memory=MEMORY)
+
+
+def path_integral(values: Values) -> Transformation:
+    """Return the penalty of synaptic intelligence."""
+    return penalties.synaptic_intelligence(values["strength"])
+
+
+def shuffled(values: Values) -> Transformation:
+    """Return the phi of ours on the wrong weights."""
+    return permuted_once(bounded_fisher(values), jax.random.key(1))
+
+
+def plain(values: Values, schedule: optax.Schedule) -> Transformation:
+    """Build gradient descent."""
+    return optax.sgd(schedule_of(values, schedule))
+
+
+def nothing(values: Values, schedule: optax.Schedule) -> Transformation:
+    """Build what leaves the weights as they are drawn."""
+    return optax.set_to_zero()
+
+
+MEMORY = 0.7  # of the tasks before, where the Fisher information fades
 ADAPTIVE = {"RMSprop": optax.rmsprop, "Adam": optax.adam}
 TWO = {"rate": Axis(0.5), "strength": Axis(8.0)}
 THREE = TWO | {"bound": Axis(0.05)}
-# ``make`` takes the schedule of the rate in the place of key and network.
-METHODS: dict[str, Method] = {
-    OURS: Method(THREE, lambda v, s: under_metric(v, s, bounded(fisher(), limit_of(v))), "ours"),
-    "metric": Method(TWO, lambda v, s: under_metric(v, s, fisher()), "ours"),
-    "EWC": Method(TWO, lambda v, s: under_no_metric(v, s, penalties.ewc(v["strength"])), "peer"),
-    "SGD": Method({"rate": Axis(0.5)}, lambda v, s: optax.sgd(schedule_of(v, s)), "base"),
-    "re-tuned base: EWC, bounded": Method(
-        THREE, lambda v, s: under_no_metric(v, s, pull_of(v, bounded(fisher(), limit_of(v)))), "control"
+# On an optimiser that rescales gradients, and the penalty with them.
+SLOW, SLOW_PATH = ({"rate": Axis(0.002), "strength": Axis(strength, 4.0)} for strength in (8.0, 1.0))
+
+# By what a method has to know at the end of a task. ``make`` takes values and the schedule of the rate.
+WITH_FISHER: dict[str, Method] = {
+    OURS: consolidated(bounded_fisher, THREE),
+    "metric": consolidated(lambda values: fisher(), TWO),
+    "EWC": penalised(elastic, TWO),
+    "re-tuned base: EWC, bounded": penalised(
+        lambda values: pull_of(values, bounded_fisher(values)), THREE, "control"
     ),
-    "permuted phi": Method(
-        THREE,
-        lambda v, s: under_metric(v, s, permuted_once(bounded(fisher(), limit_of(v)), jax.random.key(1))),
-        "control",
-    ),
-    "leaf-mean phi": Method(
-        THREE, lambda v, s: under_metric(v, s, ro.phi.leaf_mean(bounded(fisher(), limit_of(v)))), "control"
-    ),
-    "norm-matched base": Method({}, norm_matched, "control", point_of=OURS),
-    "online EWC, memory 0.7": Method(
-        TWO, lambda v, s: under_no_metric(v, s, penalties.ewc(v["strength"], memory=0.7)), "peer"
-    ),
-    "metric, memory 0.7": Method(
-        TWO, lambda v, s: under_metric(v, s, ro.phi.online_ewc(0.7, running=False)), "ours"
-    ),
-    "synaptic intelligence": Method(
-        {"rate": Axis(0.5), "strength": Axis(1.0)},
-        lambda v, s: under_no_metric(v, s, penalties.synaptic_intelligence(v["strength"])),
-        "peer",
-    ),
-    **{
-        f"{name} + {rule}": on_adaptive(rule, optimiser)
-        for rule in PENALTIES
-        for name, optimiser in ADAPTIVE.items()
-    },
-    "untrained": Method({}, lambda v, s: optax.set_to_zero(), "control"),
+    "permuted phi": consolidated(shuffled, THREE, "control"),
+    "leaf-mean phi": consolidated(lambda values: ro.phi.leaf_mean(bounded_fisher(values)), THREE, "control"),
+    "norm-matched base": Method(norm_matched, "control", {}, point_of=OURS),
+    "online EWC, memory 0.7": penalised(fading, TWO),
+    "metric, memory 0.7": consolidated(lambda values: ro.phi.online_ewc(MEMORY, running=False), TWO),
+    **{f"{name} + EWC": penalised(elastic, SLOW, optimiser=tx) for name, tx in ADAPTIVE.items()},
 }
+WITH_PATH: dict[str, Method] = {
+    "synaptic intelligence": penalised(path_integral, {"rate": Axis(0.5), "strength": Axis(1.0)}),
+    **{
+        f"{name} + synaptic intelligence": penalised(path_integral, SLOW_PATH, optimiser=tx)
+        for name, tx in ADAPTIVE.items()
+    },
+}
+WITH_NOTHING: dict[str, Method] = {
+    "SGD": Method(plain, "base", {"rate": Axis(0.5)}),
+    "untrained": Method(nothing, "control", {}),
+}
+METHODS = WITH_FISHER | WITH_PATH | WITH_NOTHING
 
 
-def boundary_of(name: str) -> Callable[[optax.OptState, Params, jax.Array], optax.OptState]:
+def boundary_of(name: str) -> Boundary:
     """Return what a method does at the end of a task: most need the Fisher information, some nothing."""
-    if name in ("SGD", "untrained"):
+    if name in WITH_NOTHING:
         return lambda state, params, inputs: state
-    if name.endswith("synaptic intelligence"):
+    if name in WITH_PATH:
         return lambda state, params, inputs: ro.consolidate(state, params)
-    return runs.fisher_boundary
+    return lambda state, params, inputs: ro.consolidate(state, params, mean_fisher(params, inputs))
+
+
+class Task(NamedTuple):
+    """What belongs to a seed while a task is learned.
+
+    Attributes:
+      data: of the seed.
+      inputs: those to train on, with the task's permutation of the pixels.
+      batches: which examples each step has.
+    """
+
+    data: Data
+    inputs: jax.Array
+    batches: jax.Array
+
+
+def draw_task(data: Data, seed: jax.Array, number: jax.Array, epochs: int, batch: int) -> Task:
+    """Draw the batches of a task."""
+    examples = len(data.train_labels)
+    key = jax.random.fold_in(jax.random.key(seed), number + 1)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, examples))(jax.random.split(key, epochs))
+    batches = orders[:, : examples // batch * batch].reshape(-1, batch)
+    return Task(data, data.train_inputs[:, data.permutations[number]], batches)
+
+
+def learner(boundary: Boundary) -> Callable[..., Any]:
+    """Return what learns a task, consolidates at its end, and tests all tasks."""
+
+    def learn(build, values, params, state, task: Task):
+        data = task.data
+        tx = build(values, None)
+
+        def step(carry, batch):
+            params, state = carry
+            gradients = jax.grad(loss)(params, task.inputs[batch], data.train_labels[batch])
+            updates, state = tx.update(gradients, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, state), _ = jax.lax.scan(step, (params, state), task.batches)
+        state = boundary(state, params, task.inputs)
+        tested = jax.vmap(lambda p: accuracy(params, data.test_inputs[:, p], data.test_labels))
+        return params, state, tested(data.permutations)
+
+    return learn
 
 
 def run(
-    method: Method,
+    name: str,
     points: Sequence[Point],
-    seeds: range,
-    size: Size,
-    advance: Callable[[float], None],
+    seeds: Sequence[int],
     images: Images,
-) -> list[Scores]:
-    """Learn all tasks at every point on every seed; the curve is the mean accuracy over the tasks so far."""
-    name = next(name for name, own in METHODS.items() if own is method)
-    scale = runs.Size(size.tasks, size.epochs, size.batch, seeds)
-    tables = 100 * runs.run(
-        method.make, values_of(points), scale, boundary_of(name), images, advance
-    )  # points x seeds x learned x tested
+    advance: Callable[[float], None],
+    *,
+    tasks: int,
+    epochs: int,
+    batch: int,
+) -> list[lanes.Scores]:
+    """Learn all tasks at every point on every seed; the curve is the mean accuracy over the tasks so far.
+
+    Args:
+      name: of the method.
+      points: values of its hyper-parameters.
+      seeds: of everything that is random.
+      images: what is learned.
+      advance: told the share of the run that has just been done.
+      tasks: permutations of the pixels, learned one after the other.
+      epochs: of each.
+      batch: examples per step.
+    """
+    layers = (images.inputs.shape[1], *LAYERS[1:-1], images.classes)
+    data = [make_data(seed, tasks, images) for seed in seeds]
+    data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *data)
+    steps = epochs * (data.train_labels.shape[1] // batch)
+    cooling = optax.linear_schedule(RATE, 0.0, steps)
+
+    def schedule(count: jax.Array) -> jax.Array:
+        return cooling(count % steps)
+
+    def build(values: Values, key: Any) -> Transformation:
+        return METHODS[name].make(values, schedule)
+
+    numbers, values = jnp.asarray(seeds), lanes.values_of(points)
+    keys = jax.vmap(jax.random.key)(numbers)
+    params = jax.jit(jax.vmap(lambda key: draw_network(key, layers)))(keys)
+    params, state, axes = lanes.start(build, values, params, keys)
+    learn_all = lanes.mapped(learner(boundary_of(name)), build, axes)
+
+    def of_number(data: Data, seed: jax.Array, number: jax.Array) -> Task:
+        return draw_task(data, seed, number, epochs, batch)
+
+    draw = jax.jit(jax.vmap(of_number, (0, 0, None)))
+    tables = []
+    for number in range(tasks):
+        params, state, tested = learn_all(values, params, state, draw(data, numbers, number))
+        tables.append(100 * np.asarray(tested))
+        advance(1 / tasks)
     return [
-        Scores(
+        lanes.Scores(
             {"all tasks": table[:, -1].mean(1), "last task": table[:, -1, -1]},
-            np.asarray([table[:, task, : task + 1].mean() for task in range(size.tasks)]),
+            np.asarray([table[:, task, : task + 1].mean() for task in range(tasks)]),
         )
-        for table in tables
+        for table in np.stack(tables, axis=2)  # points x seeds x learned x tested
     ]

@@ -8,42 +8,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.continual import lanes
-from benchmarks.continual.methods import Method, Scale, online_methods
+from benchmarks.continual.images import Images
+from benchmarks.continual.methods import Scale, ablation, online_methods
 from benchmarks.continual.network import Network
-from benchmarks.continual.trials import Point
-from benchmarks.slowly_changing.problem import BITS, HIDDEN, SLOW, Target, draw_learner, draw_target
+from benchmarks.continual.slow_bits import BITS, HIDDEN, SLOW, Target, draw_learner, draw_target
+from benchmarks.shared import lanes
+from benchmarks.shared.tuning import Point
 
 FAST = BITS - SLOW
 # All values of the fast bits: within a task no other input occurs than these.
 FAST_VALUES = ((np.arange(2**FAST)[:, None] >> np.arange(FAST)) & 1).astype(np.float32)
-METHODS = online_methods(
-    Scale(
-        alpha=12_500.0,
-        metric=100.0,
-        pull=5e-4,
-        noise=0.07,
-        sgd=0.002,
-        rmsprop=0.004,
-        adam=0.001,
-        l2=4e-3,
-        share=2e-4,
-        shake=2e-3,
-        gradient_noise=0.5,
-    )
+SCALE = Scale(
+    alpha=12_500.0,
+    metric=100.0,
+    pull=5e-4,
+    noise=0.07,
+    sgd=0.002,
+    rmsprop=0.004,
+    adam=0.001,
+    l2=4e-3,
+    share=2e-4,
+    shake=2e-3,
+    gradient_noise=0.5,
 )
-
-
-class Size(NamedTuple):
-    """How long a run is.
-
-    Attributes:
-      tasks: how many times the slow bits change, and one.
-      steps: of one example each, per task.
-    """
-
-    tasks: int = 100
-    steps: int = 10_000
 
 
 class Own(NamedTuple):
@@ -85,6 +72,7 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 NETWORK = Network(split, join, draw)
+METHODS = online_methods(SCALE, NETWORK) | ablation(SCALE)
 
 
 def loss(params: jax.Array, inputs: jax.Array, target: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -115,11 +103,11 @@ def draw_own(seed: jax.Array) -> tuple[Own, jax.Array, jax.Array]:
     return Own(draw_target(target_key), slow, key), draw_learner(learner_key), noise_key
 
 
-def learn(make, values, params, state, task):
+def learn(build, values, params, state, task):
     """Learn one task online; return the mean squared error, each from before its step, too."""
     inputs, targets, which = task
     # The key of the noise is in the state by now.
-    tx = make(values, jax.random.key(0), NETWORK)
+    tx = build(values, jax.random.key(0))
 
     def step(carry, index):
         params, state = carry
@@ -140,23 +128,39 @@ def drawing(steps: int, flip: bool) -> Callable[[Own], tuple[Own, jax.Array, jax
 
 
 def run(
-    method: Method,
+    name: str,
     points: Sequence[Point],
-    seeds: range,
-    size: Size,
+    seeds: Sequence[int],
+    images: Images,
     advance: Callable[[float], None],
+    *,
+    tasks: int,
+    steps: int,
     flip: bool = False,
 ) -> list[lanes.Scores]:
-    """Learn all tasks online at every point on every seed."""
+    """Learn all tasks online at every point on every seed.
+
+    Args:
+      name: of the method.
+      points: values of its hyper-parameters.
+      seeds: of everything that is random.
+      images: not used here.
+      advance: told the share of the run that has just been done.
+      tasks: how many times the slow bits change, and one.
+      steps: of one example each, per task.
+      flip: whether one slow bit changes at a time instead of all being drawn anew.
+    """
+    del images
+    build = METHODS[name].make
     own, params, keys = jax.jit(jax.vmap(draw_own))(jnp.asarray(seeds))
     values = lanes.values_of(points)
-    params, state, axes = lanes.start(method.make, values, params, keys, NETWORK)
-    learn_all = lanes.mapped(learn, method.make, axes)
+    params, state, axes = lanes.start(build, values, params, keys)
+    learn_all = lanes.mapped(learn, build, axes)
     errors = []
-    for _ in range(size.tasks):
-        own, *task = drawing(size.steps, flip)(own)
+    for _ in range(tasks):
+        own, *task = drawing(steps, flip)(own)
         params, state, error = learn_all(values, params, state, tuple(task))
         errors.append(np.asarray(error, np.float64))
-        advance(1 / size.tasks)
+        advance(1 / tasks)
     table = np.stack(errors, axis=-1)  # points x seeds x tasks
     return [lanes.scores({"error": by_seed}, "error") for by_seed in table]

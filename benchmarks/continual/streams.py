@@ -1,44 +1,55 @@
 """The streams: what is learned, by whom, on which seeds and with how many trials."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.continual import methods, online, permuted, regression
-from benchmarks.continual.lanes import Scores
-from benchmarks.continual.methods import DECAY, MATURITY, Method
-from benchmarks.continual.trials import Point
-from benchmarks.permuted_digits.problem import Images
+from benchmarks.continual.methods import DECAY, MATURITY
+from benchmarks.shared.experiment import Method, Size
+from benchmarks.shared.lanes import Scores
 
-Run = Callable[[Method, Sequence[Point], range, Any, Callable[[float], None]], list[Scores]]
+# Of a method's name, points, seeds, images, what is told of the progress, and the length as keywords.
+Run = Callable[..., list[Scores]]
+
+
+class Sweep(NamedTuple):
+    """What is run besides, at the chosen point of some methods.
+
+    Attributes:
+      axis: the one that is swept.
+      values: from the chosen value to those that are run.
+      methods: by whom.
+    """
+
+    axis: str
+    values: Callable[[float], Sequence[float]]
+    methods: Sequence[str]
 
 
 class Stream(NamedTuple):
     """One stream.
 
     Attributes:
+      title: in words, with the measure that is compared.
       methods: who takes part, the most important first.
       run: learns the stream at some points on some seeds.
       measure: what is tuned and compared, a name in ``Scores.by_seed``.
       higher: whether more of it is better.
-      size: how long a run is.
-      seeds: fresh ones, on which the chosen points are reported.
-      tuning_seeds: on which they are chosen.
-      rounds: of trials, each of ``trials.ROUND``, for every method.
-      sweep: at the chosen point, the values of one axis that are run besides; and by whom.
+      size: how long a run is, and on which seeds.
+      rounds: of trials, each of ``tuning.ROUND``, for every method.
+      sweep: what is run besides.
       ours: the name of our method.
     """
 
-    methods: dict[str, Method]
+    title: str
+    methods: Mapping[str, Method]
     run: Run
     measure: str
     higher: bool
-    size: Any
-    seeds: range
-    tuning_seeds: range = range(4)
+    size: Size
     rounds: int = 3
-    sweep: tuple[str, Callable[[float], list[float]], tuple[str, ...]] | None = None
+    sweep: Sweep | None = None
     ours: str = methods.OURS
 
 
@@ -47,70 +58,88 @@ def ladder(rate: float) -> list[float]:
     return [float(f"{rate * 2.0**k:.4g}") for k in range(-2, 9)]
 
 
-ONLINE_LADDER = (methods.OURS, "SGD", "RMSprop", "Adam", "RMSprop + shrink and perturb", "RMSprop + L2-Init")
+LADDER = (methods.OURS, "SGD", "RMSprop", "Adam", methods.SHAKEN[0], "RMSprop + L2-Init")
+SWEPT = (permuted.OURS, "metric", "EWC", "re-tuned base: EWC, bounded", "metric, memory 0.7")
+FLIPPED = (
+    methods.OURS,
+    *methods.SHAKEN,
+    "SGD",
+    "RMSprop",
+    "Adam",
+    "permuted phi",
+    "leaf-mean phi",
+    "re-tuned base: pull + noise",
+    "norm-matched gradient + pull",
+    "untrained",
+    "RMSprop + pull + noise outside",
+    "RMSprop + L2-Init",
+)
 
-
-def streams(images: Images) -> dict[str, Stream]:
-    """Return the streams by name, at full size; three of them learn ``images``."""
-    slow = Stream(
-        regression.METHODS,
-        regression.run,
-        measure="error",
+SLOW = Stream(
+    title="slowly-changing regression: mean squared error over the whole run",
+    methods=regression.METHODS,
+    run=regression.run,
+    measure="error",
+    higher=False,
+    size=Size({"tasks": 100, "steps": 10_000}, tuning_seeds=range(4), seeds=range(100, 200)),
+)
+STREAMS = {
+    "slowly_changing": SLOW,
+    "slowly_changing_flip": SLOW._replace(
+        title="slowly-changing regression, one bit flipped per task: mean squared error",
+        methods={name: regression.METHODS[name] for name in FLIPPED},
+        run=partial(regression.run, flip=True),
+    ),
+    "permuted_digits": Stream(
+        title="permuted digits: final accuracy over all ten tasks, per cent",
+        methods=permuted.METHODS,
+        run=permuted.run,
+        measure="all tasks",
+        higher=True,
+        size=Size({"tasks": 10, "epochs": 20, "batch": 32}, tuning_seeds=range(3), seeds=range(50, 80)),
+        rounds=2,
+        sweep=Sweep("strength", lambda chosen: [2.0, 5.0, 8.0, 20.0, 50.0], SWEPT),
+        ours=permuted.OURS,
+    ),
+    "label_permuted_digits": Stream(
+        title="label-permuted digits: accuracy over the whole run, per cent",
+        methods=online.METHODS,
+        run=online.run,
+        measure="accuracy",
+        higher=True,
+        size=Size(
+            {"blocks": 40, "steps": 100, "batch": 16, "noisy": 0, "variance": 0.0},
+            tuning_seeds=range(2),
+            seeds=range(100, 120),
+        ),
+    ),
+    "noise_shift": Stream(
+        title="growing noise, then shifts: cross-entropy over the whole run",
+        methods=online.METHODS,
+        run=online.run,
+        measure="loss",
         higher=False,
-        size=regression.Size(),
-        seeds=range(100, 200),
-    )
-    few = dict(islice(regression.METHODS.items(), 14))
-    return {
-        "slowly_changing": slow,
-        "permuted_digits": Stream(
-            permuted.METHODS,
-            partial(permuted.run, images=images),
-            measure="all tasks",
-            higher=True,
-            size=permuted.Size(),
-            seeds=range(50, 80),
-            tuning_seeds=range(3),
-            rounds=2,
-            sweep=(
-                "strength",
-                lambda chosen: [5.0, 8.0, 20.0, 50.0],
-                (permuted.OURS, "metric", "EWC", "re-tuned base: EWC, bounded", "metric, memory 0.7"),
-            ),
-            ours=permuted.OURS,
-        ),
-        "noise_shift": Stream(
-            online.METHODS,
-            partial(online.run, images=images, block_of=online.noise_block),
-            measure="loss",
-            higher=False,
-            size=online.Size(blocks=12, steps=200, noisy=8, variance=0.001),
-            seeds=range(100, 120),
+        size=Size(
+            {"blocks": 12, "steps": 200, "batch": 16, "noisy": 8, "variance": 0.001},
             tuning_seeds=range(2),
-            sweep=("rate", ladder, ONLINE_LADDER),
-        ),
-        "label_permuted_digits": Stream(
-            online.METHODS,
-            partial(online.run, images=images, block_of=online.label_block),
-            measure="accuracy",
-            higher=True,
-            size=online.Size(blocks=40, steps=100),
             seeds=range(100, 120),
-            tuning_seeds=range(2),
         ),
-        "slowly_changing_flip": slow._replace(methods=few, run=partial(regression.run, flip=True)),
-    }
+        sweep=Sweep("rate", ladder, LADDER),
+    ),
+}
 
 
-def quick(name: str, stream: Stream) -> Stream:
+def quick(stream: Stream) -> Stream:
     """Return a stream so short that it shows nothing, with two methods and one round of trials."""
-    short = {"blocks": 2, "tasks": 2, "steps": 20, "epochs": 1, "noisy": 1}
-    size = stream.size._replace(**{k: v for k, v in short.items() if k in stream.size._fields})
+    length = dict(stream.size.length)
+    short = {"blocks": 2, "tasks": 2, "steps": 20, "epochs": 1, "noisy": min(1, length.get("noisy", 0))}
     return stream._replace(
-        methods={name: stream.methods[name] for name in (stream.ours, "SGD")},
-        size=size,
-        seeds=range(100, 103),
-        tuning_seeds=range(2),
+        methods={name: stream.methods[name] for name in (stream.ours, methods.BASE)},
+        size=Size(
+            length | {name: value for name, value in short.items() if name in length},
+            tuning_seeds=range(2),
+            seeds=range(100, 103),
+        ),
         rounds=1,
         sweep=None,
     )

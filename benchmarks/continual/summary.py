@@ -5,16 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-BASE = "SGD"
-# Of every stream: what is compared, whether more of it is better, and which method is ours.
-STREAMS = {
-    "slowly_changing": ("error", False, "metric + pull + noise"),
-    "slowly_changing_flip": ("error", False, "metric + pull + noise"),
-    "permuted_digits": ("all tasks", True, "metric, bounded"),
-    "label_permuted_digits": ("accuracy", True, "metric + pull + noise"),
-    "noise_shift": ("loss", False, "metric + pull + noise"),
-}
-NORMAL_95 = 1.96
+from benchmarks.continual.methods import BASE
+from benchmarks.continual.streams import STREAMS
+from benchmarks.shared.statistics import NORMAL_95, numbers, standard_error
+from benchmarks.shared.tuning import Point
 
 
 class Row(NamedTuple):
@@ -38,7 +32,7 @@ class Row(NamedTuple):
 
     stream: str
     method: str
-    point: dict[str, float]
+    point: Point
     mean: float
     error: float
     difference: float
@@ -65,18 +59,14 @@ class SweepRow(NamedTuple):
 
     stream: str
     method: str
-    point: dict[str, float]
+    point: Point
     means: dict[str, float]
     diverged: float
 
 
-def _numbers(values: Iterable[float | None]) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in values], float)
-
-
 def _means(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the mean of every measure over the seeds on which it is finite."""
-    found = {name: _numbers(values) for name, values in result.items() if name != "curve"}
+    found = {name: numbers(values, np.nan) for name, values in result.items() if name != "curve"}
     return {
         name: float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else np.nan for name, v in found.items()
     }
@@ -91,26 +81,26 @@ def rows(entries: Iterable[Mapping[str, Any]], stream: str, data: str = "digits"
     """Return a row per method of a stream that has fresh runs, the best first; none without a run of ours.
 
     Args:
-      entries: of :class:`benchmarks.records.Records`, or of the lines of its file that have a ``"key"``.
-      stream: a name in :data:`STREAMS`.
+      entries: of ``Records``, or of the lines of its file that have a ``"key"``.
+      stream: a name in ``STREAMS``.
       data: what the streams of images learned.
     """
     entries = list(entries)
-    measure, higher, ours = STREAMS[stream]
+    about = STREAMS[stream]
     fresh = {e["key"]["method"]: e for e in _of(entries, stream, "fresh", data)}
     trials = [e["key"]["method"] for e in _of(entries, stream, "tuning", data)]
-    if ours not in fresh:
+    if about.ours not in fresh:
         return []
-    reference = _numbers(fresh[ours]["result"][measure])
-    base = np.mean(_numbers(fresh[BASE]["result"][measure])) if BASE in fresh else None
+    reference = numbers(fresh[about.ours]["result"][about.measure], np.nan)
+    base = np.mean(numbers(fresh[BASE]["result"][about.measure], np.nan)) if BASE in fresh else None
     table = []
     for method, entry in fresh.items():
-        values = _numbers(entry["result"][measure])
+        values = numbers(entry["result"][about.measure], np.nan)
         finite = np.isfinite(values)
         difference = (values - reference)[finite]
         centre = float(difference.mean()) if finite.any() else np.nan
-        half = NORMAL_95 * _standard_error(difference)
-        ahead = (values < reference) if higher else (values > reference)
+        half = NORMAL_95 * standard_error(difference)
+        ahead = (values < reference) if about.higher else (values > reference)
         gain = None
         if base is not None and finite.all():
             gain = float((base - values.mean()) / (base - reference.mean()))
@@ -120,7 +110,7 @@ def rows(entries: Iterable[Mapping[str, Any]], stream: str, data: str = "digits"
                 method=method,
                 point=entry["key"]["point"],
                 mean=float(values.mean()) if finite.all() else np.nan,
-                error=_standard_error(values[finite]),
+                error=standard_error(values[finite]),
                 difference=centre,
                 low=centre - half,
                 high=centre + half,
@@ -129,10 +119,10 @@ def rows(entries: Iterable[Mapping[str, Any]], stream: str, data: str = "digits"
                 trials=trials.count(method),
                 gain_kept=gain,
                 diverged=int((~finite).sum()),
-                others={name: mean for name, mean in _means(entry["result"]).items() if name != measure},
+                others={n: mean for n, mean in _means(entry["result"]).items() if n != about.measure},
             )
         )
-    sign = -1 if higher else 1
+    sign = -1 if about.higher else 1
     return sorted(table, key=lambda row: sign * row.mean if np.isfinite(row.mean) else np.inf)
 
 
@@ -143,8 +133,8 @@ def sweep_rows(entries: Iterable[Mapping[str, Any]], stream: str, data: str = "d
     for entry in _of(list(entries), stream, "sweep", data):
         lost = np.zeros(1)
         for name, values in entry["result"].items():
-            numbers = _numbers(values)
-            lost = ~np.isfinite(numbers) | (numbers > chance.get(name, np.inf)) | lost.astype(bool)
+            found = numbers(values, np.nan)
+            lost = ~np.isfinite(found) | (found > chance.get(name, np.inf)) | lost.astype(bool)
         table.append(
             SweepRow(
                 stream,
@@ -155,7 +145,3 @@ def sweep_rows(entries: Iterable[Mapping[str, Any]], stream: str, data: str = "d
             )
         )
     return table
-
-
-def _standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan

@@ -14,13 +14,12 @@ from rich.progress import Progress
 from benchmarks.figure1.methods import METHODS, Method
 from benchmarks.figure1.near_minimum import NOTE, outlooks, spectrum_table
 from benchmarks.figure1.picture import draw
-from benchmarks.figure1.report import CLAIM, LEGEND, claim_holds, sentences, surface_table, write_record
+from benchmarks.figure1.report import CLAIM, LEGEND, claim_holds, content, sentences, surface_table
 from benchmarks.figure1.rows import make_rows
 from benchmarks.figure1.search import FULL, QUICK, search
 from benchmarks.figure1.surfaces import paper_surfaces
-
-RESULTS = Path(__file__).parent.parent / "results"
-PROBE = ".figure1-write-test"
+from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.shared.records import write_record
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -30,18 +29,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--angle", type=float, default=17.0, help="turn of the second surface in degrees")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for figure1.json and figure1.png")
     parser.add_argument("--quick", action="store_true", help="a coarser grid and shorter runs")
-    options = parser.parse_args(arguments)
+    options = parse_with_folder(parser, arguments)
     if not 1 <= options.kappa < math.inf:
         parser.error(f"--kappa must be a number of at least 1, got {options.kappa}")
     if not math.isfinite(options.angle):
         parser.error(f"--angle must be a finite number of degrees, got {options.angle}")
-    try:
-        # Whether the folder can be written is better known before the minutes of work than after.
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / PROBE).touch()
-        (options.out / PROBE).unlink()
-    except OSError as error:
-        parser.error(f"--out must be a folder that can be written: {error}")
     return options
 
 
@@ -63,10 +55,9 @@ def main(arguments: list[str]) -> None:
         near_minimum = outlooks(surfaces, rows)
     seconds = time.perf_counter() - began
     command = ["python", "-m", "benchmarks.figure1", *arguments]
-    write_record(options.out / "figure1.json", command, surfaces, grid, rows, seconds)
+    write_record(options.out / "figure1.json", command, content(surfaces, grid, rows, seconds))
 
-    console = Console(highlight=False)
-    console.width = max(console.width, 140)  # in a narrow terminal the tables wrap, which beats cutting them
+    console = wide_console(140)
     for name, surface in surfaces.items():
         turned = f", turned by {surface.angle:g} degrees" if surface.angle else ""
         own = [row for row in rows if row.surface == name]

@@ -1,8 +1,7 @@
 """The methods of the figure: the usual optimisers, and the metric with every phi in both roles."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import optax
@@ -14,8 +13,7 @@ Build = Callable[[jax.Array, jax.Array, jax.Array], optax.GradientTransformation
 MakePhi = Callable[[Role, jax.Array], optax.GradientTransformation]
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """One row of the table.
 
     Attributes:
@@ -55,8 +53,9 @@ def hutchinson(key: jax.Array) -> optax.GradientTransformation:
     return ro.phi.hutchinson_curvature(key=key)
 
 
-# Every phi of the package, with its default settings but for the secant rule's initial value. The reciprocal
-# curvatures measure flatness: what the paper's sentences, where plastic synapses move more, need phi to be.
+# Phis that need nothing but gradients, weights and the loss, with their default settings but for the secant
+# rule's initial value. The reciprocal curvatures measure flatness: what the paper's sentences, where plastic
+# synapses move more, need phi to be.
 PHIS: dict[str, MakePhi] = {
     "activity": lambda role, key: ro.phi.activity(),
     "accumulated activity": lambda role, key: ro.phi.accumulated_activity(),

@@ -1,9 +1,5 @@
 """What a run of the figure says: the tables, the sentences under them, the JSON record."""
 
-import json
-import platform
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +7,10 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.figure1.paths import TARGET
-from benchmarks.figure1.rows import FRESH_STARTS, STRAIGHT, SWINGS, Row, like_figure, quartiles, record
+from benchmarks.figure1.rows import FRESH_STARTS, STRAIGHT, SWINGS, Row, like_figure, record
 from benchmarks.figure1.search import SEEDS, Grid, rate_value
 from benchmarks.figure1.surfaces import Surface
+from benchmarks.shared.statistics import quartiles
 
 CURVATURES = ("secant curvature", "Hutchinson curvature")
 FEW_STEPS = 8  # what the project asks of the curvatures on the first surface at kappa 50
@@ -160,15 +157,9 @@ def claim_holds(rows: list[Row]) -> bool:
     )
 
 
-def write_record(
-    file: Path, command: list[str], surfaces: dict[str, Surface], grid: Grid, rows: list[Row], seconds: float
-) -> None:
-    """Write everything the tables show, and what it was made with, as JSON."""
-    packages = ("riemann-optax", "jax", "jaxlib", "optax", "numpy")
-    content: dict[str, Any] = {
-        "command": command,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "machine": platform.machine(),
+def content(surfaces: dict[str, Surface], grid: Grid, rows: list[Row], seconds: float) -> dict[str, Any]:
+    """Return everything the tables show, for the record."""
+    return {
         "precision": "float64",
         "seconds": round(seconds, 1),
         "surfaces": {name: surface._asdict() for name, surface in surfaces.items()},
@@ -185,4 +176,3 @@ def write_record(
         "sentences": sentences(rows),
         "rows": [record(row) for row in rows],
     }
-    file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -1,8 +1,6 @@
 """One row of the table per method and surface: its best run, and how much of that was luck."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,9 +27,14 @@ SWINGS = 1
 FRESH_STARTS = 21  # so that median and quartiles are runs, and none is between a number and infinity
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """A tuned method and what its path looks like."""
+class Configuration(NamedTuple):
+    """A tuned method and what its path looks like.
+
+    Attributes:
+      point: of the grid, by whole numbers.
+      rate, second: the values there.
+      statistics: of the path.
+    """
 
     point: Point
     rate: float
@@ -39,8 +42,7 @@ class Configuration:
     statistics: PathStatistics
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A method on a surface.
 
     Attributes:
@@ -148,23 +150,17 @@ def make_rows(
     ]
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the lower quartile, the median and the upper quartile of sorted values, 4 n + 1 of them."""
-    quarter = (len(values) - 1) // 4
-    return values[quarter], values[2 * quarter], values[3 * quarter]
-
-
 def record(row: Row) -> dict[str, Any]:
-    """Turn a row into what JSON can hold: infinity, a miss, becomes null."""
-
-    def number(value: float) -> float | None:
-        return value if np.isfinite(value) else None
+    """Lay out a row for the record, where infinity, a miss, becomes null."""
 
     def described(chosen: Configuration | None) -> dict[str, Any] | None:
         if chosen is None:
             return None
-        statistics = {name: number(value) for name, value in chosen.statistics._asdict().items()}
-        return {"rate": chosen.rate, row.method.second or "second": chosen.second, **statistics}
+        return {
+            "rate": chosen.rate,
+            row.method.second or "second": chosen.second,
+            **chosen.statistics._asdict(),
+        }
 
     return {
         "surface": row.surface,
@@ -173,9 +169,9 @@ def record(row: Row) -> dict[str, Any]:
         "trials": row.trials,
         "best": described(row.best),
         "ties": row.ties,
-        "fewest_steps_to_settle": number(row.settled),
+        "fewest_steps_to_settle": row.settled,
         "best_like_figure": described(row.straight),
-        "lowest_loss": number(row.lowest),
-        "on_edge": list(row.edges),
-        "steps_from_fresh_starts": [number(value) for value in row.fresh],
+        "lowest_loss": row.lowest,
+        "on_edge": row.edges,
+        "steps_from_fresh_starts": row.fresh,
     }

@@ -1,7 +1,7 @@
 """The grid search: every method on the same rates, and on equally many values of its second dimension."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,7 @@ Trials = dict[Point, PathStatistics]
 Results = dict[tuple[str, Method], Trials]
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """A log grid of rates times a log grid of the second dimension, by whole numbers ``(i, k)``.
 
     Rates are ``10**(i / 12)``. The second dimension is ``alpha = 10**(k / 4)``, or ``beta`` with the odds
@@ -57,8 +56,7 @@ class Grid:
     def widened(self, edges: Iterable[str]) -> "Grid":
         """Return the grid with the named edges a decade (of rates, of alpha) further out."""
         edges = set(edges)
-        return replace(
-            self,
+        return self._replace(
             rates=(self.rates[0] - 12 * ("low rate" in edges), self.rates[1] + 12 * ("high rate" in edges)),
             seconds=(
                 self.seconds[0] - 4 * ("low second" in edges),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.command import RESULTS
 from benchmarks.report import compose, pictures, suite
+from benchmarks.shared.command import RESULTS
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

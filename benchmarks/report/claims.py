@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.report.suite import MISSED, Suite, energy_ratio, judged, mean_against
+from benchmarks.report.suite import Suite, energy_ratio, judged, mean_against
+from benchmarks.shared.statistics import geometric_mean
 from benchmarks.time_to_target.contestants import (
     DEFAULT_BETAS,
     EIGENBASIS,
@@ -18,7 +19,7 @@ from benchmarks.time_to_target.contestants import (
     TUNED_ADAMW,
     VECTORS_FREE,
 )
-from benchmarks.time_to_target.summary import geometric_mean
+from benchmarks.time_to_target.search import MISS
 
 
 class Claim(NamedTuple):
@@ -106,15 +107,14 @@ def _missed(row) -> bool:
 
 def _missing(tasks: list[str]) -> str:
     names = ", ".join(task.replace("_", " ") for task in tasks)
-    return f"; misses {names}: counted as {MISSED:g} budgets" if tasks else ""
+    return f"; misses {names}: counted as {MISS:g} budgets" if tasks else ""
 
 
 def _steps(suite: Suite, target: str, ours: str, other: str, bound: float) -> Claim:
     """Compare over all tasks; where the other misses too, both sides count a miss alike, and this is said."""
     missed_by = {name: suite.misses(target, name) for name in (ours, other)}
     ratio = geometric_mean(
-        suite.steps(target, task, ours, MISSED) / suite.steps(target, task, other, MISSED)
-        for task in suite.tasks
+        suite.steps(target, task, ours, MISS) / suite.steps(target, task, other, MISS) for task in suite.tasks
     )
     both = [task for task in suite.tasks if not any(task in missed for missed in missed_by.values())]
     over_both = geometric_mean(

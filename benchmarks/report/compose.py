@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from benchmarks.records import Records
 from benchmarks.report import continual, short
 from benchmarks.report import page as parts
 from benchmarks.report.claims import claims
-from benchmarks.report.suite import MISSED, Suite
+from benchmarks.report.suite import Suite
+from benchmarks.shared.records import Records
 from benchmarks.time_to_target.contestants import DEFAULT_BETAS, OURS, TUNED_ADAMW
-from benchmarks.time_to_target.search import FULL
+from benchmarks.time_to_target.search import FULL, MISS
 
 
 def page_of_suite(suite: Suite, entries: continual.Entries, folder: Path) -> str:
@@ -29,7 +29,7 @@ stronger had.
 ### All optimisers over all tasks
 
 Geometric means of the median steps, over those of tuned {TUNED_ADAMW}; a miss (at least half of the
-fresh seeds) counts as {MISSED:g} budgets, and their number stands beside. *energy*: `sum |dw|` up to the
+fresh seeds) counts as {MISS:g} budgets, and their number stands beside. *energy*: `sum |dw|` up to the
 far target over that of {DEFAULT_BETAS}, over the tasks where both reach it. *state*: bytes per byte of
 parameters, on the last task. *step*: seconds of a whole training step over AdamW's.
 
@@ -104,12 +104,12 @@ another `--out` it repeats any cell. On the same machine a repeated cell agrees 
 
 def page(suite: Suite, results: Path) -> str:
     """Return the whole report."""
-    entries = list(Records(results / "continual.jsonl", []))
+    entries = list(Records(results / "continual.jsonl"))
     found = [*claims(suite), *continual.claims(entries)]
     targets = f"""\
 {parts.claims_table(found)}
 
-Where either side misses a target, the miss counts as {MISSED:g} budgets in "found", and the ratio over the
+Where either side misses a target, the miss counts as {MISS:g} budgets in "found", and the ratio over the
 tasks that both reach stands beside it."""
     chapters = [
         short.opening(suite, entries, targets),

@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.report import continual
 from benchmarks.report.claims import Claim
-from benchmarks.report.markdown import number, quartiles, table, title
-from benchmarks.report.suite import MISSED, Suite, energy_ratio, identified, judged
+from benchmarks.report.suite import Suite, energy_ratio, identified, judged
+from benchmarks.shared.markdown import number, quartiles, table, title
 from benchmarks.time_to_target.contestants import (
     CONTESTANTS,
     DEFAULT_BETAS,
@@ -21,6 +21,7 @@ from benchmarks.time_to_target.contestants import (
     PERMUTED,
     TUNED_ADAMW,
 )
+from benchmarks.time_to_target.search import MISS
 from benchmarks.time_to_target.summary import trials
 from benchmarks.time_to_target.targets import NAMES, TARGETS
 
@@ -46,7 +47,7 @@ def suite_table(suite: Suite) -> str:
     names = suite.everywhere("far")
 
     def means(target: str, name: str) -> float:
-        return suite.ratio(target, name, TUNED_ADAMW, MISSED)
+        return suite.ratio(target, name, TUNED_ADAMW, MISS)
 
     rows = []
     for name in sorted(names, key=lambda name: means("far", name)):
@@ -103,7 +104,7 @@ def cost_of(suite: Suite, name: str) -> float:
 def task_table(suite: Suite, target: str) -> str:
     """Lay out the steps of all contestants on every task, median and quartiles over fresh seeds."""
     names = suite.everywhere(target)
-    order = sorted(names, key=lambda name: suite.ratio(target, name, TUNED_ADAMW, MISSED))
+    order = sorted(names, key=lambda name: suite.ratio(target, name, TUNED_ADAMW, MISS))
     rows = [
         [name, *(quartiles(suite.rows[target][task][name].steps) for task in suite.tasks)] for name in order
     ]
@@ -159,7 +160,7 @@ def controls_table(suite: Suite, entries: continual.Entries) -> str:
     rows.append(["median of these", "", *medians])
     for stream, kept in continual.shares(entries).items():
         found = {row.method: row.mean for row in continual.found_streams(entries)[stream]}
-        ours = found[continual.STREAMS[stream][2]]
+        ours = found[continual.STREAMS[stream].ours]
         gain = f"{found['SGD']:.3g} (SGD) to {ours:.3g}"
         rows.append([title(stream), gain, *(share(kept.get(control)) for control in continual.CONTROLS)])
     names = [f"{name}, rate 0" if name == "untrained" else name for name in continual.CONTROLS]
@@ -191,7 +192,7 @@ def liberties_table(suite: Suite) -> str:
     rows = [
         [
             name,
-            *(number(suite.ratio(target, name, "RMSprop with Nesterov", MISSED)) for target in NAMES),
+            *(number(suite.ratio(target, name, "RMSprop with Nesterov", MISS)) for target in NAMES),
         ]
         for name in names
         if name in suite.everywhere("far")

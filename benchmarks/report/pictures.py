@@ -11,6 +11,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.report.suite import Suite, profile
+from benchmarks.shared.statistics import expected_best
 from benchmarks.time_to_target.contestants import (
     CONTESTANTS,
     DEFAULT_BETAS,
@@ -24,7 +25,7 @@ from benchmarks.time_to_target.contestants import (
     TUNED_ADAMW,
 )
 from benchmarks.time_to_target.search import MISS
-from benchmarks.time_to_target.summary import expected_best, trials
+from benchmarks.time_to_target.summary import trials
 from benchmarks.time_to_target.targets import NAMES
 
 # Colours that can be told apart, also by those who see fewer of them; ours are the solid lines.

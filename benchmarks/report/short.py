@@ -1,10 +1,12 @@
 """The first page: what to use when, which part of it is the metric's, and what loses."""
 
+from collections.abc import Collection, Iterable, Sequence
+
 import numpy as np
 
 from benchmarks.report import continual
-from benchmarks.report.markdown import number, table, title
-from benchmarks.report.suite import MISSED, Suite, identified, judged, mean_against
+from benchmarks.report.suite import Suite, identified, judged, mean_against
+from benchmarks.shared.markdown import number, table, title
 from benchmarks.time_to_target.contestants import (
     DEFAULT_BETAS,
     EIGENBASIS,
@@ -21,6 +23,7 @@ from benchmarks.time_to_target.contestants import (
     TUNED_ADAMW,
     VECTORS_FREE,
 )
+from benchmarks.time_to_target.search import MISS
 
 NESTEROV_RMSPROP, FREE_ADAMW = "RMSprop with Nesterov", "schedule-free AdamW"
 # Ours beside the peer that has the same momentum, bias correction, averaging and basis.
@@ -37,7 +40,7 @@ TWINS = (
 
 def over(suite: Suite, name: str, other: str) -> str:
     """Write the geometric mean over all tasks of the steps of one to the far target over another's."""
-    return number(suite.ratio("far", name, other, MISSED))
+    return number(suite.ratio("far", name, other, MISS))
 
 
 def recommendations(suite: Suite, entries: continual.Entries) -> str:
@@ -47,7 +50,7 @@ def recommendations(suite: Suite, entries: continual.Entries) -> str:
     defaults += f"{number(mean_against(suite, own, DEFAULT_BETAS))} x those at its default betas, in half of "
     defaults += "its state; only its rate was tuned, and the other tasks chose the rest"
     steps = {name: suite.steps("far", "regression", name) for name in (MOMENTUM, FACTORED, VECTORS_FREE)}
-    smooth = ", ".join(f"{name} {number(value, 0)}" for name, value in steps.items())
+    smooth = "; ".join(f"{name}: {number(value, 0)}" for name, value in steps.items())
     rows = [
         ["a Flax model and time to tune a rate", "`ro.riemannian_sgd(rate)`, rates round 0.003", defaults],
         [
@@ -70,8 +73,9 @@ def recommendations(suite: Suite, entries: continual.Entries) -> str:
     ]
     found = continual.found_streams(entries)
     if continual.SLOW in found:
-        ours = next(r for r in found[continual.SLOW] if r.method == continual.STREAMS[continual.SLOW][2])
-        rival = next(r for r in found[continual.SLOW] if r.method.startswith("RMSprop +"))
+        stream = continual.STREAMS[continual.SLOW]
+        ours = next(row for row in found[continual.SLOW] if row.method == stream.ours)
+        rival = next(row for row in found[continual.SLOW] if stream.methods[row.method].role == "peer")
         rows.append(
             [
                 "a stream that changes and must not be unlearned for",
@@ -89,7 +93,8 @@ def recommendations(suite: Suite, entries: continual.Entries) -> str:
             [
                 "tasks one after the other, no wish to tune the penalty",
                 "`alpha = rate * lambda` with a Fisher phi, its mean bounded",
-                f"at least {least[0]:.1f}% over all tasks at every strength tried; plain EWC {least[1]:.1f}%",
+                f"at least {least[0]:.1f}% over all tasks at every lambda tried from "
+                f"{continual.LEAST_STRENGTH:g} on; plain EWC {least[1]:.1f}%",
             ]
         )
     return table(["you have", "take", "it showed"], rows)
@@ -99,9 +104,9 @@ def twins_table(suite: Suite) -> str:
     """Lay out ours beside the peers with the same liberties."""
     rows = []
     for name, peer in TWINS:
-        steps = {one: [suite.steps("far", task, one, MISSED) for task in suite.tasks] for one in (name, peer)}
+        steps = {one: [suite.steps("far", task, one, MISS) for task in suite.tasks] for one in (name, peer)}
         ahead = sum(ours < theirs for ours, theirs in zip(steps[name], steps[peer], strict=True))
-        ratios = [number(suite.ratio(target, name, peer, MISSED)) for target in ("near", "far")]
+        ratios = [number(suite.ratio(target, name, peer, MISS)) for target in ("near", "far")]
         rows.append([name, peer, *ratios, f"{ahead} of {len(suite.tasks)}"])
     return table(["ours", "its twin", "steps, near", "steps, far", "ahead on"], rows)
 
@@ -118,19 +123,28 @@ def kept(suite: Suite) -> str:
     )
 
 
-def behind(ahead: list[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Write names one after the other, in quotes because some have a comma of their own.
+
+    Examples:
+      >>> print(listed(["SOAP, schedule-free", "SOAP"]))
+      "SOAP, schedule-free", "SOAP"
+    """
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def behind(ahead: Sequence[str], parts: Collection[str]) -> str:
     """Say who is ahead; a part of ours that does better alone is no rival, but has rivals of its own.
 
     Examples:
-      >>> behind(["one", "metric + pull", "two"])
-      'ours is behind one, two; its part metric + pull alone is behind one'
+      >>> print(behind(["one", "metric + pull", "two"], ["metric + pull"]))
+      ours is behind "one", "two"; its part "metric + pull" alone is behind "one"
     """
-    parts = [name for name in ahead if name.startswith("metric")]
     rivals = [name for name in ahead if name not in parts]
-    said = [f"ours is behind {', '.join(rivals)}"] if rivals else []
-    for part in parts:
+    said = [f"ours is behind {listed(rivals)}"] if rivals else []
+    for part in (name for name in ahead if name in parts):
         still = [name for name in rivals if ahead.index(name) < ahead.index(part)]
-        said.append(f"its part {part} alone is behind {', '.join(still) or 'nobody'}")
+        said.append(f'its part "{part}" alone is behind {listed(still) or "nobody"}')
     return "; ".join(said)
 
 
@@ -144,16 +158,17 @@ def losses(suite: Suite, entries: continual.Entries) -> str:
             slower.append(f"{title(task)} ({number(own, 0)}, against {number(tuned, 0)})")
     if slower:
         lines.append(f"The default needs more steps than tuned {TUNED_ADAMW} on {', '.join(slower)}.")
-    ratios = {name: suite.ratio("far", name, TUNED_ADAMW, MISSED) for name in suite.everywhere("far")}
+    ratios = {name: suite.ratio("far", name, TUNED_ADAMW, MISS) for name in suite.everywhere("far")}
     ahead = sorted((name for name in ratios if ratios[name] < ratios[FACTORED]), key=ratios.__getitem__)
     if ahead:
-        lines.append(f"Over all tasks these need fewer steps than {FACTORED}: {', '.join(ahead)}.")
+        lines.append(f"Over all tasks these need fewer steps than {FACTORED}: {listed(ahead)}.")
     for stream, found in continual.found_streams(entries).items():
-        ours_name = continual.STREAMS[stream][2]
+        about = continual.STREAMS[stream]
         methods = [row.method for row in found]
-        ahead = methods[: methods.index(ours_name)]
+        ahead = methods[: methods.index(about.ours)]
+        parts = {name for name in ahead if about.methods[name].role == "ours"}
         if ahead:
-            lines.append(f"On the stream {title(stream)} {behind(ahead)}.")
+            lines.append(f"On the stream {title(stream)} {behind(ahead, parts)}.")
     return "\n".join(f"- {line}" for line in lines)
 
 

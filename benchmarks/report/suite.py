@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.records import Records
+from benchmarks.shared.records import Records
+from benchmarks.shared.statistics import geometric_mean
 from benchmarks.time_to_target.contestants import (
     LEAF_MEAN,
     NORM_MATCHED,
@@ -15,11 +16,11 @@ from benchmarks.time_to_target.contestants import (
     TUNED_ADAMW,
 )
 from benchmarks.time_to_target.defaults import Choice, choices
-from benchmarks.time_to_target.summary import Row, chosen, fresh, geometric_mean
+from benchmarks.time_to_target.search import MISS
+from benchmarks.time_to_target.summary import Row, chosen, fresh
 from benchmarks.time_to_target.targets import NAMES
 from benchmarks.time_to_target.tasks import TASKS
 
-MISSED = 2.0  # budgets that stand for a miss where a finite number is wanted; said wherever it is used
 BASES = ("momentum", "Nesterov")
 
 
@@ -70,7 +71,7 @@ class Suite(NamedTuple):
 def load(folder: Path) -> Suite:
     """Read the records of all tasks that have any."""
     records = {
-        task: Records(folder / f"{task}.jsonl", []) for task in TASKS if (folder / f"{task}.jsonl").exists()
+        task: Records(folder / f"{task}.jsonl") for task in TASKS if (folder / f"{task}.jsonl").exists()
     }
     rows = {target: {task: chosen(entries, target) for task, entries in records.items()} for target in NAMES}
     return Suite(records, rows)
@@ -98,7 +99,7 @@ class Identified(NamedTuple):
     Attributes:
       task: which.
       base: the better of tuned momentum and tuned Nesterov: the re-tuned base.
-      base_steps, ours_steps: median steps to the near target, a miss being :data:`MISSED` budgets.
+      base_steps, ours_steps: median steps to the near target, a miss being :data:`MISS` budgets.
       shares: by control, its share of ours' gain in the logarithm of steps; 1 is all of it, below 0 is worse
         than the base. Not a number where ours has no gain to explain.
     """
@@ -115,7 +116,7 @@ def identified(suite: Suite, target: str = NAMES[0]) -> list[Identified]:
     result = []
     for task in suite.tasks:
         steps = {
-            name: suite.steps(target, task, name, MISSED)
+            name: suite.steps(target, task, name, MISS)
             for name in (*BASES, OURS, PERMUTED, LEAF_MEAN, NORM_MATCHED)
         }
         base = min(BASES, key=steps.__getitem__)
@@ -157,9 +158,9 @@ def judged(suite: Suite, target: str = "far") -> dict[str, dict[str, Judged]]:
 def mean_against(
     suite: Suite, rows: Mapping[str, Row], other: str = TUNED_ADAMW, target: str = "far"
 ) -> float:
-    """Return the geometric mean of steps over those of a tuned contestant; a miss is MISSED budgets."""
+    """Return the geometric mean of steps over those of a tuned contestant; a miss is MISS budgets."""
     return geometric_mean(
-        finite_or(row.median_steps, MISSED * row.budget) / suite.steps(target, task, other, MISSED)
+        finite_or(row.median_steps, MISS * row.budget) / suite.steps(target, task, other, MISS)
         for task, row in rows.items()
     )
 

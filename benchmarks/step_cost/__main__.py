@@ -1,12 +1,11 @@
 """Print every target beside its measured ratio, the whole table, and write record and picture."""
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from benchmarks.command import RESULTS, parse_with_folder
+from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.shared.records import write_record
 from benchmarks.step_cost.measure import COPY, Cost, measure
 from benchmarks.step_cost.mesh import measure_in_a_program_of_its_own
 from benchmarks.step_cost.optimizers import ALL, TOO_LARGE
@@ -14,7 +13,7 @@ from benchmarks.step_cost.problems import PROBLEMS
 from benchmarks.step_cost.report import cost_table, draw, mesh_table, record, target_table
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; a bad value is a one-line error and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_cost", description=__doc__)
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
@@ -31,11 +30,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Run the benchmark; see ``--help``."""
     options = parse(arguments)
-    console = Console()
-    console.width = max(console.width, 110)
+    console = wide_console()
     costs: dict[str, dict[str, Cost]] = {}
     for problem in options.problems:
         names = [name for name in options.optimizers if name not in TOO_LARGE.get(problem, ())]
@@ -53,10 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
         console.print(mesh_table(mesh))
     console.print(target_table(costs))
     result = record(costs, mesh, options.rounds, options.steps)
-    (options.out / "step_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_record(options.out / "step_cost.json", ["python", "-m", "benchmarks.step_cost", *arguments], result)
     draw(costs, options.out / "step_cost.png")
     console.print(f"written to {options.out}: step_cost.json, step_cost.png")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

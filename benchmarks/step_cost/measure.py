@@ -1,12 +1,12 @@
 """Time, traffic and memory of one update."""
 
-import statistics
 import time
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
+from benchmarks.shared.statistics import quartiles
 from benchmarks.step_cost import problems
 from benchmarks.step_cost.optimizers import ALL
 
@@ -65,11 +65,11 @@ class _Contestant:
         self.seconds.append((time.perf_counter() - start) / steps)
 
     def cost(self) -> Cost:
-        quartiles = statistics.quantiles(self.seconds, n=4)
+        low, middle, high = quartiles(self.seconds)
         analysis = self.step.cost_analysis() or {}
         return Cost(
-            seconds=statistics.median(self.seconds),
-            spread=quartiles[2] - quartiles[0],
+            seconds=middle,
+            spread=high - low,
             compile_seconds=self.compile_seconds,
             bytes_per_parameter=analysis.get("bytes accessed", float("nan")) / self.weights,
             state_bytes_per_parameter=sum(leaf.nbytes for leaf in jax.tree.leaves(self.state)) / self.weights,

@@ -1,15 +1,11 @@
 """Tables, record and picture of the costs."""
 
-import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from rich.table import Table
 
-import riemann_optax as ro
 from benchmarks.step_cost.measure import COPY, COPY_BYTES, Cost
 from benchmarks.step_cost.optimizers import METRICS
 from benchmarks.step_cost.targets import FLOORS, TARGETS
@@ -87,15 +83,8 @@ def target_table(costs: Costs) -> Table:
 
 
 def record(costs: Costs, mesh: dict[str, dict[str, Any]], rounds: int, steps: int) -> dict[str, Any]:
-    """Return what goes into the JSON file."""
+    """Return what goes into the JSON file beside the command and the versions."""
     return {
-        "command": " ".join(["python -m benchmarks.step_cost", *sys.argv[1:]]),
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "optax": optax.__version__,
-            "riemann_optax": ro.__version__,
-        },
         "device": jax.devices()[0].device_kind,
         "rounds": rounds,
         "steps": steps,

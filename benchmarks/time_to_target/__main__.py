@@ -13,8 +13,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.command import RESULTS, parse_with_folder
-from benchmarks.records import Records
+from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.shared.records import Records
 from benchmarks.time_to_target.contestants import CONTESTANTS, OURS
 from benchmarks.time_to_target.defaults import choices
 from benchmarks.time_to_target.freeze import frozen
@@ -76,8 +76,7 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     command = ["python", "-m", "benchmarks.time_to_target"]
     command += [f"--{name}" for name in ("quick", "freeze", "defaults") if getattr(options, name)]
-    console = Console(highlight=False)
-    console.width = max(console.width, 110)
+    console = wide_console()
     all_records = {name: Records(options.out / f"{name}.jsonl", command) for name in options.tasks}
     if options.freeze:
         freeze(all_records, console)

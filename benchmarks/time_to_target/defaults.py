@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.records import Records
+from benchmarks.shared.records import Records
+from benchmarks.shared.statistics import geometric_mean
 from benchmarks.time_to_target.contestants import CONTESTANTS, FACTORED, OURS, TUNED_ADAMW, Point
-from benchmarks.time_to_target.search import Trial
-from benchmarks.time_to_target.summary import best, budget, geometric_mean, trials
+from benchmarks.time_to_target.search import Trial, best
+from benchmarks.time_to_target.summary import budget, trials
 
 CANDIDATES = (OURS, FACTORED)
 TARGET = "far"

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from benchmarks.records import Records
+from benchmarks.shared.records import Records
 from benchmarks.time_to_target.contestants import CONTESTANTS, MOMENTUM, TUNED_ADAMW
 from benchmarks.time_to_target.runs import untrained
 from benchmarks.time_to_target.search import FULL, Search

@@ -60,8 +60,7 @@ def stages(
     phi: optax.GradientTransformation, alpha: Any, conformal: bool = True
 ) -> optax.GradientTransformation:
     """Return both stages, with the scale of the gradient's own if ``conformal``."""
-    edits = [ro.conformal("tree")] if conformal else []
-    return optax.chain(ro.compute_metric(phi, alpha), *edits, ro.scale_by_inverse_metric())
+    return ro.scale_by_metric(phi, alpha, conformal="tree" if conformal else None)
 
 
 def metric(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
@@ -89,8 +88,7 @@ def _between(
     rate: optax.Schedule, alpha: Any, decay: Any, *last: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     return optax.chain(
-        ro.compute_metric(ro.phi.activity(decay), alpha),
-        ro.conformal("tree"),
+        ro.compute_metric(ro.phi.activity(decay), alpha, conformal="tree"),
         *last,
         optax.scale_by_learning_rate(rate),
     )

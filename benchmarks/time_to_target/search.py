@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.records import Records
+from benchmarks.shared.records import Records
+from benchmarks.shared.statistics import numbers
 from benchmarks.time_to_target.contestants import CONTESTANTS, Contestant, Point
 from benchmarks.time_to_target.runs import Run, Trainer, untrained, zero_rate
 from benchmarks.time_to_target.targets import NAMES, Targets
 from benchmarks.time_to_target.tasks import Task
 
 FIRST_FRESH_SEED = 300
-MISS = 2.0  # in tuning, a miss counts as this many budgets
+MISS = 2.0  # budgets that a miss counts as, where a finite number is wanted
 LATE = 0.8  # of the budget: the loss of a baseline there becomes a target
 CURVE_POINTS = 25  # kept of the curves of fresh runs
 
@@ -65,6 +66,11 @@ class Trial(NamedTuple):
         """Return what is minimised: mean steps, misses being ``MISS`` budgets; then the final loss."""
         steps = np.where(np.isfinite(self.steps[target]), self.steps[target], MISS * budget)
         return float(steps.mean()), float(np.mean(np.log(np.maximum(self.final, 1e-30))))
+
+
+def best(trials: Iterable[Trial], target: str, budget: int) -> Trial:
+    """Return the best of some trials for a target."""
+    return min(trials, key=lambda trial: trial.score(target, budget))
 
 
 class Search:
@@ -178,7 +184,7 @@ class Search:
 
     def best(self, trials: Iterable[Trial], target: str = NAMES[-1]) -> Trial:
         """Return the best of some trials for a target."""
-        return min(trials, key=lambda trial: trial.score(target, self.budget))
+        return best(trials, target, self.budget)
 
     def fresh(self, point: Point, exponent: float) -> dict[str, Any]:
         """Return the record of a point and rate on the fresh seeds."""
@@ -226,8 +232,3 @@ def sanity(search: Search) -> dict[str, Any]:
         }
 
     return search.records.get(key, make)
-
-
-def numbers(values: Sequence[float | None]) -> np.ndarray:
-    """Return recorded numbers as an array; None, which stands for what is not finite, becomes infinite."""
-    return np.array([np.inf if value is None else value for value in values], np.float64)

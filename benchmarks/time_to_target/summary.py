@@ -1,14 +1,14 @@
 """From the records of a task to what is reported of it; nothing is run here."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.records import Records
+from benchmarks.shared.records import Records
+from benchmarks.shared.statistics import numbers
 from benchmarks.time_to_target.contestants import Point
-from benchmarks.time_to_target.search import Trial, numbers
+from benchmarks.time_to_target.search import Trial, best
 from benchmarks.time_to_target.targets import NAMES
 
 
@@ -77,11 +77,6 @@ def budget(records: Records) -> int:
     return next(entry["key"]["steps"] for entry in records)
 
 
-def best(candidates: Iterable[Trial], target: str, steps: int) -> Trial:
-    """Return the best of some trials for a target."""
-    return min(candidates, key=lambda trial: trial.score(target, steps))
-
-
 def fresh(records: Records, name: str, point: Point, exponent: float, target: str) -> Row | None:
     """Return what the fresh seeds said of a contestant at a point and rate, None where it was not run."""
     for entry in records:
@@ -119,32 +114,3 @@ def chosen(records: Records, target: str = NAMES[-1]) -> dict[str, Row]:
         if row is not None:
             rows[name] = row
     return rows
-
-
-def geometric_mean(ratios: Iterable[float]) -> float:
-    """Return the geometric mean, infinite if one of them is.
-
-    Examples:
-      >>> round(geometric_mean([0.5, 2.0, 1.0]), 12)
-      1.0
-    """
-    return float(np.exp(np.mean(np.log(list(ratios)))))
-
-
-def expected_best(scores: np.ndarray, k: int) -> float:
-    r"""Return the mean, over all choices of ``k`` of ``n`` trials, of the least score among them.
-
-    With scores in rising order the i-th, from 0, is the least of a choice with probability
-    :math:`\binom{n-1-i}{k-1} / \binom{n}{k}`.
-
-    Examples:
-      >>> float(expected_best(np.array([3.0, 1.0, 2.0]), 2))  # 1, 1 or 2
-      1.3333333333333333
-    """
-    ordered = np.sort(scores)
-    n = len(ordered)
-    weights = np.zeros(n)
-    weights[0] = k / n
-    for i in range(1, n - k + 1):
-        weights[i] = weights[i - 1] * (n - k - i + 1) / (n - i)
-    return float(weights @ ordered)

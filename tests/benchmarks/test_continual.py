@@ -12,27 +12,28 @@ from PIL import Image
 
 import riemann_optax as ro
 from benchmarks.continual import __main__ as command
-from benchmarks.continual import online, permuted, regression, summary, trials
-from benchmarks.continual.data import load
+from benchmarks.continual import online, permuted, regression, streams, summary
+from benchmarks.continual.images import Images, load
+from benchmarks.continual.laboratory import Laboratory
 from benchmarks.continual.network import permuted_once
-from benchmarks.permuted_digits.problem import Images
-from benchmarks.records import Records
+from benchmarks.shared import tuning
+from benchmarks.shared.records import Records
 
 
 @pytest.mark.parametrize(("axes", "best"), [(1, 6.0), (2, 3.0), (3, -2.0)])
 def test_every_method_has_as_many_trials_and_a_grid_grows_beyond_its_edge(axes, best):
-    space = {str(n): trials.Axis(1.0) for n in range(axes)}
+    space = {str(n): tuning.Axis(1.0) for n in range(axes)}
 
     def run(points):
         return [sum((np.log2(value) - best) ** 2 for value in point.values()) for point in points]
 
-    chosen, tried = trials.search(space, 3, run)
-    assert len(tried) == 3 * trials.ROUND
+    chosen, tried = tuning.search(space, 3, run)
+    assert len(tried) == 3 * tuning.ROUND
     assert run([chosen])[0] < run([dict.fromkeys(space, 1.0)])[0] / 2
 
 
 def test_a_diverged_trial_is_never_chosen():
-    chosen, _ = trials.search({"rate": trials.Axis(1.0)}, 1, lambda ps: [np.nan] * 7 + [5.0])
+    chosen, _ = tuning.search({"rate": tuning.Axis(1.0)}, 1, lambda ps: [np.nan] * 7 + [5.0])
     assert chosen == {"rate": 8.0}
 
 
@@ -64,22 +65,25 @@ def test_all_slow_bits_are_drawn_anew_or_one_is_flipped():
 
 
 def test_points_and_seeds_are_independent_lanes():
-    method, size = regression.METHODS["RMSprop + shrink and perturb"], regression.Size(2, 60)
+    def run(points, seeds):
+        return regression.run(
+            "RMSprop + shrink and perturb", points, seeds, None, lambda share: None, tasks=2, steps=60
+        )
+
     points = [{"rate": rate, "shrink": 1e-4, "noise": 1e-2} for rate in (0.001, 0.01)]
-    both = regression.run(method, points, range(5, 8), size, lambda share: None)
-    alone = regression.run(method, points[1:], range(6, 7), size, lambda share: None)
+    both = run(points, range(5, 8))
+    alone = run(points[1:], range(6, 7))
     np.testing.assert_allclose(both[1].by_seed["error"][1], alone[0].by_seed["error"][0], rtol=1e-4)
     assert both[0].by_seed["error"][1] != both[1].by_seed["error"][1]
 
 
 def test_variance_doubles_and_then_the_pixels_move():
     images = Images(np.zeros((4, 64), np.float32), np.zeros(4, int), 10)
-    size = online.Size(blocks=5, steps=1, noisy=3, variance=0.5)
-    blocks = [online.noise_block(images, size, jnp.asarray(0), jnp.asarray(n)) for n in range(5)]
+    blocks = [online.noise_block(images, jnp.asarray(0), jnp.asarray(n), 3, 0.5) for n in range(5)]
     np.testing.assert_allclose([block.spread**2 for block in blocks], [0.5, 1, 2, 2, 2], rtol=1e-6)
     moved = [bool(np.any(np.asarray(block.pixels) != np.arange(64))) for block in blocks]
     assert moved == [False, False, False, True, True]
-    labels = [online.label_block(images, size, jnp.asarray(0), jnp.asarray(n)).labels for n in range(2)]
+    labels = [online.label_block(images, jnp.asarray(0), jnp.asarray(n)).labels for n in range(2)]
     assert np.any(np.asarray(labels[0]) != np.asarray(labels[1]))
     assert sorted(np.asarray(labels[0])) == list(range(10))
 
@@ -105,16 +109,7 @@ def test_mnist_comes_from_the_hubs_files(tmp_path):
     images = load("mnist", tmp_path)
     assert (images.inputs.shape, images.classes) == ((18, 784), 10)  # two rows are for validation
     np.testing.assert_allclose(images.inputs[0], pictures[0].reshape(-1) / 255, rtol=1e-6)
-    size = online.Size(blocks=1, steps=2)
-    scores = online.run(
-        online.METHODS["SGD"],
-        [{"rate": 0.1}],
-        range(1),
-        size,
-        lambda share: None,
-        images=images,
-        block_of=online.label_block,
-    )
+    scores = online.run("SGD", [{"rate": 0.1}], range(1), images, lambda share: None, blocks=1, steps=2)
     assert np.isfinite(scores[0].by_seed["loss"]).all()
 
 
@@ -127,7 +122,18 @@ def test_quick_run_goes_on_from_its_records(tmp_path, capsys, monkeypatch):
     command.main(arguments)
     assert (tmp_path / "continual.quick.jsonl").read_text() == lines
     found = summary.rows(Records(tmp_path / "continual.quick.jsonl", []), "slowly_changing")
-    assert [row.trials for row in found] == [trials.ROUND] * 2
+    assert [row.trials for row in found] == [tuning.ROUND] * 2
+
+
+def test_what_is_recorded_is_found_again():
+    """Every point that tuning chose on the committed records has its run on fresh seeds under today's key."""
+    records = Records(command.RESULTS / "continual.jsonl")
+    count = len(list(records))
+    for name, stream in streams.STREAMS.items():
+        found = Laboratory(name, stream, "digits", None, records, None)
+        for method in stream.methods:
+            found.work(method)  # without images nothing can be run
+    assert len(list(records)) == count
 
 
 def entry(method, phase, values, point):

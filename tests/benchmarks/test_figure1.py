@@ -23,9 +23,9 @@ from benchmarks.figure1.paths import (
     steps_to_target,
     straightness,
 )
-from benchmarks.figure1.rows import quartiles
 from benchmarks.figure1.search import Grid, Runner, best_point, edges, search, second_value
 from benchmarks.figure1.surfaces import paper_surfaces
+from benchmarks.shared.statistics import quartiles
 
 KAPPA = 50.0
 ANGLE = 17.0

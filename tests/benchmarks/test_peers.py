@@ -9,10 +9,10 @@ import optax
 import pytest
 
 import riemann_optax as ro
-from benchmarks.peers import penalties
-from benchmarks.peers.continual_backprop import continual_backprop
-from benchmarks.peers.shrink_and_perturb import shrink_and_perturb
-from benchmarks.peers.utility_gate import utility_based_descent
+from benchmarks.continual.peers import penalties
+from benchmarks.continual.peers.continual_backprop import continual_backprop
+from benchmarks.continual.peers.shrink_and_perturb import shrink_and_perturb
+from benchmarks.continual.peers.utility_gate import utility_based_descent
 
 STEPS, SIZE = 300, 6
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.records import Records, rounded
+from benchmarks.shared.records import Records, rounded
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks.records import Records
 from benchmarks.report import __main__ as command
 from benchmarks.report import claims, continual, short, suite
+from benchmarks.shared.records import Records
 from benchmarks.time_to_target import __main__ as time_to_target
 from benchmarks.time_to_target.contestants import (
     CONTESTANTS,
@@ -22,7 +22,7 @@ from benchmarks.time_to_target.contestants import (
     TUNED_ADAMW,
 )
 from benchmarks.time_to_target.runs import Run
-from benchmarks.time_to_target.search import Search
+from benchmarks.time_to_target.search import MISS, Search
 
 TASKS = ("regression", "saddle", "plateau")
 # Steps to lose a factor of ten at the best rate, 1/8 for all; twice as many where a rate is off by two.
@@ -115,7 +115,7 @@ def test_a_miss_is_infinite_and_is_named(found, monkeypatch):
     monkeypatch.setitem(rows, "SGD", rows["SGD"]._replace(steps=np.full(20, np.inf)))
     assert found.misses("far", "SGD") == ["saddle"]
     assert np.isinf(found.ratio("far", "SGD", TUNED_ADAMW))
-    assert np.isfinite(found.ratio("far", "SGD", TUNED_ADAMW, suite.MISSED))
+    assert np.isfinite(found.ratio("far", "SGD", TUNED_ADAMW, MISS))
 
 
 def continual_entry(stream, method, phase, measures, **point):
@@ -178,8 +178,8 @@ def test_what_loses_is_said(found):
     ahead = continual_entry("slowly_changing", "RMSprop + L2-Init", "fresh", {"error": list(0.3 + HARDNESS)})
     assert "slowly changing" not in short.losses(found, CONTINUAL)
     text = short.losses(found, [*rows, ahead])
-    assert "On the stream slowly changing ours is behind RMSprop + L2-Init." in text
-    assert f"fewer steps than {FACTORED}: {MUON}, {EIGENBASIS}, {OURS}" in text
+    assert 'On the stream slowly changing ours is behind "RMSprop + L2-Init".' in text
+    assert f'fewer steps than {FACTORED}: "{MUON}", "{EIGENBASIS}", "{OURS}"' in text
 
 
 def test_ours_is_measured_against_its_twin(found):

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.records import Records
+from benchmarks.shared import statistics
+from benchmarks.shared.records import Records
 from benchmarks.time_to_target import __main__ as command
 from benchmarks.time_to_target import freeze, summary
 from benchmarks.time_to_target.contestants import CONTESTANTS, MOMENTUM, OURS, TUNED_ADAMW, Contestant
@@ -124,7 +125,7 @@ def test_expected_best_of_k_is_the_mean_over_all_choices():
     scores = np.random.default_rng(0).normal(size=7)
     for k in (1, 3, 7):
         by_hand = np.mean([min(choice) for choice in itertools.combinations(scores, k)])
-        assert summary.expected_best(scores, k) == pytest.approx(by_hand, rel=1e-12)
+        assert statistics.expected_best(scores, k) == pytest.approx(by_hand, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", TASKS)

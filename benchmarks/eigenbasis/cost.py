@@ -1,4 +1,4 @@
-"""What an eigenbasis costs, counted and not timed: ``python -m benchmarks.eigenbasis_cost``.
+"""What an eigenbasis costs, counted and not timed.
 
 Memory is that of the state ``tx.init`` would allocate for a square matrix. Operations are those of the
 products in the traced update (a multiplication and an addition are two), of each QR decomposition 8/3 n^3
@@ -6,23 +6,19 @@ products in the traced update (a multiplication and an addition are two), of eac
 and token.
 """
 
-import argparse
-import json
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
 import riemann_optax as ro
+from benchmarks.eigenbasis.methods import NARROW, metric_with_momentum
+from benchmarks.shared import terminal
 
-RESULTS = Path(__file__).parent / "results"
 SIZE = 1024
 TOKENS = (8192, 524_288)
 WIDTHS = (768, 2048)
@@ -31,16 +27,10 @@ EVERY = (10, 50)
 
 def metric(**options: Any) -> optax.GradientTransformation:
     """Build the recommended metric with Nesterov momentum in the eigenbasis."""
-    inner = optax.chain(
-        ro.compute_metric(ro.phi.activity(decay=0.97), 30.0),
-        ro.conformal(),
-        ro.scale_by_inverse_metric(),
-        optax.trace(0.9, nesterov=True),
-    )
-    return ro.in_eigenbasis(inner, **options)
+    return ro.in_eigenbasis(metric_with_momentum(), **options)
 
 
-NARROW = jnp.bfloat16
+# Each with the bytes per weight that its state may have at most.
 OPTIMISERS: dict[str, tuple[Callable[[], optax.GradientTransformation], float | None]] = {
     "Adam": (lambda: optax.adam(1.0), None),
     "Muon": (lambda: optax.contrib.muon(1.0), None),
@@ -95,41 +85,51 @@ def share_of_a_step(width: int, update_every: int, tokens: int) -> tuple[float, 
     return turning / step, refreshing / step
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Count, print and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.eigenbasis_cost", description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for eigenbasis_cost.json")
-    options = parser.parse_args(arguments)
-    console = Console(highlight=False)
-    memory = {name: (state_bytes(make()), limit) for name, (make, limit) in OPTIMISERS.items()}
-    table = Table(title="State of a square matrix", box=box.SIMPLE, title_justify="left")
-    for heading in ("optimiser", "bytes per weight", "at most"):
-        table.add_column(heading, justify="left" if heading == "optimiser" else "right")
-    for name, (size, limit) in memory.items():
-        table.add_row(name, f"{size:.1f}", "" if limit is None else f"{limit:g}")
-    console.print(table)
-    console.print("SOAP's public JAX code keeps 43.\n")
+class Counts(NamedTuple):
+    """What was counted.
+
+    Attributes:
+      state: bytes per weight, by optimiser.
+      shares: rows of width, steps between refreshes, tokens in a batch, and what turning and refreshing add
+        to the operations of a training step.
+    """
+
+    state: dict[str, float]
+    shares: list[tuple[int, int, int, float, float]]
+
+
+def count() -> Counts:
+    """Count the state of all optimisers, and the operations at all widths."""
     shares = [
         (width, every, tokens, *share_of_a_step(width, every, tokens))
         for width in WIDTHS
         for every in EVERY
         for tokens in TOKENS
     ]
-    table = Table(title="Operations, share of a training step", box=box.SIMPLE, title_justify="left")
-    for heading in ("width", "refresh every", "tokens in a batch", "turning", "refreshing"):
-        table.add_column(heading, justify="right")
-    for width, every, tokens, turning, refreshing in shares:
-        table.add_row(str(width), str(every), str(tokens), f"{turning:.2%}", f"{refreshing:.2%}")
-    console.print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "command": "python -m benchmarks.eigenbasis_cost",
-        "state_bytes_per_weight": {name: size for name, (size, _) in memory.items()},
+    return Counts({name: state_bytes(make()) for name, (make, _) in OPTIMISERS.items()}, shares)
+
+
+def tables(found: Counts) -> list[Table]:
+    """Lay out what was counted."""
+    state = [
+        [name, f"{size:.1f}", "" if OPTIMISERS[name][1] is None else f"{OPTIMISERS[name][1]:g}"]
+        for name, size in found.state.items()
+    ]
+    shares = [
+        [str(width), str(every), str(tokens), f"{turning:.2%}", f"{refreshing:.2%}"]
+        for width, every, tokens, turning, refreshing in found.shares
+    ]
+    memory = terminal.table("State of a square matrix", ["optimiser", "bytes per weight", "at most"], state)
+    memory.caption = "SOAP's public JAX code keeps 43."
+    headings = ["width", "refresh every", "tokens in a batch", "turning", "refreshing"]
+    operations = terminal.table("Operations, share of a training step", headings, shares, left=())
+    return [memory, operations]
+
+
+def content(found: Counts) -> dict[str, Any]:
+    """Return what was counted, for the record."""
+    return {
+        "state_bytes_per_weight": found.state,
         "columns": ["width", "update_every", "tokens", "turning", "refreshing"],
-        "share_of_a_training_step": shares,
+        "share_of_a_training_step": found.shares,
     }
-    (options.out / "eigenbasis_cost.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,14 +3,27 @@
 import argparse
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from rich.console import Console
+
+RESULTS = Path(__file__).parents[1] / "results"
+PROBE = ".write-test"
 
 
 def parse_with_folder(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """Parse ``arguments`` and make the folder ``--out``; where that fails, say so and exit with status 2."""
     options = parser.parse_args(arguments)
     try:
+        # Whether the folder can be written is better known before the hours of work than after.
         options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / PROBE).touch()
+        (options.out / PROBE).unlink()
     except OSError as error:
         parser.error(f"--out must be a folder that can be written: {error}")
     return options
+
+
+def wide_console(columns: int = 110) -> Console:
+    """Return a console at least so wide: in a narrow terminal tables wrap, which beats cutting them."""
+    console = Console(highlight=False)
+    console.width = max(console.width, columns)
+    return console

@@ -1,17 +1,16 @@
 """The table, the claims, the record and the picture."""
 
-import json
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
-from benchmarks.language_model.contestants import MUON, OURS, OURS_SELDOM
-from benchmarks.language_model.runs import BIN, LAST, Run, Size, rate_value
+from benchmarks.eigenbasis.methods import METHODS, MUON, OURS, OURS_SELDOM
+from benchmarks.eigenbasis.runs import BIN, LAST, Run, rate_value
+from benchmarks.shared import terminal
+from benchmarks.shared.experiment import Size
+from benchmarks.shared.statistics import standard_error
 
 AT_MOST, LOST = 1.50, 0.05
 
@@ -25,14 +24,14 @@ otherwise."""
 
 
 class Row(NamedTuple):
-    """A contestant at its rate.
+    """A method at its rate on the language model.
 
     Attributes:
-      name: Of the contestant.
-      exponent: Of its rate.
-      tuned: Whether the rate is its own.
-      tuning: Mean loss on the tuning seeds by exponent; empty where it was not tuned.
-      runs: On the fresh seeds.
+      name: of the method.
+      exponent: of its rate.
+      tuned: whether the rate is its own.
+      tuning: mean loss on the tuning seeds by exponent; empty where it was not tuned.
+      runs: on the fresh seeds.
     """
 
     name: str
@@ -47,8 +46,7 @@ class Row(NamedTuple):
 
     def error(self, quantity: str = "loss") -> float:
         """Return its standard error."""
-        values = np.array([getattr(run, quantity) for run in self.runs])
-        return float(values.std(ddof=1) / np.sqrt(len(values))) if np.all(np.isfinite(values)) else np.nan
+        return standard_error(np.array([getattr(run, quantity) for run in self.runs]))
 
     def mark(self) -> str:
         """Return what follows the rate in the table."""
@@ -59,18 +57,18 @@ class Row(NamedTuple):
 
 def table(rows: list[Row]) -> Table:
     """Lay out all rows, the lowest loss first."""
-    result = Table(title="Byte-level language model", box=box.SIMPLE, title_justify="left")
-    for heading in ("method", "rate", "loss", "validation", "seconds"):
-        result.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    for row in sorted(rows, key=Row.mean):
-        result.add_row(
+    cells = [
+        [
             row.name,
             f"{rate_value(row.exponent):g}{row.mark()}",
             f"{row.mean():.3f} +- {row.error():.3f}",
             f"{row.mean('validation'):.3f} +- {row.error('validation'):.3f}",
             f"{np.median([run.seconds for run in row.runs]):.0f}",
-        )
-    return result
+        ]
+        for row in sorted(rows, key=Row.mean)
+    ]
+    headings = ["method", "rate", "loss", "validation", "seconds"]
+    return terminal.table("Byte-level language model", headings, cells)
 
 
 def claims(rows: list[Row]) -> dict[str, bool]:
@@ -84,37 +82,26 @@ def claims(rows: list[Row]) -> dict[str, bool]:
     }
 
 
-def write_record(path: Path, command: list[str], size: Size, rows: list[Row]) -> None:
-    """Write everything the table shows, and what it was made with, as JSON."""
-    packages = ("riemann-optax", "jax", "jaxlib", "optax", "flax", "numpy")
-
-    def number(value: float) -> float | None:
-        return value if np.isfinite(value) else None
-
-    def described(row: Row) -> dict[str, Any]:
-        return {
-            "method": row.name,
-            "rate": rate_value(row.exponent),
-            "tuned": row.tuned,
-            "tuning_loss_by_rate": {f"{rate_value(k):g}": number(x) for k, x in row.tuning.items()},
-            "loss": {"mean": number(row.mean()), "standard_error": number(row.error())},
-            "validation": {
-                "mean": number(row.mean("validation")),
-                "standard_error": number(row.error("validation")),
-            },
-            "loss_by_seed": [number(run.loss) for run in row.runs],
-            "seconds": [round(run.seconds, 1) for run in row.runs],
-            "curve": [number(x) for x in mean_curve(row)],
-        }
-
-    content = {
-        "command": command,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "protocol": size._asdict(),
+def content(size: Size, rows: list[Row]) -> dict[str, Any]:
+    """Return everything the table shows, for the record."""
+    return {
+        "protocol": {"length": size.length, "tuning_seeds": size.tuning_seeds, "seeds": size.seeds},
         "claims": claims(rows),
-        "rows": [described(row) for row in rows],
+        "rows": [
+            {
+                "method": row.name,
+                "rate": rate_value(row.exponent),
+                "tuned": row.tuned,
+                "tuning_loss_by_rate": {f"{rate_value(k):g}": loss for k, loss in row.tuning.items()},
+                "loss": {"mean": row.mean(), "standard_error": row.error()},
+                "validation": {"mean": row.mean("validation"), "standard_error": row.error("validation")},
+                "loss_by_seed": [run.loss for run in row.runs],
+                "seconds": [round(run.seconds, 1) for run in row.runs],
+                "curve": mean_curve(row),
+            }
+            for row in rows
+        ],
     }
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def mean_curve(row: Row) -> list[float]:
@@ -134,7 +121,7 @@ def draw(path: Path, rows: list[Row]) -> None:
     for row in sorted(rows, key=Row.mean, reverse=True):
         curve = mean_curve(row)
         steps = (np.arange(len(curve)) + 0.5) * BIN
-        style = "-" if row.name.startswith("metric") else "--"
+        style = "-" if METHODS[row.name].role == "ours" else "--"
         axis.plot(steps, curve, style, label=f"{row.name}: {row.mean():.3f}")
     axis.set(xlabel="step", ylabel="training loss, nats per byte", yscale="log")
     axis.set_title("Byte-level language model, each method at its best rate, mean of fresh seeds")

@@ -1,4 +1,4 @@
-"""Results as lines of JSON: a stopped benchmark goes on where it was, and every number can be traced."""
+"""Results as JSON: a stopped benchmark goes on where it was, and every number can be traced."""
 
 import hashlib
 import json
@@ -23,22 +23,30 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def rounded(value: Any) -> Any:
-    """Return arrays as lists and floats to :data:`DIGITS` digits; what is not finite becomes None.
+def rounded(value: Any, digits: int | None = DIGITS) -> Any:
+    """Return arrays as lists and floats to some digits, or all; what is not finite becomes None.
 
     Examples:
       >>> rounded({"loss": np.array([0.123456789, np.inf]), "steps": 3})
       {'loss': [0.12346, None], 'steps': 3}
     """
     if isinstance(value, Mapping):
-        return {name: rounded(entry) for name, entry in value.items()}
+        return {name: rounded(entry, digits) for name, entry in value.items()}
     if isinstance(value, np.ndarray):
-        return rounded(value.tolist())
+        return rounded(value.tolist(), digits)
     if isinstance(value, (list, tuple)):
-        return [rounded(entry) for entry in value]
+        return [rounded(entry, digits) for entry in value]
     if isinstance(value, (float, np.floating)):
-        return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
+        if not np.isfinite(value):
+            return None
+        return float(value if digits is None else f"{value:.{digits}g}")
     return value
+
+
+def write_record(path: Path, command: Sequence[str], content: Mapping[str, Any]) -> None:
+    """Write all that one run has found, and what it was made with, as one JSON document."""
+    text = json.dumps(environment(command) | rounded(content, digits=None), indent=1, allow_nan=False)
+    path.write_text(text + "\n")
 
 
 class Records:
@@ -51,7 +59,7 @@ class Records:
       made_with: by id, the command and the versions that results in the file were made with.
     """
 
-    def __init__(self, path: Path, command: Sequence[str]) -> None:
+    def __init__(self, path: Path, command: Sequence[str] = ()) -> None:
         """Read what the file holds; ``command`` is noted beside new results."""
         self._path, self._results = path, {}
         self.made_with: dict[str, dict[str, Any]] = {}
@@ -81,20 +89,27 @@ class Records:
         """Iterate over all entries, in the order in which they were made."""
         return iter(self._results.values())
 
+    def __getitem__(self, key: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result of ``key``, which has to be there."""
+        return self._results[_identity(key)]["result"]
+
+    def put(self, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Keep a result under a key that is not there yet."""
+        entry = {"key": dict(key), "result": rounded(result), "environment": self._environment}
+        lines = [entry]
+        if self._environment not in self.made_with:
+            lines.insert(0, {"environment": self._environment, "made_with": self._here})
+            self.made_with[self._environment] = self._here
+        with self._path.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        # What a fresh run returns is what a resumed one reads, to the last digit.
+        self._results[_identity(key)] = json.loads(json.dumps(entry))
+
     def get(self, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the result of ``key``: from the file, or made now and kept."""
-        identity = _identity(key)
-        if identity not in self._results:
-            entry = {"key": dict(key), "result": rounded(make()), "environment": self._environment}
-            lines = [entry]
-            if self._environment not in self.made_with:
-                lines.insert(0, {"environment": self._environment, "made_with": self._here})
-                self.made_with[self._environment] = self._here
-            with self._path.open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-            # What a fresh run returns is what a resumed one reads, to the last digit.
-            self._results[identity] = json.loads(json.dumps(entry))
-        return self._results[identity]["result"]
+        if key not in self:
+            self.put(key, make())
+        return self[key]
 
 
 def _identity(key: Mapping[str, Any]) -> str:

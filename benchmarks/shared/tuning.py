@@ -7,10 +7,10 @@ beyond the grid where the best is on its edge.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-Point = dict[str, float]
+Point = Mapping[str, float]  # a value of each hyper-parameter
 Steps = tuple[float, ...]  # a point as steps from the centre along each axis
 
 ROUND = 8  # trials in the first grid, and in every round after it

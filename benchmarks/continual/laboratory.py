@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.continual.images import Images
 from benchmarks.continual.streams import SETTINGS, Stream
-from benchmarks.continual.trials import Point, search
-from benchmarks.records import Records
+from benchmarks.shared.records import Records
+from benchmarks.shared.tuning import Point, search
 
 SUITE = "continual"
 Advance = Callable[[str, str, float], None]
@@ -16,12 +17,14 @@ Advance = Callable[[str, str, float], None]
 class Laboratory:
     """A stream with the records of its runs."""
 
-    def __init__(self, name: str, stream: Stream, data: str, records: Records, advance: Advance) -> None:
-        """``advance`` is told the method, the phase and the share of a run that has been done."""
-        self.name, self.stream, self._data = name, stream, data
+    def __init__(
+        self, name: str, stream: Stream, data: str, images: Images, records: Records, advance: Advance
+    ) -> None:
+        """``data`` is the name of the images; ``advance`` is told method, phase and share of a run done."""
+        self.name, self.stream, self._data, self._images = name, stream, data, images
         self._records, self._advance = records, advance
 
-    def key(self, method: str, phase: str, point: Point, seeds: range) -> dict[str, Any]:
+    def key(self, method: str, phase: str, point: Point, seeds: Sequence[int]) -> dict[str, Any]:
         """Return all that determines a result."""
         return {
             "suite": SUITE,
@@ -30,37 +33,38 @@ class Laboratory:
             "method": method,
             "phase": phase,
             "point": point,
-            "seeds": [seeds.start, seeds.stop],
-            "size": self.stream.size._asdict(),
+            "seeds": [seeds[0], seeds[-1] + 1],
+            "size": dict(self.stream.size.length),
             "settings": SETTINGS,
         }
 
-    def results(self, method: str, phase: str, points: Sequence[Point], seeds: range) -> list[dict[str, Any]]:
+    def results(
+        self, method: str, phase: str, points: Sequence[Point], seeds: Sequence[int]
+    ) -> list[dict[str, Any]]:
         """Return the result of every point, from the file or by running all that are missing at once."""
         keys = [self.key(method, phase, point, seeds) for point in points]
         missing = [n for n, key in enumerate(keys) if key not in self._records]
         if missing:
             runs = self.stream.run(
-                self.stream.methods[method],
+                method,
                 [points[n] for n in missing],
                 seeds,
-                self.stream.size,
+                self._images,
                 lambda share: self._advance(method, phase, share),
+                **self.stream.size.length,
             )
             for n, scores in zip(missing, runs, strict=True):
-                measures = {name: np.asarray(values) for name, values in scores.by_seed.items()}
+                result = {name: np.asarray(values) for name, values in scores.by_seed.items()}
                 if phase == "tuning":
-                    result: dict[str, Any] = {self.stream.measure: measures[self.stream.measure]}
-                else:
-                    result = measures
+                    result = {self.stream.measure: result[self.stream.measure]}
                 if phase == "fresh":
                     result["curve"] = np.asarray(scores.curve)
-                self._records.get(keys[n], lambda result=result: result)
-        return [self._records.get(key, dict) for key in keys]
+                self._records.put(keys[n], result)
+        return [self._records[key] for key in keys]
 
     def losses(self, method: str, points: Sequence[Point]) -> list[float]:
         """Return what tuning makes small."""
-        results = self.results(method, "tuning", points, self.stream.tuning_seeds)
+        results = self.results(method, "tuning", points, self.stream.size.tuning_seeds)
         return [loss_of(result[self.stream.measure], self.stream.higher) for result in results]
 
     def choose(self, method: str) -> Point:
@@ -72,12 +76,11 @@ class Laboratory:
 
     def work(self, method: str) -> None:
         """Tune a method, run it on the fresh seeds, and sweep one of its axes."""
-        point = self.choose(method)
-        self.results(method, "fresh", [point], self.stream.seeds)
-        if self.stream.sweep is not None and method in self.stream.sweep[2]:
-            axis, values, _ = self.stream.sweep
-            points = [{**point, axis: value} for value in values(point[axis])]
-            self.results(method, "sweep", points, self.stream.seeds)
+        point, sweep = self.choose(method), self.stream.sweep
+        self.results(method, "fresh", [point], self.stream.size.seeds)
+        if sweep is not None and method in sweep.methods:
+            points = [{**point, sweep.axis: value} for value in sweep.values(point[sweep.axis])]
+            self.results(method, "sweep", points, self.stream.size.seeds)
 
 
 def loss_of(values: Sequence[float | None], higher: bool) -> float:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from benchmarks.shared import statistics
+
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Lay out a table: the first column to the left, the others to the right.
@@ -39,21 +41,15 @@ def quartiles(values: np.ndarray) -> str:
       >>> quartiles(np.array([100.0, 120.0, 110.0])), quartiles(np.array([1.0, np.inf, np.inf]))
       ('110 [105, 115]', 'missed')
     """
-    ordered = np.sort(values)
-    low, middle, high = (_quantile(ordered, share) for share in (0.25, 0.5, 0.75))
-    if not np.isfinite(middle):
-        return "missed"
-    top = f"{high:.0f}" if np.isfinite(high) else "missed"
-    return f"{middle:.0f} [{low:.0f}, {top}]"
+    low, middle, high = (number(value, 0) for value in statistics.quartiles(values))
+    return middle if middle == "missed" else f"{middle} [{low}, {high}]"
 
 
-def _quantile(ordered: np.ndarray, share: float) -> float:
-    """Interpolate between order statistics without making infinity times 0."""
-    place = share * (len(ordered) - 1)
-    low, weight = int(place), place - int(place)
-    return float(ordered[low] if weight == 0 else (1 - weight) * ordered[low] + weight * ordered[low + 1])
+def title(name: str) -> str:
+    """Return the name of a task or a stream in words.
 
-
-def title(task: str) -> str:
-    """Return the name of a task in words."""
-    return task.replace("_", " ")
+    Examples:
+      >>> title("digits_mlp")
+      'digits mlp'
+    """
+    return name.replace("_", " ")

@@ -1,5 +1,6 @@
-"""Permuted digits: the data, the network, its exact Fisher information."""
+"""Images for the streams: the data, a small network, its exact Fisher information."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -7,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
 
+from riemann_optax.examples import datasets
+
 LAYERS = (64, 100, 100, 10)
 TEST_SHARE = 0.2
+LIMIT = 10_000  # rows kept of a larger data set; every seed splits them anew
 
 Params = list[dict[str, jax.Array]]
 
@@ -51,10 +55,20 @@ def digits() -> Images:
     return Images((inputs / 16).astype(np.float32), labels, 10)
 
 
-def make_data(seed: int, tasks: int, images: Images | None = None) -> Data:
-    """Split ``images``, the digits by default, at random and draw the permutations."""
+def load(name: str, folder: Path | None = None) -> Images:
+    """Load images as rows in [0, 1]: ``"digits"`` or a name of ``riemann_optax.examples.hub.SOURCES``."""
+    if name == "digits":
+        return digits()
+    dataset = datasets.load(name, data_dir=folder)
+    pictures, labels = (dataset.parts["train"][part][:LIMIT] for part in ("images", "labels"))
+    rows = pictures.reshape(len(pictures), -1).astype(np.float32) / dataset.scale
+    return Images(rows, labels, dataset.num_classes)
+
+
+def make_data(seed: int, tasks: int, images: Images) -> Data:
+    """Split the images at random and draw the permutations."""
     generator = np.random.default_rng(seed)
-    inputs, labels, _ = images or digits()
+    inputs, labels, _ = images
     order = generator.permutation(len(labels))
     test, train = np.split(order, [round(TEST_SHARE * len(labels))])
     permutations = np.stack([generator.permutation(inputs.shape[1]) for _ in range(tasks)])

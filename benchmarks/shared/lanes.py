@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from benchmarks.continual.network import Network
-from benchmarks.continual.trials import Point
+from benchmarks.shared.tuning import Point
+
+# From the values of a point and a seed's random key to an optimiser.
+Build = Callable[[Any, jax.Array], optax.GradientTransformation]
 
 
 class Scores(NamedTuple):
@@ -35,24 +38,21 @@ def values_of(points: Sequence[Point]) -> dict[str, jax.Array]:
     return axes | {"": jnp.zeros(len(points))}
 
 
-def start(
-    make: Callable[..., Any], values: Any, params: Any, keys: jax.Array, network: Network
-) -> tuple[Any, Any, Any]:
+def start(build: Build, values: Any, params: Any, keys: jax.Array) -> tuple[Any, Any, Any]:
     """Return parameters and optimiser state of every lane, and along which of their axes the points are.
 
     Random keys belong to the seeds alone, so that the noise of a step is drawn once for all points: they
     are compared on the same noise, and drawing it is what costs most.
 
     Args:
-      make: of a method.
+      build: from the values of a point and a key to the optimiser.
       values: of the points, each with the points as its axis.
       params: initial parameters, with the seeds as first axis.
       keys: a key per seed.
-      network: of the stream's learner.
     """
 
     def one(value: Any, own: Any, key: jax.Array) -> tuple[Any, Any]:
-        return own, make(value, key, network).init(own)
+        return own, build(value, key).init(own)
 
     def is_key(leaf: Any) -> bool:
         return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -64,20 +64,31 @@ def start(
     return *lanes, axes
 
 
-def mapped(learn: Callable[..., Any], make: Callable[..., Any], axes: Any) -> Callable[..., Any]:
-    """Map ``learn(make, value, params, state, own)`` over seeds and then points, compiled.
+def mapped(learn: Callable[..., Any], build: Build, axes: Any) -> Callable[..., Any]:
+    """Map ``learn(build, value, params, state, own)`` over seeds and then points, compiled.
 
     The result is the same object for the same axes, so that a round of trials is compiled once for all.
+
+    Args:
+      learn: returns parameters, state and what it measured.
+      build: what it is given first.
+      axes: of parameters and state, as :func:`start` returns them.
+
+    Returns:
+      A function of values (by point), parameters and state (by point and seed) and of what belongs to a seed.
     """
     leaves, treedef = jax.tree.flatten(axes, is_leaf=lambda axis: axis is None)
-    return _mapped(learn, make, tuple(leaves), treedef)
+    return _mapped(learn, build, tuple(leaves), treedef)
 
 
-@functools.cache
-def _mapped(learn: Any, make: Any, leaves: Any, treedef: Any) -> Callable[..., Any]:
-    axes = jax.tree.unflatten(treedef, leaves)
-    over_seeds = jax.vmap(functools.partial(learn, make), (None, 0, 0, 0))
-    return jax.jit(jax.vmap(over_seeds, (0, *axes, None), (*axes, 0)), donate_argnums=(1, 2))
+@functools.lru_cache(maxsize=8)
+def _mapped(learn: Any, build: Any, leaves: Any, treedef: Any) -> Callable[..., Any]:
+    params_axes, state_axes = jax.tree.unflatten(treedef, leaves)
+    over_seeds = jax.vmap(functools.partial(learn, build), in_axes=(None, 0, 0, 0))
+    over_points = jax.vmap(
+        over_seeds, in_axes=(0, params_axes, state_axes, None), out_axes=(params_axes, state_axes, 0)
+    )
+    return jax.jit(over_points, donate_argnums=(1, 2))
 
 
 def scores(blocks: dict[str, np.ndarray], main: str, bins: int = 50) -> Scores:

@@ -1,10 +1,9 @@
-"""The slowly-changing regression of Dohare et al: a stream of bits, a fixed target net, a small learner."""
+"""Nets of the slowly-changing regression of Dohare et al: a fixed target of bits, and a small learner."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 BITS, SLOW = 20, 15  # input bits; how many of them change only with the task, the others at every step
 TARGET_UNITS, HIDDEN = 100, 5
@@ -60,45 +59,3 @@ def draw_learner(key: jax.Array) -> jax.Array:
     hidden = jax.random.uniform(hidden_key, (BITS * HIDDEN,), minval=-hidden_bound, maxval=hidden_bound)
     output = jax.random.uniform(output_key, (HIDDEN,), minval=-output_bound, maxval=output_bound)
     return jnp.concatenate([hidden, jnp.zeros(HIDDEN), output, jnp.zeros(1)])
-
-
-def predict(params: jax.Array, inputs: jax.Array) -> jax.Array:
-    """Return the learner's prediction for one input."""
-    weights, bias, output, output_bias = jnp.split(
-        params, [BITS * HIDDEN, (BITS + 1) * HIDDEN, len(params) - 1]
-    )
-    hidden = jax.nn.relu(inputs @ weights.reshape(BITS, HIDDEN) + bias)
-    return hidden @ output + output_bias[0]
-
-
-def loss(params: jax.Array, inputs: jax.Array, target: jax.Array) -> jax.Array:
-    """Return half of the squared error of one example, whose gradient is the error times the slope."""
-    return 0.5 * jnp.square(predict(params, inputs) - target)
-
-
-def draw_task(key: jax.Array, steps: int) -> jax.Array:
-    """Draw the inputs of one task: its slow bits all anew and then constant, the others at each step."""
-    slow_key, fast_key = jax.random.split(key)
-    slow = jax.random.bernoulli(slow_key, shape=(SLOW,))
-    fast = jax.random.bernoulli(fast_key, shape=(steps, BITS - SLOW))
-    inputs = jnp.concatenate([jnp.broadcast_to(slow, (steps, SLOW)), fast], axis=1)
-    return inputs.astype(jnp.float32)
-
-
-def learn_task(
-    tx: optax.GradientTransformation,
-    params: jax.Array,
-    state: optax.OptState,
-    inputs: jax.Array,
-    targets: jax.Array,
-) -> tuple[jax.Array, optax.OptState, jax.Array]:
-    """Learn one task online, one example per step; return the squared errors from before each step too."""
-
-    def step(carry, example):
-        params, state = carry
-        half_error, gradient = jax.value_and_grad(loss)(params, *example)
-        update, state = tx.update(gradient, state, params)
-        return (params + update, state), 2 * half_error
-
-    (params, state), errors = jax.lax.scan(step, (params, state), (inputs, targets))
-    return params, state, errors

@@ -1,0 +1,80 @@
+"""Train a byte-level language model in an eigenbasis beside its rivals, and count what the basis costs."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# The decompositions are of small matrices, whose threads would only wait for each other; NumPy and SciPy read
+# this when they are imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks.eigenbasis import cost
+from benchmarks.eigenbasis.methods import METHODS
+from benchmarks.eigenbasis.report import LEGEND, Row, claims, content, draw, table
+from benchmarks.eigenbasis.runs import FULL, FULL_GRID, QUICK, QUICK_GRID, Laboratory
+from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.shared.records import Records, write_record
+
+PARTS = ("quality", "cost")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; a bad value is a one-line error and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.eigenbasis", description=__doc__)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        help="folder for language_model.json and .png and for eigenbasis_cost.json",
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="both by default")
+    parser.add_argument("--runs", type=Path, help="file that keeps each run as it is done, to go on from")
+    parser.add_argument("--quick", action="store_true", help="training for twenty steps, which shows nothing")
+    return parse_with_folder(parser, arguments)
+
+
+def quality(options: argparse.Namespace, command: list[str], console: Console) -> None:
+    """Tune, run on fresh seeds, then write record and picture and print the table."""
+    size, grid = (QUICK, QUICK_GRID) if options.quick else (FULL, FULL_GRID)
+    path = options.runs or options.out / "language_model.runs.jsonl"
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("language model", total=None)
+        laboratory = Laboratory(
+            Records(path, command), size, lambda text: progress.update(task, description=text)
+        )
+        best, tuning = laboratory.tune(grid)
+        rows = []
+        for name, method in METHODS.items():
+            exponent = best[method.point_of or name]
+            runs = [laboratory.run(name, exponent, seed) for seed in size.seeds]
+            rows.append(Row(name, exponent, method.point_of is None, tuning.get(name, {}), runs))
+    write_record(options.out / "language_model.json", command, content(size, rows))
+    draw(options.out / "language_model.png", rows)
+    console.print(table(rows))
+    console.print(LEGEND)
+    for claim, holds in claims(rows).items():
+        console.print(f"{claim}: {'holds' if holds else 'DOES NOT HOLD'}.", soft_wrap=True)
+    if options.runs is None:
+        path.unlink()  # all of it that matters is in the record
+
+
+def main(arguments: list[str]) -> None:
+    """Run the parts that are asked for."""
+    options = parse(arguments)
+    command = ["python", "-m", "benchmarks.eigenbasis", *["--quick"] * options.quick]
+    console = wide_console()
+    if "quality" in options.parts:
+        quality(options, command, console)
+    if "cost" in options.parts:
+        found = cost.count()
+        for part in cost.tables(found):
+            console.print(part)
+        write_record(options.out / "eigenbasis_cost.json", command, cost.content(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

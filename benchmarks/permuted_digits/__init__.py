@@ -1,4 +1,0 @@
-"""Forgetting: ten permutations of the digits, learned one after the other.
-
-Run it with ``python -m benchmarks.permuted_digits``.
-"""

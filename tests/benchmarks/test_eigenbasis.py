@@ -1,0 +1,117 @@
+"""The eigenbasis benchmark: a real run, tuning on a widening grid, going on after a stop, report and cost."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.eigenbasis import __main__ as command
+from benchmarks.eigenbasis import cost, report, runs
+from benchmarks.eigenbasis.methods import METHODS, MUON, OURS, OURS_SELDOM
+from benchmarks.shared.experiment import Size
+from benchmarks.shared.records import Records
+
+LENGTH = dict(runs.QUICK.length)
+SMALL = Size(LENGTH, tuning_seeds=(0, 1), seeds=(0, 1))
+
+
+def test_a_run_trains():
+    run = runs.trainer(METHODS["Adam"], **LENGTH | {"steps": 40})(0.01, 0)
+    assert np.log(256) > run.curve[0] > run.curve[-1]
+    assert 0 < run.validation < np.log(256)
+
+
+@pytest.fixture
+def faked(monkeypatch):
+    """Training whose loss is lowest at the rate 0.01 * 2**3; the calls that were made."""
+    calls = []
+    names = {id(method): name for name, method in METHODS.items()}
+
+    def trainer(method, **length):
+        name = names[id(method)]
+
+        def run(rate, seed):
+            calls.append((name, rate, seed))
+            loss = 1.4 + abs(np.log2(rate / 0.01) - 3) + 0.01 * seed + 0.03 * (name != OURS)
+            return runs.Run(loss, loss + 0.1, [3.0, loss], 1.0)
+
+        return run
+
+    monkeypatch.setattr(runs, "trainer", trainer)
+    return calls
+
+
+def test_the_grid_widens_for_all_and_a_stopped_benchmark_goes_on(faked, tmp_path):
+    grid = runs.Grid((0, 1), widenings=4)
+    best, tuning = runs.Laboratory(Records(tmp_path / "runs.jsonl"), SMALL).tune(grid)
+    tuned = {name for name, method in METHODS.items() if method.point_of is None}
+    assert best == dict.fromkeys(tuned, 3)
+    assert all(sorted(by_rate) == [0, 1, 2, 3, 4] for by_rate in tuning.values())
+    assert len(faked) == len(set(faked)) == len(tuned) * 5 * 2
+    again = runs.Laboratory(Records(tmp_path / "runs.jsonl"), SMALL)
+    assert again.tune(grid) == (best, tuning)
+    assert len(faked) == len(tuned) * 5 * 2
+
+
+def test_a_run_that_diverged_is_infinite_when_it_is_read_again(tmp_path, monkeypatch):
+    def diverged(method, **length):
+        return lambda rate, seed: runs.Run(np.inf, np.inf, [], 1.0)
+
+    monkeypatch.setattr(runs, "trainer", diverged)
+    for _ in range(2):
+        run = runs.Laboratory(Records(tmp_path / "runs.jsonl"), SMALL).run(OURS, 0, 0)
+        assert run == runs.Run(np.inf, np.inf, [], 1.0)
+
+
+def test_the_report_says_what_holds(faked, tmp_path):
+    laboratory = runs.Laboratory(Records(tmp_path / "runs.jsonl"), SMALL)
+    rows = [
+        report.Row(
+            name,
+            3,
+            method.point_of is None,
+            {3: 1.4, 4: 2.4},
+            [laboratory.run(name, 3, seed) for seed in SMALL.seeds],
+        )
+        for name, method in METHODS.items()
+    ]
+    assert list(report.claims(rows).values()) == [True, True, True]
+    worse = [row._replace(runs=[r._replace(loss=2.0) for r in row.runs]) for row in rows]
+    at_fault = {OURS: [False, False, True], OURS_SELDOM: [True, True, False], MUON: [True, True, True]}
+    for name, expected in at_fault.items():
+        mixed = [w if w.name == name else row for w, row in zip(worse, rows, strict=True)]
+        assert list(report.claims(mixed).values()) == expected
+
+
+def test_the_command_writes_both_records_and_the_picture(faked, tmp_path, capsys):
+    command.main(["--quick", "--out", str(tmp_path)])
+    quality = json.loads((tmp_path / "language_model.json").read_text())
+    # On seeds 10 and 11 at the rate 0.02, the best of a grid that is not widened: 1.4 + 2 + 0.105 + 0.03.
+    assert quality["rows"][0]["loss"]["mean"] == pytest.approx(3.535)
+    assert "jax" in quality["versions"]
+    price = json.loads((tmp_path / "eigenbasis_cost.json").read_text())
+    assert price["state_bytes_per_weight"]["Adam"] == 8
+    assert (tmp_path / "language_model.png").stat().st_size > 10_000
+    assert not (tmp_path / "language_model.runs.jsonl").exists()
+    assert "DOES NOT HOLD" in capsys.readouterr().out
+
+
+def test_state_is_as_small_as_claimed():
+    for make, limit in cost.OPTIMISERS.values():
+        if limit is not None:
+            assert cost.state_bytes(make()) <= limit
+
+
+def test_operations_are_those_counted_by_hand():
+    """A square matrix n x n: turning 12 n^3 an update; a refresh of a side 2 + 8/3 + 2 + 2 * 2 n^3."""
+    import jax
+    import jax.numpy as jnp
+
+    n = 8
+    params = jax.ShapeDtypeStruct((n, n), jnp.float32)
+    tx = cost.metric()
+    traced = jax.make_jaxpr(tx.update)(params, jax.eval_shape(tx.init, params)).jaxpr
+    costs = list(cost.operations(traced))
+    assert sum(spent for _, spent, branch in costs if not branch) == 12 * n**3
+    refreshing = sum(spent for _, spent, branch in costs if branch)
+    assert refreshing == pytest.approx(2 * (2 + 8 / 3 + 2 + 2 * 2) * n**3)
