@@ -143,7 +143,7 @@ METHODS: dict[str, Method] = {
         TWO, lambda v, s: under_no_metric(v, s, penalties.ewc(v["strength"], memory=0.7)), "peer"
     ),
     "metric, memory 0.7": Method(
-        TWO, lambda v, s: under_metric(v, s, ro.phi.online_ewc(0.7, running=False)), "ours"
+        TWO, lambda v, s: under_metric(v, s, ro.phi.online_ewc(memory=0.7, running=False)), "ours"
     ),
     "synaptic intelligence": Method(
         {"rate": Axis(0.5), "strength": Axis(1.0)},

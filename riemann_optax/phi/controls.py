@@ -24,7 +24,7 @@ class PermutedState(NamedTuple):
 
 
 def permuted(
-    phi: optax.GradientTransformation, key: jax.Array | int = 0
+    phi: optax.GradientTransformation, *, key: jax.Array | int = 0
 ) -> optax.GradientTransformationExtraArgs:
     r"""Give each weight the phi of another: :math:`\varphi_{\pi(i)}`, :math:`\pi` random within each leaf.
 

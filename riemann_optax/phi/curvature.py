@@ -30,7 +30,7 @@ class SecantCurvatureState(NamedTuple):
 
 
 def secant_curvature(
-    decay: float = 0.9, initial_phi: float = 1e4, state_dtype: Any = None
+    *, decay: float = 0.9, initial_phi: float = 1e4, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Curvature along each axis from successive gradients, a diagonal Barzilai-Borwein rule.
 
@@ -143,7 +143,7 @@ class HutchinsonCurvatureState(NamedTuple):
 
 
 def hutchinson_curvature(
-    decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None
+    *, decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Diagonal of the Hessian from one Hessian-vector product per update (Hutchinson's probes).
 

@@ -53,7 +53,7 @@ def from_weights(function: Callable[[jax.Array], jax.Array]) -> optax.GradientTr
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def maintenance_energy(power: float = 1.0) -> optax.GradientTransformationExtraArgs:
+def maintenance_energy(*, power: float = 1.0) -> optax.GradientTransformationExtraArgs:
     r"""What a synapse costs to keep and to use: its strength, :math:`\varphi_i = |w_i|^p`.
 
     ``phi >= 0``. No state. No collective. Needs ``params``.
@@ -110,7 +110,7 @@ class ModificationEnergyState(NamedTuple):
 
 
 def modification_energy(
-    decay: float | None = None, state_dtype: Any = None
+    *, decay: float | None = None, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""What it has cost to change a synapse: the sum, or a running mean, of the applied changes.
 

@@ -11,7 +11,7 @@ from riemann_optax._tree import inner
 from riemann_optax.phi import _state
 
 
-def metaplasticity(strength: float = 1.35) -> optax.GradientTransformationExtraArgs:
+def metaplasticity(*, strength: float = 1.35) -> optax.GradientTransformationExtraArgs:
     r"""Hidden weights that are easily strengthened and hard to weaken.
 
     .. math::
@@ -75,7 +75,7 @@ class UtilityGateState(NamedTuple):
     utility: optax.Updates
 
 
-def utility_gate(decay: float = 0.999, state_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+def utility_gate(*, decay: float = 0.999, state_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
     r"""Gate of utility-based perturbed gradient descent (UPGD): useful weights move less.
 
     .. math::

@@ -27,7 +27,7 @@ class GaussNewtonCurvatureState(NamedTuple):
 
 
 def gauss_newton_curvature(
-    decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None
+    *, decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Diagonal of the generalised Gauss-Newton matrix from one product per update.
 

@@ -61,7 +61,7 @@ class ImportanceState(NamedTuple):
 
 
 def online_ewc(
-    memory: float = 1.0, decay: float = 0.99, running: bool = True, state_dtype: Any = None
+    *, memory: float = 1.0, decay: float = 0.99, running: bool = True, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Diagonal Fisher information of the finished tasks (online elastic weight consolidation).
 
@@ -138,6 +138,7 @@ def online_ewc(
 
 
 def laplace(
+    *,
     examples_per_task: float = 1.0,
     memory: float = 1.0,
     decay: float = 0.99,
@@ -221,7 +222,7 @@ def laplace(
 
 
 def memory_aware_synapses(
-    memory: float = 1.0, decay: float = 1.0, running: bool = True, state_dtype: Any = None
+    *, memory: float = 1.0, decay: float = 1.0, running: bool = True, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""How much the size of the network's output depends on each weight (memory aware synapses).
 

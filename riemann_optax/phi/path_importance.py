@@ -65,7 +65,7 @@ class SynapticIntelligenceState(NamedTuple):
 
 
 def synaptic_intelligence(
-    damping: float = 0.1, memory: float = 1.0, state_dtype: Any = None
+    *, damping: float = 0.1, memory: float = 1.0, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""What each weight's path has contributed to lowering the loss (synaptic intelligence).
 
@@ -247,6 +247,7 @@ class RWalkState(NamedTuple):
 
 
 def rwalk(
+    *,
     interval: int = 10,
     mixing: float = 0.9,
     damping: float = 1e-3,

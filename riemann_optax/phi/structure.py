@@ -28,7 +28,7 @@ class FactoredActivityState(NamedTuple):
 
 
 def factored_activity(
-    decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
+    *, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Activity of the presynaptic times that of the postsynaptic side, in almost no memory.
 
@@ -133,7 +133,7 @@ class PerNeuronState(NamedTuple):
 
 
 def per_neuron(
-    decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
+    *, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Activity of a whole neuron: one phi for all synapses onto it.
 
@@ -205,7 +205,9 @@ class SlidingThresholdState(NamedTuple):
     threshold: optax.Updates
 
 
-def sliding_threshold(decay: float = 0.99, state_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+def sliding_threshold(
+    *, decay: float = 0.99, state_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
     r"""Sliding threshold of Bienenstock, Cooper and Munro (BCM): an active neuron is hard to excite further.
 
     .. math::

@@ -33,7 +33,7 @@ class VariationalState(NamedTuple):
 
 
 def bayesian_gradient_descent(
-    initial_deviation: float = 0.06, key: jax.Array | int = 0, state_dtype: Any = None
+    *, initial_deviation: float = 0.06, key: jax.Array | int = 0, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Bayesian gradient descent: the rate of a weight is its posterior variance.
 
@@ -105,7 +105,8 @@ def bayesian_gradient_descent(
 
 
 def mesu(
-    memory: float = 3e5,
+    *,
+    window: float = 3e5,
     prior_deviation: float = 1.0,
     initial_deviation: float | None = None,
     largest_change: float = 0.5,
@@ -136,7 +137,7 @@ def mesu(
     :func:`bayesian_gradient_descent` does, whose docstring shows the Flax loop that supplies them.
 
     Args:
-      memory: ``N``, the memory window in updates, positive. Default 3e5.
+      window: ``N``, the number of updates whose data are remembered, positive. Default 3e5.
       prior_deviation: ``s0``, positive, in the units of the weights. Default 1.
       initial_deviation: ``s`` at the start, positive; None means ``prior_deviation``.
       largest_change: the largest change of ``s`` in one update as a share of ``s``, in (0, 1): a guard that
@@ -154,7 +155,7 @@ def mesu(
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
-      >>> phi = ro.phi.mesu(memory=10.0, initial_deviation=0.5)
+      >>> phi = ro.phi.mesu(window=10.0, initial_deviation=0.5)
       >>> params = jnp.zeros(1)
       >>> state, nothing = phi.init(params), jnp.zeros((1, 1))
       >>> for _ in range(3):  # no data: s returns to 1
@@ -170,17 +171,17 @@ def mesu(
       Bonnet et al, `Bayesian continual learning and forgetting in neural networks
       <https://doi.org/10.1038/s41467-025-64601-w>`_, Nature Communications, 2025
     """
-    _check.check_number("memory", memory, low=0.0, low_open=True)
+    _check.check_number("window", window, low=0.0, low_open=True)
     _check.check_number("prior_deviation", prior_deviation, low=0.0, low_open=True)
     start = prior_deviation if initial_deviation is None else initial_deviation
     _check.check_number("initial_deviation", start, low=0.0, low_open=True)
     _check.check_number("largest_change", largest_change, low=0.0, high=1.0, low_open=True, high_open=True)
 
     def next_deviation(s: jax.Array, slope: jax.Array) -> jax.Array:
-        prior, window, bound = (
-            jnp.asarray(x).astype(s.dtype) for x in (prior_deviation, memory, largest_change)
+        prior, updates, bound = (
+            jnp.asarray(x).astype(s.dtype) for x in (prior_deviation, window, largest_change)
         )
-        leak = (1 - jnp.square(s / prior)) / (2 * window)
+        leak = (1 - jnp.square(s / prior)) / (2 * updates)
         return s * (1 + jnp.clip(leak - 0.5 * s * slope, -bound, bound))
 
     return _variational("mesu", prior_deviation, start, next_deviation, key, state_dtype)
@@ -210,7 +211,7 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
-      >>> phi = ro.phi.bayesian_gradient_descent(0.06)
+      >>> phi = ro.phi.bayesian_gradient_descent(initial_deviation=0.06)
       >>> tx = ro.riemannian_sgd(0.06**2, momentum=None, phi=phi, alpha=1.0, conformal=None)
       >>> params = {"w": jnp.ones(3)}
       >>> places, noise = ro.phi.draw_perturbations(tx.init(params), params, samples=4)

@@ -102,7 +102,12 @@ def test_bayesian_synapse_replays_adabayes_fixed_point():
         inverse_rate = 0.5 / lr_sgd + np.sqrt(v_hat / lr**2 + (0.5 / lr_sgd) ** 2)
         weights = weights - m_hat / inverse_rate
         expected.append(weights.copy())
-    tx = plain(ro.phi.bayesian_synapse(lr, lr_sgd, b2), 1.0, lr_sgd, ro.on_gradient(optax.ema(b1)))
+    tx = plain(
+        ro.phi.bayesian_synapse(learning_rate=lr, learning_rate_sgd=lr_sgd, decay=b2),
+        1.0,
+        lr_sgd,
+        ro.on_gradient(optax.ema(b1)),
+    )
     np.testing.assert_allclose(run(tx, noisy_gradient), expected, rtol=RTOL)
 
 
@@ -176,13 +181,13 @@ def test_secant_curvature_replays_running_means_of_secants():
         previous, before = weights.copy(), g.copy()
         weights = weights - learning_rate * g / (1 + alpha * phi)
         expected.append(weights.copy())
-    actual = run(plain(ro.phi.secant_curvature(decay), alpha, learning_rate), gradient, steps=60)
+    actual = run(plain(ro.phi.secant_curvature(decay=decay), alpha, learning_rate), gradient, steps=60)
     np.testing.assert_allclose(actual, expected, rtol=RTOL)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_secant_curvature_is_exact_after_one_step_on_a_diagonal_quadratic(decay):
-    phi = ro.phi.secant_curvature(decay)
+    phi = ro.phi.secant_curvature(decay=decay)
     state = phi.init(jnp.zeros(3))
     for weights in (START, START + np.array([1e-4, -2e-3, 0.1])):
         values, state = phi.update(jnp.asarray(HESSIAN * (weights - MINIMUM)), state, jnp.asarray(weights))
@@ -278,7 +283,7 @@ def test_maintenance_energy_replays(power):
     for step in range(STEPS):
         weights = weights - 0.01 * noisy_gradient(weights, step) / (1 + 3.0 * np.abs(weights) ** power)
         expected.append(weights.copy())
-    actual = run(plain(ro.phi.maintenance_energy(power), 3.0), noisy_gradient)
+    actual = run(plain(ro.phi.maintenance_energy(power=power), 3.0), noisy_gradient)
     np.testing.assert_allclose(actual, expected, rtol=RTOL)
 
 
@@ -299,5 +304,5 @@ def test_modification_energy_replays(decay):
         changes.append(np.abs(new - weights))
         weights = new
         expected.append(weights.copy())
-    actual = run(plain(ro.phi.modification_energy(decay), 5.0), noisy_gradient)
+    actual = run(plain(ro.phi.modification_energy(decay=decay), 5.0), noisy_gradient)
     np.testing.assert_allclose(actual, expected, rtol=RTOL)
