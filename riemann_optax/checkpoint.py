@@ -16,7 +16,13 @@ have the same names and shapes, nor one release's meaning of a field from anothe
     state = manager.restore(step, args=items)["state"]
 
 The numbers that a transformation is made with (decays, rates, ``alpha``) are no state: keep them where you
-keep the other settings of a run.
+keep the other settings of a run. An update takes them from its transformation, never from the checkpoint.
+Some are in the state as well, because ``consolidate(state, params)`` sees no transformation: ``memory`` of
+:func:`~riemann_optax.phi.online_ewc`, :func:`~riemann_optax.phi.laplace` and
+:func:`~riemann_optax.phi.memory_aware_synapses`, ``memory`` and ``damping`` of
+:func:`~riemann_optax.phi.synaptic_intelligence`, and ``memory``, ``mixing`` and ``damping`` of
+:func:`~riemann_optax.phi.rwalk`. Each update writes them anew; only a ``consolidate`` between a restore and
+the first update uses those of the checkpoint.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,6 +38,7 @@ from riemann_optax._version import __version__
 # of another format is refused; where an old one is worth a migration, it belongs in `check`.
 FORMAT_VERSION = 1
 
+_WIDENED = ("float32[]", "float64[]")
 _NAMED = 8  # differences of a kind that a message spells out
 
 
@@ -170,7 +177,8 @@ def _changed(what: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> li
     changed = [
         f"the {what}{' ' if path else ''}{path} is {saved[path]} in the checkpoint and {here[path]} here"
         for path in saved
-        if path in here and saved[path] != here[path]
+        # A scalar of a run without 64-bit types fits into one with them.
+        if path in here and saved[path] != here[path] and (saved[path], here[path]) != _WIDENED
     ]
     return [_some(changed)] if changed else []
 

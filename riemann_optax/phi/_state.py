@@ -48,6 +48,11 @@ def copy_like(params: Any, reference: Any) -> Any:
     return jax.tree.map(lambda p, r: jnp.array(p, dtype=r.dtype, copy=True), params, reference)
 
 
+def wide_scalar(value: Any) -> jax.Array:
+    """Return a number as a scalar for state: float32, or float64 where 64-bit types are enabled."""
+    return jnp.asarray(value, jnp.result_type(float))
+
+
 def as_key(key: jax.Array | int) -> jax.Array:
     """Return a copy of a random key, or the key of an integer seed."""
     return jax.random.key(key) if isinstance(key, int) else jnp.array(key, copy=True)

@@ -9,6 +9,7 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax.boundary import consolidated_where, masked_like
+from riemann_optax.phi import _state
 
 
 class ImportanceState(NamedTuple):
@@ -16,7 +17,7 @@ class ImportanceState(NamedTuple):
 
     Attributes:
       count: int32 scalar, the number of updates since the last task boundary.
-      memory: float32 scalar, the argument of that name at the last update.
+      memory: scalar, the argument of that name at the last update, which ``consolidate`` needs.
       task_mean: running mean of the importance in the present task, shaped like the parameters; ``()`` with
         ``running=False``.
       importance: what all finished tasks have left, shaped like the parameters.
@@ -348,7 +349,7 @@ def _accumulated_importance(
     def init(params: optax.Params) -> ImportanceState:
         return ImportanceState(
             count=jnp.zeros([], jnp.int32),
-            memory=jnp.asarray(memory, jnp.float32),
+            memory=_state.wide_scalar(memory),
             task_mean=_tree.zeros_like(params, state_dtype) if running else (),
             importance=_tree.zeros_like(params, state_dtype),
         )
@@ -362,7 +363,7 @@ def _accumulated_importance(
         task_importance: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ImportanceState]:
-        state = state._replace(memory=jnp.asarray(memory, jnp.float32))
+        state = state._replace(memory=_state.wide_scalar(memory))
         state = consolidated_where(task_boundary, state, params, task_importance)
         count = optax.safe_increment(state.count)
         task_mean = state.task_mean

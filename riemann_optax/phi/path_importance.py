@@ -18,8 +18,8 @@ class SynapticIntelligenceState(NamedTuple):
 
     Attributes:
       count: int32 scalar, the number of updates so far.
-      memory: float32 scalar, the argument of that name at the last update.
-      damping: float32 scalar, the argument of that name at the last update.
+      memory: scalar, the argument of that name at the last update, which ``consolidate`` needs.
+      damping: scalar, likewise.
       previous_params: the parameters at the last update.
       previous_gradients: the gradients at the last update.
       start_params: the parameters at the last task boundary, or at the first update.
@@ -119,8 +119,8 @@ def synaptic_intelligence(
     def init(params: optax.Params) -> SynapticIntelligenceState:
         return SynapticIntelligenceState(
             count=jnp.zeros([], jnp.int32),
-            memory=jnp.asarray(memory, jnp.float32),
-            damping=jnp.asarray(damping, jnp.float32),
+            memory=_state.wide_scalar(memory),
+            damping=_state.wide_scalar(damping),
             previous_params=optax.tree.zeros_like(params),
             previous_gradients=optax.tree.zeros_like(params),
             start_params=optax.tree.zeros_like(params),
@@ -138,9 +138,7 @@ def synaptic_intelligence(
     ) -> tuple[optax.Updates, SynapticIntelligenceState]:
         del extra_args
         params = _check.require_params(params, "synaptic_intelligence")
-        state = state._replace(
-            memory=jnp.asarray(memory, jnp.float32), damping=jnp.asarray(damping, jnp.float32)
-        )
+        state = state._replace(memory=_state.wide_scalar(memory), damping=_state.wide_scalar(damping))
         state = consolidated_where(task_boundary, state, params).walked(params)
         new_state = state._replace(
             count=optax.safe_increment(state.count),
@@ -159,9 +157,9 @@ class RWalkState(NamedTuple):
       count: int32 scalar, the number of updates so far.
       tasks: int32 scalar, the number of task boundaries so far.
       window: int32 scalar, the number of updates since the last score.
-      memory: float32 scalar, the argument of that name at the last update.
-      mixing: float32 scalar, likewise.
-      damping: float32 scalar, likewise.
+      memory: scalar, the argument of that name at the last update, which ``consolidate`` needs.
+      mixing: scalar, likewise.
+      damping: scalar, likewise.
       previous_params: the parameters at the last update.
       previous_gradients: the gradients at the last update.
       window_params: the parameters at the last score.
@@ -315,9 +313,9 @@ def rwalk(
 
     def hyper_parameters() -> dict[str, jax.Array]:
         return {
-            "memory": jnp.asarray(memory, jnp.float32),
-            "mixing": jnp.asarray(mixing, jnp.float32),
-            "damping": jnp.asarray(damping, jnp.float32),
+            "memory": _state.wide_scalar(memory),
+            "mixing": _state.wide_scalar(mixing),
+            "damping": _state.wide_scalar(damping),
         }
 
     def init(params: optax.Params) -> RWalkState:

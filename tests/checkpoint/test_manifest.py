@@ -104,6 +104,24 @@ def test_another_shape_or_dtype_is_named():
     assert "second_moment['b'] is float32[2] in the checkpoint and bfloat16[2] here" in refusal(saved, narrow)
 
 
+def test_a_scalar_written_without_64_bit_types_is_restored_with_them(tmp_path):
+    phi = ro.phi.rwalk(memory=0.7)
+    weights = {"w": jnp.ones([3, 2], jnp.float32)}
+    saved = phi.init(weights)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", saved)
+    with jax.enable_x64(True):
+        target = ro.checkpoint.target(phi, weights)
+        assert target.memory.dtype == jnp.float64
+        ro.checkpoint.check(through_json(ro.checkpoint.manifest(saved)), target)
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored = checkpointer.restore(tmp_path / "state", target)
+        assert restored.memory.dtype == jnp.float64
+        np.testing.assert_allclose(restored.memory, 0.7, rtol=1e-7)
+        _, updated = phi.update(weights, restored, weights)
+        assert float(updated.memory) == 0.7  # an update takes it from the transformation
+
+
 def test_many_differences_are_counted_and_not_listed():
     many = {f"layer {number}": jnp.zeros(1) for number in range(100)}
     message = refusal(through_json(ro.checkpoint.manifest(many)), {"w": jnp.zeros(1)})

@@ -333,3 +333,17 @@ def test_by_default_nothing_is_forgotten():
         for _ in range(2):
             state = ro.consolidate(state, params, one)
         np.testing.assert_allclose(phi.update(one, state, params)[0], 2)
+
+
+def test_numbers_of_a_boundary_are_as_wide_as_64_bit_types_allow():
+    """In float32 a memory of 0.7 is off by 2e-8, and so is the importance."""
+    ones = jnp.ones(2)
+    for phi in (
+        ro.phi.online_ewc(memory=0.7),
+        ro.phi.synaptic_intelligence(memory=0.7),
+        ro.phi.rwalk(memory=0.7),
+    ):
+        _, state = phi.update(ones, phi.init(ones), ones)
+        numbers = [getattr(state, name) for name in ("memory", "damping", "mixing") if hasattr(state, name)]
+        assert {n.dtype for n in numbers} == {jnp.dtype(jnp.float64)}
+        assert float(state.memory) == 0.7
