@@ -35,8 +35,9 @@ from riemann_optax import _tree, sharding
 from riemann_optax._version import __version__
 
 # To be raised by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint
-# of another format is refused; where an old one is worth a migration, it belongs in `check`.
-FORMAT_VERSION = 1
+# of an older format is restored unless it holds one of the states that have changed since.
+FORMAT_VERSION = 2
+_CHANGED_IN = {"TrackEnergyState": 2}  # the state, and the format since which it is what it is
 
 _WIDENED = ("float32[]", "float64[]")
 _NAMED = 8  # differences of a kind that a message spells out
@@ -58,7 +59,7 @@ def manifest(tree: Any) -> dict[str, Any]:
       >>> state = ro.phi.activity().init({"w": jnp.zeros([3, 2])})
       >>> manifest = ro.checkpoint.manifest(state)
       >>> print(manifest["format"], manifest["states"])
-      1 {'': 'ActivityState'}
+      2 {'': 'ActivityState'}
       >>> print(manifest["arrays"])
       {'.count': 'int32[]', ".second_moment['w']": 'float32[3,2]'}
     """
@@ -104,11 +105,18 @@ def check(saved: Any, tree: Any) -> None:
         raise ValueError(
             "the checkpoint's manifest is damaged, or not one of riemann_optax: restore another checkpoint."
         )
-    if saved["format"] != FORMAT_VERSION:
+    if saved["format"] not in range(1, FORMAT_VERSION + 1):
         raise ValueError(
             f"the checkpoint has format {saved['format']} of riemann_optax's state, written by release "
-            f"{saved['release']}, and this release reads format {FORMAT_VERSION} only: go on with that "
+            f"{saved['release']}, and this release reads formats 1 to {FORMAT_VERSION}: go on with that "
             "release, or start anew."
+        )
+    changed = {name for name in saved["states"].values() if _CHANGED_IN.get(name, 1) > saved["format"]}
+    if changed:
+        raise ValueError(
+            f"the checkpoint has format {saved['format']} of riemann_optax's state, written by release "
+            f"{saved['release']}, and {' and '.join(sorted(changed))} changed since: go on with that "
+            "release, or leave that part of the chain out and start it anew."
         )
     here = manifest(tree)
     differences = _changed("state", saved["states"], here["states"])

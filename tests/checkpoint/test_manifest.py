@@ -129,12 +129,23 @@ def test_many_differences_are_counted_and_not_listed():
     assert "and 92 more; only here: ['w']" in message
 
 
-@pytest.mark.parametrize("version", [ro.checkpoint.FORMAT_VERSION - 1, ro.checkpoint.FORMAT_VERSION + 1])
+@pytest.mark.parametrize("version", [0, ro.checkpoint.FORMAT_VERSION + 1, "1"])
 def test_another_format_is_refused_in_words(version):
     saved = through_json(ro.checkpoint.manifest(PARAMS)) | {"format": version, "release": "0.0.9"}
     message = refusal(saved, PARAMS)
     assert f"has format {version} of riemann_optax's state, written by release 0.0.9" in message
-    assert f"reads format {ro.checkpoint.FORMAT_VERSION} only" in message
+    assert f"reads formats 1 to {ro.checkpoint.FORMAT_VERSION}" in message
+
+
+def test_an_older_format_is_refused_only_for_what_changed_since():
+    """Format 2 gave track_energy the sum of the maintenance."""
+    for tx, changed in ((chain(ro.phi.activity()), None), (ro.track_energy(), "TrackEnergyState")):
+        state = tx.init(PARAMS)
+        saved = through_json(ro.checkpoint.manifest(state)) | {"format": 1, "release": "0.0.9"}
+        if changed is None:
+            ro.checkpoint.check(saved, state)
+        else:
+            assert f"written by release 0.0.9, and {changed} changed since" in refusal(saved, state)
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,7 @@ ENTRIES: dict[str, Entry] = {
     "check_metric": with_edit(ro.check_metric),
     "clip_metric": with_edit(lambda: ro.clip_metric(low=0.5, high=10.0)),
     "competitive_plasticity:tree": with_edit(lambda: ro.competitive_plasticity(1.0, "tree")),
+    "competitive_plasticity:leaf": with_edit(lambda: ro.competitive_plasticity(1.0)),
     "competitive_plasticity:neuron": with_edit(lambda: ro.competitive_plasticity(1.0, "neuron")),
     # looking at a metric, and guarding it
     "record_metric": with_edit(ro.record_metric),
