@@ -56,7 +56,7 @@ def initial_weights() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Params, AnchorState]:
         del updates, extra_args
         params = _check.require_params(params, "initial_weights")
-        weights = _captured(params, state.weights, state.count)
+        weights = captured(params, state.weights, state.count)
         return weights, AnchorState(optax.safe_increment(state.count), weights)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -104,7 +104,7 @@ def slow_weights(*, decay: float = 0.999, state_dtype: Any = None) -> optax.Grad
     ) -> tuple[optax.Params, AnchorState]:
         del updates, extra_args
         params = _check.require_params(params, "slow_weights")
-        old = _captured(params, state.weights, state.count)
+        old = captured(params, state.weights, state.count)
         weights = jax.tree.map(
             lambda a, w: a + jnp.asarray(1 - decay).astype(a.dtype) * (w.astype(a.dtype) - a), old, params
         )
@@ -189,7 +189,7 @@ def benna_fusi_chain(
     ) -> tuple[optax.Params, BennaFusiState]:
         del updates, extra_args
         params = _check.require_params(params, "benna_fusi_chain")
-        vessels = tuple(_captured(params, copy, state.count) for copy in state.copies)
+        vessels = tuple(captured(params, copy, state.count) for copy in state.copies)
 
         def flow(weight: jax.Array, *levels: jax.Array) -> tuple[jax.Array, ...]:
             chain = [weight.astype(levels[0].dtype), *levels]
@@ -289,8 +289,8 @@ def task_boundary_weights(*, from_start: bool = False) -> optax.GradientTransfor
         del updates, extra_args
         params = _check.require_params(params, "task_boundary_weights")
         state = consolidated_where(task_boundary, state, params)
-        weights = _captured(params, state.weights, state.count)
-        target = weights if from_start else _captured(params, weights, state.tasks)
+        weights = captured(params, state.weights, state.count)
+        target = weights if from_start else captured(params, weights, state.tasks)
         return target, state._replace(count=optax.safe_increment(state.count), weights=weights)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -311,6 +311,6 @@ def _weights_like(params: optax.Params, state_dtype: Any) -> optax.Params:
     return jax.tree.map(zeros, params)
 
 
-def _captured(params: optax.Params, weights: optax.Params, count: jax.Array) -> optax.Params:
+def captured(params: optax.Params, weights: optax.Params, count: jax.Array) -> optax.Params:
     """Return ``weights``, but the parameters themselves while ``count`` is 0: nothing is captured in init."""
     return jax.tree.map(lambda p, w: jnp.where(count == 0, p.astype(w.dtype), w), params, weights)

@@ -79,10 +79,13 @@ def online_ewc(
     independent with mean zero, and more where they agree. The Fisher proper has labels drawn from the model;
     with those of the data it is the empirical Fisher.
 
-    The published penalty ``lambda/2 * sum F (w - w_old)**2`` goes beside it:
-    ``add_anchored_weights(lambda, anchor.task_boundary_weights(), precision="phi")`` between the stages, with
-    ``alpha = learning_rate * lambda``, is its implicit step. The papers measure ``F_task`` after training, at
-    the mode: pass that as ``task_importance`` at the boundary.
+    The published penalty goes beside it: ``add_anchored_weights(rate, anchor, precision="phi")`` between the
+    stages, with ``alpha = learning_rate * rate``, is its implicit step. Of a penalty ``lambda/2 * sum F (w -
+    w_old)**2``, as in both papers, the rate is ``lambda``; of programs that leave out the half, ``2 *
+    lambda``. The anchor :func:`riemann_optax.anchor.importance_weighted_weights` makes it Kirkpatrick's, with
+    the weights of every task, and :func:`riemann_optax.anchor.task_boundary_weights` Schwarz's, with those of
+    the last; both are equal to the papers' in float64. The papers measure ``F_task`` after training, at the
+    mode: pass that as ``task_importance`` at the boundary.
 
     ``phi >= 0``. State: 2 values per weight, 1 with ``running=False``. No collective, but for the mean over
     the batch axis of ``per_example_gradients`` where that axis is sharded.
