@@ -276,6 +276,31 @@ def test_hutchinson_curvature_replays_its_running_mean():
     assert len(signs) > 1  # fresh probes at every update
 
 
+def test_hutchinson_curvature_in_a_chain_with_activity_replays_adahessian():
+    """Yao 2021, Algorithm 1 for a vector: both moments bias-corrected, the second of squares of z * Hz."""
+    b1, b2, eps, rate = 0.9, 0.99, 1e-2, 0.05
+    rng = np.random.default_rng(4)
+    hessian = np.diag(HESSIAN) + rng.normal(size=(3, 3))
+    hessian = (hessian + hessian.T) / 2
+    loss = lambda w: 0.5 * w @ jnp.asarray(hessian) @ w  # noqa: E731
+    once = ro.phi.hutchinson_curvature(decay=0.0)  # whose estimates the test above explains one by one
+    weights, first, second, probe = START.copy(), np.zeros(3), np.zeros(3), once.init(jnp.zeros(3))
+    expected, modulus_of_mean = [weights], np.zeros(3)
+    for step in range(1, STEPS + 1):
+        g = noisy_gradient(weights, step - 1)
+        _, probe = once.update(jnp.zeros(3), probe, jnp.asarray(weights), obj_fn=loss)
+        estimate = np.asarray(probe.diagonal)
+        first, second = b1 * first + (1 - b1) * g, b2 * second + (1 - b2) * estimate**2
+        modulus_of_mean = b2 * modulus_of_mean + (1 - b2) * estimate
+        root = np.sqrt(second / (1 - b2**step))
+        weights = weights - rate * (first / (1 - b1**step)) / (root + eps)
+        expected.append(weights)
+    phi = optax.chain(once, ro.phi.activity(decay=b2))
+    tx = plain(phi, 1 / eps, rate / eps, ro.on_gradient(optax.ema(b1)))
+    np.testing.assert_allclose(run(tx, noisy_gradient, obj_fn=loss), expected, rtol=1e-9)
+    assert np.all(root > 1.01 * abs(modulus_of_mean / (1 - b2**step)))  # the other mean is another rule
+
+
 @pytest.mark.parametrize("power", [1.0, 0.5, 2.0])
 def test_maintenance_energy_replays(power):
     weights = START.copy()
