@@ -298,7 +298,7 @@ def test_hutchinson_curvature_in_a_chain_with_activity_replays_adahessian():
     phi = optax.chain(once, ro.phi.activity(decay=b2))
     tx = plain(phi, 1 / eps, rate / eps, ro.on_gradient(optax.ema(b1)))
     np.testing.assert_allclose(run(tx, noisy_gradient, obj_fn=loss), expected, rtol=1e-9)
-    assert np.all(root > 1.01 * abs(modulus_of_mean / (1 - b2**step)))  # the other mean is another rule
+    assert np.any(root > 1.5 * abs(modulus_of_mean / (1 - b2**step)))  # the other mean is another rule
 
 
 @pytest.mark.parametrize("power", [1.0, 0.5, 2.0])
