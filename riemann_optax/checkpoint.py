@@ -37,7 +37,10 @@ from riemann_optax._version import __version__
 # To be raised by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint
 # of an older format is restored unless it holds one of the states that have changed since.
 FORMAT_VERSION = 2
-_CHANGED_IN = {"TrackEnergyState": 2}  # the state, and the format since which it is what it is
+_CHANGED_IN = {
+    "TrackEnergyState": 2,
+    "RWalkState": 2,
+}  # the state, and the format since which it is what it is
 
 _WIDENED = ("float32[]", "float64[]")
 _NAMED = 8  # differences of a kind that a message spells out

@@ -133,7 +133,7 @@ def utility_gate(*, decay: float = 0.999, state_dtype: Any = None) -> optax.Grad
         params = _check.require_params(params, "utility_gate")
         cost_of_loss = jax.tree.map(lambda g, w: -inner(g, w), updates, params)
         utility = _state.running_mean(cost_of_loss, state.utility, decay)
-        largest = _largest(utility)
+        largest = _state.extreme(jnp.max, utility, -jnp.inf)
 
         def gate(u: jax.Array) -> jax.Array:
             scale = largest.astype(u.dtype)
@@ -146,13 +146,3 @@ def utility_gate(*, decay: float = 0.999, state_dtype: Any = None) -> optax.Grad
         return values, UtilityGateState(_state.cast_like(utility, state.utility))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _largest(tree: Any) -> jax.Array:
-    """Return the largest value in a tree, minus infinity where there is none."""
-    leaves = jax.tree.leaves(tree)
-    dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
-    largest = jnp.asarray(-jnp.inf, dtype)
-    for leaf in leaves:
-        largest = jnp.maximum(largest, jnp.max(leaf, initial=-jnp.inf).astype(dtype))
-    return largest

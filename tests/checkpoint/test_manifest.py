@@ -138,8 +138,13 @@ def test_another_format_is_refused_in_words(version):
 
 
 def test_an_older_format_is_refused_only_for_what_changed_since():
-    """Format 2 gave track_energy the sum of the maintenance."""
-    for tx, changed in ((chain(ro.phi.activity()), None), (ro.track_energy(), "TrackEnergyState")):
+    """Format 2 gave track_energy the sum of the maintenance, and scaled the two terms of rwalk."""
+    cases = {
+        chain(ro.phi.activity()): None,
+        ro.track_energy(): "TrackEnergyState",
+        ro.phi.rwalk(): "RWalkState",
+    }
+    for tx, changed in cases.items():
         state = tx.init(PARAMS)
         saved = through_json(ro.checkpoint.manifest(state)) | {"format": 1, "release": "0.0.9"}
         if changed is None:
