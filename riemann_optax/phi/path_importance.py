@@ -278,7 +278,8 @@ def rwalk(
     batched Fisher**, as in the published code.
 
     ``0 <= phi <= 2``. State: 9 values per weight. Under sharding, where ``task_boundary`` is given, four
-    all-reduces of a scalar per leaf (the extremes), which XLA combines; and the mean over the batch axis of ``per_example_gradients`` where that axis is sharded. Needs ``params``. Extra arguments of ``update``,
+    all-reduces of a scalar per leaf (the extremes), which XLA combines; and the mean over the batch axis of
+    ``per_example_gradients`` where that axis is sharded. Needs ``params``. Extra arguments of ``update``,
     both optional: ``task_boundary`` (one boolean: this update is the first of a new task) and
     ``per_example_gradients``. In a Flax NNX loop: ``optimizer.update(model, gradients,
     task_boundary=boundary)``. For ``TrainState`` see :func:`riemann_optax.consolidate`.

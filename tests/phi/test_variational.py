@@ -136,23 +136,36 @@ def test_bayesian_gradient_descent_adds_the_curvature_to_the_precision():
     np.testing.assert_allclose(flat, 0.5, rtol=1e-12)  # without curvature s stays
 
 
-def test_mesu_replays_its_update():
-    """Bonnet et al 2025, the two equations for the mean and the deviation, prior mean 0."""
+@pytest.mark.parametrize(
+    ("ratio", "c_mean", "c_deviation"), [(0.99, 1.0, 0.5), (0.5, 1.0, 0.5), (0.05, 1.0, 0.5), (0.1, 3.0, 0.2)]
+)
+def test_mesu_replays_its_update(ratio, c_mean, c_deviation):
+    """Bonnet et al 2025, both equations, prior mean 0, with the clamps of their program."""
     window, s0, start = 40.0, 0.7, 0.1
-    mean, s = START.copy(), np.full(3, start)
+    mean, s, clamped = START.copy(), np.full(3, start), 0
     means, deviations = [mean.copy()], []
     for step in range(STEPS):
         deviations.append(s.copy())
         samples = [(perturbed_gradient(mean + s * eps, step), eps) for eps in perturbations(step)]
         d_mean = sum(g for g, _ in samples) / SAMPLES
         d_s = sum(g * eps for g, eps in samples) / SAMPLES
-        mean_step = -(s**2) * d_mean + s**2 / (window * s0**2) * (0.0 - mean)
-        s_step = -(s**2) / 2 * d_s + s / (2 * window * s0**2) * (s0**2 - s**2)
-        mean, s = mean + mean_step, s + s_step
+        mean_step = c_mean * (-(s**2) * d_mean + s**2 / (window * s0**2) * (0.0 - mean))
+        s_step = c_deviation * (-(s**2) * d_s + s / (window * s0**2) * (s0**2 - s**2))
+        clamped += np.sum(abs(mean_step) > ratio * s)
+        mean = mean + np.clip(mean_step, -ratio * s, ratio * s)
+        s = s + np.clip(s_step, -ratio * s, ratio * s)
         means.append(mean.copy())
     leak = optax.add_decayed_weights(1 / (window * s0**2))
-    phi = ro.phi.mesu(window=window, prior_deviation=s0, initial_deviation=start)
+    phi = ro.phi.mesu(
+        window=window,
+        prior_deviation=s0,
+        initial_deviation=start,
+        largest_change=ratio,
+        mean_rate=c_mean,
+        deviation_rate=c_deviation,
+    )
     path, actual = follow(plain(phi, 1.0, s0**2, before=[leak]))
+    assert clamped > (0 if ratio > 0.9 else 3)
     np.testing.assert_allclose(path, means, rtol=RTOL)
     np.testing.assert_allclose(actual, deviations, rtol=RTOL)
 
