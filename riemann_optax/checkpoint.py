@@ -16,7 +16,13 @@ have the same names and shapes, nor one release's meaning of a field from anothe
     state = manager.restore(step, args=items)["state"]
 
 The numbers that a transformation is made with (decays, rates, ``alpha``) are no state: keep them where you
-keep the other settings of a run.
+keep the other settings of a run. An update takes them from its transformation, never from the checkpoint.
+Some are in the state as well, because ``consolidate(state, params)`` sees no transformation: ``memory`` of
+:func:`~riemann_optax.phi.online_ewc`, :func:`~riemann_optax.phi.laplace` and
+:func:`~riemann_optax.phi.memory_aware_synapses`, ``memory`` and ``damping`` of
+:func:`~riemann_optax.phi.synaptic_intelligence`, and ``memory``, ``mixing`` and ``damping`` of
+:func:`~riemann_optax.phi.rwalk`. Each update writes them anew; only a ``consolidate`` between a restore and
+the first update uses those of the checkpoint.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,9 +35,14 @@ from riemann_optax import _tree, sharding
 from riemann_optax._version import __version__
 
 # To be raised by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint
-# of another format is refused; where an old one is worth a migration, it belongs in `check`.
-FORMAT_VERSION = 1
+# of an older format is restored unless it holds one of the states that have changed since.
+FORMAT_VERSION = 2
+_CHANGED_IN = {
+    "TrackEnergyState": 2,
+    "RWalkState": 2,
+}  # the state, and the format since which it is what it is
 
+_WIDENED = ("float32[]", "float64[]")
 _NAMED = 8  # differences of a kind that a message spells out
 
 
@@ -51,7 +62,7 @@ def manifest(tree: Any) -> dict[str, Any]:
       >>> state = ro.phi.activity().init({"w": jnp.zeros([3, 2])})
       >>> manifest = ro.checkpoint.manifest(state)
       >>> print(manifest["format"], manifest["states"])
-      1 {'': 'ActivityState'}
+      2 {'': 'ActivityState'}
       >>> print(manifest["arrays"])
       {'.count': 'int32[]', ".second_moment['w']": 'float32[3,2]'}
     """
@@ -97,11 +108,18 @@ def check(saved: Any, tree: Any) -> None:
         raise ValueError(
             "the checkpoint's manifest is damaged, or not one of riemann_optax: restore another checkpoint."
         )
-    if saved["format"] != FORMAT_VERSION:
+    if saved["format"] not in range(1, FORMAT_VERSION + 1):
         raise ValueError(
             f"the checkpoint has format {saved['format']} of riemann_optax's state, written by release "
-            f"{saved['release']}, and this release reads format {FORMAT_VERSION} only: go on with that "
+            f"{saved['release']}, and this release reads formats 1 to {FORMAT_VERSION}: go on with that "
             "release, or start anew."
+        )
+    changed = {name for name in saved["states"].values() if _CHANGED_IN.get(name, 1) > saved["format"]}
+    if changed:
+        raise ValueError(
+            f"the checkpoint has format {saved['format']} of riemann_optax's state, written by release "
+            f"{saved['release']}, and {' and '.join(sorted(changed))} changed since: go on with that "
+            "release, or leave that part of the chain out and start it anew."
         )
     here = manifest(tree)
     differences = _changed("state", saved["states"], here["states"])
@@ -170,7 +188,8 @@ def _changed(what: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> li
     changed = [
         f"the {what}{' ' if path else ''}{path} is {saved[path]} in the checkpoint and {here[path]} here"
         for path in saved
-        if path in here and saved[path] != here[path]
+        # A scalar of a run without 64-bit types fits into one with them.
+        if path in here and saved[path] != here[path] and (saved[path], here[path]) != _WIDENED
     ]
     return [_some(changed)] if changed else []
 

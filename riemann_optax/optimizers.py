@@ -50,7 +50,7 @@ def riemannian_sgd(
       momentum: decay of ``optax.trace`` on the tangent vector, or None. As in ``optax.sgd``, momentum
         multiplies the size of a steady step by ``1 / (1 - momentum)``.
       nesterov: whether momentum is Nesterov's.
-      phi: what the metric measures; by default ``phi.factored_activity(0.97)``.
+      phi: what the metric measures; by default ``phi.factored_activity(decay=0.97)``.
       alpha: the scaling factor: a number, a schedule or a traced scalar.
       role: ``"metric"`` divides by ``1 + alpha*phi`` (the equations), ``"inverse_metric"`` multiplies by it.
       conformal: None, or the group over which :func:`compute_metric` takes the scale of the metric. Without
@@ -93,7 +93,7 @@ def riemannian_sgd(
     if weight_decay is not None:
         _check.check_schedulable("weight_decay", weight_decay)
     if phi is None:
-        phi = factored_activity(0.97, state_dtype=state_dtype)
+        phi = factored_activity(decay=0.97, state_dtype=state_dtype)
     stages = [
         *_metric_stages(phi, alpha, role, conformal, record, state_dtype),
         scale_by_inverse_metric(),

@@ -261,7 +261,7 @@ HOLDERS = {
     "in_orthonormal_frame": lambda inner: optax.chain(stage_1(), ro.in_orthonormal_frame(inner)),
     "skip_nonfinite": ro.skip_nonfinite,
     "partition_by_kind": lambda inner: ro.partition_by_kind(optax.sgd(0.1), matrix=inner),
-    "phi.weighted_sum": lambda inner: ro.phi.weighted_sum([ro.phi.activity(), inner]),
+    "phi.weighted_sum": lambda inner: ro.phi.weighted_sum(ro.phi.activity(), inner),
     "phi.product": lambda inner: ro.phi.product(ro.phi.activity(), inner),
     "phi.power": lambda inner: ro.phi.power(inner, 2.0),
     "phi.unit_mean": lambda inner: ro.phi.unit_mean(inner),

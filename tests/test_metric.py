@@ -38,7 +38,9 @@ def test_metric_is_evaluated_in_float32_under_bfloat16():
     params = jnp.full([1], 0.05, jnp.bfloat16)
     _, metric = ro.split(
         one_update(
-            ro.compute_metric(ro.phi.maintenance_energy(2.0)), gradients=jnp.ones_like(params), params=params
+            ro.compute_metric(ro.phi.maintenance_energy(power=2.0)),
+            gradients=jnp.ones_like(params),
+            params=params,
         )
     )
     assert metric.dtype == jnp.float32
@@ -118,7 +120,7 @@ def test_frame_momentum_is_parallel_transport_of_a_separable_metric():
     """In the chart y with dy = sqrt(E(w)) dw the metric is flat: the frame's momentum is momentum there."""
     alpha, learning_rate, beta = 2.0, 1e-4, 0.9
     tx = optax.chain(
-        ro.compute_metric(ro.phi.maintenance_energy(2.0), alpha),
+        ro.compute_metric(ro.phi.maintenance_energy(power=2.0), alpha),
         ro.in_orthonormal_frame(optax.trace(beta)),
         optax.scale_by_learning_rate(learning_rate),
     )

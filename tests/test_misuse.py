@@ -270,7 +270,7 @@ def test_unknown_role(role):
 
 
 @pytest.mark.parametrize(
-    "make", [ro.normalize_metric, lambda over: ro.phi.unit_mean(ro.phi.activity(), over=over)]
+    "make", [ro.normalize_metric, lambda g: ro.phi.unit_mean(ro.phi.activity(), over=g)]
 )
 def test_unknown_group(make):
     with pytest.raises(ValueError, match=r"^over must be one of 'leaf', 'neuron', 'tree', got 'layer'"):
@@ -294,7 +294,7 @@ def test_unknown_group_of_a_conformal_metric():
         ("inner", ro.in_orthonormal_frame),
         ("default", ro.partition_by_kind),
         ("bias", lambda tx: ro.partition_by_kind(optax.sgd(0.1), bias=tx)),
-        ("phi number 0", lambda phi: ro.phi.weighted_sum([phi])),
+        ("phi number 0", lambda phi: ro.phi.weighted_sum(phi)),
         ("phi number 1", lambda phi: ro.phi.product(ro.phi.activity(), phi)),
     ],
 )
@@ -345,9 +345,10 @@ def test_from_weights_with_a_transformation():
         ro.phi.from_weights(ro.phi.activity())
 
 
-def test_phis_without_a_list():
-    with pytest.raises(TypeError, match=r"^phis must be a sequence of phis: put this one in a list"):
-        ro.phi.weighted_sum(ro.phi.activity())
+@pytest.mark.parametrize("combine", [ro.phi.weighted_sum, ro.phi.product])
+def test_phis_in_a_list(combine):
+    with pytest.raises(TypeError, match=r"^phi number 0 is a list: give the phis one by one"):
+        combine([ro.phi.activity(), ro.phi.maintenance_energy()])
 
 
 def test_unknown_kind_of_parameter():

@@ -41,6 +41,7 @@ ALL_REDUCED = {
     "normalize_metric:leaf": 2,
     "normalize_metric:neuron": 2,
     "competitive_plasticity:tree": 2,
+    "competitive_plasticity:leaf": 2,
     "competitive_plasticity:neuron": 2,
     "record_metric": 12,
     "track_energy": 4,

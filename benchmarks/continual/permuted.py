@@ -174,7 +174,7 @@ WITH_FISHER: dict[str, Method] = {
     "leaf-mean phi": consolidated(lambda values: ro.phi.leaf_mean(bounded_fisher(values)), THREE, "control"),
     "norm-matched base": Method(norm_matched, "control", {}, point_of=OURS),
     "online EWC, memory 0.7": penalised(fading, TWO),
-    "metric, memory 0.7": consolidated(lambda values: ro.phi.online_ewc(MEMORY, running=False), TWO),
+    "metric, memory 0.7": consolidated(lambda values: ro.phi.online_ewc(memory=MEMORY, running=False), TWO),
     **{f"{name} + EWC": penalised(elastic, SLOW, optimiser=tx) for name, tx in ADAPTIVE.items()},
 }
 WITH_PATH: dict[str, Method] = {

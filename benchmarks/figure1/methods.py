@@ -66,7 +66,7 @@ PHIS: dict[str, MakePhi] = {
     "maintenance energy": lambda role, key: ro.phi.maintenance_energy(),
     "modification energy": lambda role, key: ro.phi.modification_energy(),
     "activity + maintenance": lambda role, key: ro.phi.weighted_sum(
-        [ro.phi.activity(), ro.phi.maintenance_energy()]
+        ro.phi.activity(), ro.phi.maintenance_energy()
     ),
     "1 / secant curvature": lambda role, key: flat_secant(role),
     "1 / Hutchinson curvature": lambda role, key: ro.phi.power(hutchinson(key), -1.0),

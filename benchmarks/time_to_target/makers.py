@@ -65,22 +65,22 @@ def stages(
 
 def metric(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
     """Build the conformal activity metric with Nesterov momentum on the tangent."""
-    return optax.chain(stages(ro.phi.activity(decay), alpha), nesterov(rate, momentum))
+    return optax.chain(stages(ro.phi.activity(decay=decay), alpha), nesterov(rate, momentum))
 
 
 def factored(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
     """Build the same of a value per row and column: half of Adam's state."""
-    return optax.chain(stages(ro.phi.factored_activity(decay), alpha), nesterov(rate, momentum))
+    return optax.chain(stages(ro.phi.factored_activity(decay=decay), alpha), nesterov(rate, momentum))
 
 
 def plain(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
     """Build the metric of the equations alone, with Nesterov momentum on the tangent."""
-    return optax.chain(stages(ro.phi.activity(decay), alpha, conformal=False), nesterov(rate, momentum))
+    return optax.chain(stages(ro.phi.activity(decay=decay), alpha, conformal=False), nesterov(rate, momentum))
 
 
 def eigenbasis(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
     """Build the conformal activity metric and its momentum in the eigenbasis."""
-    inner = optax.chain(stages(ro.phi.activity(decay), alpha), optax.trace(momentum, nesterov=True))
+    inner = optax.chain(stages(ro.phi.activity(decay=decay), alpha), optax.trace(momentum, nesterov=True))
     return optax.chain(ro.in_eigenbasis(inner), optax.scale(1 - momentum), optax.scale_by_learning_rate(rate))
 
 
@@ -88,7 +88,7 @@ def _between(
     rate: optax.Schedule, alpha: Any, decay: Any, *last: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     return optax.chain(
-        ro.compute_metric(ro.phi.activity(decay), alpha, conformal="tree"),
+        ro.compute_metric(ro.phi.activity(decay=decay), alpha, conformal="tree"),
         *last,
         optax.scale_by_learning_rate(rate),
     )
@@ -109,14 +109,14 @@ def on_covector(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> 
 def adamw_in_frame(rate: optax.Schedule, alpha: Any, b1: Any, b2: Any) -> optax.GradientTransformation:
     """Build Riemannian AdamW."""
     return ro.riemannian_adamw(
-        rate, b1, b2, nesterov=False, phi=ro.phi.activity(0.99), alpha=alpha, conformal=None
+        rate, b1, b2, nesterov=False, phi=ro.phi.activity(decay=0.99), alpha=alpha, conformal=None
     )
 
 
 def nadamw_in_frame(rate: optax.Schedule, alpha: Any, b1: Any, b2: Any) -> optax.GradientTransformation:
     """Build Riemannian AdamW with Nesterov momentum."""
     return ro.riemannian_adamw(
-        rate, b1, b2, nesterov=True, phi=ro.phi.activity(0.99), alpha=alpha, conformal=None
+        rate, b1, b2, nesterov=True, phi=ro.phi.activity(decay=0.99), alpha=alpha, conformal=None
     )
 
 
@@ -130,14 +130,14 @@ def _schedule_free(
 
 def factored_free(rate: optax.Schedule, alpha: Any, decay: Any, b1: Any) -> optax.GradientTransformation:
     """Build the factored metric under schedule-free averaging: half of the state of Adam."""
-    return _schedule_free(rate, b1, stages(ro.phi.factored_activity(decay), alpha))
+    return _schedule_free(rate, b1, stages(ro.phi.factored_activity(decay=decay), alpha))
 
 
 def eigenbasis_free(
     rate: optax.Schedule, alpha: Any, decay: Any, b1: Any, sides: Side = "both"
 ) -> optax.GradientTransformation:
     """Build the metric in the eigenbasis under schedule-free averaging."""
-    turned = ro.in_eigenbasis(stages(ro.phi.activity(decay), alpha), sides=sides)
+    turned = ro.in_eigenbasis(stages(ro.phi.activity(decay=decay), alpha), sides=sides)
     return _schedule_free(rate, b1, turned)
 
 
@@ -149,8 +149,8 @@ def soap_free(rate: optax.Schedule, b1: Any, b2: Any, sides: Side = "both") -> o
 
 def composite(rate: optax.Schedule, energy: Any, decay: Any) -> optax.GradientTransformation:
     """Build the paper's own reading, plasticity and energy: activity and ``|w|``, each of mean 1."""
-    parts = ro.phi.activity(decay), ro.phi.maintenance_energy()
-    phi = ro.phi.weighted_sum([ro.phi.unit_mean(part, over="tree") for part in parts], [1.0, energy])
+    parts = ro.phi.activity(decay=decay), ro.phi.maintenance_energy()
+    phi = ro.phi.weighted_sum(*[ro.phi.unit_mean(part, over="tree") for part in parts], weights=[1.0, energy])
     return optax.chain(stages(phi, 100.0), nesterov(rate, 0.9))
 
 
@@ -165,12 +165,14 @@ def alpha_schedule(rate: optax.Schedule, start: Any, factor: Any) -> optax.Gradi
 
 def permuted(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
     """Build the metric with the values of phi in random places."""
-    return optax.chain(stages(ro.phi.permuted(ro.phi.activity(decay)), alpha), nesterov(rate, momentum))
+    return optax.chain(stages(ro.phi.permuted(ro.phi.activity(decay=decay)), alpha), nesterov(rate, momentum))
 
 
 def leaf_mean(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
     """Build the metric with the mean of phi in every leaf."""
-    return optax.chain(stages(ro.phi.leaf_mean(ro.phi.activity(decay)), alpha), nesterov(rate, momentum))
+    return optax.chain(
+        stages(ro.phi.leaf_mean(ro.phi.activity(decay=decay)), alpha), nesterov(rate, momentum)
+    )
 
 
 def norm_matched(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:

@@ -4,6 +4,7 @@ An anchor is an Optax gradient transformation that maps the parameters to the tr
 to by :func:`riemann_optax.add_anchored_weights`; the updates it is given lend only their structure.
 """
 
+from riemann_optax.anchor.importance import ImportanceWeightedState, importance_weighted_weights
 from riemann_optax.anchor.targets import (
     AnchorState,
     BennaFusiState,
@@ -17,8 +18,10 @@ from riemann_optax.anchor.targets import (
 __all__ = [
     "AnchorState",
     "BennaFusiState",
+    "ImportanceWeightedState",
     "TaskBoundaryState",
     "benna_fusi_chain",
+    "importance_weighted_weights",
     "initial_weights",
     "slow_weights",
     "task_boundary_weights",

@@ -58,7 +58,8 @@ def add_anchored_weights(
 
     Returns:
       A gradient transformation with state :class:`AnchoredWeightsState`. Extra arguments of ``update``, such
-      as ``task_boundary``, reach the anchor and the precision.
+      as ``task_boundary``, reach the anchor and the precision; the anchor gets the values of the precision by
+      that name.
 
     Raises:
       ValueError: for a negative concrete ``rate``; at ``update``, where ``params`` are missing, or where
@@ -106,7 +107,13 @@ def add_anchored_weights(
     ) -> tuple[optax.Updates, AnchoredWeightsState]:
         params = _check.require_params(params, "add_anchored_weights")
         components = map_covectors(lambda c: c.components, updates)
-        weights, anchor_state = anchor.update(components, state.anchor, params, **extra_args)
+        phi_state = state.precision
+        values = _phi_of_stage_1(updates)
+        if precision is not None and values is None:
+            values, phi_state = phi.update(components, state.precision, params, **extra_args)
+            check_phi_values(values, components)
+        weighting = {} if values is None else {"precision": values}
+        weights, anchor_state = anchor.update(components, state.anchor, params, **weighting, **extra_args)
         strength = rate(state.count) if callable(rate) else rate
 
         def pull(weight: jax.Array, target: jax.Array) -> jax.Array:
@@ -114,12 +121,7 @@ def add_anchored_weights(
             return jnp.asarray(strength).astype(dtype) * (weight.astype(dtype) - target.astype(dtype))
 
         pulls = jax.tree.map(pull, params, weights)
-        phi_state = state.precision
-        if precision is not None:
-            values = _phi_of_stage_1(updates)
-            if values is None:
-                values, phi_state = phi.update(components, state.precision, params, **extra_args)
-                check_phi_values(values, components)
+        if values is not None:
             pulls = jax.tree.map(lambda p, v: p * v.astype(p.dtype), pulls, values)
 
         def add(update: Any, p: jax.Array) -> Any:

@@ -64,7 +64,7 @@ def initial_weights() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def slow_weights(decay: float = 0.999, state_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+def slow_weights(*, decay: float = 0.999, state_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
     r"""Anchor: a running mean of the weights, :math:`a_t = \beta a_{t-1} + (1 - \beta) w_t`, from ``w_0`` on.
 
     State: 1 value per weight. No collective. Needs ``params``.
@@ -129,7 +129,7 @@ class BennaFusiState(NamedTuple):
 
 
 def benna_fusi_chain(
-    copies: int = 3, coupling: float = 0.125, leak: bool = False, state_dtype: Any = None
+    *, copies: int = 3, coupling: float = 0.125, leak: bool = False, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Anchor: the first of a chain of ever slower copies of the weights (a complex synapse).
 
@@ -140,7 +140,7 @@ def benna_fusi_chain(
     with ``u_0`` the weight itself: communicating vessels, each twice as wide as the one before and joined by
     a tube half as wide, so that copy ``k`` takes about ``4**k / coupling`` updates to follow and memories
     fade like a power of time. The weight's own share of the first tube is the pull: behind stage 2,
-    ``add_anchored_weights(coupling / learning_rate, benna_fusi_chain(K, coupling))`` is the published
+    ``add_anchored_weights(coupling / learning_rate, benna_fusi_chain(coupling=coupling))`` is the published
     synapse, which keeps ``sum C_k u_k`` over the weight and its copies.
 
     State: ``copies`` values per weight. No collective. Needs ``params``.
@@ -241,7 +241,7 @@ class TaskBoundaryState(NamedTuple):
         )
 
 
-def task_boundary_weights(from_start: bool = False) -> optax.GradientTransformationExtraArgs:
+def task_boundary_weights(*, from_start: bool = False) -> optax.GradientTransformationExtraArgs:
     """Anchor: the parameters at the last task boundary.
 
     A boundary is announced by the extra argument ``task_boundary`` of ``update`` (one boolean: this update is

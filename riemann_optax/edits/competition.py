@@ -14,17 +14,18 @@ from riemann_optax.covector import Covector, map_covectors
 from riemann_optax.edits._edit import stateless_edit
 
 
-def competitive_plasticity(fraction: float, over: Group = "tree") -> optax.GradientTransformationExtraArgs:
+def competitive_plasticity(fraction: float, over: Group = "leaf") -> optax.GradientTransformationExtraArgs:
     r"""Let only the weights with the largest steps move (between the stages).
 
     .. math::
       \frac{1}{E_i} \leftarrow \begin{cases} 1/E_i & |\partial_i f|/E_i \text{ among the largest} \\
       0 & \text{otherwise} \end{cases}
 
-    Learning then modifies few synapses at a time, which saves the energy of modification: count it with
-    :func:`track_energy`. A rate of 0 is stored as such: nothing is infinite, though whoever asks for ``E``
-    there is told infinity. Place it behind the other edits of the metric; for the published rule alone use
-    ``compute_metric(..., alpha=0)``. Momentum behind stage 2 moves weights after they have lost.
+    By default each leaf competes by itself, as each layer does in the paper; with ``compute_metric(...,
+    alpha=0)`` this is then the published rule, equal to it in float64. Learning modifies few synapses at a
+    time, which saves the energy of modification: count it with :func:`track_energy`. A rate of 0 is stored as
+    such: nothing is infinite, though whoever asks for ``E`` there is told infinity. Place it behind the other
+    edits of the metric. Momentum behind stage 2 moves weights after they have lost.
 
     No state. The threshold is found exactly, bit by bit: 31 passes over the steps (63 in float64), and under
     sharding as many all-reduces of one count per group, but nothing is sorted or gathered.
@@ -32,8 +33,9 @@ def competitive_plasticity(fraction: float, over: Group = "tree") -> optax.Gradi
     Args:
       fraction: the share of the weights of each group that move, in (0, 1]; rounded to a whole number of
         weights, and at least one. Weights equal to the smallest of them move too.
-      over: the group that competes: ``"tree"``, ``"leaf"`` or ``"neuron"`` (all axes but the last, the fan-in
-        of a Flax kernel). Leaves without a metric do not take part.
+      over: the group that competes: ``"leaf"``, ``"neuron"`` (all axes but the last, the fan-in of a Flax
+        kernel; published too) or ``"tree"``, where a layer of small gradients may not move at all. Leaves
+        without a metric do not take part.
 
     Returns:
       A gradient transformation without state.

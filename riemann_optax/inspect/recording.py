@@ -161,20 +161,30 @@ class TrackEnergyState(NamedTuple):
 
     Attributes:
       modification: ``sum abs(dw)`` over all weights and all updates so far.
-      compensation: what rounding has kept out of ``modification`` (Kahan); add it for the last digits.
+      compensation: what rounding has put into ``modification`` too much (Kahan); subtract it for the last
+        digits.
       maintenance: ``sum abs(w)`` over all weights, before the last update.
+      total_maintenance: the sum of ``maintenance`` over all updates so far.
+      maintenance_compensation: what rounding has put into ``total_maintenance`` too much.
     """
 
     modification: jax.Array
     compensation: jax.Array
     maintenance: jax.Array
+    total_maintenance: jax.Array
+    maintenance_compensation: jax.Array
 
 
 def track_energy() -> optax.GradientTransformationExtraArgs:
     r"""Keep the energy spent on changing and on keeping weights (last in a chain).
 
     .. math::
-      M_t = M_{t-1} + \sum_i |\Delta w_i|, \qquad m_t = \sum_i |w_i|
+      M_t = M_{t-1} + \sum_i |\Delta w_i|, \qquad m_t = \sum_i |w_i|, \qquad S_t = \sum_{s \le t} m_s
+
+    ``M`` is the published energy of plasticity, and ``M + c * S`` the published sum of modification and
+    maintenance over a run, with ``c`` the cost of maintenance per update. Li and van Rossum maintain the
+    transient part of a weight alone and write down what is consolidated; here a weight has no such part, and
+    all of it is maintained.
 
     Passes updates through, so it must see them as they will be applied: behind the learning rate. Needs
     ``params``. Under sharding one all-reduce per leaf and sum, which XLA combines.
@@ -192,8 +202,8 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
       >>> params = jnp.array([1.0, -2.0])
       >>> _, state = tx.update(jnp.array([2.0, 4.0]), tx.init(params), params)
       >>> energy = optax.tree.get(state, "TrackEnergyState")
-      >>> print(energy.modification, energy.maintenance)
-      3.0 3.0
+      >>> print(energy.modification, energy.maintenance, energy.total_maintenance)
+      3.0 3.0 3.0
 
     References:
       Li and van Rossum, `Energy efficient synaptic plasticity <https://doi.org/10.7554/eLife.50804>`_,
@@ -202,7 +212,7 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
 
     def init(params: optax.Params) -> TrackEnergyState:
         del params
-        return TrackEnergyState(*(jnp.zeros([], jnp.float32) for _ in range(3)))
+        return TrackEnergyState(*(jnp.zeros([], jnp.float32) for _ in TrackEnergyState._fields))
 
     def update(
         updates: optax.Updates,
@@ -212,17 +222,25 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, TrackEnergyState]:
         del extra_args
         params = _check.require_params(params, "track_energy")
-        increment = _sum_of_magnitudes(updates) - state.compensation
-        total = state.modification + increment
-        new_state = TrackEnergyState(
-            modification=total,
-            # Over a long run each increment is below the spacing of the sum: without this it would stall.
-            compensation=(total - state.modification) - increment,
-            maintenance=_sum_of_magnitudes(params),
+        maintenance = _sum_of_magnitudes(params)
+        spent, compensation = _compensated_sum(
+            state.modification, state.compensation, _sum_of_magnitudes(updates)
         )
-        return updates, new_state
+        kept, maintenance_compensation = _compensated_sum(
+            state.total_maintenance, state.maintenance_compensation, maintenance
+        )
+        return updates, TrackEnergyState(spent, compensation, maintenance, kept, maintenance_compensation)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _compensated_sum(
+    total: jax.Array, compensation: jax.Array, term: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return the new sum and compensation: over a long run each term is below the spacing of the sum."""
+    increment = term - compensation
+    new = total + increment
+    return new, (new - total) - increment
 
 
 def _sum_of_magnitudes(tree: Any) -> jax.Array:

@@ -1,5 +1,6 @@
 """What the phis share: running means, copies of the parameters and random probes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,6 +52,19 @@ def first_or(new: Any, old: Any, count: jax.Array) -> Any:
 def copy_like(params: Any, reference: Any) -> Any:
     """Copy ``params`` into state: a copy, because an alias of a donated buffer is a deleted array."""
     return jax.tree.map(lambda p, r: jnp.array(p, dtype=r.dtype, copy=True), params, reference)
+
+
+def wide_scalar(value: Any) -> jax.Array:
+    """Return a number as a scalar for state: float32, or float64 where 64-bit types are enabled."""
+    return jnp.asarray(value, jnp.result_type(float))
+
+
+def extreme(reduction: Callable[..., jax.Array], tree: Any, empty: float) -> jax.Array:
+    """Return ``jnp.min`` or ``jnp.max`` of a whole tree in its widest dtype, ``empty`` for nothing."""
+    leaves = jax.tree.leaves(tree)
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
+    each = [reduction(leaf, initial=empty).astype(dtype) for leaf in leaves]
+    return reduction(jnp.stack(each)) if each else jnp.asarray(empty, dtype)
 
 
 def as_key(key: jax.Array | int) -> jax.Array:

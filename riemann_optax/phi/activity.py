@@ -25,14 +25,14 @@ class ActivityState(NamedTuple):
     second_moment: optax.Updates
 
 
-def activity(decay: float = 0.99, power: float = 0.5, state_dtype: Any = None) -> Phi:
+def activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None) -> Phi:
     r"""Running root mean square of the gradient: a busy synapse is stiff.
 
     .. math::
       v_t = \beta v_{t-1} + (1 - \beta)\,|g_t|^2, \qquad \varphi_t = \big(v_t / (1 - \beta^t)\big)^p
 
-    At every alpha, ``compute_metric(activity(decay), alpha)`` and rate ``lr`` are bias-corrected RMSprop at
-    rate ``lr / alpha`` with ``eps = 1 / alpha``: a finite alpha is an epsilon with a meaning.
+    At every alpha, ``compute_metric(activity(decay=decay), alpha)`` and rate ``lr`` are bias-corrected
+    RMSprop at rate ``lr / alpha`` with ``eps = 1 / alpha``: a finite alpha is an epsilon with a meaning.
 
     ``phi >= 0``. State: 1 value per weight. No collective. With ``state_dtype=bfloat16`` and a decay above
     about 0.99 the running mean stalls, since small increments round away:
@@ -92,7 +92,7 @@ class AccumulatedActivityState(NamedTuple):
     sum_of_squares: optax.Updates
 
 
-def accumulated_activity(power: float = 0.5, memory: float = 1.0, state_dtype: Any = None) -> Phi:
+def accumulated_activity(*, power: float = 0.5, memory: float = 1.0, state_dtype: Any = None) -> Phi:
     r"""Root of the sum of all squared gradients: a synapse stiffens with everything it went through.
 
     .. math::

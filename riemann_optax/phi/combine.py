@@ -24,13 +24,13 @@ class CombinedState(NamedTuple):
     states: tuple[optax.OptState, ...]
 
 
-def weighted_sum(phis: Sequence[optax.GradientTransformation], weights: Sequence[float] | None = None) -> Phi:
+def weighted_sum(*phis: optax.GradientTransformation, weights: Sequence[float] | None = None) -> Phi:
     r"""Weighted sum of phis, :math:`\varphi = \sum_k c_k\,\varphi_k`: the paper's plasticity plus energy.
 
     ``phi >= 0`` where all phis and weights are. State and collectives: those of its parts.
 
     Args:
-      phis: the phis to add, at least one.
+      *phis: the phis to add, at least one.
       weights: one number per phi, each in units that make the terms comparable; by default all 1.
 
     Returns:
@@ -42,7 +42,7 @@ def weighted_sum(phis: Sequence[optax.GradientTransformation], weights: Sequence
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
-      >>> phi = ro.phi.weighted_sum([ro.phi.activity(), ro.phi.maintenance_energy()], weights=[1.0, 0.5])
+      >>> phi = ro.phi.weighted_sum(ro.phi.activity(), ro.phi.maintenance_energy(), weights=[1.0, 0.5])
       >>> params = jnp.array([2.0])
       >>> print(phi.update(jnp.array([3.0]), phi.init(params), params)[0])  # 3 + 0.5 * 2
       [4.]
@@ -109,7 +109,7 @@ def power(phi: optax.GradientTransformation, exponent: float) -> Phi:
     r"""Power of a phi, :math:`\varphi^p`.
 
     A negative exponent turns steepness into flatness: ``power(hutchinson_curvature(), -1)``. There a phi of 0
-    gives infinity, so add a constant first: ``weighted_sum([phi, from_weights(jnp.ones_like)])``. State and
+    gives infinity, so add a constant first: ``weighted_sum(phi, from_weights(jnp.ones_like))``. State and
     collectives: those of ``phi``.
 
     Args:
@@ -147,7 +147,7 @@ def power(phi: optax.GradientTransformation, exponent: float) -> Phi:
     return phi_around([part], part.init, update, "power")
 
 
-def unit_mean(phi: optax.GradientTransformation, over: Group = "tree") -> Phi:
+def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree") -> Phi:
     r"""Divide a phi by its mean, :math:`\varphi_i / \mathrm{mean}(\varphi)`, so that alpha has no units.
 
     ``phi >= 0`` where ``phi`` is. Where the mean is 0 the result is 0. State: that of ``phi``. Under sharding
@@ -187,12 +187,15 @@ def unit_mean(phi: optax.GradientTransformation, over: Group = "tree") -> Phi:
 
 
 def _checked(phis: Sequence[Any]) -> list[optax.GradientTransformationExtraArgs]:
-    if isinstance(phis, optax.GradientTransformation):
-        raise TypeError("phis must be a sequence of phis: put this one in a list.")
     if not phis:
         raise ValueError("phis must hold at least one phi.")
     for index, phi in enumerate(phis):
-        _check.check_transformation(f"phi number {index}", phi)
+        if isinstance(phi, list | tuple) and not isinstance(phi, optax.GradientTransformation):
+            raise TypeError(
+                f"phi number {index} is a list: give the phis one by one, as in product(one, another)."
+            )
+        if not isinstance(phi, optax.GradientTransformation):
+            raise TypeError(f"phi number {index} must be an optax.GradientTransformation, got {phi!r}.")
     return [optax.with_extra_args_support(phi) for phi in phis]
 
 

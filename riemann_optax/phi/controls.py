@@ -25,7 +25,7 @@ class PermutedState(NamedTuple):
     phi: optax.OptState
 
 
-def permuted(phi: optax.GradientTransformation, key: jax.Array | int = 0) -> Phi:
+def permuted(phi: optax.GradientTransformation, *, key: jax.Array | int = 0) -> Phi:
     r"""Give each weight the phi of another: :math:`\varphi_{\pi(i)}`, :math:`\pi` random within each leaf.
 
     An identification control. Train twice, each with its own best learning rate: once with ``phi`` and once

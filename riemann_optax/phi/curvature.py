@@ -31,7 +31,7 @@ class SecantCurvatureState(NamedTuple):
     variation: optax.Updates
 
 
-def secant_curvature(decay: float = 0.9, initial_phi: float = 1e4, state_dtype: Any = None) -> Phi:
+def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtype: Any = None) -> Phi:
     r"""Curvature along each axis from successive gradients, a diagonal Barzilai-Borwein rule.
 
     .. math::
@@ -143,14 +143,24 @@ class HutchinsonCurvatureState(NamedTuple):
     diagonal: optax.Updates
 
 
-def hutchinson_curvature(decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None) -> Phi:
+def hutchinson_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None) -> Phi:
     r"""Diagonal of the Hessian from one Hessian-vector product per update (Hutchinson's probes).
 
     .. math::
       \varphi = \Big|\,\overline{z \odot H z}\,\Big|, \qquad z_i = \pm 1 \text{ at random}
 
-    with a bar for the bias-corrected running mean. One probe is exact where the Hessian is diagonal;
-    elsewhere it is unbiased with variance ``sum_{j != i} H_ij**2``, which the mean reduces.
+    with a bar for the bias-corrected running mean, as in Sophia's second moment. One probe is exact where the
+    Hessian is diagonal; elsewhere it is unbiased with variance ``sum_{j != i} H_ij**2``, which the mean
+    reduces, and where estimates of both signs alternate they cancel.
+
+    AdaHessian does not let them cancel: it takes the root of the mean of their squares,
+    :math:`\sqrt{\overline{(z \odot H z)^2}}`. That phi is the chain::
+
+        optax.chain(ro.phi.hutchinson_curvature(decay=0.0), ro.phi.activity(decay=0.999))
+
+    With ``alpha = 1 / eps``, rate ``lr / eps`` and ``on_gradient(optax.ema(0.9))`` between the stages it is
+    AdaHessian for leaves with one axis, equal to the paper's in float64; of matrices and convolutions the
+    paper averages the diagonal over blocks first, which this does not.
 
     ``phi >= 0``. State: 1 value per weight. Elementwise but for the Hessian-vector product, which costs about
     twice a gradient and has its collectives.
@@ -181,11 +191,11 @@ def hutchinson_curvature(decay: float = 0.99, key: jax.Array | int = 0, state_dt
       [ 3.00 50.00]
 
     References:
-      Yao et al, `ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning
-      <https://arxiv.org/abs/2006.00719>`_, AAAI, 2021
-
       Liu et al, `Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training
-      <https://arxiv.org/abs/2305.14342>`_, ICLR, 2024
+      <https://arxiv.org/abs/2305.14342>`_, ICLR, 2024: the running mean
+
+      Yao et al, `ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning
+      <https://arxiv.org/abs/2006.00719>`_, AAAI, 2021: the chain with the mean of squares
     """
     _check.check_decay(decay)
     _check.check_key(key)

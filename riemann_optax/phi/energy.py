@@ -59,7 +59,7 @@ def function_of_weights(name: str, function: Callable[[jax.Array], jax.Array]) -
     return Phi(optax.init_empty_state, update, name=name)
 
 
-def maintenance_energy(power: float = 1.0) -> Phi:
+def maintenance_energy(*, power: float = 1.0) -> Phi:
     r"""What a synapse costs to keep and to use: its strength, :math:`\varphi_i = |w_i|^p`.
 
     ``phi >= 0``. No state. No collective. Needs ``params``.
@@ -109,7 +109,7 @@ class ModificationEnergyState(NamedTuple):
     energy: optax.Updates
 
 
-def modification_energy(decay: float | None = None, state_dtype: Any = None) -> Phi:
+def modification_energy(*, decay: float | None = None, state_dtype: Any = None) -> Phi:
     r"""What it has cost to change a synapse: the sum, or a running mean, of the applied changes.
 
     .. math::

@@ -12,7 +12,7 @@ from riemann_optax._tree import inner
 from riemann_optax.phi import _state
 
 
-def metaplasticity(strength: float = 1.35) -> Phi:
+def metaplasticity(*, strength: float = 1.35) -> Phi:
     r"""Hidden weights that are easily strengthened and hard to weaken.
 
     .. math::
@@ -77,7 +77,7 @@ class UtilityGateState(NamedTuple):
     utility: optax.Updates
 
 
-def utility_gate(decay: float = 0.999, state_dtype: Any = None) -> Phi:
+def utility_gate(*, decay: float = 0.999, state_dtype: Any = None) -> Phi:
     r"""Gate of utility-based perturbed gradient descent (UPGD): useful weights move less.
 
     .. math::
@@ -135,7 +135,7 @@ def utility_gate(decay: float = 0.999, state_dtype: Any = None) -> Phi:
         params = _check.require_params(params, "utility_gate")
         cost_of_loss = jax.tree.map(lambda g, w: -inner(g, w), updates, params)
         utility = _state.running_mean(cost_of_loss, state.utility, decay)
-        largest = _largest(utility)
+        largest = _state.extreme(jnp.max, utility, -jnp.inf)
 
         def gate(u: jax.Array) -> jax.Array:
             scale = largest.astype(u.dtype)
@@ -148,13 +148,3 @@ def utility_gate(decay: float = 0.999, state_dtype: Any = None) -> Phi:
         return values, UtilityGateState(_state.cast_like(utility, state.utility))
 
     return Phi(init, update, name="utility_gate")
-
-
-def _largest(tree: Any) -> jax.Array:
-    """Return the largest value in a tree, minus infinity where there is none."""
-    leaves = jax.tree.leaves(tree)
-    dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
-    largest = jnp.asarray(-jnp.inf, dtype)
-    for leaf in leaves:
-        largest = jnp.maximum(largest, jnp.max(leaf, initial=-jnp.inf).astype(dtype))
-    return largest

@@ -28,7 +28,7 @@ class GaussNewtonCurvatureState(NamedTuple):
     diagonal: optax.Updates
 
 
-def gauss_newton_curvature(decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None) -> Phi:
+def gauss_newton_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, state_dtype: Any = None) -> Phi:
     r"""Diagonal of the generalised Gauss-Newton matrix from one product per update.
 
     .. math::

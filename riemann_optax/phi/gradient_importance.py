@@ -10,6 +10,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Phi, declare_fields, required
 from riemann_optax.boundary import consolidated_where, masked_like
+from riemann_optax.phi import _state
 
 
 @declare_fields(squared=("task_mean", "importance"))
@@ -18,7 +19,7 @@ class ImportanceState(NamedTuple):
 
     Attributes:
       count: int32 scalar, the number of updates since the last task boundary.
-      memory: float32 scalar, the argument of that name at the last update.
+      memory: scalar, the argument of that name at the last update, which ``consolidate`` needs.
       task_mean: running mean of the importance in the present task, shaped like the parameters; ``()`` with
         ``running=False``.
       importance: what all finished tasks have left, shaped like the parameters.
@@ -63,7 +64,7 @@ class ImportanceState(NamedTuple):
 
 
 def online_ewc(
-    memory: float = 1.0, decay: float = 0.99, running: bool = True, state_dtype: Any = None
+    *, memory: float = 1.0, decay: float = 0.99, running: bool = True, state_dtype: Any = None
 ) -> Phi:
     r"""Diagonal Fisher information of the finished tasks (online elastic weight consolidation).
 
@@ -80,10 +81,13 @@ def online_ewc(
     independent with mean zero, and more where they agree. The Fisher proper has labels drawn from the model;
     with those of the data it is the empirical Fisher.
 
-    The published penalty ``lambda/2 * sum F (w - w_old)**2`` goes beside it:
-    ``add_anchored_weights(lambda, anchor.task_boundary_weights(), precision="phi")`` between the stages, with
-    ``alpha = learning_rate * lambda``, is its implicit step. The papers measure ``F_task`` after training, at
-    the mode: pass that as ``task_importance`` at the boundary.
+    The published penalty goes beside it: ``add_anchored_weights(rate, anchor, precision="phi")`` between the
+    stages, with ``alpha = learning_rate * rate``, is its implicit step. Of a penalty ``lambda/2 * sum F (w -
+    w_old)**2``, as in both papers, the rate is ``lambda``; of programs that leave out the half, ``2 *
+    lambda``. The anchor :func:`riemann_optax.anchor.importance_weighted_weights` makes it Kirkpatrick's, with
+    the weights of every task, and :func:`riemann_optax.anchor.task_boundary_weights` Schwarz's, with those of
+    the last; both are equal to the papers' in float64. The papers measure ``F_task`` after training, at the
+    mode: pass that as ``task_importance`` at the boundary.
 
     ``phi >= 0``. State: 2 values per weight, 1 with ``running=False``. No collective, but for the mean over
     the batch axis of ``per_example_gradients`` where that axis is sharded.
@@ -131,6 +135,7 @@ def online_ewc(
 
 
 def laplace(
+    *,
     examples_per_task: float = 1.0,
     memory: float = 1.0,
     decay: float = 0.99,
@@ -206,7 +211,7 @@ def laplace(
 
 
 def memory_aware_synapses(
-    memory: float = 1.0, decay: float = 1.0, running: bool = True, state_dtype: Any = None
+    *, memory: float = 1.0, decay: float = 1.0, running: bool = True, state_dtype: Any = None
 ) -> Phi:
     r"""How much the size of the network's output depends on each weight (memory aware synapses).
 
@@ -325,7 +330,7 @@ def _accumulated_importance(
     def init(params: optax.Params) -> ImportanceState:
         return ImportanceState(
             count=jnp.zeros([], jnp.int32),
-            memory=jnp.asarray(memory, jnp.float32),
+            memory=_state.wide_scalar(memory),
             task_mean=_tree.zeros_like(params, state_dtype) if running else (),
             importance=_tree.zeros_like(params, state_dtype),
         )
@@ -339,7 +344,7 @@ def _accumulated_importance(
         task_importance: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ImportanceState]:
-        state = state._replace(memory=jnp.asarray(memory, jnp.float32))
+        state = state._replace(memory=_state.wide_scalar(memory))
         state = consolidated_where(task_boundary, state, params, task_importance)
         count = optax.safe_increment(state.count)
         task_mean = state.task_mean

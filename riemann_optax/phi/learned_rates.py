@@ -35,6 +35,7 @@ class IDBDState(NamedTuple):
 
 
 def idbd(
+    *,
     meta_rate: float = 1e-3,
     initial_rate: float = 0.05,
     form: Form = "inputs",
@@ -148,6 +149,7 @@ class AutostepState(NamedTuple):
 
 
 def autostep(
+    *,
     meta_rate: float = 0.01,
     window: float = 1e4,
     initial_rate: float = 0.05,

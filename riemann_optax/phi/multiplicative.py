@@ -6,7 +6,7 @@ from riemann_optax import _check, _tree
 from riemann_optax.phi.energy import function_of_weights
 
 
-def multiplicative_geometry(eps: float = 1e-3) -> optax.GradientTransformationExtraArgs:
+def multiplicative_geometry(*, eps: float = 1e-3) -> optax.GradientTransformationExtraArgs:
     r"""Metric of exponentiated gradient, :math:`\varphi_i = 1/(|w_i| + \epsilon)`.
 
     Meant as a factor, ``multiply_metric(multiplicative_geometry())``: steps are then proportional to the

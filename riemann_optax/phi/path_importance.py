@@ -22,8 +22,8 @@ class SynapticIntelligenceState(NamedTuple):
 
     Attributes:
       count: int32 scalar, the number of updates so far.
-      memory: float32 scalar, the argument of that name at the last update.
-      damping: float32 scalar, the argument of that name at the last update.
+      memory: scalar, the argument of that name at the last update, which ``consolidate`` needs.
+      damping: scalar, likewise.
       previous_params: the parameters at the last update.
       previous_gradients: the gradients at the last update.
       start_params: the parameters at the last task boundary, or at the first update.
@@ -68,7 +68,7 @@ class SynapticIntelligenceState(NamedTuple):
         )
 
 
-def synaptic_intelligence(damping: float = 0.1, memory: float = 1.0, state_dtype: Any = None) -> Phi:
+def synaptic_intelligence(*, damping: float = 0.1, memory: float = 1.0, state_dtype: Any = None) -> Phi:
     r"""What each weight's path has contributed to lowering the loss (synaptic intelligence).
 
     .. math::
@@ -121,8 +121,8 @@ def synaptic_intelligence(damping: float = 0.1, memory: float = 1.0, state_dtype
     def init(params: optax.Params) -> SynapticIntelligenceState:
         return SynapticIntelligenceState(
             count=jnp.zeros([], jnp.int32),
-            memory=jnp.asarray(memory, jnp.float32),
-            damping=jnp.asarray(damping, jnp.float32),
+            memory=_state.wide_scalar(memory),
+            damping=_state.wide_scalar(damping),
             previous_params=optax.tree.zeros_like(params),
             previous_gradients=optax.tree.zeros_like(params),
             start_params=optax.tree.zeros_like(params),
@@ -140,9 +140,7 @@ def synaptic_intelligence(damping: float = 0.1, memory: float = 1.0, state_dtype
     ) -> tuple[optax.Updates, SynapticIntelligenceState]:
         del extra_args
         params = _check.require_params(params, "synaptic_intelligence")
-        state = state._replace(
-            memory=jnp.asarray(memory, jnp.float32), damping=jnp.asarray(damping, jnp.float32)
-        )
+        state = state._replace(memory=_state.wide_scalar(memory), damping=_state.wide_scalar(damping))
         state = consolidated_where(task_boundary, state, params).walked(params)
         new_state = state._replace(
             count=optax.safe_increment(state.count),
@@ -165,9 +163,9 @@ class RWalkState(NamedTuple):
       count: int32 scalar, the number of updates so far.
       tasks: int32 scalar, the number of task boundaries so far.
       window: int32 scalar, the number of updates since the last score.
-      memory: float32 scalar, the argument of that name at the last update.
-      mixing: float32 scalar, likewise.
-      damping: float32 scalar, likewise.
+      memory: scalar, the argument of that name at the last update, which ``consolidate`` needs.
+      mixing: scalar, likewise.
+      damping: scalar, likewise.
       previous_params: the parameters at the last update.
       previous_gradients: the gradients at the last update.
       window_params: the parameters at the last score.
@@ -176,7 +174,7 @@ class RWalkState(NamedTuple):
       fisher: running Fisher information, shaped like the parameters.
       task_score: sum of the scores since the last task boundary, shaped like the parameters.
       score: what the scores of all finished tasks have left, shaped like the parameters.
-      importance: phi: ``score`` plus the Fisher information at the last task boundary.
+      importance: phi: ``score`` plus the Fisher information at the last task boundary, each scaled to [0, 1].
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -248,11 +246,14 @@ class RWalkState(NamedTuple):
             tasks=jnp.where(state.count == 0, state.tasks, optax.safe_increment(state.tasks)),
             task_score=jax.tree.map(jnp.zeros_like, state.task_score),
             score=score,
-            importance=jax.tree.map(lambda f, s: f + s.astype(f.dtype), state.fisher, score),
+            importance=jax.tree.map(
+                lambda f, s: f + s.astype(f.dtype), _scaled_to_unit(state.fisher), _scaled_to_unit(score)
+            ),
         )
 
 
 def rwalk(
+    *,
     interval: int = 10,
     mixing: float = 0.9,
     damping: float = 1e-3,
@@ -262,7 +263,7 @@ def rwalk(
     r"""Fisher information plus loss decrease per distance walked (Riemannian walk).
 
     .. math::
-      \varphi = F + s, \qquad
+      \varphi = [F] + [s], \qquad [x] = \frac{x - \min x}{\max x - \min x}, \qquad
       s_\mathrm{task} = \sum_\mathrm{windows} \max\Big(0,\
       \frac{\sum_t -g_t\,\Delta w_t}{\tfrac12 F\,\Delta^2 + \epsilon}\Big), \qquad
       s \leftarrow \gamma\,s + (1 - \gamma)\,s_\mathrm{task}
@@ -270,15 +271,20 @@ def rwalk(
     ``Delta`` is the change of the weight over a window of ``interval`` updates, so that the denominator is
     the Kullback-Leibler divergence that the weight has walked. At the end of each window ``F`` becomes
     ``mixing * mean(g**2) + (1 - mixing) * F``. At a task boundary the window is closed early, ``s`` takes in
-    the task's score (the first task's as it is), and phi becomes ``F + s``; it stays as it is within a task.
-    (The paper's experiments scale both terms to [0, 1] by their extremes over the network, which would need
-    reductions; here they are added as they are.)
+    the task's score (the first task's as it is), and phi becomes the sum of ``F`` and ``s``, each scaled to
+    [0, 1] by its extremes over the tree; it stays as it is within a task. (Unscaled, ``s`` can be thousands
+    of times as large as ``F``.)
+
+    Equal to the paper's in float64. The authors' program has no 1/2 in the distance, and adds the mean of old
+    and new score to the old instead of replacing it. The penalty ``lambda * sum phi (w - w_old)**2`` is
+    ``add_anchored_weights(2 * lambda, anchor.task_boundary_weights(), precision="phi")``.
 
     The gradients must be those of the task alone: put a pull to old weights behind this stage. With
     ``per_example_gradients`` (a leading batch axis) ``F`` is the empirical Fisher; **without them it is the
     batched Fisher**, as in the published code.
 
-    ``phi >= 0``. State: 9 values per weight. No collective, but for the mean over the batch axis of
+    ``0 <= phi <= 2``. State: 9 values per weight. Under sharding, where ``task_boundary`` is given, four
+    all-reduces of a scalar per leaf (the extremes), which XLA combines; and the mean over the batch axis of
     ``per_example_gradients`` where that axis is sharded. Needs ``params``. Extra arguments of ``update``,
     both optional: ``task_boundary`` (one boolean: this update is the first of a new task) and
     ``per_example_gradients``. In a Flax NNX loop: ``optimizer.update(model, gradients,
@@ -293,7 +299,7 @@ def rwalk(
         parameter is wider.
 
     Returns:
-      A phi with state :class:`RWalkState`. (Its two terms have different units, as published.)
+      A phi with state :class:`RWalkState`, without units.
 
     Raises:
       ValueError: for a concrete argument outside its range; at ``update``, where ``params`` are missing, or
@@ -302,11 +308,13 @@ def rwalk(
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
       >>> phi = ro.phi.rwalk(interval=1, damping=1.0)
-      >>> params = jnp.array([1.0])
-      >>> _, state = phi.update(jnp.array([2.0]), phi.init(params), params)
-      >>> values, _ = phi.update(jnp.array([0.0]), state, jnp.array([0.0]), task_boundary=True)
-      >>> print(values)  # F = 2**2, s = 2 * 1 / (4 * 1 / 2 + 1)
-      [4.667]
+      >>> params = jnp.array([1.0, 1.0, 1.0])
+      >>> _, state = phi.update(jnp.array([0.0, 1.0, 2.0]), phi.init(params), params)
+      >>> values, state = phi.update(jnp.zeros(3), state, jnp.array([0.0, 0.0, 0.5]), task_boundary=True)
+      >>> print(state.score)  # (2 * 0.5) / (4 * 0.25 / 2 + 1) for the last weight, whose F is 2**2
+      [0. 0.667 0.667]
+      >>> print(values)  # F is 0, 1 and 4
+      [0. 1.25 2. ]
 
     References:
       Chaudhry et al, `Riemannian Walk for Incremental Learning: Understanding Forgetting and Intransigence
@@ -320,9 +328,9 @@ def rwalk(
 
     def hyper_parameters() -> dict[str, jax.Array]:
         return {
-            "memory": jnp.asarray(memory, jnp.float32),
-            "mixing": jnp.asarray(mixing, jnp.float32),
-            "damping": jnp.asarray(damping, jnp.float32),
+            "memory": _state.wide_scalar(memory),
+            "mixing": _state.wide_scalar(mixing),
+            "damping": _state.wide_scalar(damping),
         }
 
     def init(params: optax.Params) -> RWalkState:
@@ -376,6 +384,19 @@ def rwalk(
             "task_boundary",
         ),
     )
+
+
+def _scaled_to_unit(tree: Any) -> Any:
+    """Return the tree with its smallest value moved to 0 and its largest to 1; 0 where all are equal."""
+    low, high = _state.extreme(jnp.min, tree, jnp.inf), _state.extreme(jnp.max, tree, -jnp.inf)
+    equal = high <= low
+    width = jnp.where(equal, jnp.ones_like(high), high - low)
+
+    def scale(value: jax.Array) -> jax.Array:
+        share = (value.astype(low.dtype) - low) / width
+        return jnp.where(equal, jnp.zeros_like(share), share).astype(value.dtype)
+
+    return jax.tree.map(scale, tree)
 
 
 def _loss_decrease(gradients: Any, params: Any, previous: Any, count: jax.Array) -> Any:

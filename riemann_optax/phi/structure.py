@@ -29,7 +29,7 @@ class FactoredActivityState(NamedTuple):
     columns: optax.Updates
 
 
-def factored_activity(decay: float = 0.99, power: float = 0.5, state_dtype: Any = None) -> Phi:
+def factored_activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None) -> Phi:
     r"""Activity of the presynaptic times that of the postsynaptic side, in almost no memory.
 
     .. math::
@@ -133,7 +133,7 @@ class PerNeuronState(NamedTuple):
     second_moment: optax.Updates
 
 
-def per_neuron(decay: float = 0.99, power: float = 0.5, state_dtype: Any = None) -> Phi:
+def per_neuron(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None) -> Phi:
     r"""Activity of a whole neuron: one phi for all synapses onto it.
 
     .. math::
@@ -205,7 +205,7 @@ class SlidingThresholdState(NamedTuple):
     threshold: optax.Updates
 
 
-def sliding_threshold(decay: float = 0.99, state_dtype: Any = None) -> Phi:
+def sliding_threshold(*, decay: float = 0.99, state_dtype: Any = None) -> Phi:
     r"""Sliding threshold of Bienenstock, Cooper and Munro (BCM): an active neuron is hard to excite further.
 
     .. math::

@@ -12,6 +12,7 @@ from riemann_optax.phi.activity import ActivityState, activity
 
 
 def bayesian_synapse(
+    *,
     learning_rate: float = 1e-3,
     learning_rate_sgd: float = 0.1,
     decay: float = 0.999,

@@ -35,7 +35,7 @@ class VariationalState(NamedTuple):
 
 
 def bayesian_gradient_descent(
-    initial_deviation: float = 0.06, key: jax.Array | int = 0, state_dtype: Any = None
+    *, initial_deviation: float = 0.06, key: jax.Array | int = 0, state_dtype: Any = None
 ) -> Phi:
     r"""Bayesian gradient descent: the rate of a weight is its posterior variance.
 
@@ -107,22 +107,29 @@ def bayesian_gradient_descent(
 
 
 def mesu(
-    memory: float = 3e5,
+    *,
+    window: float = 3e5,
     prior_deviation: float = 1.0,
     initial_deviation: float | None = None,
     largest_change: float = 0.5,
+    mean_rate: float = 1.0,
+    deviation_rate: float = 0.5,
     key: jax.Array | int = 0,
     state_dtype: Any = None,
 ) -> Phi:
     r"""Metaplasticity from synaptic uncertainty: Bayesian gradient descent that forgets.
 
     .. math::
-      E = \frac{s_0^2}{s^2}, \qquad
-      s \leftarrow s - \frac{s^2}{2} G + \frac{s\,(s_0^2 - s^2)}{2 N s_0^2}, \qquad
-      G = \mathrm{mean}_k\big(g_k\,\varepsilon_k\big)
+      \Delta w = -c_\mu\,s^2 g, \qquad
+      \Delta s = c_\sigma\Big(\frac{s\,(s_0^2 - s^2)}{N s_0^2} - s^2 G\Big), \qquad
+      G = \mathrm{mean}_k\big(g_k\,\varepsilon_k\big), \qquad |\Delta w|, |\Delta s| \le r\,s
+
+    .. math::
+      E = \max\Big(\frac{s_0^2}{c_\mu s^2},\ \frac{s_0^2\,|g|}{r\,s}\Big)
 
     with ``g_k`` the gradient at the perturbed weights ``w + s * eps_k``, so that ``G`` is the derivative of
-    the expected loss with respect to ``s``. Without data ``s`` relaxes to the prior's ``s0`` at rate ``1/N``;
+    the expected loss with respect to ``s``. Both changes are clamped at the share ``r`` of ``s``: the second
+    term of ``E`` is that clamp of the step. Without data ``s`` relaxes to the prior's ``s0`` at rate ``1/N``;
     under constant curvature ``h`` it settles at the posterior of the last ``N`` updates, ``1/s**2 = 1/s0**2 +
     N * h``. The weight moves with the ``s`` from before its change.
 
@@ -131,6 +138,9 @@ def mesu(
     of that loss: put ``optax.add_decayed_weights(1 / (N * s0**2))`` before ``compute_metric`` for a mean of
     0, or an anchor of the same rate for another.
 
+    Equal in float64 to the authors' program, with its clamps and both its rates, but for its options of
+    momentum, a second-order denominator and fixed bounds, which are not here.
+
     ``phi > -1``, negative where a weight is less certain than the prior. State: 1 value per weight. No
     collective. ``s`` is kept between ``1e-6 * s0`` and ``100 * s0``, so that ``E`` is finite.
 
@@ -138,11 +148,13 @@ def mesu(
     :func:`bayesian_gradient_descent` does, whose docstring shows the Flax loop that supplies them.
 
     Args:
-      memory: ``N``, the memory window in updates, positive. Default 3e5.
+      window: ``N``, the number of updates whose data are remembered, positive. Default 3e5.
       prior_deviation: ``s0``, positive, in the units of the weights. Default 1.
       initial_deviation: ``s`` at the start, positive; None means ``prior_deviation``.
-      largest_change: the largest change of ``s`` in one update as a share of ``s``, in (0, 1): a guard that
-        keeps ``s`` positive where ``s * G > 2``. (The published code has one too.)
+      largest_change: ``r``, the largest change of the weight, and of ``s``, in one update as a share of
+        ``s``, in (0, 1). Default 0.5 (ours; the authors set it for each experiment).
+      mean_rate: ``c_mu``, positive. Default 1, that of the paper's equations.
+      deviation_rate: ``c_sigma``, positive. Default 1/2, that of the paper's equations.
       key: a random key or an integer seed, for :func:`draw_perturbations`.
       state_dtype: of ``s``; None means float32, or wider where the parameter is wider. In bfloat16 the leak
         rounds away.
@@ -156,7 +168,7 @@ def mesu(
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
-      >>> phi = ro.phi.mesu(memory=10.0, initial_deviation=0.5)
+      >>> phi = ro.phi.mesu(window=10.0, initial_deviation=0.5)
       >>> params = jnp.zeros(1)
       >>> state, nothing = phi.init(params), jnp.zeros((1, 1))
       >>> for _ in range(3):  # no data: s returns to 1
@@ -172,20 +184,31 @@ def mesu(
       Bonnet et al, `Bayesian continual learning and forgetting in neural networks
       <https://doi.org/10.1038/s41467-025-64601-w>`_, Nature Communications, 2025
     """
-    _check.check_number("memory", memory, low=0.0, low_open=True)
+    _check.check_number("window", window, low=0.0, low_open=True)
     _check.check_number("prior_deviation", prior_deviation, low=0.0, low_open=True)
     start = prior_deviation if initial_deviation is None else initial_deviation
     _check.check_number("initial_deviation", start, low=0.0, low_open=True)
     _check.check_number("largest_change", largest_change, low=0.0, high=1.0, low_open=True, high_open=True)
 
-    def next_deviation(s: jax.Array, slope: jax.Array) -> jax.Array:
-        prior, window, bound = (
-            jnp.asarray(x).astype(s.dtype) for x in (prior_deviation, memory, largest_change)
-        )
-        leak = (1 - jnp.square(s / prior)) / (2 * window)
-        return s * (1 + jnp.clip(leak - 0.5 * s * slope, -bound, bound))
+    _check.check_number("mean_rate", mean_rate, low=0.0, low_open=True)
+    _check.check_number("deviation_rate", deviation_rate, low=0.0, low_open=True)
 
-    return _variational("mesu", prior_deviation, start, next_deviation, key, state_dtype)
+    def next_deviation(s: jax.Array, slope: jax.Array) -> jax.Array:
+        prior, updates, bound, rate = (
+            jnp.asarray(x).astype(s.dtype) for x in (prior_deviation, window, largest_change, deviation_rate)
+        )
+        leak = (1 - jnp.square(s / prior)) / updates
+        return s * (1 + jnp.clip(rate * (leak - s * slope), -bound, bound))
+
+    def precision(s: jax.Array, gradient: jax.Array) -> jax.Array:
+        prior, bound, rate = (
+            jnp.asarray(x).astype(s.dtype) for x in (prior_deviation, largest_change, mean_rate)
+        )
+        # A huge gradient must not make the metric infinite: its step would be 0 instead of the bound.
+        size = jnp.minimum(_tree.magnitude(gradient), np.finfo(s.dtype).max * (bound * s / prior) / prior / 2)
+        return jnp.maximum(jnp.square(prior / s) / rate, prior * (prior / (bound * s)) * size) - 1
+
+    return _variational("mesu", prior_deviation, start, next_deviation, key, state_dtype, precision)
 
 
 def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int = 10) -> tuple[Any, Any]:
@@ -212,7 +235,7 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
-      >>> phi = ro.phi.bayesian_gradient_descent(0.06)
+      >>> phi = ro.phi.bayesian_gradient_descent(initial_deviation=0.06)
       >>> tx = ro.riemannian_sgd(0.06**2, momentum=None, phi=phi, alpha=1.0, conformal=None)
       >>> params = {"w": jnp.ones(3)}
       >>> places, noise = ro.phi.draw_perturbations(tx.init(params), params, samples=4)
@@ -260,8 +283,12 @@ def _variational(
     next_deviation: Callable[[jax.Array, jax.Array], jax.Array],
     key: jax.Array | int,
     state_dtype: Any,
+    precision: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Phi:
-    """Return the phi ``(s0 / s)**2 - 1`` whose ``s`` follows ``next_deviation(s, mean(g * eps))``."""
+    """Return a phi whose ``s`` follows ``next_deviation(s, mean(g * eps))``.
+
+    Phi is ``precision(s, gradient)``, by default ``(s0 / s)**2 - 1``.
+    """
     _check.check_key(key)
     _check.check_state_dtype(state_dtype)
 
@@ -292,11 +319,13 @@ def _variational(
             prior = jnp.asarray(prior_deviation).astype(wide.dtype)
             return jnp.clip(next_deviation(wide, slope), prior * _SMALLEST_RATIO, prior * _LARGEST_RATIO)
 
-        def precision(gradient: jax.Array, s: jax.Array) -> jax.Array:
+        def evaluate(gradient: jax.Array, s: jax.Array) -> jax.Array:
             wide = s.astype(_tree.working_dtype(gradient))
+            if precision is not None:
+                return precision(wide, gradient)
             return jnp.square(jnp.asarray(prior_deviation).astype(wide.dtype) / wide) - 1
 
-        values = jax.tree.map(precision, updates, state.deviation)
+        values = jax.tree.map(evaluate, updates, state.deviation)
         deviation = jax.tree.map(step, updates, state.deviation, perturbed_gradients, perturbations)
         new_state = VariationalState(
             count=optax.safe_increment(state.count),

@@ -53,7 +53,11 @@ class LowPrecisionState(NamedTuple):
 
 
 def low_precision_state(
-    tx: optax.GradientTransformation, storage: Storage = "bfloat16", *, block_size: int = 32, seed: int = 0
+    tx: optax.GradientTransformation,
+    storage: Storage = "bfloat16",
+    *,
+    block_size: int = 32,
+    key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keep the state of ``tx`` in two bytes or in one per value, without stalling.
 
@@ -66,7 +70,7 @@ def low_precision_state(
 
     so that small increments are made now and then instead of never. The update itself is computed in
     float32. ``tx`` may be a phi, a momentum or a whole optimiser; wrap what may be noisy:
-    ``compute_metric(low_precision_state(phi.activity(0.999)), alpha)``.
+    ``compute_metric(low_precision_state(phi.activity(decay=0.999)), alpha)``.
 
     ``"bfloat16"`` has steps of 1/256 to 1/128 of a value. ``"int8"`` stores, for each block of the last axis,
     its largest magnitude, and each value as a fourth power of one of 127 levels of that: steps are 3% near
@@ -89,14 +93,14 @@ def low_precision_state(
       storage: ``"bfloat16"`` or ``"int8"``.
       block_size: values that share a scale, at least 1; only for ``"int8"``. A last axis that it does not
         divide is one block.
-      seed: of the rounding; an integer.
+      key: of the rounding: a random key or an integer seed.
 
     Returns:
       A gradient transformation with state :class:`LowPrecisionState`. ``consolidate`` does not look into
       it: consolidating phis take their boundaries by the extra argument ``task_boundary``.
 
     Raises:
-      TypeError: where ``tx`` is no gradient transformation or ``seed`` no integer.
+      TypeError: where ``tx`` is no gradient transformation or ``key`` neither key nor integer.
       ValueError: for an unknown ``storage`` or a ``block_size`` below 1; at ``init`` or ``update``, on an
         Explicit mesh, where a block would lie on several devices.
 
@@ -123,9 +127,7 @@ def low_precision_state(
     tx = optax.with_extra_args_support(tx)
     _check.check_choice("storage", storage, STORAGES)
     _check.check_count("block_size", block_size)
-    if not isinstance(seed, int):
-        raise TypeError(f"seed must be an integer, got {seed!r}.")
-
+    _check.check_key(key)
     fewest_axes = 1 if storage == "bfloat16" else 2
 
     def compress(tree: Any, key: jax.Array) -> Any:
@@ -139,8 +141,11 @@ def low_precision_state(
         return jax.tree.unflatten(treedef, stored)
 
     def init(params: optax.Params) -> LowPrecisionState:
-        key = jnp.asarray(seed % 2**32, jnp.uint32)
-        return LowPrecisionState(key, compress(tx.init(params), key))
+        if isinstance(key, int):
+            word = jnp.asarray(key % 2**32, jnp.uint32)
+        else:
+            word = jax.random.bits(key, dtype=jnp.uint32)
+        return LowPrecisionState(word, compress(tx.init(params), word))
 
     def update(
         updates: optax.Updates,
@@ -150,8 +155,8 @@ def low_precision_state(
     ) -> tuple[optax.Updates, LowPrecisionState]:
         wide = jax.tree.map(_decompress, state.inner_state, is_leaf=_is_compressed)
         updates, wide = tx.update(updates, wide, params, **extra_args)
-        key = _hash(state.key)
-        return updates, LowPrecisionState(key, compress(wide, key))
+        word = _hash(state.key)
+        return updates, LowPrecisionState(word, compress(wide, word))
 
     if isinstance(tx, Phi):
         return phi_around([tx], init, update)

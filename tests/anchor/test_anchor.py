@@ -72,7 +72,7 @@ def test_slow_weights_replay_a_running_mean(decay):
         return 2.0 * (w - mean)
 
     expected = replay(START, pull)
-    actual = follow(sgd(ro.add_anchored_weights(2.0, ro.anchor.slow_weights(decay))), START, noisy)
+    actual = follow(sgd(ro.add_anchored_weights(2.0, ro.anchor.slow_weights(decay=decay))), START, noisy)
     np.testing.assert_allclose(actual, expected, rtol=RTOL)
 
 
@@ -92,7 +92,7 @@ def test_benna_fusi_chain_replays_its_paper(leak):
         u[1:] += flow[:-1] / capacity[1:, None]
         u[0] -= RATE * noisy(expected[-1], step)
         expected.append(u[0])
-    anchor = ro.anchor.benna_fusi_chain(copies, coupling, leak)
+    anchor = ro.anchor.benna_fusi_chain(copies=copies, coupling=coupling, leak=leak)
     actual = follow(sgd(ro.add_anchored_weights(coupling / RATE, anchor)), START, noisy)
     np.testing.assert_allclose(actual, expected, rtol=RTOL)
 
@@ -100,7 +100,9 @@ def test_benna_fusi_chain_replays_its_paper(leak):
 def test_benna_fusi_chain_of_two_variables_is_solved_exactly():
     """Without gradients w + 2 u is kept and w - u shrinks by 1 - g (1/C_0 + 1/C_1) per update."""
     coupling = 0.2
-    tx = sgd(ro.add_anchored_weights(coupling / RATE, ro.anchor.benna_fusi_chain(1, coupling)))
+    tx = sgd(
+        ro.add_anchored_weights(coupling / RATE, ro.anchor.benna_fusi_chain(copies=1, coupling=coupling))
+    )
     # One gradient at the first update parts the weight from its copy.
     actual = follow(tx, np.zeros(1), lambda w, step: np.full(1, -1 / RATE) if step == 0 else np.zeros(1))
     distance = (1 - coupling * (1 + 1 / 2)) ** np.arange(STEPS)
@@ -109,7 +111,9 @@ def test_benna_fusi_chain_of_two_variables_is_solved_exactly():
 
 def test_benna_fusi_chain_with_a_closed_end_keeps_what_it_holds():
     copies, coupling = 3, 0.25
-    tx = sgd(ro.add_anchored_weights(coupling / RATE, ro.anchor.benna_fusi_chain(copies, coupling)))
+    tx = sgd(
+        ro.add_anchored_weights(coupling / RATE, ro.anchor.benna_fusi_chain(copies=copies, coupling=coupling))
+    )
     params = jnp.array([2.0])
     state = tx.init(params)
     content = []
@@ -136,8 +140,8 @@ def test_task_boundary_weights_with_a_precision_replay_elastic_weight_consolidat
         return 0.0 if centre is None else strength * (1 + fisher) * (w - centre)
 
     expected = replay(START, pull)
-    importance = ro.phi.weighted_sum([ro.phi.online_ewc(decay=1.0), ro.phi.from_weights(jnp.ones_like)])
-    anchor = ro.anchor.task_boundary_weights(from_start)
+    importance = ro.phi.weighted_sum(ro.phi.online_ewc(decay=1.0), ro.phi.from_weights(jnp.ones_like))
+    anchor = ro.anchor.task_boundary_weights(from_start=from_start)
     tx = sgd(ro.add_anchored_weights(strength, anchor, precision=importance))
     np.testing.assert_allclose(follow(tx, START, noisy, boundaries), expected, rtol=RTOL)
 
@@ -251,7 +255,7 @@ def test_narrow_and_complex_weights_are_pulled_exactly():
 
 
 def test_the_slow_copies_of_bfloat16_weights_do_not_stall():
-    anchor = ro.anchor.slow_weights(0.999)
+    anchor = ro.anchor.slow_weights(decay=0.999)
     state = anchor.init(jnp.zeros(1, jnp.bfloat16))
     _, state = anchor.update(jnp.zeros(1), state, jnp.zeros(1, jnp.bfloat16))
     for _ in range(1000):
@@ -285,7 +289,7 @@ def test_what_cannot_be_meant_is_an_error():
     with pytest.raises(ValueError, match="rate must be a finite number"):
         ro.add_anchored_weights(-0.1, ro.anchor.initial_weights())
     with pytest.raises(ValueError, match="copies must be an integer"):
-        ro.anchor.benna_fusi_chain(0)
+        ro.anchor.benna_fusi_chain(copies=0)
     with pytest.raises(ValueError, match="coupling"):
         ro.anchor.benna_fusi_chain(coupling=1.5)
     with pytest.raises(ValueError, match="add_anchored_weights"):

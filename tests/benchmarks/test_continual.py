@@ -42,7 +42,7 @@ def test_permutation_kept_is_the_permutation_drawn():
     phi = ro.phi.maintenance_energy()
     values = [
         control.update(params, control.init(params), params)[0]
-        for control in (permuted_once(phi, key), ro.phi.permuted(phi, key))
+        for control in (permuted_once(phi, key), ro.phi.permuted(phi, key=key))
     ]
     jax.tree.map(np.testing.assert_array_equal, *values)
 

@@ -104,6 +104,24 @@ def test_another_shape_or_dtype_is_named():
     assert "second_moment['b'] is float32[2] in the checkpoint and bfloat16[2] here" in refusal(saved, narrow)
 
 
+def test_a_scalar_written_without_64_bit_types_is_restored_with_them(tmp_path):
+    phi = ro.phi.rwalk(memory=0.7)
+    weights = {"w": jnp.ones([3, 2], jnp.float32)}
+    saved = phi.init(weights)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", saved)
+    with jax.enable_x64(True):
+        target = ro.checkpoint.target(phi, weights)
+        assert target.memory.dtype == jnp.float64
+        ro.checkpoint.check(through_json(ro.checkpoint.manifest(saved)), target)
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored = checkpointer.restore(tmp_path / "state", target)
+        assert restored.memory.dtype == jnp.float64
+        np.testing.assert_allclose(restored.memory, 0.7, rtol=1e-7)
+        _, updated = phi.update(weights, restored, weights)
+        assert float(updated.memory) == 0.7  # an update takes it from the transformation
+
+
 def test_many_differences_are_counted_and_not_listed():
     many = {f"layer {number}": jnp.zeros(1) for number in range(100)}
     message = refusal(through_json(ro.checkpoint.manifest(many)), {"w": jnp.zeros(1)})
@@ -111,12 +129,28 @@ def test_many_differences_are_counted_and_not_listed():
     assert "and 92 more; only here: ['w']" in message
 
 
-@pytest.mark.parametrize("version", [ro.checkpoint.FORMAT_VERSION - 1, ro.checkpoint.FORMAT_VERSION + 1])
+@pytest.mark.parametrize("version", [0, ro.checkpoint.FORMAT_VERSION + 1, "1"])
 def test_another_format_is_refused_in_words(version):
     saved = through_json(ro.checkpoint.manifest(PARAMS)) | {"format": version, "release": "0.0.9"}
     message = refusal(saved, PARAMS)
     assert f"has format {version} of riemann_optax's state, written by release 0.0.9" in message
-    assert f"reads format {ro.checkpoint.FORMAT_VERSION} only" in message
+    assert f"reads formats 1 to {ro.checkpoint.FORMAT_VERSION}" in message
+
+
+def test_an_older_format_is_refused_only_for_what_changed_since():
+    """Format 2 gave track_energy the sum of the maintenance, and scaled the two terms of rwalk."""
+    cases = {
+        chain(ro.phi.activity()): None,
+        ro.track_energy(): "TrackEnergyState",
+        ro.phi.rwalk(): "RWalkState",
+    }
+    for tx, changed in cases.items():
+        state = tx.init(PARAMS)
+        saved = through_json(ro.checkpoint.manifest(state)) | {"format": 1, "release": "0.0.9"}
+        if changed is None:
+            ro.checkpoint.check(saved, state)
+        else:
+            assert f"written by release 0.0.9, and {changed} changed since" in refusal(saved, state)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ SPECS = {
 STEPS = 4
 
 # State of every kind: per weight, factored, counters, statistics, energies and a random key.
-PHI = ro.phi.weighted_sum([ro.phi.activity(), ro.phi.factored_activity()], [1.0, 0.5])
+PHI = ro.phi.weighted_sum(ro.phi.activity(), ro.phi.factored_activity(), weights=[1.0, 0.5])
 TX = optax.chain(
     ro.compute_metric(PHI, alpha=optax.linear_schedule(1.0, 3.0, 100)),
     ro.add_metric_noise(0.05, temperature=1e-4, key=jax.random.key(7)),

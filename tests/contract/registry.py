@@ -104,12 +104,12 @@ def optimiser(make, learning_rate=1e-3, optax_promotes=False, reduces_state=Fals
 
 def energetic_activity() -> optax.GradientTransformationExtraArgs:
     """The paper's own reading of phi: plasticity plus energy."""
-    return ro.phi.weighted_sum([ro.phi.activity(), ro.phi.maintenance_energy()], [1.0, 0.5])
+    return ro.phi.weighted_sum(ro.phi.activity(), ro.phi.maintenance_energy(), weights=[1.0, 0.5])
 
 
 def half_open_gate() -> optax.GradientTransformationExtraArgs:
     """The utility gate at alpha = 1/2, its published strength, beside a phi that alpha always changes."""
-    return ro.phi.weighted_sum([ro.phi.utility_gate(), ro.phi.activity()], [0.5, 0.5])
+    return ro.phi.weighted_sum(ro.phi.utility_gate(), ro.phi.activity(), weights=[0.5, 0.5])
 
 
 def many_tasks(phi) -> optax.GradientTransformationExtraArgs:
@@ -159,10 +159,12 @@ ENTRIES: dict[str, Entry] = {
     "phi.utility_gate": with_phi(half_open_gate),
     # uncertainty and learned rates
     "phi.bayesian_gradient_descent": with_phi(
-        lambda: with_samples(ro.phi.bayesian_gradient_descent(3e-4)), needs_loss=True, loops=True
+        lambda: with_samples(ro.phi.bayesian_gradient_descent(initial_deviation=3e-4)),
+        needs_loss=True,
+        loops=True,
     ),
     "phi.mesu": with_phi(
-        lambda: with_samples(ro.phi.mesu(memory=1.0)), learning_rate=0.1, needs_loss=True, loops=True
+        lambda: with_samples(ro.phi.mesu(window=1.0)), learning_rate=0.1, needs_loss=True, loops=True
     ),
     "phi.idbd": with_phi(lambda: with_constants(ro.phi.idbd(), "inputs")),
     "phi.idbd:gradients": with_phi(lambda: ro.phi.idbd(form="gradients")),
@@ -200,7 +202,7 @@ ENTRIES: dict[str, Entry] = {
     "phi.synaptic_intelligence": with_phi(lambda: many_tasks(ro.phi.synaptic_intelligence(memory=0.5))),
     "phi.rwalk": with_phi(lambda: many_tasks(ro.phi.power(ro.phi.rwalk(interval=2, damping=1.0), 0.5))),
     "add_anchored_weights:slow_weights": with_edit(
-        lambda: ro.add_anchored_weights(0.1, ro.anchor.slow_weights(0.9), precision="phi")
+        lambda: ro.add_anchored_weights(0.1, ro.anchor.slow_weights(decay=0.9), precision="phi")
     ),
     "add_anchored_weights:benna_fusi_chain": with_last(
         lambda: ro.add_anchored_weights(1e-6, ro.anchor.benna_fusi_chain())
@@ -240,6 +242,7 @@ ENTRIES: dict[str, Entry] = {
     "check_metric": with_edit(ro.check_metric),
     "clip_metric": with_edit(lambda: ro.clip_metric(low=0.5, high=10.0)),
     "competitive_plasticity:tree": with_edit(lambda: ro.competitive_plasticity(1.0, "tree")),
+    "competitive_plasticity:leaf": with_edit(lambda: ro.competitive_plasticity(1.0)),
     "competitive_plasticity:neuron": with_edit(lambda: ro.competitive_plasticity(1.0, "neuron")),
     # looking at a metric, and guarding it
     "record_metric": with_edit(ro.record_metric),

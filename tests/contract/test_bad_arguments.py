@@ -47,6 +47,7 @@ BAD = {
     "decay": [-0.1, 1.0, np.float32(1.0), *NOT_A_NUMBER],
     "default": NO_TRANSFORMATION,
     "down": NOT_NEGATIVE,
+    "deviation_rate": POSITIVE,
     "dtype": [jnp.int32, jnp.complex64],
     "eps": NOT_NEGATIVE,
     "eps_root": NOT_NEGATIVE,
@@ -75,6 +76,7 @@ BAD = {
     "memory": SHARE,
     "meta_rate": NOT_NEGATIVE,
     "minimum": [-0.1, 1.1, *NOT_A_NUMBER, None],
+    "mean_rate": POSITIVE,
     "mixing": SHARE,
     "momentum": [-0.1, 1.0, *NOT_A_NUMBER],
     "over": CHOICE,
@@ -89,7 +91,6 @@ BAD = {
     "role": [*CHOICE, None],
     "scale": NOT_NEGATIVE,
     "second_moments": CHOICE,
-    "seed": ["0", None, 0.5],
     "sides": CHOICE,
     "smallest_log_rate": [-100.0, 100.0, *NOT_A_NUMBER, None],
     "state_dtype": [jnp.int32, jnp.complex64, "float31"],
@@ -109,7 +110,7 @@ BAD = {
 # Where a name means something else than it does elsewhere.
 OWN = {
     ("bayesian_synapse", "learning_rate"): POSITIVE,
-    ("mesu", "memory"): POSITIVE,
+    ("mesu", "window"): POSITIVE,
     ("metaplasticity", "strength"): POSITIVE,
     ("master_weights", "dtype"): [jnp.int32, jnp.complex64, None],
     ("riemannian_sgd", "conformal"): CHOICE,
@@ -163,8 +164,10 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_argument(maker, argument, v
         for name, parameter in signature.parameters.items()
         if parameter.default is parameter.empty and parameter.kind == parameter.POSITIONAL_OR_KEYWORD
     }
-    positional = value if signature.parameters[argument].kind == inspect.Parameter.VAR_POSITIONAL else ()
-    if not positional:
+    positional = NEEDED["phis"] if "phis" in signature.parameters else ()
+    if argument == "phis":
+        positional = value
+    else:
         arguments[argument] = value
     with pytest.raises((ValueError, TypeError), match=rf"\b{argument.removesuffix('s')}"):
         MAKERS[maker](*positional, **arguments)

@@ -39,6 +39,20 @@ def competitive(fraction, over, alpha=0.0):
     )
 
 
+def test_by_default_each_leaf_competes_by_itself_as_published():
+    gradients = {
+        "layer": jnp.array([1.0, 2.0, 3.0, 4.0]),
+        "steeper layer": 100 * jnp.array([1.0, 2.0, 3.0, 4.0]),
+    }
+    tx = optax.chain(
+        ro.compute_metric(ro.phi.maintenance_energy(), alpha=0.0),
+        ro.competitive_plasticity(0.25),
+        ro.scale_by_inverse_metric(),
+    )
+    updates, _ = tx.update(gradients, tx.init(gradients), gradients)
+    assert [np.flatnonzero(u).tolist() for u in updates.values()] == [[3], [3]]
+
+
 def largest(sizes, fraction):
     """Return which of a flat array are among the largest, by sorting."""
     wins = np.zeros(sizes.size, bool)

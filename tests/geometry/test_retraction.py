@@ -204,7 +204,9 @@ def test_fields_combine_with_phis_and_metrics():
         optax.chain(nothing, ro.multiply_metric(field)),
         optax.chain(nothing, ro.multiply_metric(field.as_factor())),
         ro.compute_metric(
-            ro.phi.weighted_sum([ro.phi.from_weights(field), ro.phi.from_weights(jnp.ones_like)], [1, -1])
+            ro.phi.weighted_sum(
+                ro.phi.from_weights(field), ro.phi.from_weights(jnp.ones_like), weights=[1, -1]
+            )
         ),
     ]
     for stage in stages:

@@ -1,5 +1,7 @@
 """Sums, products, powers and means of phis, against the same arithmetic on their values."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ def evaluate(phi, gradients=GRADIENTS, params=PARAMS):
 
 
 def test_weighted_sum_is_the_papers_plasticity_plus_energy():
-    phi = ro.phi.weighted_sum([ro.phi.activity(decay=0.0), ro.phi.maintenance_energy()], weights=[2.0, 0.25])
+    phi = ro.phi.weighted_sum(ro.phi.activity(decay=0.0), ro.phi.maintenance_energy(), weights=[2.0, 0.25])
     values = evaluate(phi)
     for name in PARAMS:
         expected = 2.0 * np.abs(GRADIENTS[name]) + 0.25 * np.abs(PARAMS[name])
@@ -28,7 +30,7 @@ def test_weighted_sum_is_the_papers_plasticity_plus_energy():
 def test_weighted_sum_keeps_the_states_of_its_parts_apart():
     """Two activities of different decay, stepped together, equal the two stepped alone."""
     parts = [ro.phi.activity(decay=0.5), ro.phi.activity(decay=0.9)]
-    together = ro.phi.weighted_sum(parts)
+    together = ro.phi.weighted_sum(*parts)
     state, states = together.init(PARAMS), [part.init(PARAMS) for part in parts]
     for scale in (1.0, 3.0, 0.1):
         gradients = jax.tree.map(lambda g, s=scale: s * g, GRADIENTS)
@@ -56,7 +58,7 @@ def test_product_and_power():
 
 @pytest.mark.parametrize("over", ["leaf", "neuron", "tree"])
 def test_unit_mean(over):
-    values = evaluate(ro.phi.unit_mean(ro.phi.activity(decay=0.0), over))
+    values = evaluate(ro.phi.unit_mean(ro.phi.activity(decay=0.0), over=over))
     kernel, bias = np.abs(GRADIENTS["kernel"]), np.abs(GRADIENTS["bias"])
     if over == "tree":
         mean = (kernel.sum() + bias.sum()) / 8
@@ -80,7 +82,7 @@ def test_phis_compose_with_optax_chain():
 
 
 def test_extra_arguments_reach_every_part():
-    phi = ro.phi.unit_mean(ro.phi.power(ro.phi.weighted_sum([ro.phi.hutchinson_curvature()]), 1.0), "leaf")
+    phi = ro.phi.unit_mean(ro.phi.power(ro.phi.weighted_sum(ro.phi.hutchinson_curvature()), 1.0), over="leaf")
     loss = lambda p: 0.5 * jnp.sum(p["kernel"] ** 2) + 1.5 * jnp.sum(p["bias"] ** 2 * jnp.array([1.0, 3.0]))  # noqa: E731
     values, _ = phi.update(GRADIENTS, phi.init(PARAMS), PARAMS, obj_fn=loss)
     np.testing.assert_allclose(values["bias"], [0.5, 1.5], rtol=1e-6)
@@ -89,12 +91,16 @@ def test_extra_arguments_reach_every_part():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: ro.phi.weighted_sum([]), ValueError, "at least one phi"),
-        (lambda: ro.phi.weighted_sum([ro.phi.activity()], [1.0, 2.0]), ValueError, "got 2 for 1"),
-        (lambda: ro.phi.weighted_sum(ro.phi.activity()), TypeError, "put this one in a list"),
+        (lambda: ro.phi.weighted_sum(), ValueError, "at least one phi"),
+        (lambda: ro.phi.weighted_sum(ro.phi.activity(), weights=[1.0, 2.0]), ValueError, "got 2 for 1"),
+        (
+            lambda: ro.phi.weighted_sum([ro.phi.activity()]),
+            TypeError,
+            "phi number 0 is a list: .* one by one",
+        ),
         (lambda: ro.phi.product(ro.phi.activity), TypeError, "phi number 0"),
         (lambda: ro.phi.power(ro.phi.activity(), 0), ValueError, "must not be 0"),
-        (lambda: ro.phi.unit_mean(ro.phi.activity(), "layer"), ValueError, "'leaf', 'neuron', 'tree'"),
+        (lambda: ro.phi.unit_mean(ro.phi.activity(), over="layer"), ValueError, "'leaf', 'neuron', 'tree'"),
         (lambda: ro.phi.activity(decay=1.0), ValueError, r"decay must be a finite number in \[0, 1\)"),
         (lambda: ro.phi.activity(power=0.0), ValueError, "power must be"),
         (lambda: ro.phi.activity(state_dtype="int32"), ValueError, "state_dtype"),
@@ -118,3 +124,16 @@ def test_an_exponent_may_be_traced():
         return phi.update(jnp.ones(2), phi.init(jnp.ones(2)), jnp.array([2.0, 3.0]))[0]
 
     np.testing.assert_allclose(jax.jit(squared)(2.0), [4.0, 9.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("module", [ro.phi, ro.anchor], ids=["phi", "anchor"])
+def test_arguments_after_what_is_wrapped_are_given_by_name(module):
+    wrapped = {"phi", "phis", "function", "exponent"}
+    for name in module.__all__:
+        maker = getattr(module, name)
+        if inspect.isfunction(maker) and name != "draw_perturbations":
+            for parameter in inspect.signature(maker).parameters.values():
+                assert (parameter.kind != parameter.KEYWORD_ONLY) == (parameter.name in wrapped), (
+                    name,
+                    parameter,
+                )

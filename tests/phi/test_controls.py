@@ -65,7 +65,7 @@ def test_permuted_differs_by_key_and_by_leaf():
     phi = ro.phi.maintenance_energy()
     weights = {"a": jnp.arange(100.0), "b": jnp.arange(100.0)}
     one, other = (
-        ro.phi.permuted(phi, key).update(weights, ro.phi.permuted(phi, key).init(weights), weights)[0]
+        ro.phi.permuted(phi, key=key).update(weights, ro.phi.permuted(phi, key=key).init(weights), weights)[0]
         for key in (0, jax.random.key(1))
     )
     assert np.mean(one["a"] == one["b"]) < 0.2
@@ -91,7 +91,7 @@ def test_permuted_replays_a_shuffled_metric():
         v = decay * v + (1 - decay) * g**2
         w = w - rate * g / (1 + alpha * np.sqrt(v / (1 - decay ** (step + 1)))[index])
         expected.append(w.copy())
-    tx = plain(ro.phi.permuted(ro.phi.activity(decay), key=5), alpha, rate)
+    tx = plain(ro.phi.permuted(ro.phi.activity(decay=decay), key=5), alpha, rate)
     np.testing.assert_allclose(walk(tx, start, gradient_b), expected, rtol=RTOL)
 
 
@@ -107,7 +107,7 @@ def test_leaf_mean_replays_one_rate_per_leaf():
             phi = np.sqrt(v[name] / (1 - decay ** (step + 1))).sum() / v[name].size
             w[name] = w[name] - rate / (1 + alpha * phi) * g[name]
             expected[name].append(w[name].copy())
-    actual = walk(plain(ro.phi.leaf_mean(ro.phi.activity(decay)), alpha, rate), START, gradient)
+    actual = walk(plain(ro.phi.leaf_mean(ro.phi.activity(decay=decay)), alpha, rate), START, gradient)
     for name in START:
         np.testing.assert_allclose(actual[name], expected[name], rtol=RTOL)
 
@@ -133,7 +133,7 @@ def test_norm_matched_base_replays_momentum_at_the_length_of_the_metrics_step(ov
             w[name] = w[name] - base_step[name] * wanted / present
             expected[name].append(w[name].copy())
     base = optax.sgd(7.0, momentum=0.5)  # its rate cancels
-    tx = ro.norm_matched_base(base, plain(ro.phi.activity(decay), alpha, rate), over)
+    tx = ro.norm_matched_base(base, plain(ro.phi.activity(decay=decay), alpha, rate), over)
     actual = walk(tx, START, gradient)
     for name in START:
         np.testing.assert_allclose(actual[name], expected[name], rtol=RTOL)

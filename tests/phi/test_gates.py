@@ -61,7 +61,7 @@ def test_metaplasticity_replays_the_binarised_network_optimiser():
                 w[index] -= rate * factor * adam[index]
         expected.append({name: w.copy() for name, w in weights.items()})
     assert 0.2 < consolidated / (7 * STEPS) < 0.8  # both branches are at work
-    tx = plain(ro.phi.metaplasticity(m), 1.0, rate, before=[optax.scale_by_adam(b1, b2, eps)])
+    tx = plain(ro.phi.metaplasticity(strength=m), 1.0, rate, before=[optax.scale_by_adam(b1, b2, eps)])
     actual = walk(tx, start(), gradient)
     for name in SHAPES:
         np.testing.assert_allclose(actual[name], [e[name] for e in expected], rtol=RTOL)
@@ -70,7 +70,7 @@ def test_metaplasticity_replays_the_binarised_network_optimiser():
 @pytest.mark.parametrize("strength", [0.5, 1.35])
 def test_metaplasticity_rate_is_one_minus_tanh_squared_towards_zero_only(strength):
     weights = jnp.linspace(-3.0, 3.0, 12)
-    phi = ro.phi.metaplasticity(strength)
+    phi = ro.phi.metaplasticity(strength=strength)
     shrinking, _ = phi.update(weights, phi.init(weights), weights)
     np.testing.assert_allclose(1 / (1 + shrinking), 1 - np.tanh(strength * weights) ** 2, rtol=1e-9)
     growing, _ = phi.update(-weights, phi.init(weights), weights)
@@ -113,7 +113,7 @@ def test_utility_gate_replays_upgd_with_its_noise_and_decay():
         lambda updates, count, params=None: (add_noise(updates, count), count + 1),
     )
     decayed = optax.add_decayed_weights(weight_decay)
-    tx = plain(ro.phi.utility_gate(decay), 0.5, rate, ro.on_gradient(noisy), after=[decayed])
+    tx = plain(ro.phi.utility_gate(decay=decay), 0.5, rate, ro.on_gradient(noisy), after=[decayed])
     actual = walk(tx, start(), gradient)
     for name in SHAPES:
         np.testing.assert_allclose(actual[name], [e[name] for e in expected], rtol=RTOL)
@@ -171,7 +171,7 @@ def test_gates_see_real_and_imaginary_part_alike(make_phi):
 @pytest.mark.parametrize("strength", [0.0, -1.0, np.inf])
 def test_metaplasticity_checks_its_strength(strength):
     with pytest.raises(ValueError, match="strength"):
-        ro.phi.metaplasticity(strength)
+        ro.phi.metaplasticity(strength=strength)
 
 
 def test_where_no_weight_is_useful_no_nan_is_made_and_thrown_away():

@@ -49,7 +49,7 @@ def test_replays_a_model_whose_matrix_is_diagonal():
         z, dz = np.sinh(SLOPES * weights / 2), SLOPES / 2 * np.cosh(SLOPES * weights / 2)
         return np.sinh(z - 1.0) * dz + 0.3 * np.random.default_rng(step).normal(size=3)
 
-    tx = plain(ro.phi.gauss_newton_curvature(decay), alpha, rate)
+    tx = plain(ro.phi.gauss_newton_curvature(decay=decay), alpha, rate)
 
     def update(updates, state, params=None):
         return tx.update(updates, state, params, outputs_fn=outputs, outputs_loss_fn=outputs_loss)

@@ -229,7 +229,7 @@ def test_memory_aware_synapses_on_a_linear_net_by_hand():
 
 @pytest.mark.parametrize("per_example", [False, True])
 def test_rwalk_replays_its_paper(per_example):
-    """Chaudhry 2018, Eqs. 6 to 8; windows and rectifier as in the authors' code, with the paper's 1/2."""
+    """Chaudhry 2018, Eqs. 6 to 9, terms scaled to [0, 1]; windows and rectifier as in the authors' code."""
     weights, gradients, examples = random_path()
     interval, mixing, epsilon, memory = 7, 0.6, 0.05, 0.4
     squares = {
@@ -261,10 +261,14 @@ def test_rwalk_replays_its_paper(per_example):
             else:
                 score = {name: memory * score[name] + (1 - memory) * task_score[name] for name in SHAPES}
             task_score, finished = zeros(), finished + 1
-            importance = {name: fisher[name] + score[name] for name in SHAPES}
+            terms = [np.concatenate([t[name].ravel() for name in SHAPES]) for t in (fisher, score)]
+            scaled = sum((t - t.min()) / (t.max() - t.min()) for t in terms)
+            raw = [t.mean() for t in terms]
+            importance = {"a": scaled[:3], "b": scaled[3:].reshape(2, 2)}
         expected.append({name: value.copy() for name, value in importance.items()})
     assert finished == len(TASKS)
     assert negative > 0
+    assert raw[1] > 5 * raw[0]  # without scaling it would be mostly the score
     phi = ro.phi.rwalk(interval=interval, mixing=mixing, damping=epsilon, memory=memory)
     extra = {"per_example_gradients": examples} if per_example else {}
     actual, _ = follow(phi, weights, gradients, **extra)
@@ -277,6 +281,13 @@ def test_rwalk_does_not_count_a_boundary_before_the_first_update_as_a_task():
     without, _ = follow(ro.phi.rwalk(), weights, gradients)
     np.testing.assert_array_equal(with_start["a"], without["a"])
     assert np.any(without["a"])
+
+
+def test_rwalk_of_equal_weights_is_zero_and_not_nan():
+    params = jnp.ones(3)
+    phi = ro.phi.rwalk()
+    _, state = phi.update(params, phi.init(params), params)
+    np.testing.assert_array_equal(ro.consolidate(state, params).importance, 0)
 
 
 def test_laplace_replays_natural_continual_learning():
@@ -333,3 +344,17 @@ def test_by_default_nothing_is_forgotten():
         for _ in range(2):
             state = ro.consolidate(state, params, one)
         np.testing.assert_allclose(phi.update(one, state, params)[0], 2)
+
+
+def test_numbers_of_a_boundary_are_as_wide_as_64_bit_types_allow():
+    """In float32 a memory of 0.7 is off by 2e-8, and so is the importance."""
+    ones = jnp.ones(2)
+    for phi in (
+        ro.phi.online_ewc(memory=0.7),
+        ro.phi.synaptic_intelligence(memory=0.7),
+        ro.phi.rwalk(memory=0.7),
+    ):
+        _, state = phi.update(ones, phi.init(ones), ones)
+        numbers = [getattr(state, name) for name in ("memory", "damping", "mixing") if hasattr(state, name)]
+        assert {n.dtype for n in numbers} == {jnp.dtype(jnp.float64)}
+        assert float(state.memory) == 0.7

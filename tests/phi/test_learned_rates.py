@@ -194,7 +194,7 @@ def test_complex_weights_learn_as_their_two_parts_do(make_phi):
 
 def test_a_flax_loop_supplies_the_inputs():
     model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, ro.riemannian_sgd(1.0, phi=ro.phi.idbd(0.01)), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, ro.riemannian_sgd(1.0, phi=ro.phi.idbd(meta_rate=0.01)), wrt=nnx.Param)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(200, 4)))
     y = x @ jnp.array([[2.0], [-1.0], [0.0], [0.0]]) + 0.5
 

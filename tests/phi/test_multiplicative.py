@@ -27,7 +27,7 @@ def gradient(weights, step):
 
 
 def metric(eps):
-    return ro.multiply_metric(ro.phi.multiplicative_geometry(eps))
+    return ro.multiply_metric(ro.phi.multiplicative_geometry(eps=eps))
 
 
 def test_with_the_mirror_step_it_is_exponentiated_gradient():
@@ -72,4 +72,4 @@ def test_a_weight_of_zero_moves_by_eps_and_with_eps_zero_not_at_all():
 
 def test_eps_is_checked():
     with pytest.raises(ValueError, match="eps"):
-        ro.phi.multiplicative_geometry(-1.0)
+        ro.phi.multiplicative_geometry(eps=-1.0)

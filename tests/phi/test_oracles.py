@@ -102,7 +102,12 @@ def test_bayesian_synapse_replays_adabayes_fixed_point():
         inverse_rate = 0.5 / lr_sgd + np.sqrt(v_hat / lr**2 + (0.5 / lr_sgd) ** 2)
         weights = weights - m_hat / inverse_rate
         expected.append(weights.copy())
-    tx = plain(ro.phi.bayesian_synapse(lr, lr_sgd, b2), 1.0, lr_sgd, ro.on_gradient(optax.ema(b1)))
+    tx = plain(
+        ro.phi.bayesian_synapse(learning_rate=lr, learning_rate_sgd=lr_sgd, decay=b2),
+        1.0,
+        lr_sgd,
+        ro.on_gradient(optax.ema(b1)),
+    )
     np.testing.assert_allclose(run(tx, noisy_gradient), expected, rtol=RTOL)
 
 
@@ -176,13 +181,13 @@ def test_secant_curvature_replays_running_means_of_secants():
         previous, before = weights.copy(), g.copy()
         weights = weights - learning_rate * g / (1 + alpha * phi)
         expected.append(weights.copy())
-    actual = run(plain(ro.phi.secant_curvature(decay), alpha, learning_rate), gradient, steps=60)
+    actual = run(plain(ro.phi.secant_curvature(decay=decay), alpha, learning_rate), gradient, steps=60)
     np.testing.assert_allclose(actual, expected, rtol=RTOL)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_secant_curvature_is_exact_after_one_step_on_a_diagonal_quadratic(decay):
-    phi = ro.phi.secant_curvature(decay)
+    phi = ro.phi.secant_curvature(decay=decay)
     state = phi.init(jnp.zeros(3))
     for weights in (START, START + np.array([1e-4, -2e-3, 0.1])):
         values, state = phi.update(jnp.asarray(HESSIAN * (weights - MINIMUM)), state, jnp.asarray(weights))
@@ -271,6 +276,31 @@ def test_hutchinson_curvature_replays_its_running_mean():
     assert len(signs) > 1  # fresh probes at every update
 
 
+def test_hutchinson_curvature_in_a_chain_with_activity_replays_adahessian():
+    """Yao 2021, Algorithm 1 for a vector: both moments bias-corrected, the second of squares of z * Hz."""
+    b1, b2, eps, rate = 0.9, 0.99, 1e-2, 0.05
+    rng = np.random.default_rng(4)
+    hessian = np.diag(HESSIAN) + rng.normal(size=(3, 3))
+    hessian = (hessian + hessian.T) / 2
+    loss = lambda w: 0.5 * w @ jnp.asarray(hessian) @ w  # noqa: E731
+    once = ro.phi.hutchinson_curvature(decay=0.0)  # whose estimates the test above explains one by one
+    weights, first, second, probe = START.copy(), np.zeros(3), np.zeros(3), once.init(jnp.zeros(3))
+    expected, modulus_of_mean = [weights], np.zeros(3)
+    for step in range(1, STEPS + 1):
+        g = noisy_gradient(weights, step - 1)
+        _, probe = once.update(jnp.zeros(3), probe, jnp.asarray(weights), obj_fn=loss)
+        estimate = np.asarray(probe.diagonal)
+        first, second = b1 * first + (1 - b1) * g, b2 * second + (1 - b2) * estimate**2
+        modulus_of_mean = b2 * modulus_of_mean + (1 - b2) * estimate
+        root = np.sqrt(second / (1 - b2**step))
+        weights = weights - rate * (first / (1 - b1**step)) / (root + eps)
+        expected.append(weights)
+    phi = optax.chain(once, ro.phi.activity(decay=b2))
+    tx = plain(phi, 1 / eps, rate / eps, ro.on_gradient(optax.ema(b1)))
+    np.testing.assert_allclose(run(tx, noisy_gradient, obj_fn=loss), expected, rtol=1e-9)
+    assert np.any(root > 1.5 * abs(modulus_of_mean / (1 - b2**step)))  # the other mean is another rule
+
+
 @pytest.mark.parametrize("power", [1.0, 0.5, 2.0])
 def test_maintenance_energy_replays(power):
     weights = START.copy()
@@ -278,7 +308,7 @@ def test_maintenance_energy_replays(power):
     for step in range(STEPS):
         weights = weights - 0.01 * noisy_gradient(weights, step) / (1 + 3.0 * np.abs(weights) ** power)
         expected.append(weights.copy())
-    actual = run(plain(ro.phi.maintenance_energy(power), 3.0), noisy_gradient)
+    actual = run(plain(ro.phi.maintenance_energy(power=power), 3.0), noisy_gradient)
     np.testing.assert_allclose(actual, expected, rtol=RTOL)
 
 
@@ -299,5 +329,5 @@ def test_modification_energy_replays(decay):
         changes.append(np.abs(new - weights))
         weights = new
         expected.append(weights.copy())
-    actual = run(plain(ro.phi.modification_energy(decay), 5.0), noisy_gradient)
+    actual = run(plain(ro.phi.modification_energy(decay=decay), 5.0), noisy_gradient)
     np.testing.assert_allclose(actual, expected, rtol=RTOL)

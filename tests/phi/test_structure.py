@@ -41,7 +41,7 @@ def test_factored_activity_replays_adafactors_second_moment(alpha, power):
         v = np.outer(r, c) / r.sum() / (1 - decay ** (step + 1))
         weights = weights - rate * g / (1 + alpha * v**power)
         expected.append(weights.copy())
-    actual = walk(plain(ro.phi.factored_activity(decay, power), alpha, rate), START, gradient)
+    actual = walk(plain(ro.phi.factored_activity(decay=decay, power=power), alpha, rate), START, gradient)
     np.testing.assert_allclose(actual, expected, rtol=RTOL)
 
 
@@ -103,7 +103,7 @@ def test_per_neuron_replays_adam_mini():
             v_hat = v[neuron] / (1 - b2 ** (step + 1))
             weights[:, neuron] = weights[:, neuron] - rate * m_hat / (np.sqrt(v_hat) + eps)
         expected.append(weights.copy())
-    tx = plain(ro.phi.per_neuron(b2), 1 / eps, rate / eps, ro.on_gradient(optax.ema(b1)))
+    tx = plain(ro.phi.per_neuron(decay=b2), 1 / eps, rate / eps, ro.on_gradient(optax.ema(b1)))
     np.testing.assert_allclose(walk(tx, START, gradient), expected, rtol=RTOL)
 
 
@@ -145,7 +145,7 @@ class TestSlidingThreshold:
             return -np.outer(x, y * (y - thresholds[step]))
 
         tx = plain(
-            ro.phi.activity(), 0.0, self.rate, ro.multiply_metric(ro.phi.sliding_threshold(self.decay))
+            ro.phi.activity(), 0.0, self.rate, ro.multiply_metric(ro.phi.sliding_threshold(decay=self.decay))
         )
         actual = walk(
             tx, self.start, bcm_gradient, lambda w, _, step: {"activities": self.patterns[step] @ w}

@@ -86,7 +86,7 @@ def test_bayesian_gradient_descent_replays_its_algorithm():
         mean = mean - eta * s**2 * g_mean
         s = s * np.sqrt(1 + (0.5 * s * g_eps) ** 2) - 0.5 * s**2 * g_eps
         means.append(mean.copy())
-    path, actual = follow(plain(ro.phi.bayesian_gradient_descent(s0), 1.0, eta * s0**2))
+    path, actual = follow(plain(ro.phi.bayesian_gradient_descent(initial_deviation=s0), 1.0, eta * s0**2))
     np.testing.assert_allclose(path, means, rtol=RTOL)
     np.testing.assert_allclose(actual, deviations, rtol=RTOL)
     assert np.any(np.diff(np.stack(deviations), axis=0) > 0)  # both signs of G occur
@@ -119,36 +119,53 @@ def deviations_on_a_quadratic(phi, curvature, steps):
 
 def test_bayesian_gradient_descent_solves_its_fixed_point_equation():
     """The new s is stationary for the free energy: G + s'/s**2 - 1/s' = 0 (their Eq. 12, G held)."""
-    s = deviations_on_a_quadratic(ro.phi.bayesian_gradient_descent(0.5), CURVATURE, 50)
+    s = deviations_on_a_quadratic(ro.phi.bayesian_gradient_descent(initial_deviation=0.5), CURVATURE, 50)
     old, new = s[:-1], s[1:]
     np.testing.assert_allclose(CURVATURE * old + new / old**2, 1 / new, rtol=1e-9)
 
 
 def test_bayesian_gradient_descent_adds_the_curvature_to_the_precision():
     """Each batch adds its Hessian to 1/s**2, up to h**2 s**2 / 2, which dies out: Bayes' rule."""
-    precision = 1 / deviations_on_a_quadratic(ro.phi.bayesian_gradient_descent(0.5), CURVATURE, 3000) ** 2
+    precision = (
+        1
+        / deviations_on_a_quadratic(ro.phi.bayesian_gradient_descent(initial_deviation=0.5), CURVATURE, 3000)
+        ** 2
+    )
     np.testing.assert_allclose(np.diff(precision, axis=0)[-1], CURVATURE, rtol=2e-3)
-    flat = deviations_on_a_quadratic(ro.phi.bayesian_gradient_descent(0.5), np.zeros(3), 10)
+    flat = deviations_on_a_quadratic(ro.phi.bayesian_gradient_descent(initial_deviation=0.5), np.zeros(3), 10)
     np.testing.assert_allclose(flat, 0.5, rtol=1e-12)  # without curvature s stays
 
 
-def test_mesu_replays_its_update():
-    """Bonnet et al 2025, the two equations for the mean and the deviation, prior mean 0."""
+@pytest.mark.parametrize(
+    ("ratio", "c_mean", "c_deviation"), [(0.99, 1.0, 0.5), (0.5, 1.0, 0.5), (0.05, 1.0, 0.5), (0.1, 3.0, 0.2)]
+)
+def test_mesu_replays_its_update(ratio, c_mean, c_deviation):
+    """Bonnet et al 2025, both equations, prior mean 0, with the clamps of their program."""
     window, s0, start = 40.0, 0.7, 0.1
-    mean, s = START.copy(), np.full(3, start)
+    mean, s, clamped = START.copy(), np.full(3, start), 0
     means, deviations = [mean.copy()], []
     for step in range(STEPS):
         deviations.append(s.copy())
         samples = [(perturbed_gradient(mean + s * eps, step), eps) for eps in perturbations(step)]
         d_mean = sum(g for g, _ in samples) / SAMPLES
         d_s = sum(g * eps for g, eps in samples) / SAMPLES
-        mean_step = -(s**2) * d_mean + s**2 / (window * s0**2) * (0.0 - mean)
-        s_step = -(s**2) / 2 * d_s + s / (2 * window * s0**2) * (s0**2 - s**2)
-        mean, s = mean + mean_step, s + s_step
+        mean_step = c_mean * (-(s**2) * d_mean + s**2 / (window * s0**2) * (0.0 - mean))
+        s_step = c_deviation * (-(s**2) * d_s + s / (window * s0**2) * (s0**2 - s**2))
+        clamped += np.sum(abs(mean_step) > ratio * s)
+        mean = mean + np.clip(mean_step, -ratio * s, ratio * s)
+        s = s + np.clip(s_step, -ratio * s, ratio * s)
         means.append(mean.copy())
     leak = optax.add_decayed_weights(1 / (window * s0**2))
-    phi = ro.phi.mesu(memory=window, prior_deviation=s0, initial_deviation=start)
+    phi = ro.phi.mesu(
+        window=window,
+        prior_deviation=s0,
+        initial_deviation=start,
+        largest_change=ratio,
+        mean_rate=c_mean,
+        deviation_rate=c_deviation,
+    )
     path, actual = follow(plain(phi, 1.0, s0**2, before=[leak]))
+    assert clamped > (0 if ratio > 0.9 else 3)
     np.testing.assert_allclose(path, means, rtol=RTOL)
     np.testing.assert_allclose(actual, deviations, rtol=RTOL)
 
@@ -156,12 +173,12 @@ def test_mesu_replays_its_update():
 def test_mesu_without_data_relaxes_to_the_prior_at_the_stated_rate():
     """u = s**2 follows du/dt = u (s0**2 - u) / (N s0**2): a logistic curve with time constant N."""
     window, s0, start, steps = 2000.0, 0.7, 0.2, 6000
-    phi = ro.phi.mesu(memory=window, prior_deviation=s0, initial_deviation=start)
+    phi = ro.phi.mesu(window=window, prior_deviation=s0, initial_deviation=start)
     s = deviations_on_a_quadratic(phi, np.zeros(3), steps)[:, 0]
     time = np.arange(steps + 1)
     logistic = s0**2 / (1 + (s0**2 / start**2 - 1) * np.exp(-time / window))
     np.testing.assert_allclose(s**2, logistic, rtol=1e-3)  # Euler's error at step 1/N
-    near = ro.phi.mesu(memory=window, prior_deviation=s0, initial_deviation=0.9999 * s0)
+    near = ro.phi.mesu(window=window, prior_deviation=s0, initial_deviation=0.9999 * s0)
     distance = s0 - deviations_on_a_quadratic(near, np.zeros(3), 1)[:, 0]
     np.testing.assert_allclose(np.log(distance[0] / distance[1]), 1 / window, rtol=1e-3)  # the linear rate
 
@@ -169,13 +186,13 @@ def test_mesu_without_data_relaxes_to_the_prior_at_the_stated_rate():
 def test_mesu_settles_at_the_posterior_of_its_memory():
     """At the fixed point 1/s**2 = 1/s0**2 + N h: the precision that N batches of curvature h give."""
     window, s0 = 25.0, 0.7
-    phi = ro.phi.mesu(memory=window, prior_deviation=s0)
+    phi = ro.phi.mesu(window=window, prior_deviation=s0)
     s = deviations_on_a_quadratic(phi, CURVATURE, 2000)[-1]
     np.testing.assert_allclose(1 / s**2, 1 / s0**2 + window * CURVATURE, rtol=1e-9)
 
 
 def test_a_huge_gradient_leaves_a_positive_finite_metric():
-    for phi in (ro.phi.bayesian_gradient_descent(0.1), ro.phi.mesu()):
+    for phi in (ro.phi.bayesian_gradient_descent(initial_deviation=0.1), ro.phi.mesu()):
         for dtype, huge in ((jnp.float32, 1e30), (jnp.float64, 1e150)):
             for sign in (1.0, -1.0):
                 params = jnp.zeros(2, dtype)
@@ -190,7 +207,7 @@ def test_a_huge_gradient_leaves_a_positive_finite_metric():
 
 
 def test_samples_are_gaussian_fresh_at_every_update_and_a_function_of_the_state():
-    phi = ro.phi.bayesian_gradient_descent(0.5, key=7)
+    phi = ro.phi.bayesian_gradient_descent(initial_deviation=0.5, key=7)
     params = {"w": jnp.full((50, 40), 3.0), "b": jnp.full(3, 2.0, jnp.float32)}
     state = phi.init(params)
     places, noise = ro.phi.draw_perturbations(state, params, samples=20)
@@ -209,7 +226,7 @@ def test_samples_are_gaussian_fresh_at_every_update_and_a_function_of_the_state(
 
 
 def test_complex_weights_are_perturbed_in_both_parts():
-    phi = ro.phi.bayesian_gradient_descent(0.5)
+    phi = ro.phi.bayesian_gradient_descent(initial_deviation=0.5)
     params = jnp.zeros(20_000, jnp.complex128)
     state = phi.init(params)
     places, noise = ro.phi.draw_perturbations(state, params, samples=1)
@@ -226,7 +243,7 @@ def test_complex_weights_are_perturbed_in_both_parts():
 def test_a_flax_loop_learns():
     model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
     graph, _ = nnx.split(model, nnx.Param)
-    tx = riemannian_sgd(0.06**2, phi=ro.phi.bayesian_gradient_descent(0.06))
+    tx = riemannian_sgd(0.06**2, phi=ro.phi.bayesian_gradient_descent(initial_deviation=0.06))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)))
     y = x @ jnp.array([[1.0], [-2.0], [0.5]])
@@ -290,7 +307,7 @@ def test_drawing_needs_one_state_of_the_same_parameters():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"memory": 0.0}, {"prior_deviation": -1.0}, {"initial_deviation": 0.0}, {"largest_change": 1.0}],
+    [{"window": 0.0}, {"prior_deviation": -1.0}, {"initial_deviation": 0.0}, {"largest_change": 1.0}],
 )
 def test_mesu_checks_its_arguments(arguments):
     (name,) = arguments
@@ -301,7 +318,7 @@ def test_mesu_checks_its_arguments(arguments):
 @pytest.mark.parametrize("prior", [0.01, 10.0])
 def test_deviations_stay_between_a_millionth_and_a_hundred_times_the_prior(prior):
     """However large a slope: beyond, a single bad batch would make a weight forget its prior for good."""
-    phi = ro.phi.mesu(prior_deviation=prior, memory=1.0)
+    phi = ro.phi.mesu(prior_deviation=prior, window=1.0)
     params = jnp.zeros(2)
     state = phi.init(params)
     for _ in range(60):

@@ -35,8 +35,8 @@ RATE, NOISE = 0.05, 1.0
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Phis that draw samples, here without what draws them: the run in float64 is given the same ones.
 SAMPLED = {
-    "phi.bayesian_gradient_descent": lambda: ro.phi.bayesian_gradient_descent(3e-4),
-    "phi.mesu": lambda: ro.phi.mesu(memory=1.0),
+    "phi.bayesian_gradient_descent": lambda: ro.phi.bayesian_gradient_descent(initial_deviation=3e-4),
+    "phi.mesu": lambda: ro.phi.mesu(window=1.0),
 }
 
 

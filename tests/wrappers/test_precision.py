@@ -50,7 +50,7 @@ def test_a_running_mean_of_a_constant_reaches_it(storage):
     """Decay 0.999, over 8 time constants, for constants of all sizes within a block."""
     target = jnp.exp(jnp.linspace(-4.0, 0.0, 32))
     ratio = mean_of_a_constant(
-        ro.low_precision_state(ro.phi.activity(0.999, power=1.0), storage), target, 8000
+        ro.low_precision_state(ro.phi.activity(decay=0.999, power=1.0), storage), target, 8000
     )
     np.testing.assert_allclose(ratio.mean(axis=0), 1, atol=0.01)
     np.testing.assert_allclose(ratio.mean(), 1, atol=0.002)
@@ -58,7 +58,7 @@ def test_a_running_mean_of_a_constant_reaches_it(storage):
 
 def test_rounding_to_nearest_stalls():
     """The reason for all this: see the docstring of ``low_precision_state``."""
-    phi = ro.phi.activity(0.999, power=1.0, state_dtype=jnp.bfloat16)
+    phi = ro.phi.activity(decay=0.999, power=1.0, state_dtype=jnp.bfloat16)
     assert mean_of_a_constant(phi, jnp.ones(1), 8000, elements=1) < 0.6
 
 
@@ -134,10 +134,16 @@ def test_vectors_are_kept_by_int8_and_rounded_by_bfloat16():
 
 def test_seeds_differ_and_repeat():
     x = jnp.linspace(0, 1, 64)
-    one, again, two, four = (stored(x, "bfloat16", seed=seed) for seed in (1, 1, 2, 4))
+    one, again, two, four = (stored(x, "bfloat16", key=key) for key in (1, 1, 2, 4))
     np.testing.assert_array_equal(one, again)
     assert np.any(one != two)
     assert np.any(two != four)
+    drawn = [
+        stored(x, "bfloat16", key=key)
+        for key in (jax.random.key(1), jax.random.PRNGKey(1), jax.random.key(2))
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert np.any(drawn[0] != drawn[2])
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -168,8 +174,8 @@ def test_bad_arguments():
         ro.low_precision_state(ro.phi.activity(), "int4")
     with pytest.raises(ValueError, match="block_size must be"):
         ro.low_precision_state(ro.phi.activity(), "int8", block_size=0)
-    with pytest.raises(TypeError, match="seed must be an integer"):
-        ro.low_precision_state(ro.phi.activity(), seed=0.5)
+    with pytest.raises(TypeError, match="key must be a random key"):
+        ro.low_precision_state(ro.phi.activity(), key=0.5)
     with pytest.raises(TypeError, match="tx must be"):
         ro.low_precision_state(ro.phi.activity)
     with pytest.raises(ValueError, match="dtype must be a real floating-point dtype"):

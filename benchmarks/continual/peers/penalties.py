@@ -25,7 +25,7 @@ def ewc(strength: jax.typing.ArrayLike, memory: float = 1.0) -> optax.GradientTr
     return ro.add_anchored_weights(
         strength,
         ro.anchor.task_boundary_weights(),
-        precision=ro.phi.online_ewc(memory, running=False),
+        precision=ro.phi.online_ewc(memory=memory, running=False),
     )
 
 
@@ -34,5 +34,5 @@ def synaptic_intelligence(
 ) -> optax.GradientTransformationExtraArgs:
     """Build ``strength * Omega * (w - w_old)`` with the path integral of Zenke, Poole and Ganguli, 2017."""
     return ro.add_anchored_weights(
-        strength, ro.anchor.task_boundary_weights(), precision=ro.phi.synaptic_intelligence(damping)
+        strength, ro.anchor.task_boundary_weights(), precision=ro.phi.synaptic_intelligence(damping=damping)
     )

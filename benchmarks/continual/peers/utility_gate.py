@@ -32,7 +32,7 @@ def utility_based_descent(
       <https://arxiv.org/abs/2404.00781>`_, ICLR, 2024
     """
     return optax.chain(
-        ro.compute_metric(ro.phi.utility_gate(decay), alpha=0.5),
+        ro.compute_metric(ro.phi.utility_gate(decay=decay), alpha=0.5),
         ro.on_gradient(optax.add_noise(scale**2, 0.0, key)),
         ro.scale_by_inverse_metric(),
         optax.add_decayed_weights(weight_decay),

@@ -30,7 +30,7 @@ class Phi(NamedTuple):
 def plasticity_and_energy() -> optax.GradientTransformationExtraArgs:
     """Return the paper's own reading of phi: activity plus maintenance energy, each with mean one."""
     parts = (ro.phi.activity(decay=0.97), ro.phi.maintenance_energy())
-    return ro.phi.weighted_sum([ro.phi.unit_mean(part) for part in parts])
+    return ro.phi.weighted_sum(*[ro.phi.unit_mean(part) for part in parts])
 
 
 def permuted_activity() -> optax.GradientTransformationExtraArgs:

@@ -1,0 +1,130 @@
+"""The anchor weighted by importance against Kirkpatrick's penalty, which keeps one anchor per task."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+STEPS, TASKS = 300, (60, 130, 190, 250)  # the updates that are the first of a new task
+RATE, STRENGTH = 0.05, 3.0
+SHAPES = {"a": (3,), "b": (2, 2)}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def draw(seed):
+    generator = np.random.default_rng(seed)
+    return {name: generator.normal(size=shape) for name, shape in SHAPES.items()}
+
+
+def gradient(weights, step):
+    task = sum(step >= first for first in TASKS)
+    minima, noise = draw(task), draw(1000 + step)
+    return {n: w - 2 * minima[n] + 0.3 * noise[n] for n, w in weights.items()}
+
+
+def fisher(task):
+    """The importance of a task; that of the first is 0 for one weight, and of all for another."""
+    values = {name: np.abs(v) for name, v in draw(50 + task).items()}
+    values["a"][0] *= task > 0
+    values["a"][1] = 0.0
+    return values
+
+
+def penalised(implicit, anchors):
+    """Descent with ``strength * sum_k F_k (w - w_k)``, plain or as an implicit step."""
+    weights, modes, path = draw(99), [], []
+    for step in range(STEPS):
+        if step in TASKS:
+            modes.append((fisher(len(modes)), weights))
+        g = gradient(weights, step)
+        new = {}
+        for name, w in weights.items():
+            total = sum((f[name] for f, _ in modes), start=np.zeros(SHAPES[name]))
+            if anchors == "one per task":
+                pull = sum((f[name] * (w - mode[name]) for f, mode in modes), start=np.zeros(SHAPES[name]))
+            else:
+                pull = total * (w - modes[-1][1][name]) if modes else 0.0
+            change = RATE * (g[name] + STRENGTH * pull)
+            new[name] = w - change / (1 + RATE * STRENGTH * total * implicit)
+        weights = new
+        path.append(weights)
+    return path
+
+
+def follow(anchor, implicit, announce, own_phi=False):
+    phi = ro.phi.online_ewc(running=False)
+    pull = ro.add_anchored_weights(STRENGTH, anchor, precision=phi if own_phi else "phi")
+    tx = optax.chain(
+        ro.compute_metric(phi, alpha=RATE * STRENGTH * implicit),
+        pull,
+        ro.scale_by_inverse_metric(),
+        optax.scale_by_learning_rate(RATE),
+    )
+    weights = jax.tree.map(jnp.asarray, draw(99))
+    state, path, update = tx.init(weights), [], jax.jit(tx.update)
+    for step in range(STEPS):
+        extra = {"task_boundary": jnp.asarray(False), "task_importance": fisher(0)}
+        if step in TASKS:
+            measured = jax.tree.map(jnp.asarray, fisher(TASKS.index(step)))
+            if announce == "argument":
+                extra = {"task_boundary": jnp.asarray(True), "task_importance": measured}
+            else:
+                state = ro.consolidate(state, weights, measured)
+        gradients = jax.tree.map(jnp.asarray, gradient(jax.tree.map(np.asarray, weights), step))
+        updates, state = update(gradients, state, weights, **extra)
+        weights = optax.apply_updates(weights, updates)
+        path.append(jax.tree.map(np.asarray, weights))
+    return path
+
+
+@pytest.mark.parametrize("announce", ["argument", "function"])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_replays_elastic_weight_consolidation_with_one_anchor_per_task(implicit, announce):
+    """Kirkpatrick 2017, Eq. 3 for each old task: 300 steps, five tasks, some weights never important."""
+    actual = follow(ro.anchor.importance_weighted_weights(), implicit, announce)
+    for found, expected in zip(actual, penalised(implicit, "one per task"), strict=True):
+        for name in SHAPES:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-9)
+
+
+def test_with_a_precision_of_its_own():
+    actual = follow(ro.anchor.importance_weighted_weights(), False, "argument", own_phi=True)
+    expected = penalised(False, "one per task")
+    for name in SHAPES:
+        np.testing.assert_allclose(actual[-1][name], expected[-1][name], rtol=1e-9)
+
+
+def test_the_anchor_at_the_last_boundary_is_another_rule_from_the_third_task_on():
+    several, one = penalised(True, "one per task"), penalised(True, "the last")
+    actual = follow(ro.anchor.task_boundary_weights(), True, "argument")
+    for found, expected in zip(actual, one, strict=True):
+        np.testing.assert_allclose(found["b"], expected["b"], rtol=1e-9)
+    distance = [abs(a["b"] - b["b"]).max() for a, b in zip(several, one, strict=True)]
+    assert max(distance[: TASKS[1]]) < 1e-12
+    assert max(distance[TASKS[1] :]) > 0.1
+
+
+def test_memory_fades_the_anchors_with_their_importance():
+    """With memory 1/2 the anchor of two boundaries is (F_1 w_1 / 2 + F_2 w_2) / (F_1 / 2 + F_2)."""
+    phi = ro.phi.online_ewc(memory=0.5, running=False)
+    pull = ro.add_anchored_weights(1.0, ro.anchor.importance_weighted_weights(memory=0.5), precision=phi)
+    state = pull.init(jnp.zeros(1))
+    _, state = pull.update(jnp.zeros(1), state, jnp.zeros(1))
+    for weight, importance in ((1.0, 4.0), (5.0, 2.0)):
+        state = ro.consolidate(state, jnp.array([weight]), jnp.array([importance]))
+        _, state = pull.update(jnp.zeros(1), state, jnp.array([weight]))
+    np.testing.assert_allclose(state.anchor.weights, (0.5 * 4 * 1 + 2 * 5) / (0.5 * 4 + 2))
+
+
+def test_without_a_precision_it_says_how_to_give_one():
+    pull = ro.add_anchored_weights(1.0, ro.anchor.importance_weighted_weights())
+    with pytest.raises(ValueError, match=r"^importance_weighted_weights needs the precision of the pull"):
+        pull.update(jnp.zeros(1), pull.init(jnp.zeros(1)), jnp.zeros(1))
