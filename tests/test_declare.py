@@ -11,6 +11,7 @@ import pytest
 
 import riemann_optax as ro
 from riemann_optax import _declare as declare
+from riemann_optax._state_fields import StateFields, declare_fields
 from riemann_optax.eigenbasis.coordinates import coordinate_arrays
 
 from .contract.registry import ENTRIES
@@ -121,13 +122,13 @@ def test_a_phi_rebuilt_as_a_tree_is_the_same_phi():
 
 def test_a_declared_field_must_exist():
     with pytest.raises(ValueError, match=r"^ActivityState has no field 'momentum' to declare"):
-        declare.declare_fields(linear=("momentum",))(ro.phi.ActivityState)
+        declare_fields(linear=("momentum",))(ro.phi.ActivityState)
 
 
 def undeclared(state):
     """Return the error about a state all of whose leaves are turned, or None."""
     try:
-        coordinate_arrays(state, PARAMS, [True, True], declare.StateFields())
+        coordinate_arrays(state, PARAMS, [True, True], StateFields())
     except ValueError as error:
         return str(error)
     return None

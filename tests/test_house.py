@@ -14,7 +14,7 @@ CAN_RUN_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib",
 # the stations of the chain and the rooms, as updates pass them. Names with an underscore are not public.
 ORDER = {
     "": (
-        *("_version", "_tree", "_check", "_declare", "boundary"),
+        *("_version", "_vocabulary", "_state_fields", "_declare", "_tree", "_check", "boundary"),
         *("phi", "covector", "_observe", "metric", "edits", "scaling", "eigenbasis", "anchor", "wrappers"),
         *("fields", "geometry", "flow", "inspect", "sharding", "checkpoint", "optimizers"),
         *("testing", "examples"),
@@ -23,7 +23,7 @@ ORDER = {
         *("_state", "_layers"),
         *("activity", "combine", "controls", "energy", "presynaptic", "uncertainty", "structure"),
         *("curvature", "gauss_newton", "multiplicative", "gates", "learned_rates", "variational"),
-        *("gradient_importance", "path_importance"),
+        *("gradient_importance", "path_importance", "rwalk"),
     ),
     "edits": ("_edit", "lifting", "rescaling", "competition", "noise", "checking"),
     "eigenbasis": ("layout", "mesh", "coordinates", "bases", "frame", "transform"),

@@ -269,9 +269,7 @@ def test_unknown_role(role):
         ro.compute_metric(ro.phi.activity(), role=role)
 
 
-@pytest.mark.parametrize(
-    "make", [ro.normalize_metric, lambda g: ro.phi.unit_mean(ro.phi.activity(), over=g)]
-)
+@pytest.mark.parametrize("make", [ro.normalize_metric, lambda g: ro.phi.unit_mean(ro.phi.activity(), over=g)])
 def test_unknown_group(make):
     with pytest.raises(ValueError, match=r"^over must be one of 'leaf', 'neuron', 'tree', got 'layer'"):
         make("layer")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax._declare import StateFields, state_fields
+from riemann_optax._state_fields import StateFields, state_fields
 
 
 class Coordinates(NamedTuple):

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import AxisType
 
 from riemann_optax import _tree
-from riemann_optax._declare import EXTRA_ARGUMENTS
+from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 from riemann_optax.eigenbasis import bases
 from riemann_optax.eigenbasis.coordinates import Coordinates, is_masked
 from riemann_optax.eigenbasis.layout import Layout

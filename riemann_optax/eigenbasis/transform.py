@@ -9,7 +9,7 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
-from riemann_optax._declare import StateFields
+from riemann_optax._state_fields import StateFields
 from riemann_optax.eigenbasis import bases
 from riemann_optax.eigenbasis.coordinates import Coordinates, coordinate_arrays, is_masked
 from riemann_optax.eigenbasis.frame import (

@@ -3,7 +3,8 @@
 A phi is an Optax gradient transformation that maps the gradient tree to the tree of phi values.
 """
 
-from riemann_optax._declare import EXTRA_ARGUMENTS, ExtraArgument, Phi
+from riemann_optax._declare import Phi
+from riemann_optax._vocabulary import EXTRA_ARGUMENTS, ExtraArgument
 from riemann_optax.phi.activity import (
     AccumulatedActivityState,
     ActivityState,
@@ -29,13 +30,9 @@ from riemann_optax.phi.gauss_newton import GaussNewtonCurvatureState, gauss_newt
 from riemann_optax.phi.gradient_importance import ImportanceState, laplace, memory_aware_synapses, online_ewc
 from riemann_optax.phi.learned_rates import AutostepState, IDBDState, autostep, idbd
 from riemann_optax.phi.multiplicative import multiplicative_geometry
-from riemann_optax.phi.path_importance import (
-    RWalkState,
-    SynapticIntelligenceState,
-    rwalk,
-    synaptic_intelligence,
-)
+from riemann_optax.phi.path_importance import SynapticIntelligenceState, synaptic_intelligence
 from riemann_optax.phi.presynaptic import PresynapticReleaseState, presynaptic_release
+from riemann_optax.phi.rwalk import RWalkState, rwalk
 from riemann_optax.phi.structure import (
     FactoredActivityState,
     PerNeuronState,

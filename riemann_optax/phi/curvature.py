@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
-from riemann_optax._declare import Phi, declare_fields, required
+from riemann_optax._declare import Phi, required
+from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
-from riemann_optax._declare import Phi, declare_fields
+from riemann_optax._declare import Phi
+from riemann_optax._state_fields import declare_fields
 
 
 @declare_fields(squared=("release_probability",))

@@ -1,0 +1,108 @@
+"""How the fields of a state change with the coordinates of the weights: declared on its class."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class StateFields(NamedTuple):
+    """How the fields of one state class change with the coordinates of the weights.
+
+    Attributes:
+      linear: fields that are linear in gradients or weights.
+      squared: second moments, variances, diagonals of a curvature, and any other value of each coordinate
+        that mixes as a variance does.
+      refused: fields that depend on the coordinates and cannot be carried from one basis to another.
+      captured: those linear fields that ``init`` fills with the weights, before there is a basis.
+    """
+
+    linear: tuple[str, ...] = ()
+    squared: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    captured: tuple[str, ...] = ()
+
+
+def declare_fields(
+    linear: tuple[str, ...] = (), squared: tuple[str, ...] = (), captured: tuple[str, ...] = ()
+) -> Callable[[type[T]], type[T]]:
+    """Declare, on a state class, how its fields change with the coordinates of the weights.
+
+    Sets the class attributes ``linear_fields``, ``squared_fields`` and ``captured_fields``, which a class may
+    as well have without this decorator.
+
+    Args:
+      linear: fields that are linear in gradients or weights, such as a momentum or a copy of the weights.
+      squared: second moments, variances, diagonals of a curvature.
+      captured: those linear fields that ``init`` fills with the weights; better leave that to the first
+        update.
+
+    Raises:
+      ValueError: for a name that is no field of the class.
+    """
+
+    def declare(kind: type[T]) -> type[T]:
+        for name in (*linear, *squared):
+            if name not in getattr(kind, "_fields", ()):
+                raise ValueError(f"{kind.__name__} has no field {name!r} to declare.")
+        kind.linear_fields, kind.squared_fields = linear, squared  # type: ignore[attr-defined]
+        kind.captured_fields = captured  # type: ignore[attr-defined]
+        return kind
+
+    return declare
+
+
+# What Optax's own state classes hold, by their names: not all of them are public.
+_OPTAX_STATES: dict[str, StateFields] = {
+    "ApplyEvery": StateFields(linear=("grad_acc",)),
+    "DAdaptAdamWState": StateFields(linear=("exp_avg", "grad_sum"), squared=("exp_avg_sq",)),
+    "DoGState": StateFields(linear=("init_params",), captured=("init_params",)),
+    "DoWGState": StateFields(linear=("init_params",), captured=("init_params",)),
+    "EmaState": StateFields(linear=("ema",)),
+    "FactoredState": StateFields(refused=("v_row", "v_col")),
+    "MadgradState": StateFields(linear=("s", "x0"), squared=("grad_sum_sq",), captured=("x0",)),
+    "MechanicState": StateFields(linear=("x0",), captured=("x0",)),
+    "MomoAdamState": StateFields(linear=("exp_avg",), squared=("exp_avg_sq",)),
+    "MomoState": StateFields(linear=("exp_avg",)),
+    "MultiStepsState": StateFields(linear=("acc_grads",)),
+    "MuonState": StateFields(linear=("mu",)),
+    "ProdigyState": StateFields(
+        linear=("exp_avg", "grad_sum", "params0"), squared=("exp_avg_sq",), captured=("params0",)
+    ),
+    "SAMState": StateFields(linear=("cache",), captured=("cache",)),
+    "ScaleByAdaDeltaState": StateFields(squared=("e_g", "e_x")),
+    "ScaleByAdamState": StateFields(linear=("mu",), squared=("nu",)),
+    "ScaleByAdanState": StateFields(linear=("m", "v", "g"), squared=("n",)),
+    "ScaleByAdemamixState": StateFields(linear=("m1", "m2"), squared=("nu",)),
+    "ScaleByAmsgradState": StateFields(linear=("mu",), squared=("nu", "nu_max")),
+    "ScaleByBacktrackingLinesearchState": StateFields(linear=("grad",)),
+    "ScaleByBeliefState": StateFields(linear=("mu",), squared=("nu",)),
+    "ScaleByDistanceOverGradientsState": StateFields(linear=("init_params",), captured=("init_params",)),
+    "ScaleByLBFGSState": StateFields(
+        linear=("params", "updates", "diff_params_memory", "diff_updates_memory"), captured=("params",)
+    ),
+    "ScaleByLionState": StateFields(linear=("mu",)),
+    "ScaleByNovogradState": StateFields(linear=("mu",)),
+    "ScaleByOptimisticGradientState": StateFields(linear=("previous_gradient",)),
+    "ScaleByRStdDevState": StateFields(linear=("mu",), squared=("nu",)),
+    "ScaleByRmsState": StateFields(squared=("nu",)),
+    "ScaleByRmsWithCountState": StateFields(squared=("nu",)),
+    "ScaleByRssState": StateFields(squared=("sum_of_squares",)),
+    "ScaleBySimplifiedAdEMAMixState": StateFields(linear=("m",), squared=("n",)),
+    "ScaleByZoomLinesearchState": StateFields(linear=("grad",)),
+    "ScheduleFreeState": StateFields(linear=("z",), captured=("z",)),
+    "SophiaState": StateFields(linear=("mu",), squared=("nu",)),
+    "TraceState": StateFields(linear=("trace",)),
+}
+
+
+def state_fields(kind: type[Any]) -> StateFields:
+    """Return what a state class declares by its class attributes ``linear_fields`` and ``squared_fields``.
+
+    Optax declares nothing; its own classes are in a table here.
+    """
+    names = ("linear_fields", "squared_fields", "refused_fields", "captured_fields")
+    own = StateFields(*(tuple(getattr(kind, name, ())) for name in names))
+    if any(own) or kind.__module__.split(".")[0] != "optax":
+        return own
+    return _OPTAX_STATES.get(kind.__name__, own)
