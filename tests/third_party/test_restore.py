@@ -1,4 +1,4 @@
-"""A sharded ``nnx.Optimizer`` saved with Orbax and restored into abstract state, as fine-tuning libraries do."""
+"""A sharded ``nnx.Optimizer`` restored by Orbax into abstract state, as fine-tuning libraries do."""
 
 import jax
 import orbax.checkpoint as ocp
@@ -42,9 +42,8 @@ def save(folder, model, optimizer):
 
 def restore(folder, targets):
     with ocp.StandardCheckpointer() as checkpointer:
-        return [
-            checkpointer.restore(folder / n, t) for n, t in zip(("model", "optimizer"), targets, strict=True)
-        ]
+        paths = folder / "model", folder / "optimizer"
+        return [checkpointer.restore(*pair) for pair in zip(paths, targets, strict=True)]
 
 
 def assert_same_types(first, second):

@@ -121,15 +121,14 @@ def test_train_state_with_a_target_network_and_donation(rule):
     for _ in range(training.STEPS):
         old = state
         state = step(state)
-        path.append(jax.device_get(state.params))
+        path.append(jax.tree.map(lambda leaf: np.array(leaf, copy=True), state.params))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
     training.assert_trained_as_plainly(path[-1], rule)
     target = training.host_weights()
     for params in path:
         target = jax.tree.map(lambda t, p: 0.5 * t + 0.5 * p, target, params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.target_params, target
-    )
+    for found, right in zip(jax.tree.leaves(state.target_params), jax.tree.leaves(target), strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
 
 
 ENSEMBLE = {

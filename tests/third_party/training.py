@@ -135,8 +135,11 @@ def assert_trained_as_plainly(params, rule):
     assert_moved_alike(params, plain_result(rule))
 
 
-def assert_moved_alike(found, expected, start=None, rtol=1e-5):
-    """Compare how far two runs have come, leaf by leaf, to ``rtol`` of the largest change of the leaf."""
+def assert_moved_alike(found, expected, start=None, rtol=3e-5):
+    """Compare how far two runs have come, leaf by leaf, to ``rtol`` of the largest change of the leaf.
+
+    Weights of size 1 that have moved by 0.03 in five steps are rounded to about 1e-5 of that.
+    """
     start = host_weights() if start is None else start
     assert jax.tree.structure(found) == jax.tree.structure(expected) == jax.tree.structure(start)
     trees = jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), jax.tree.leaves(start)
