@@ -170,6 +170,22 @@ def test_an_annotation_of_the_optimiser_state_is_respected(rule):
     training.assert_trained_as_plainly(pure(model), rule)
 
 
+@each_mesh
+def test_kinds_of_an_annotated_model(axis_type):
+    """A rule for matrices and another for biases: what is masked has no array and needs no placement."""
+
+    def make():
+        return ro.partition_by_kind(training.factored_sgd(training.RATE), bias=optax.adam(training.RATE))
+
+    mesh = training.make_mesh(axis_type)
+    with jax.set_mesh(mesh):
+        model = Network(nnx.with_partitioning)
+        optimizer = nnx.Optimizer(model, make(), wrt=nnx.Param)
+        train(model, optimizer, mesh)
+    expected, _ = training.train_plainly(make())
+    training.assert_moved_alike(pure(model), expected)
+
+
 @pytest.mark.parametrize("make", [optax.adam, optax.sgd], ids=["adam", "sgd"])
 @each_mesh
 def test_the_programs_of_this_file_run_with_optax(axis_type, make):
