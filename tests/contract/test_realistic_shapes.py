@@ -1,0 +1,431 @@
+"""Values, not only their finiteness, for sides from 17 to 520, compiled as users compile them.
+
+XLA's CPU backend (jax 0.10.2) once returned uninitialised memory for a mean over a product with a broadcast
+operand at sides such as 100 x 50, never at powers of two, and no small tree had shown it. So every
+transformation is compared at such sides with float64: with its own code run operation by operation, and where
+it reduces over axes with the equations in NumPy.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+from . import problem
+from .registry import ENTRIES
+
+STEPS = 3
+RATE = 0.1
+DECAY = 0.9
+# The shapes at which the compiler failed, and drawn ones (odd sides among them).
+FAILED = [(100, 50), (128, 48), (256, 48), (128, 32), (96, 48)]
+DRAWN = [tuple(int(n) for n in row) for row in np.random.default_rng(2).integers(17, 521, (3, 2))]
+SOME = [(100, 50), (96, 48), DRAWN[0]]
+TREE = {"bias": (131,), "kernel": (100, 50), "stack": (3, 33, 20), "wide": (48, 257)}
+
+
+def size(shape):
+    return "x".join(map(str, shape))
+
+
+some_shapes = pytest.mark.parametrize("shape", SOME, ids=size)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_to_compile():
+    """Compile with all optimisations here: it is these that the tests of this file doubt."""
+    assert not jax.config.read("jax_disable_most_optimizations")
+
+
+def assert_near(found, expected, tolerance=2e-4, message=""):
+    """Compare to a share of the largest number: what is nearly 0 is a difference of larger ones."""
+    limit = tolerance * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=limit, err_msg=message)
+
+
+# --- every transformation against its own code in float64 ---
+
+# Their samples are other numbers in float64, and so are their values.
+SAMPLED = {"phi.bayesian_gradient_descent", "phi.mesu"}
+# What float32 stores in fewer bits, and float64 does not: (relative, of the largest value).
+ROUNDED = {"low_precision_state:bfloat16": 2e-2, "low_precision_state:int8": 0.3}
+# A basis is known to the precision over the distance of its eigenvalues, and a secant to the precision over
+# the size of a step, which is 1e-5 of a weight at first.
+SENSITIVE = {"in_eigenbasis": 2e-3, "phi.secant_curvature": 2e-2}
+
+
+def host_params():
+    random = np.random.default_rng(0)
+    return {name: random.standard_normal(shape) for name, shape in TREE.items()}
+
+
+def replayed(name, dtype, jit):
+    """Return the updates of a few steps on the common problem, from the same numbers in either dtype."""
+    entry = ENTRIES[name]
+    tx = entry.build()
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), host_params())
+    update = problem.updater(entry, tx, jit=jit)
+    state = tx.init(params)
+    history = []
+    for step in range(STEPS):
+        updates, state = update(problem.gradients(params, step), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        history.append(jax.tree.map(lambda u: np.asarray(u, np.float64), updates))
+    return history
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_compiled_float32_is_eager_float64(name):
+    if name in SAMPLED:
+        pytest.skip("its random samples are other numbers in float64")
+    found = replayed(name, jnp.float32, jit=True)
+    with jax.enable_x64(True), jax.disable_jit():
+        expected = replayed(name, jnp.float64, jit=False)
+    tolerance = {**ROUNDED, **SENSITIVE}.get(name, 1e-4)
+    for step, (a, b) in enumerate(zip(found, expected, strict=True)):
+        for leaf in TREE:
+            assert_near(a[leaf], b[leaf], tolerance, f"{leaf}, step {step}")
+
+
+# --- what reduces over axes against NumPy ---
+
+
+def gradients_of(shape, steps=STEPS):
+    """Gradients whose rows and columns differ in size, different at each step."""
+    random = np.random.default_rng(1)
+    rows, columns = np.geomspace(0.1, 3, shape[0])[:, None], np.geomspace(1, 5, shape[1])
+    return [random.standard_normal(shape) * rows * columns for _ in range(steps)]
+
+
+def biases_of(shape):
+    return [np.random.default_rng(3).standard_normal(shape[1]) * (1 + t) for t in range(STEPS)]
+
+
+def run(tx, shape):
+    """Return the updates and states of a few compiled steps on a kernel and a bias, in NumPy."""
+    params = {"bias": jnp.zeros(shape[1]), "kernel": jnp.ones(shape)}
+    state = jax.jit(tx.init)(params)
+    update = jax.jit(tx.update)
+    history = []
+    for kernel, bias in zip(gradients_of(shape), biases_of(shape), strict=True):
+        gradients = {"bias": jnp.asarray(bias, jnp.float32), "kernel": jnp.asarray(kernel, jnp.float32)}
+        updates, state = update(gradients, state, params)
+        history.append((jax.tree.map(np.asarray, updates), state))
+    return history
+
+
+def averages(values, decay=DECAY):
+    """Yield the bias-corrected running means of an array at each step."""
+    mean = 0.0
+    for t, value in enumerate(values):
+        mean = decay * mean + (1 - decay) * value
+        yield mean / (1 - decay ** (t + 1))
+
+
+def activity(shape):
+    """Return phi of the kernel and of the bias at each step, from the definition."""
+    pairs = zip(gradients_of(shape), biases_of(shape), strict=True)
+    squares = [(kernel**2, bias**2) for kernel, bias in pairs]
+    return zip(
+        (np.sqrt(v) for v in averages([kernel for kernel, _ in squares])),
+        (np.sqrt(v) for v in averages([bias for _, bias in squares])),
+        strict=True,
+    )
+
+
+def factored(shape):
+    squares = [g**2 for g in gradients_of(shape)]
+    rows = averages([s.mean(axis=1, keepdims=True) for s in squares])
+    columns = averages([s.mean(axis=0, keepdims=True) for s in squares])
+    biases = (np.sqrt(v) for v in averages([b**2 for b in biases_of(shape)]))
+    for r, c, bias in zip(rows, columns, biases, strict=True):
+        yield np.sqrt(r * c / r.mean()), bias
+
+
+def per_neuron(shape):
+    kernels = averages([(g**2).mean(axis=0, keepdims=True) for g in gradients_of(shape)])
+    biases = averages([(b**2).mean() for b in biases_of(shape)])
+    for kernel, bias in zip(kernels, biases, strict=True):
+        yield np.broadcast_to(np.sqrt(kernel), shape), np.full(shape[1], np.sqrt(bias))
+
+
+def mean_over(group, kernel, bias):
+    if group == "tree":
+        mean = (kernel.sum() + bias.sum()) / (kernel.size + bias.size)
+        return mean, mean
+    if group == "leaf":
+        return kernel.mean(), bias.mean()
+    return kernel.mean(axis=0, keepdims=True), bias.mean()
+
+
+def unit_mean(group):
+    def replay(shape):
+        for phi in activity(shape):
+            yield tuple(p / m for p, m in zip(phi, mean_over(group, *phi), strict=True))
+
+    return replay
+
+
+def leaf_mean(shape):
+    for kernel, bias in activity(shape):
+        yield np.full(shape, kernel.mean()), np.full(shape[1], bias.mean())
+
+
+def unedited(phi, alpha=3.0):
+    return tuple(1 + alpha * p for p in phi)
+
+
+def conformal(group):
+    def edit(phi, alpha=3.0):
+        return tuple((m + alpha * p) / (1 + alpha) for p, m in zip(phi, mean_over(group, *phi), strict=True))
+
+    return edit
+
+
+def normalized(group):
+    def edit(phi):
+        metric = unedited(phi)
+        return tuple(e / m for e, m in zip(metric, mean_over(group, *metric), strict=True))
+
+    return edit
+
+
+def largest(fraction):
+    """Only the weights with the largest steps ``|g| / E`` of a leaf move."""
+
+    def edit(phi, gradients):
+        metric = unedited(phi)
+        edited = []
+        for e, g in zip(metric, gradients, strict=True):
+            steps = np.abs(g) / e
+            threshold = np.sort(steps, axis=None)[-max(round(fraction * g.size), 1)]
+            edited.append(np.where(steps >= threshold, e, np.inf))
+        return tuple(edited)
+
+    return edit
+
+
+REDUCING = {
+    "factored_activity": (lambda: ro.phi.factored_activity(decay=DECAY), factored, unedited, ()),
+    "per_neuron": (lambda: ro.phi.per_neuron(decay=DECAY), per_neuron, unedited, ()),
+    "leaf_mean": (lambda: ro.phi.leaf_mean(ro.phi.activity(decay=DECAY)), leaf_mean, unedited, ()),
+    **{
+        f"unit_mean:{group}": (
+            lambda group=group: ro.phi.unit_mean(ro.phi.activity(decay=DECAY), over=group),
+            unit_mean(group),
+            unedited,
+            (),
+        )
+        for group in ("tree", "leaf", "neuron")
+    },
+    **{
+        f"conformal:{group}": (
+            lambda: ro.phi.activity(decay=DECAY),
+            activity,
+            conformal(group),
+            (lambda group=group: ro.conformal(group),),
+        )
+        for group in ("tree", "leaf", "neuron")
+    },
+    "conformal factored": (
+        lambda: ro.phi.factored_activity(decay=DECAY),
+        factored,
+        conformal("tree"),
+        (lambda: ro.conformal("tree"),),
+    ),
+    **{
+        f"normalize_metric:{group}": (
+            lambda: ro.phi.activity(decay=DECAY),
+            activity,
+            normalized(group),
+            (lambda group=group: ro.normalize_metric(group),),
+        )
+        for group in ("tree", "leaf", "neuron")
+    },
+}
+
+
+def two_stages(phi, edits):
+    return optax.chain(
+        ro.compute_metric(phi, 3.0),
+        *(edit() for edit in edits),
+        ro.scale_by_inverse_metric(),
+        optax.scale(-RATE),
+    )
+
+
+@pytest.mark.parametrize("name", REDUCING)
+@some_shapes
+def test_reductions_are_those_of_numpy(shape, name):
+    phi, replay, edit, edits = REDUCING[name]
+    history = run(two_stages(phi(), edits), shape)
+    gradients = zip(gradients_of(shape), biases_of(shape), strict=True)
+    for (updates, _), values, (kernel, bias) in zip(history, replay(shape), gradients, strict=True):
+        e_kernel, e_bias = edit(values)
+        np.testing.assert_allclose(updates["kernel"], -RATE * kernel / e_kernel, rtol=1e-4)
+        np.testing.assert_allclose(updates["bias"], -RATE * bias / e_bias, rtol=1e-4)
+
+
+@some_shapes
+def test_permuted_values_are_the_same_values(shape):
+    """Each leaf has the same values of E in other places, at every step."""
+    history = run(two_stages(ro.phi.permuted(ro.phi.activity(decay=DECAY)), ()), shape)
+    for (updates, _), (phi, _), gradient in zip(history, activity(shape), gradients_of(shape), strict=True):
+        metric = -RATE * gradient / updates["kernel"]
+        np.testing.assert_allclose(np.sort(metric, axis=None), np.sort(1 + 3 * phi, axis=None), rtol=1e-3)
+        assert np.mean(np.abs(metric / (1 + 3 * phi) - 1) > 0.01) > 0.5
+
+
+@some_shapes
+def test_competition_lets_the_largest_steps_win(shape):
+    history = run(
+        two_stages(ro.phi.activity(decay=DECAY), (lambda: ro.competitive_plasticity(0.1, "leaf"),)), shape
+    )
+    for (updates, _), (phi, _), gradient in zip(history, activity(shape), gradients_of(shape), strict=True):
+        winners = np.isfinite(largest(0.1)((phi,), (gradient,))[0])
+        assert np.sum(updates["kernel"] != 0) == winners.sum() == round(0.1 * gradient.size)
+
+
+@some_shapes
+def test_recorded_statistics_and_energies(shape):
+    tx = optax.chain(
+        two_stages(ro.phi.activity(decay=DECAY), (lambda: ro.record_metric(quantiles=(0.25,)),)),
+        ro.track_energy(),
+    )
+    history = run(tx, shape)
+    params = {"bias": np.zeros(shape[1]), "kernel": np.ones(shape)}
+    spent = 0.0
+    for (updates, state), (phi, _) in zip(history, activity(shape), strict=True):
+        metric = 1 + 3 * phi
+        found = ro.metric_statistics(state, params)["['kernel']"]
+        for key, value in (("min", metric.min()), ("mean", metric.mean()), ("max", metric.max())):
+            np.testing.assert_allclose(found[f"metric_{key}"], value, rtol=1e-4)
+        np.testing.assert_allclose(found["rate_mean"], (1 / metric).mean(), rtol=1e-4)
+        np.testing.assert_allclose(found["metric_quantiles"], [np.quantile(metric, 0.25)], rtol=1e-4)
+        spent += sum(np.abs(leaf.astype(np.float64)).sum() for leaf in updates.values())
+        energy = optax.tree.get(state, "TrackEnergyState")
+        np.testing.assert_allclose(energy.modification, spent, rtol=1e-5)
+        np.testing.assert_allclose(energy.maintenance, params["kernel"].size, rtol=1e-6)
+
+
+# --- in an eigenbasis, given the bases that the state holds ---
+
+
+def bases_of(state, shape):
+    """Return the bases of both sides of the kernel; a side that is left alone has the identity."""
+
+    def matrix(basis, size):
+        alone = isinstance(basis["kernel"], optax.MaskedNode)
+        return np.eye(size) if alone else np.asarray(basis["kernel"], np.float64)[0]
+
+    return matrix(state.left_bases, shape[0]), matrix(state.right_bases, shape[1])
+
+
+class Turned:
+    """A NumPy replay in the bases of the state: what is asked is not where they point, but what follows."""
+
+    def __init__(self, shape):
+        self.shape = shape
+        self.left, self.right = np.eye(shape[0]), np.eye(shape[1])
+        self.factors = {"left": 0.0, "right": 0.0}
+
+    def enter(self, gradient, state, first):
+        """Return the gradient in the bases in use; the first come from the first gradient."""
+        if first:
+            self.left, self.right = bases_of(state, self.shape)
+        turned = self.left.T @ gradient @ self.right
+        if first:  # what the basis cannot resolve is 0
+            limit = np.sqrt(np.finfo(np.float32).eps) * np.abs(turned).max()
+            turned = np.where(np.abs(turned) <= limit, 0, turned)
+        return turned
+
+    def leave(self, step):
+        return self.left @ step @ self.right.T
+
+    def change(self, state):
+        """Take the bases after a refresh and return how coordinates change on both sides."""
+        old = self.left, self.right
+        self.left, self.right = bases_of(state, self.shape)
+        for basis in (self.left, self.right):
+            np.testing.assert_allclose(basis.T @ basis, np.eye(len(basis)), atol=1e-5)
+        return old[0].T @ self.left, old[1].T @ self.right
+
+
+SIDES = {
+    **dict.fromkeys(FAILED, ("smaller", "both")),
+    (64, 48): ("both",),
+    (48, 100): ("smaller", "both"),
+    **dict.fromkeys(DRAWN, ("smaller",)),
+    (37, 173): ("input", "output", "both"),
+}
+each_side = pytest.mark.parametrize(
+    ("shape", "sides"),
+    [(shape, sides) for shape, choices in SIDES.items() for sides in choices],
+    ids=lambda value: value if isinstance(value, str) else size(value),
+)
+
+
+@each_side
+def test_factored_metric_in_an_eigenbasis(shape, sides):
+    """Second moments of rows and columns are mixed by the squares of the change of basis, nothing else."""
+    metric = ro.compute_metric(ro.phi.factored_activity(decay=DECAY), 3.0)
+    inner = optax.chain(metric, ro.scale_by_inverse_metric())
+    tx = optax.chain(ro.in_eigenbasis(inner, sides=sides, update_every=2), optax.scale(-RATE))
+    frame = Turned(shape)
+    rows, columns = np.zeros((shape[0], 1)), np.zeros((1, shape[1]))
+    changed = 0
+    history = zip(run(tx, shape), gradients_of(shape), strict=True)
+    for t, ((updates, (state, _)), gradient) in enumerate(history):
+        turned = frame.enter(gradient, state, t == 0)
+        rows = DECAY * rows + (1 - DECAY) * (turned**2).mean(axis=1, keepdims=True)
+        columns = DECAY * columns + (1 - DECAY) * (turned**2).mean(axis=0, keepdims=True)
+        r, c = (v / (1 - DECAY ** (t + 1)) for v in (rows, columns))
+        expected = -RATE * frame.leave(turned / (1 + 3 * np.sqrt(r * c / r.mean())))
+        assert_near(updates["kernel"], expected)
+        left, right = frame.change(state)
+        changed += any(np.abs(matrix - np.eye(len(matrix))).max() > 1e-3 for matrix in (left, right))
+        rows, columns = (left**2).T @ rows, columns @ right**2
+        assert_near(optax.tree.get(state.inner, "rows")["kernel"], rows)
+        assert_near(optax.tree.get(state.inner, "columns")["kernel"], columns)
+    assert changed >= 1  # a refresh has come
+
+
+@pytest.mark.parametrize(
+    ("shape", "sides"), [((100, 50), "both"), ((48, 128), "smaller"), ((37, 173), "output")], ids=str
+)
+def test_momentum_and_second_moments_in_an_eigenbasis(shape, sides):
+    """Adam inside: the first moment is turned as a vector, the second mixed by squares."""
+    tx = optax.chain(
+        ro.in_eigenbasis(optax.scale_by_adam(b1=0.8, b2=DECAY, eps=0.1), sides=sides, update_every=2),
+        optax.scale(-RATE),
+    )
+    frame = Turned(shape)
+    mu, nu = np.zeros(shape), np.zeros(shape)
+    history = zip(run(tx, shape), gradients_of(shape), strict=True)
+    for t, ((updates, (state, _)), gradient) in enumerate(history):
+        turned = frame.enter(gradient, state, t == 0)
+        mu, nu = 0.8 * mu + 0.2 * turned, DECAY * nu + (1 - DECAY) * turned**2
+        step = mu / (1 - 0.8 ** (t + 1)) / (np.sqrt(nu / (1 - DECAY ** (t + 1))) + 0.1)
+        assert_near(updates["kernel"], -RATE * frame.leave(step), 1e-3)
+        left, right = frame.change(state)
+        mu, nu = left.T @ mu @ right, (left**2).T @ nu @ right**2
+        assert_near(state.inner.mu["kernel"], mu)
+        assert_near(state.inner.nu["kernel"], nu)
+
+
+@some_shapes
+def test_factors_and_bases_are_those_of_the_gradients(shape):
+    """Factors are running means of G G^T and G^T G; the first bases make the first of them diagonal."""
+    tx = ro.in_eigenbasis(optax.identity(), decay=DECAY, update_every=2)
+    factors = [0.0, 0.0]
+    for t, ((_, state), g) in enumerate(zip(run(tx, shape), gradients_of(shape), strict=True)):
+        factors = [DECAY * f + (1 - DECAY) * c for f, c in zip(factors, (g @ g.T, g.T @ g), strict=True)]
+        for side, factor in zip(("left", "right"), factors, strict=True):
+            assert_near(getattr(state, f"{side}_factors")["kernel"][0], factor, 1e-5)
+            if t == 0:
+                basis = np.asarray(getattr(state, f"{side}_bases")["kernel"][0], np.float64)
+                diagonal = basis.T @ factor @ basis
+                assert_near(diagonal, np.diag(np.sort(np.diag(diagonal))[::-1]), 1e-5)

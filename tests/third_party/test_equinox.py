@@ -1,0 +1,171 @@
+"""Equinox models: callables among the leaves, weights as (outputs, inputs), None where nothing is trained."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+from . import training
+
+each_rule = pytest.mark.parametrize("rule", training.RULES)
+
+
+class Network(eqx.Module):
+    """The common network; its activation is a leaf that is no array."""
+
+    first: eqx.nn.Linear
+    second: eqx.nn.Linear
+    activation: Callable
+
+    def __init__(self):
+        def layer(values):
+            fan_in, fan_out = values["kernel"].shape
+            linear = eqx.nn.Linear(fan_in, fan_out, key=jax.random.key(0))
+            new = jnp.asarray(values["kernel"].T), jnp.asarray(values["bias"])
+            return eqx.tree_at(lambda m: (m.weight, m.bias), linear, new)
+
+        self.first, self.second = (layer(values) for values in training.host_weights().values())
+        self.activation = jnp.tanh
+
+    def __call__(self, inputs):
+        return self.second(self.activation(self.first(inputs)))
+
+
+def loss(model):
+    return training.mean_square(jax.vmap(model)(jnp.asarray(training.INPUTS)))
+
+
+def leaves(model):
+    return {name: [getattr(model, name).weight, getattr(model, name).bias] for name in ("first", "second")}
+
+
+def plain_loss(params):
+    """The same by hand, on lists of arrays in Equinox's order."""
+    (first, first_bias), (second, second_bias) = params["first"], params["second"]
+    hidden = jnp.tanh(training.INPUTS @ first.T + first_bias)
+    return training.mean_square(hidden @ second.T + second_bias)
+
+
+@each_rule
+def test_filtered_model(rule):
+    """The documented loop: arrays are filtered out, gradients of the rest are None."""
+    tx = training.RULES[rule](training.RATE)
+    model = Network()
+    state = tx.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(model, state):
+        gradients = eqx.filter_grad(loss)(model)
+        updates, state = tx.update(gradients, state, eqx.filter(model, eqx.is_inexact_array))
+        return eqx.apply_updates(model, updates), state
+
+    for _ in range(training.STEPS):
+        model, state = step(model, state)
+    start = leaves(Network())
+    expected, _ = training.train_plainly(training.RULES[rule](training.RATE), start, plain_loss)
+    training.assert_moved_alike(leaves(model), expected, start)
+
+
+def second_layer_only(tree):
+    """Return a model-like tree of booleans: the second layer is trained."""
+    false = jax.tree.map(lambda _: False, tree)
+    return eqx.tree_at(lambda m: (m.second.weight, m.second.bias), false, (True, True))
+
+
+def train_second_layer(tx, model, part):
+    """Train with gradients that are None outside of the second layer; ``part`` is what the optimiser sees."""
+    spec = second_layer_only(model)
+    state = tx.init(part(model, spec))
+
+    @eqx.filter_jit
+    def step(model, state):
+        trained, frozen = eqx.partition(model, spec)
+        gradients = eqx.filter_grad(lambda layer: loss(eqx.combine(layer, frozen)))(trained)
+        updates, state = tx.update(gradients, state, part(model, spec))
+        return eqx.apply_updates(model, updates), state
+
+    for _ in range(training.STEPS):
+        model, state = step(model, state)
+    return model
+
+
+def assert_second_layer_trained(model, rule):
+    start = leaves(Network())
+    for found, kept in zip(leaves(model)["first"], start["first"], strict=True):
+        np.testing.assert_array_equal(found, kept)
+    second = {"second": start["second"]}
+    expected, _ = training.train_plainly(
+        training.RULES[rule](training.RATE),
+        second,
+        lambda part: plain_loss({"first": start["first"], **part}),
+    )
+    training.assert_moved_alike({"second": leaves(model)["second"]}, expected, second)
+
+
+@each_rule
+def test_frozen_layer_outside_of_the_optimiser(rule):
+    """Parameters are None where gradients are: the documented way to freeze a layer."""
+    model = train_second_layer(training.RULES[rule](training.RATE), Network(), eqx.filter)
+    assert_second_layer_trained(model, rule)
+
+
+@each_rule
+def test_frozen_layer_inside_of_the_optimiser(rule):
+    """Gradients of None where there are parameters: trained as if these were absent, or refused by name.
+
+    ``optax.sgd`` takes them, ``optax.adam`` of Optax 0.2.8 does not.
+    """
+
+    def all_arrays(model, spec):
+        return eqx.filter(model, eqx.is_inexact_array)
+
+    refusal = ""
+    try:
+        model = train_second_layer(training.RULES[rule](training.RATE), Network(), all_arrays)
+    except (TypeError, ValueError) as error:
+        refusal = str(error)
+    if refusal:
+        assert ".first.weight" in refusal
+        assert "None" in refusal
+    elif rule != "int8":  # whose rounding depends on the number of the leaf in the state
+        assert_second_layer_trained(model, rule)
+
+
+@each_rule
+def test_whole_model_is_refused_by_the_name_of_the_leaf_and_the_remedy(rule):
+    """A callable is no parameter: the error names it, and the function that filters it out."""
+    with pytest.raises(TypeError) as error:
+        training.RULES[rule](training.RATE).init(Network())
+    assert "activation" in str(error.value)
+    assert "filter" in str(error.value)
+
+
+def test_matrices_of_equinox_have_their_outputs_first():
+    """A factored metric does not mind; the eigenbasis of a transposed matrix is the transposed one."""
+    start = training.host_weights()
+    turned = jax.tree.map(lambda leaf: leaf.T, start)
+
+    def turned_loss(params):
+        return training.loss(jax.tree.map(lambda leaf: leaf.T, params))
+
+    for rule in ("riemannian_sgd", "riemannian_adamw", "in_eigenbasis"):
+        params, _ = training.train_plainly(training.RULES[rule](training.RATE), turned, turned_loss)
+        training.assert_trained_as_plainly(jax.tree.map(lambda leaf: leaf.T, params), rule)
+
+
+def test_metric_of_a_filtered_model():
+    metric = ro.compute_metric(ro.phi.activity(decay=0.0), alpha=3.0)
+    tx = optax.chain(metric, ro.scale_by_inverse_metric(), optax.scale(-0.1))
+    model = Network()
+    arrays = eqx.filter(model, eqx.is_inexact_array)
+    gradients = eqx.filter_grad(loss)(model)
+    metric = ro.metric_at(tx, gradients, tx.init(arrays), arrays)
+    assert metric.activation is None
+    expected = jax.tree.map(lambda g: 1 + 3 * abs(g), leaves(gradients))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), leaves(metric), expected)
