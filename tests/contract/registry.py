@@ -108,9 +108,9 @@ def energetic_activity() -> optax.GradientTransformationExtraArgs:
     return ro.phi.weighted_sum(ro.phi.activity(), ro.phi.maintenance_energy(), weights=[1.0, 0.5])
 
 
-def half_open_gate() -> optax.GradientTransformationExtraArgs:
+def half_open_gate(over="tree") -> optax.GradientTransformationExtraArgs:
     """The utility gate at alpha = 1/2, its published strength, beside a phi that alpha always changes."""
-    return ro.phi.weighted_sum(ro.phi.utility_gate(), ro.phi.activity(), weights=[0.5, 0.5])
+    return ro.phi.weighted_sum(ro.phi.utility_gate(over=over), ro.phi.activity(), weights=[0.5, 0.5])
 
 
 def many_tasks(phi) -> optax.GradientTransformationExtraArgs:
@@ -157,6 +157,7 @@ ENTRIES: dict[str, Entry] = {
     # gates
     "phi.metaplasticity": with_phi(lambda: ro.phi.metaplasticity(strength=0.1)),
     "phi.utility_gate": with_phi(half_open_gate),
+    "phi.utility_gate:leaf": with_phi(lambda: half_open_gate("leaf")),
     # uncertainty and learned rates
     "phi.bayesian_gradient_descent": with_phi(
         lambda: with_samples(ro.phi.bayesian_gradient_descent(initial_deviation=3e-4)),
