@@ -62,6 +62,19 @@ def extreme(reduction: Callable[..., jax.Array], tree: Any, empty: float) -> jax
     return reduction(jnp.stack(each)) if each else jnp.asarray(empty, dtype)
 
 
+def scaled_to_unit(tree: Any) -> Any:
+    """Return the tree with its smallest value moved to 0 and its largest to 1; 0 where all are equal."""
+    low, high = extreme(jnp.min, tree, jnp.inf), extreme(jnp.max, tree, -jnp.inf)
+    equal = high <= low
+    width = jnp.where(equal, jnp.ones_like(high), high - low)
+
+    def scale(value: jax.Array) -> jax.Array:
+        share = (value.astype(low.dtype) - low) / width
+        return jnp.where(equal, jnp.zeros_like(share), share).astype(value.dtype)
+
+    return jax.tree.map(scale, tree)
+
+
 def as_key(key: jax.Array | int) -> jax.Array:
     """Return a copy of a random key, or the key of an integer seed."""
     return jax.random.key(key) if isinstance(key, int) else jnp.array(key, copy=True)

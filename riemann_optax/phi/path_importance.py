@@ -78,7 +78,9 @@ def synaptic_intelligence(
     each step; under minibatch noise it overestimates. Phi stays as it is within a task.
 
     The gradients must be those of the task alone, as published: put a pull to old weights behind this stage,
-    with ``add_anchored_weights`` between the stages or after them.
+    with ``add_anchored_weights`` between the stages or after them. The published penalty ``c * sum Omega (w -
+    w_old)**2`` is ``add_anchored_weights(2 * c, anchor.task_boundary_weights(), precision="phi")``. Equal to
+    the authors' program in float64.
 
     ``phi >= 0``. State: 5 values per weight. No collective. Needs ``params``. Extra argument of ``update``,
     optional: ``task_boundary`` (one boolean: this update is the first of a new task). In a Flax NNX loop:
@@ -241,7 +243,9 @@ class RWalkState(NamedTuple):
             task_score=jax.tree.map(jnp.zeros_like, state.task_score),
             score=score,
             importance=jax.tree.map(
-                lambda f, s: f + s.astype(f.dtype), _scaled_to_unit(state.fisher), _scaled_to_unit(score)
+                lambda f, s: f + s.astype(f.dtype),
+                _state.scaled_to_unit(state.fisher),
+                _state.scaled_to_unit(score),
             ),
         )
 
@@ -370,19 +374,6 @@ def rwalk(
         return _in_working_dtype(state.importance, updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _scaled_to_unit(tree: Any) -> Any:
-    """Return the tree with its smallest value moved to 0 and its largest to 1; 0 where all are equal."""
-    low, high = _state.extreme(jnp.min, tree, jnp.inf), _state.extreme(jnp.max, tree, -jnp.inf)
-    equal = high <= low
-    width = jnp.where(equal, jnp.ones_like(high), high - low)
-
-    def scale(value: jax.Array) -> jax.Array:
-        share = (value.astype(low.dtype) - low) / width
-        return jnp.where(equal, jnp.zeros_like(share), share).astype(value.dtype)
-
-    return jax.tree.map(scale, tree)
 
 
 def _loss_decrease(gradients: Any, params: Any, previous: Any, count: jax.Array) -> Any:

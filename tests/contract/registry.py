@@ -138,6 +138,9 @@ ENTRIES: dict[str, Entry] = {
     "phi.accumulated_activity": with_phi(ro.phi.accumulated_activity, learning_rate=0.5),
     "phi.bayesian_synapse": with_phi(ro.phi.bayesian_synapse, learning_rate=0.1),
     "phi.presynaptic_release": with_phi(ro.phi.presynaptic_release, learning_rate=8e-3),
+    "phi.presynaptic_release:constant": with_phi(
+        lambda: ro.phi.presynaptic_release(form="constant"), learning_rate=8e-3
+    ),
     "phi.secant_curvature": with_phi(ro.phi.secant_curvature, learning_rate=0.1),
     "phi.hutchinson_curvature": with_phi(ro.phi.hutchinson_curvature, learning_rate=0.1, needs_loss=True),
     "phi.maintenance_energy": with_phi(ro.phi.maintenance_energy),
