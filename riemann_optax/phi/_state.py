@@ -44,6 +44,21 @@ def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
     return jax.tree.map(change, params, previous)
 
 
+def add(total: Any, increment: Any) -> Any:
+    """Add in the dtype of the increment; the sum keeps its own."""
+    return jax.tree.map(lambda t, x: (t.astype(x.dtype) + x).astype(t.dtype), total, increment)
+
+
+def first_or(new: Any, old: Any, count: jax.Array) -> Any:
+    """Return ``new`` at the first update and ``old`` from then on."""
+    return jax.tree.map(lambda n, o: jnp.where(count == 0, n.astype(o.dtype), o), new, old)
+
+
+def in_working_dtype(values: Any, reference: Any) -> Any:
+    """Cast values to the working dtype of the reference."""
+    return jax.tree.map(lambda r, v: v.astype(_tree.working_dtype(r)), reference, values)
+
+
 def copy_like(params: Any, reference: Any) -> Any:
     """Copy ``params`` into state: a copy, because an alias of a donated buffer is a deleted array."""
     return jax.tree.map(lambda p, r: jnp.array(p, dtype=r.dtype, copy=True), params, reference)

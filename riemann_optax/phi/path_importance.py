@@ -41,7 +41,7 @@ class SynapticIntelligenceState(NamedTuple):
         decrease = _loss_decrease(self.previous_gradients, params, self.previous_params, self.count)
         return self._replace(
             previous_params=_state.copy_like(params, self.previous_params),
-            path_integral=_add(self.path_integral, decrease),
+            path_integral=_state.add(self.path_integral, decrease),
         )
 
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
@@ -145,9 +145,9 @@ def synaptic_intelligence(
         new_state = state._replace(
             count=optax.safe_increment(state.count),
             previous_gradients=_state.copy_like(updates, state.previous_gradients),
-            start_params=_first_or(params, state.start_params, state.count),
+            start_params=_state.first_or(params, state.start_params, state.count),
         )
-        return _in_working_dtype(state.importance, updates), new_state
+        return _state.in_working_dtype(state.importance, updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -194,7 +194,7 @@ class RWalkState(NamedTuple):
         decrease = _loss_decrease(self.previous_gradients, params, self.previous_params, self.count)
         return self._replace(
             previous_params=_state.copy_like(params, self.previous_params),
-            loss_decrease=_add(self.loss_decrease, decrease),
+            loss_decrease=_state.add(self.loss_decrease, decrease),
         )
 
     def scored(self, params: optax.Params) -> Self:
@@ -367,11 +367,11 @@ def rwalk(
             count=optax.safe_increment(state.count),
             window=state.window + 1,
             previous_gradients=_state.copy_like(updates, state.previous_gradients),
-            window_params=_first_or(params, state.window_params, state.count),
-            squares=_add(state.squares, squares),
-            fisher=_first_or(squares, state.fisher, state.count),
+            window_params=_state.first_or(params, state.window_params, state.count),
+            squares=_state.add(state.squares, squares),
+            fisher=_state.first_or(squares, state.fisher, state.count),
         )
-        return _in_working_dtype(state.importance, updates), new_state
+        return _state.in_working_dtype(state.importance, updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -386,17 +386,3 @@ def _loss_decrease(gradients: Any, params: Any, previous: Any, count: jax.Array)
         return -sum(terms[1:], start=terms[0])
 
     return jax.tree.map(product, gradients, _state.applied_change(params, previous, count))
-
-
-def _add(total: Any, increment: Any) -> Any:
-    """Add in the dtype of the increment; the sum keeps its own."""
-    return jax.tree.map(lambda t, x: (t.astype(x.dtype) + x).astype(t.dtype), total, increment)
-
-
-def _first_or(new: Any, old: Any, count: jax.Array) -> Any:
-    """Return ``new`` at the first update and ``old`` from then on."""
-    return jax.tree.map(lambda n, o: jnp.where(count == 0, n.astype(o.dtype), o), new, old)
-
-
-def _in_working_dtype(values: Any, reference: Any) -> Any:
-    return jax.tree.map(lambda r, v: v.astype(_tree.working_dtype(r)), reference, values)

@@ -143,7 +143,7 @@ def test_presynaptic_release_replays_the_orbit_and_moves_with_the_old_probabilit
     gradients = 2e-3 * rng.normal(size=(STEPS, 3)) * np.array([0.3, 0.72, 3.0])
     p = presynaptic_replay(gradients, form)
     interior = (p[:, 1] > 0.25) & (p[:, 1] < 0.9353)
-    assert np.mean(interior) > 0.2  # the orbit visits the interior, the floor
+    assert np.mean(interior) > 0.1  # the orbit visits the interior, the floor
     assert (p[1:, 0] == 0.25).any()
     assert p[-1, 2] >= 0.9353  # and the frozen end
     expected = START - np.cumsum(0.5 * gradients * (1 - p) / 0.75, axis=0)
