@@ -44,9 +44,19 @@ def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
     return jax.tree.map(change, params, previous)
 
 
+def add(total: Any, increment: Any) -> Any:
+    """Add in the dtype of the increment; the sum keeps its own."""
+    return jax.tree.map(lambda t, x: (t.astype(x.dtype) + x).astype(t.dtype), total, increment)
+
+
 def first_or(new: Any, old: Any, count: jax.Array) -> Any:
-    """Return ``new`` while ``count`` is 0 and ``old`` from then on: nothing is captured in ``init``."""
+    """Return ``new`` at the first update and ``old`` from then on."""
     return jax.tree.map(lambda n, o: jnp.where(count == 0, n.astype(o.dtype), o), new, old)
+
+
+def in_working_dtype(values: Any, reference: Any) -> Any:
+    """Cast values to the working dtype of the reference."""
+    return jax.tree.map(lambda r, v: v.astype(_tree.working_dtype(r)), reference, values)
 
 
 def copy_like(params: Any, reference: Any) -> Any:
@@ -65,6 +75,19 @@ def extreme(reduction: Callable[..., jax.Array], tree: Any, empty: float) -> jax
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
     each = [reduction(leaf, initial=empty).astype(dtype) for leaf in leaves]
     return reduction(jnp.stack(each)) if each else jnp.asarray(empty, dtype)
+
+
+def scaled_to_unit(tree: Any) -> Any:
+    """Return the tree with its smallest value moved to 0 and its largest to 1; 0 where all are equal."""
+    low, high = extreme(jnp.min, tree, jnp.inf), extreme(jnp.max, tree, -jnp.inf)
+    equal = high <= low
+    width = jnp.where(equal, jnp.ones_like(high), high - low)
+
+    def scale(value: jax.Array) -> jax.Array:
+        share = (value.astype(low.dtype) - low) / width
+        return jnp.where(equal, jnp.zeros_like(share), share).astype(value.dtype)
+
+    return jax.tree.map(scale, tree)
 
 
 def as_key(key: jax.Array | int) -> jax.Array:

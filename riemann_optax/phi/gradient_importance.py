@@ -221,6 +221,9 @@ def memory_aware_synapses(
       \Omega \leftarrow \gamma\,\Omega + \frac1N \sum_{n=1}^N
       \left|\frac{\partial \lVert f(x_n; w)\rVert_2^2}{\partial w}\right| \ \text{ at each task boundary}
 
+    The published penalty ``lambda * sum Omega (w - w_old)**2`` is ``add_anchored_weights(2 * lambda,
+    anchor.task_boundary_weights(), precision="phi")`` between the stages. Equal to the paper's in float64.
+
     Labels are not needed, nor is the loss: give the gradient of the squared norm of the output for each
     example as the extra argument ``output_norm_gradients``, with a leading batch axis:
     ``jax.vmap(jax.grad(lambda w, x: jnp.sum(f(w, x) ** 2)), in_axes=(None, 0))(params, inputs)``. Phi stays

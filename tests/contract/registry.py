@@ -107,9 +107,9 @@ def energetic_activity() -> optax.GradientTransformationExtraArgs:
     return ro.phi.weighted_sum(ro.phi.activity(), ro.phi.maintenance_energy(), weights=[1.0, 0.5])
 
 
-def half_open_gate() -> optax.GradientTransformationExtraArgs:
+def half_open_gate(over="tree") -> optax.GradientTransformationExtraArgs:
     """The utility gate at alpha = 1/2, its published strength, beside a phi that alpha always changes."""
-    return ro.phi.weighted_sum(ro.phi.utility_gate(), ro.phi.activity(), weights=[0.5, 0.5])
+    return ro.phi.weighted_sum(ro.phi.utility_gate(over=over), ro.phi.activity(), weights=[0.5, 0.5])
 
 
 def many_tasks(phi) -> optax.GradientTransformationExtraArgs:
@@ -138,6 +138,9 @@ ENTRIES: dict[str, Entry] = {
     "phi.accumulated_activity": with_phi(ro.phi.accumulated_activity, learning_rate=0.5),
     "phi.bayesian_synapse": with_phi(ro.phi.bayesian_synapse, learning_rate=0.1),
     "phi.presynaptic_release": with_phi(ro.phi.presynaptic_release, learning_rate=8e-3),
+    "phi.presynaptic_release:constant": with_phi(
+        lambda: ro.phi.presynaptic_release(form="constant"), learning_rate=8e-3
+    ),
     "phi.secant_curvature": with_phi(ro.phi.secant_curvature, learning_rate=0.1),
     "phi.hutchinson_curvature": with_phi(ro.phi.hutchinson_curvature, learning_rate=0.1, needs_loss=True),
     "phi.maintenance_energy": with_phi(ro.phi.maintenance_energy),
@@ -157,6 +160,7 @@ ENTRIES: dict[str, Entry] = {
     # gates
     "phi.metaplasticity": with_phi(lambda: ro.phi.metaplasticity(strength=0.1)),
     "phi.utility_gate": with_phi(half_open_gate),
+    "phi.utility_gate:leaf": with_phi(lambda: half_open_gate("leaf")),
     # uncertainty and learned rates
     "phi.bayesian_gradient_descent": with_phi(
         lambda: with_samples(ro.phi.bayesian_gradient_descent(initial_deviation=3e-4)),
