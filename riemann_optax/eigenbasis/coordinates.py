@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from riemann_optax import _tree
 from riemann_optax._state_fields import StateFields, state_fields
 
 
@@ -43,11 +44,12 @@ def coordinate_arrays(
       ValueError: for coordinates of a turned leaf in a field that nobody declared.
     """
     leaves, structure = jax.tree.flatten(params, is_leaf=is_masked)
+    structures = (structure, jax.tree.structure(_tree.bare(params), is_leaf=is_masked))
     found: list[list[Coordinates]] = [[] for leaf in leaves if not is_masked(leaf)]
 
     def like_params(tree: Any) -> bool:
         own: Any = jax.tree.structure(tree, is_leaf=is_masked)
-        return bool(own == structure)
+        return own in structures
 
     position = 0
     for path, part in jax.tree_util.tree_leaves_with_path(state, is_leaf=like_params):

@@ -79,7 +79,7 @@ def factored_activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: A
     _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> FactoredActivityState:
-        zeros = _tree.zeros_like(params, state_dtype)
+        zeros = _tree.zeros_like(_tree.bare(params), state_dtype)
         return FactoredActivityState(
             count=jnp.zeros([], jnp.int32),
             rows=_state.cast_like(jax.tree.map(_row_means, zeros), zeros),
@@ -94,8 +94,9 @@ def factored_activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: A
     ) -> tuple[optax.Updates, FactoredActivityState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        rows = _state.running_mean(jax.tree.map(_row_means, updates), state.rows, decay)
-        columns = _state.running_mean(jax.tree.map(_column_means, updates), state.columns, decay)
+        gradients = _tree.bare(updates)
+        rows = _state.running_mean(jax.tree.map(_row_means, gradients), state.rows, decay)
+        columns = _state.running_mean(jax.tree.map(_column_means, gradients), state.columns, decay)
 
         def combine(r: jax.Array, c: jax.Array) -> jax.Array:
             if r.ndim < 2:
@@ -115,7 +116,7 @@ def factored_activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: A
             rows=_state.cast_like(rows, state.rows),
             columns=_state.cast_like(columns, state.columns),
         )
-        return values, new_state
+        return _tree.like(values, updates), new_state
 
     return Phi(init, update, name="factored_activity")
 
@@ -175,7 +176,7 @@ def per_neuron(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = No
     _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> PerNeuronState:
-        zeros = _tree.zeros_like(params, state_dtype)
+        zeros = _tree.zeros_like(_tree.bare(params), state_dtype)
         return PerNeuronState(jnp.zeros([], jnp.int32), _tree.group_mean(zeros, "neuron"))
 
     def update(
@@ -183,12 +184,13 @@ def per_neuron(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = No
     ) -> tuple[optax.Updates, PerNeuronState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        squares = jax.tree.map(_tree.squared_magnitude, updates)
+        gradients = _tree.bare(updates)
+        squares = jax.tree.map(_tree.squared_magnitude, gradients)
         means = jax.tree.map(_saturate, _tree.group_mean(squares, "neuron"))
         second_moment = _state.running_mean(means, state.second_moment, decay)
         values = jax.tree.map(lambda v: _tree.power(v, power), _state.debias(second_moment, decay, count))
         new_state = PerNeuronState(count, _state.cast_like(second_moment, state.second_moment))
-        return jax.tree.map(_spread, values, updates), new_state
+        return _tree.like(jax.tree.map(_spread, values, gradients), updates), new_state
 
     return Phi(init, update, name="per_neuron")
 
@@ -259,7 +261,7 @@ def sliding_threshold(*, decay: float = 0.99, state_dtype: Any = None) -> Phi:
         return jnp.mean(zeros, axis=tuple(range(zeros.ndim - 1)), keepdims=True)
 
     def init(params: optax.Params) -> SlidingThresholdState:
-        zeros = jax.tree.map(neurons, _tree.zeros_like(params, state_dtype))
+        zeros = jax.tree.map(neurons, _tree.zeros_like(_tree.bare(params), state_dtype))
         return SlidingThresholdState(jnp.zeros([], jnp.int32), zeros)
 
     def update(
@@ -272,10 +274,13 @@ def sliding_threshold(*, decay: float = 0.99, state_dtype: Any = None) -> Phi:
     ) -> tuple[optax.Updates, SlidingThresholdState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        squares = mean_square_activities("sliding_threshold", activities, updates)
+        gradients = _tree.bare(updates)
+        squares = mean_square_activities("sliding_threshold", activities, gradients)
         threshold = _state.running_mean(squares, state.threshold, decay)
-        values = jax.tree.map(_spread, _state.debias(threshold, decay, count), updates)
-        return values, SlidingThresholdState(count, _state.cast_like(threshold, state.threshold))
+        values = jax.tree.map(_spread, _state.debias(threshold, decay, count), gradients)
+        return _tree.like(values, updates), SlidingThresholdState(
+            count, _state.cast_like(threshold, state.threshold)
+        )
 
     return Phi(init, update, name="sliding_threshold", needs=("activities",))
 
