@@ -13,7 +13,7 @@ from riemann_optax.phi import _state
 from riemann_optax.phi._layers import mean_square_activities
 
 
-@declare_fields(squared=("rows", "columns"))
+@declare_fields(squared=("rows", "columns"), nonnegative=("rows", "columns"))
 class FactoredActivityState(NamedTuple):
     """State of :func:`factored_activity`.
 
@@ -121,7 +121,7 @@ def factored_activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: A
     return Phi(init, update, name="factored_activity")
 
 
-@declare_fields(squared=("second_moment",))
+@declare_fields(squared=("second_moment",), nonnegative=("second_moment",))
 class PerNeuronState(NamedTuple):
     """State of :func:`per_neuron`.
 
@@ -195,7 +195,7 @@ def per_neuron(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = No
     return Phi(init, update, name="per_neuron")
 
 
-@declare_fields(squared=("threshold",))
+@declare_fields(squared=("threshold",), nonnegative=("threshold",))
 class SlidingThresholdState(NamedTuple):
     """State of :func:`sliding_threshold`.
 
