@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax._tree import leaf_name
+from riemann_optax._tree import arrays, leaf_name
 
 
 def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -61,17 +61,30 @@ def check_schedulable(argument: str, value: Any) -> None:
 def check_count(argument: str, value: Any, low: int = 1) -> None:
     """Raise ``ValueError`` unless ``value`` is an integer of at least ``low``."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{argument} must be an integer of at least {low}, got {value!r}.")
+        raise ValueError(
+            f"{argument} must be an integer of at least {low}, got {value!r}{injected(argument, value)}."
+        )
+
+
+def injected(argument: str, value: Any) -> str:
+    """Return what an error says of an array in the place of something that is no number."""
+    if not isinstance(value, jax.Array):
+        return ""
+    return (
+        "; optax.inject_hyperparams makes arrays of numbers and calls functions as schedules: name "
+        f'"{argument}" in its static_args'
+    )
 
 
 def check_real_dtype(argument: str, value: Any) -> None:
     """Raise ``ValueError`` unless ``value`` names a real floating-point dtype."""
     try:
-        dtype = None if value is None else jnp.dtype(value)
+        dtype = None if value is None or isinstance(value, jax.Array) else jnp.dtype(value)
     except TypeError:  # no dtype at all
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{argument} must be a real floating-point dtype, got {dtype or repr(value)}.")
+        got = f"{dtype or repr(value)}{injected(argument, value)}"
+        raise ValueError(f"{argument} must be a real floating-point dtype, got {got}.")
 
 
 def check_same_structure(tree: Any, reference: Any, argument: str, reference_name: str, remedy: str) -> None:
@@ -92,13 +105,19 @@ def check_same_structure(tree: Any, reference: Any, argument: str, reference_nam
 
 
 def require_params(params: Any, name: str) -> Any:
-    """Return ``params``; where they are missing raise Optax's own error, with the name of who needs them."""
+    """Return ``params`` as arrays; without them raise Optax's own error, with the name of who needs them."""
     if params is None:
         try:
             optax.add_decayed_weights(1.0).update({}, optax.EmptyState(), None)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    return params
+    return arrays(params)
+
+
+def check_names(argument: str, value: Any) -> None:
+    """Raise ``TypeError`` unless ``value`` is a sequence of names; a single string is none."""
+    if not isinstance(value, tuple | list) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"{argument} must be a tuple of names, got {value!r}.")
 
 
 def check_transformation(argument: str, value: Any) -> None:
@@ -106,7 +125,7 @@ def check_transformation(argument: str, value: Any) -> None:
     if not isinstance(value, optax.GradientTransformation):
         raise TypeError(
             f"{argument} must be an optax.GradientTransformation (such as riemann_optax.phi.activity()), "
-            f"got {value!r}: a function that makes one has to be called."
+            f"got {value!r}: a function that makes one has to be called{injected(argument, value)}."
         )
 
 
@@ -121,7 +140,10 @@ def check_key(key: Any) -> None:
     old = getattr(key, "dtype", None) == jnp.uint32 and np.shape(key) != ()
     new = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not (isinstance(key, int | np.integer) or old or new):
-        raise TypeError(f"key must be a random key (jax.random.key) or an integer seed, got {key!r}.")
+        raise TypeError(
+            "key must be a random key (jax.random.key) or an integer seed, "
+            f"got {key!r}{injected('key', key)}."
+        )
 
 
 def check_share(argument: str, value: Any) -> None:

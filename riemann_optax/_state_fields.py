@@ -118,16 +118,21 @@ def state_fields(kind: type[Any]) -> StateFields:
     return found if may_be_negative else found._replace(nonnegative=found.squared)
 
 
-def owner_and_field(state: Any, path: tuple[Any, ...]) -> tuple[Any, str]:
-    """Return the innermost node on ``path`` that has named fields, and the field that the path goes on by."""
-    node, owner, field = state, None, ""
+def owners_and_fields(state: Any, path: tuple[Any, ...]) -> list[tuple[Any, str]]:
+    """Return the nodes on ``path`` that have named fields, each with the field that the path goes on by."""
+    node, found = state, []
     for entry in path:
         if isinstance(entry, jax.tree_util.GetAttrKey):
-            owner, field = node, entry.name
+            found.append((node, entry.name))
             node = getattr(node, entry.name)
         else:
             key: Any = getattr(entry, "key", getattr(entry, "idx", None))
             if not hasattr(node, "__getitem__"):
-                return node, str(entry)
+                return [*found, (node, str(entry))]
             node = node[key]
-    return owner, field
+    return found
+
+
+def owner_and_field(state: Any, path: tuple[Any, ...]) -> tuple[Any, str]:
+    """Return the innermost of :func:`owners_and_fields`."""
+    return next(reversed(owners_and_fields(state, path)), (None, ""))

@@ -9,6 +9,7 @@ import optax
 
 Group = Literal["leaf", "neuron", "tree"]
 GROUPS: tuple[str, ...] = get_args(Group)
+_HOST = (np.ndarray, np.generic, bool, int, float, complex)
 _IN_A_BOX = (jax.tree_util.GetAttrKey("value"),)
 
 
@@ -18,8 +19,17 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 
 
 def dtype_of(leaf: Any) -> np.dtype[Any]:
-    """Return the dtype of an array, a ``jax.ShapeDtypeStruct`` or a Python number."""
-    return np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else np.dtype(jnp.result_type(leaf))
+    """Return the dtype that JAX has for an array, a ``jax.ShapeDtypeStruct`` or a Python number.
+
+    NumPy's default of float64 is float32 for JAX, unless 64-bit types are enabled.
+    """
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+
+def arrays(tree: Any) -> Any:
+    """Return the tree with its NumPy arrays and Python numbers as arrays of JAX; all else stays as it is."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, _HOST) else leaf, tree)
 
 
 def working_dtype(leaf: Any) -> np.dtype[Any]:
@@ -32,11 +42,17 @@ def working_dtype(leaf: Any) -> np.dtype[Any]:
 
 
 def check_inexact(tree: Any, argument: str) -> None:
-    """Raise ``TypeError`` for a leaf that has no gradient: integers, booleans, float0."""
+    """Raise ``TypeError`` for a leaf that has no gradient: integers, keys, float0; or what is no array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(dtype_of(leaf), jnp.inexact):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, _HOST):
             raise TypeError(
-                f"{argument}: {leaf_name(path)} has dtype {dtype_of(leaf)}, and a metric is defined on "
+                f"{argument}: {leaf_name(path)} is no array but {leaf!r:.80}: pass what is trained alone, of "
+                "an Equinox model eqx.filter(model, eqx.is_inexact_array)."
+            )
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else dtype_of(leaf)  # a random key's is not NumPy's
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"{argument}: {leaf_name(path)} has dtype {dtype}, and a metric is defined on "
                 "floating-point or complex leaves only: keep this leaf out with optax.masked or "
                 "optax.partition."
             )

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from riemann_optax import _tree
+
 State = TypeVar("State", bound="ConsolidatingState")
 
 
@@ -25,9 +27,9 @@ def consolidate(
     A pure function, for loops whose ``update`` takes no extra arguments, such as that of Flax's
     ``TrainState``: ``train_state.replace(opt_state=ro.consolidate(train_state.opt_state,
     train_state.params))``. With NNX, whose optimiser passes extra arguments on, give ``task_boundary=True``
-    to the first update of the new task; or here the plain arrays of both,
-    ``ro.consolidate(nnx.as_pure(optimizer.opt_state), nnx.as_pure(nnx.state(model, nnx.Param)))`` (the
-    function is named ``nnx.pure`` before Flax 0.12.7). Both ways give the same states. (``optax.MultiSteps``
+    to the first update of the new task; or write back what this function returns, for it changes nothing in
+    place: ``optimizer.opt_state = nnx.data(ro.consolidate(optimizer.opt_state, nnx.state(model,
+    nnx.Param)))``. Both ways give the same states. (``optax.MultiSteps``
     passes on the extra arguments of its last mini-step only: use this function there.) Elementwise, so no
     collective.
 
@@ -58,6 +60,8 @@ def consolidate(
       >>> print(ro.metric_at(tx, gradients, ro.consolidate(state, params), params))  # 1 + 2 * g**2
       [ 3. 19.]
     """
+    boxed = opt_state
+    opt_state, params, task_importance = _tree.bare((opt_state, params, task_importance))
     found = consolidating_states(opt_state)
     if not found:
         raise ValueError(
@@ -69,7 +73,7 @@ def consolidate(
             "consolidate: no state in opt_state takes a task_importance: leave it out, or use a phi that "
             "does, such as riemann_optax.phi.online_ewc()."
         )
-    return consolidate_within(opt_state, params, task_importance)
+    return _tree.like(consolidate_within(opt_state, params, task_importance), boxed)
 
 
 def consolidate_within(state: Any, params: optax.Params, task_importance: optax.Params | None) -> Any:

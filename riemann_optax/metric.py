@@ -125,9 +125,19 @@ def compute_metric(
         _refuse_covectors(updates)
         _tree.check_inexact(updates, "gradients")
         if params is not None:
-            remedy = "pass the gradients and the parameters of the same model, in this order."
+            remedy = (
+                "pass the gradients and the parameters of the same model, in this order, with None in both "
+            )
+            remedy += "for what is not trained."
             _check.check_same_structure(updates, params, "the tree of gradients", "params", remedy)
-        (values, phi_state), names = names_of(lambda: given.update(updates, state.phi, params, **extra_args))
+        updates, params = _tree.arrays((updates, params))
+        try:
+            (values, phi_state), names = names_of(
+                lambda: given.update(updates, state.phi, params, **extra_args)
+            )
+        except (TypeError, ValueError) as error:
+            _explain_resized(state.phi, updates, error)
+            raise
         check_phi_values(values, updates)
         observe.phi_used(names, updates)
         current_alpha = alpha(state.count) if callable(alpha) else alpha
@@ -149,6 +159,29 @@ def compute_metric(
         return updates, ComputeMetricState(optax.safe_increment(state.count), phi_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _explain_resized(state: optax.OptState, gradients: optax.Updates, error: Exception) -> None:
+    """Raise ``ValueError`` where phi has failed because its state was made for other shapes."""
+    gradients = _tree.bare(gradients)
+    structure = jax.tree.structure(gradients)
+
+    def like_gradients(tree: Any) -> bool:
+        own: Any = jax.tree.structure(tree)
+        return bool(own == structure)
+
+    for part in jax.tree.leaves(_tree.bare(state), is_leaf=like_gradients):
+        if not like_gradients(part):
+            continue
+        rows = zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(part), strict=True)
+        for (path, gradient), kept in rows:
+            old, new = np.shape(kept), np.shape(gradient)
+            if len(old) == len(new) and any(a not in (1, b) for a, b in zip(old, new, strict=True)):
+                raise ValueError(
+                    f"compute_metric: {_tree.leaf_name(path)} has shape {new}, and the state of phi has been "
+                    f"made for another, it holds an array of shape {old}: after a parameter has been resized "
+                    "make the state anew with tx.init."
+                ) from error
 
 
 def _one_plus(value: jax.Array, alpha: Any) -> jax.Array:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -44,11 +45,15 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
     mesh = _common_mesh(params)
     if mesh is None:
         leaves = jax.tree.leaves(params)
-        everywhere = leaves[0].sharding if leaves else None
+        # NumPy arrays and Python numbers are put on the default device, as tx.init puts its zeros.
+        everywhere = getattr(leaves[0], "sharding", jnp.zeros([]).sharding) if leaves else None
         return jax.tree.map(lambda _: everywhere, jax.eval_shape(tx.init, params))
     explicit = AbstractMesh(mesh.axis_sizes, mesh.axis_names, (AxisType.Explicit,) * len(mesh.axis_names))
     abstract = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=NamedSharding(explicit, _spec(p))), params
+        lambda p: jax.ShapeDtypeStruct(
+            jnp.shape(p), _tree.dtype_of(p), sharding=NamedSharding(explicit, _spec(p))
+        ),
+        params,
     )
     with jax.sharding.use_abstract_mesh(explicit):
         state = jax.eval_shape(tx.init, abstract)

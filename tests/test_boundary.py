@@ -147,6 +147,28 @@ def test_flax_nnx_consolidates_both_ways(phi, announce):
     np.testing.assert_allclose(model.b[...], expected["b"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("inside", ["jit", "eager"])
+def test_flax_nnx_variables_are_taken_as_they_are_and_written_back(inside):
+    """The state comes back in its variables, to be assigned; in place nothing changes."""
+    tx = chain(ro.phi.online_ewc())
+    model, plain = Weights(), start()
+    optimizer, state = nnx.Optimizer(model, tx, wrt=nnx.Param), tx.init(plain)
+
+    def boundary(model, optimizer):
+        optimizer.opt_state = nnx.data(ro.consolidate(optimizer.opt_state, nnx.state(model, nnx.Param)))
+
+    for step in range(4):
+        if step == 2:
+            (nnx.jit(boundary) if inside == "jit" else boundary)(model, optimizer)
+            state = ro.consolidate(state, plain)
+        optimizer.update(model, gradients(nnx.state(model, nnx.Param), step))
+        updates, state = tx.update(gradients(plain, step), state, plain)
+        plain = optax.apply_updates(plain, updates)
+    np.testing.assert_allclose(model.a[...], plain["a"], rtol=1e-6)
+    importance = [float(jnp.sum(x)) for x in jax.tree.leaves(optax.tree.get(state, "importance"))]
+    assert min(importance) > 0  # something has been consolidated
+
+
 def test_masked_leaves_are_left_out_of_the_extra_arguments_too():
     params = start()
     tx = optax.masked(chain(ro.phi.online_ewc(decay=0.0)), {"a": True, "b": False})

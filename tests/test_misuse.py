@@ -360,3 +360,66 @@ def test_metric_at_without_a_metric():
     tx = optax.sgd(0.1)
     with pytest.raises(ValueError, match=r"^metric_at: this update of tx applied no metric"):
         ro.metric_at(tx, PARAMS, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("leaf", [jax.nn.relu, "relu", object()], ids=["function", "text", "object"])
+def test_a_leaf_that_is_no_array_is_named_with_the_function_that_filters_it_out(leaf):
+    params = {"layer": {"kernel": jnp.ones(3), "activation": leaf}}
+    for tx in (ro.riemannian_sgd(0.1), ro.in_eigenbasis(optax.sgd(0.1))):
+        with pytest.raises(TypeError, match=r"\['layer'\]\['activation'\] is no array but .*eqx\.filter\("):
+            tx.init(params)
+
+
+def test_leaves_of_unsigned_integers_and_of_keys_are_refused_by_name():
+    for leaf in (jnp.ones(3, jnp.uint32), jax.random.key(0), np.ones(2, bool), 3):
+        with pytest.raises(TypeError, match=r"leaf \['seed'\] has dtype .*optax\.masked"):
+            ro.riemannian_sgd(0.1).init({"kernel": jnp.ones(3), "seed": leaf})
+
+
+RESIZABLE = {
+    "compute_metric": lambda: ro.riemannian_sgd(0.1),
+    "in_eigenbasis": lambda: ro.in_eigenbasis(optax.sgd(0.1)),
+    "compute_metric with activity": lambda: ro.riemannian_sgd(0.1, phi=ro.phi.activity()),
+    "compute_metric in 8 bits": lambda: ro.riemannian_sgd(
+        0.1, phi=ro.low_precision_state(ro.phi.activity(), "int8")
+    ),
+}
+
+
+@pytest.mark.parametrize("make", RESIZABLE.values(), ids=RESIZABLE)
+def test_a_parameter_that_was_resized_is_named(make):
+    tx = make()
+    state = tx.init({"embedding": jnp.ones([6, 4]), "kernel": jnp.ones([4, 4])})
+    params = {"embedding": jnp.ones([8, 4]), "kernel": jnp.ones([4, 4])}
+    with pytest.raises(ValueError, match=r"leaf \['embedding'\] has shape \(8, 4\).*tx\.init"):
+        tx.update(params, state, params)
+
+
+def test_a_gradient_of_none_is_named_by_an_eigenbasis():
+    tx = ro.in_eigenbasis(optax.adam(0.1))
+    params = {"frozen": jnp.ones([4, 4]), "kernel": jnp.ones([4, 4])}
+    with pytest.raises(ValueError, match=r"gradients lack leaf \['frozen'\], or have None there"):
+        tx.update({**params, "frozen": None}, tx.init(params), params)
+    with pytest.raises(ValueError, match=r"has not been made for leaf \['frozen'\]"):
+        tx.update(params, tx.init({**params, "frozen": None}), params)
+    both = {**params, "frozen": None}
+    updates, _ = tx.update(both, tx.init(both), both)
+    assert updates["frozen"] is None
+
+
+INJECTED = {
+    "block_size": lambda inject: inject(ro.low_precision_state)(optax.trace(0.9), "int8"),
+    "copies": lambda inject: inject(ro.anchor.benna_fusi_chain)(),
+    "key": lambda inject: inject(ro.phi.hutchinson_curvature)(),
+    "field": lambda inject: inject(ro.retract)(ro.fields.Quadratic(0.1)),
+    "state_dtype": lambda inject: inject(ro.riemannian_sgd)(0.1, state_dtype=jnp.bfloat16),
+    "function": lambda inject: inject(ro.phi.from_weights)(jnp.abs),
+    "factor": lambda inject: inject(ro.multiply_metric)(lambda w: 1 + w**2),
+}
+
+
+@pytest.mark.parametrize("argument", INJECTED)
+def test_an_injected_argument_that_is_no_hyperparameter_is_named(argument):
+    """The message says how to keep it from becoming an array."""
+    with pytest.raises((TypeError, ValueError), match=rf'name "{argument}" in its static_args'):
+        INJECTED[argument](optax.inject_hyperparams).init({"kernel": jnp.ones([4, 4])})

@@ -229,4 +229,41 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 def identity(shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Return the first bases."""
-    return jnp.zeros(shape, dtype) + jnp.eye(shape[-1], dtype=dtype)
+    return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
+
+
+def check_made_for(
+    gradients: Any, layouts: list[Layout | None], left_factors: Any, right_factors: Any
+) -> None:
+    """Raise ``ValueError`` that names the first leaf for which the state has not been made."""
+    given, left, right = (
+        dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked))
+        for tree in (gradients, left_factors, right_factors)
+    )
+    for path in left:
+        if path not in given:
+            raise ValueError(
+                f"in_eigenbasis: the gradients lack {_tree.leaf_name(path)}, or have None there, and the "
+                "state has been made for it: give init and update the same leaves, with None in the "
+                "parameters too for what is not trained."
+            )
+    paths = [path for path, leaf in given.items() if not is_masked(leaf)]
+    for path, layout in zip(paths, layouts, strict=True):
+        if path not in left:
+            raise ValueError(
+                f"in_eigenbasis: the state has not been made for {_tree.leaf_name(path)}: give init and "
+                "update the same leaves."
+            )
+        for square, factor in zip(_squares(layout), (left[path], right[path]), strict=True):
+            if square != (None if is_masked(factor) else factor.shape):
+                raise ValueError(
+                    f"in_eigenbasis: {_tree.leaf_name(path)} has shape {given[path].shape}, and the state "
+                    "has been made for another: after a parameter has been resized make it anew with tx.init."
+                )
+
+
+def _squares(layout: Layout | None) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """Return the shapes of the factors of both sides, None for a side that is left alone."""
+    if layout is None:
+        return None, None
+    return layout.square("left") if layout.left else None, layout.square("right") if layout.right else None

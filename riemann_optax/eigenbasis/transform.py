@@ -15,6 +15,7 @@ from riemann_optax.eigenbasis.coordinates import Coordinates, coordinate_arrays,
 from riemann_optax.eigenbasis.frame import (
     Frame,
     averaged,
+    check_made_for,
     decompose_first,
     first_square,
     identity,
@@ -188,6 +189,8 @@ def in_eigenbasis(
     _check.check_choice("second_moments", second_moments, ("mix", "keep"))
     if state_dtype is not None:
         _check.check_real_dtype("state_dtype", state_dtype)
+    _check.check_names("linear_fields", linear_fields)
+    _check.check_names("squared_fields", squared_fields)
     inner = optax.with_extra_args_support(inner)
     extra = StateFields(tuple(linear_fields), tuple(squared_fields))
     rules = LayoutRules(sides, axes, max_size, block_size)
@@ -195,6 +198,7 @@ def in_eigenbasis(
 
     def init(params: optax.Params) -> InEigenbasisState:
         _tree.check_inexact(params, "params")
+        params = _tree.arrays(params)
         bare = _tree.bare(params)
         leaves, structure = jax.tree.flatten(bare)
         layouts = rules.layouts(bare)
@@ -232,9 +236,11 @@ def in_eigenbasis(
         **extra_args: Any,
     ) -> tuple[optax.Updates, InEigenbasisState]:
         _tree.check_inexact(updates, "gradients")
+        updates, params = _tree.arrays((updates, params))
         bare = _tree.bare(updates)
         gradients, structure = jax.tree.flatten(bare)
         layouts = rules.layouts(bare)
+        check_made_for(bare, layouts, state.left_factors, state.right_factors)
         matrices = {name: _leaves_up_to(structure, getattr(state, name)) for name in MATRICES}
         previous = _leaves_up_to(structure, state.previous_gradients)
         sources = _differences(gradients, previous, state.count) if differences else gradients

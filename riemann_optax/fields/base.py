@@ -224,7 +224,8 @@ def check_field_type(field: Any) -> None:
     if not isinstance(field, MetricField):
         raise TypeError(
             f"field must be a riemann_optax.fields.MetricField, got {field!r}: wrap a function of a weight "
-            "array in fields.Elementwise, a function of all parameters in fields.Coupled."
+            "array in fields.Elementwise, a function of all parameters in fields.Coupled"
+            f"{_check.injected('field', field)}."
         )
 
 

@@ -39,7 +39,8 @@ def from_weights(function: Callable[[jax.Array], jax.Array]) -> Phi:
       [1. 9.]
     """
     if not callable(function) or isinstance(function, optax.GradientTransformation):
-        raise TypeError(f"function must map a weight array to phi values, got {function!r}.")
+        hint = _check.injected("function", function)
+        raise TypeError(f"function must map a weight array to phi values, got {function!r}{hint}.")
     return function_of_weights("from_weights", function)
 
 

@@ -81,6 +81,7 @@ def norm_matched_base(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, NormMatchedBaseState]:
+        updates = _tree.arrays(updates)
         wanted, reference_state = reference.update(updates, state.reference, params, **extra_args)
         steps, base_state = base.update(updates, state.base, params, **extra_args)
         scales = jax.tree.map(_ratio, _norms(wanted, over), _norms(steps, over))

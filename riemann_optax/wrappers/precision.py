@@ -10,7 +10,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._declare import Phi, phi_around
-from riemann_optax._state_fields import owner_and_field, state_fields
+from riemann_optax._state_fields import owners_and_fields, state_fields
 from riemann_optax.boundary import consolidate_within
 from riemann_optax.wrappers import _codes as codes
 from riemann_optax.wrappers._codes import STORAGES, Storage
@@ -182,9 +182,13 @@ def _first_word(key: Any) -> jax.Array:
 def _nonnegative(state: optax.OptState) -> list[bool]:
     """Return which arrays of a state are never negative, as its classes declare their fields."""
     bare = _tree.bare(state)
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(bare)]
-    fields = [owner_and_field(bare, path) for path in paths]
-    return [field in state_fields(type(owner)).nonnegative for owner, field in fields]
+
+    def declared(path: tuple[Any, ...]) -> bool:
+        # By the state or by a node within it: the parameters may be a class with fields of their own.
+        owners = owners_and_fields(bare, path)
+        return any(field in state_fields(type(owner)).nonnegative for owner, field in owners)
+
+    return [declared(path) for path, _ in jax.tree_util.tree_leaves_with_path(bare)]
 
 
 class MasterWeightsState(NamedTuple):
@@ -267,6 +271,7 @@ def master_weights(
 
     def init(params: optax.Params) -> MasterWeightsState:
         _tree.check_inexact(params, "params")
+        params = _tree.arrays(params)
         return MasterWeightsState(jax.tree.map(start, params), tx.init(jax.tree.map(widen, params)))
 
     def update(
@@ -276,6 +281,7 @@ def master_weights(
         **extra_args: Any,
     ) -> tuple[optax.Updates, MasterWeightsState]:
         params = _check.require_params(params, "master_weights")
+        updates = _tree.arrays(updates)
         weights = jax.tree.map(master, params, state.remainder)
         steps, inner_state = tx.update(jax.tree.map(widen, updates), state.inner_state, weights, **extra_args)
 
