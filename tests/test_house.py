@@ -30,6 +30,7 @@ ORDER = {
     "anchor": ("targets", "importance", "pull"),
     "wrappers": ("guard", "precision", "norm_matched", "kinds"),
     "fields": ("_numeric", "base", "closed_forms"),
+    "optimizers": ("momentum", "schedule_free", "aliases"),
     "geometry": ("maps", "retraction", "spectrum"),
     "inspect": ("recording", "describe"),
     "testing": ("field", "phi"),

@@ -25,8 +25,8 @@ import jax
 import optax
 
 import riemann_optax as ro
+from riemann_optax import riemannian_sgd
 
-from ..equations import riemannian_sgd
 from .supplied import with_constants, with_identity_model, with_samples
 
 
