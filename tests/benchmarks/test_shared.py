@@ -1,4 +1,4 @@
-"""What the benchmarks share: statistics beside NumPy's, a record, a folder, and the examples in docstrings."""
+"""What the benchmarks share: statistics beside NumPy's, records, a folder, and the examples in docstrings."""
 
 import argparse
 import doctest
