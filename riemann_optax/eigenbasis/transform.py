@@ -108,7 +108,7 @@ def in_eigenbasis(
     **Cost.** State of a square matrix, factors and bases: 16 bytes per weight, 8 with
     ``state_dtype=jnp.bfloat16``, half of either for one side. For an ``n x n`` matrix an update is ``12
     n**3`` operations and about ``20 n**3 / update_every`` for the refresh, where a training step on ``T``
-    tokens is ``6 n**2 T``: see ``python -m benchmarks.eigenbasis_cost``. Under ``vmap`` a step costs what a
+    tokens is ``6 n**2 T``: see ``python -m benchmarks.eigenbasis``. Under ``vmap`` a step costs what a
     refresh does.
 
     **Sharding.** Factors and bases are spread over the devices that their leaf is spread over, wherever sizes
