@@ -92,12 +92,12 @@ def check_same_structure(tree: Any, reference: Any, argument: str, reference_nam
 
 
 def require_params(params: Any, name: str) -> Any:
-    """Return ``params``; where they are missing raise Optax's own error, with the name of who needs them."""
+    """Return ``params``; where they are missing raise an error that names who needs them."""
     if params is None:
-        try:
-            optax.add_decayed_weights(1.0).update({}, optax.EmptyState(), None)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        raise ValueError(
+            f"{name} needs the current value of the parameters, and update was called without them: call "
+            "tx.update(gradients, state, params)."
+        )
     return params
 
 

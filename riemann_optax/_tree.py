@@ -104,7 +104,7 @@ def group_mean(tree: Any, over: Group) -> Any:
         leaves = jax.tree.leaves(tree)
         if not leaves:
             return tree
-        dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize)
+        dtype = widest_dtype(tree)
         # A running sum, not a chain of additions: XLA copies such a chain into the fusion of every leaf, and
         # compiling takes time that grows with the square of the number of leaves.
         sums = jnp.stack([jnp.sum(leaf, dtype=dtype) for leaf in leaves])
@@ -132,3 +132,22 @@ def find_states(state: optax.OptState, kind: type[Any]) -> list[Any]:
     """Return all states of one type, anywhere in ``state``."""
     leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
     return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+def at_count(value: Any, count: jax.Array) -> Any:
+    """Return a number as it is, and a schedule at the count of updates."""
+    return value(count) if callable(value) else value
+
+
+def divided(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:
+    """Return ``numerator / denominator``, and ``otherwise`` where the denominator is 0."""
+    zero = denominator == 0
+    safe = jnp.where(zero, jnp.ones_like(denominator), denominator)
+    quotient = numerator / safe
+    return jnp.where(zero, jnp.full_like(quotient, otherwise), quotient)
+
+
+def widest_dtype(tree: Any) -> np.dtype[Any]:
+    """Return the widest dtype among the leaves of a tree; float32 where it has none."""
+    dtypes = [np.dtype(leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float32))
