@@ -21,7 +21,8 @@ def metaplasticity(*, strength: float = 1.35) -> optax.GradientTransformationExt
     At ``alpha = 1`` the rate is ``1/E = 1 - tanh(m*w)**2`` towards zero and 1 away from it, the published
     rule for the hidden weights of binarised networks. That rule compares the sign of the weight with the sign
     of Adam's *averaged* gradient, and exempts biases: put ``optax.scale_by_adam()`` before
-    ``compute_metric``, and keep biases out with ``optax.masked`` or ``partition_by_kind``.
+    ``compute_metric``, and keep biases out with ``optax.masked`` or ``partition_by_kind``. It is then equal
+    to the authors' program in float64.
 
     ``phi >= 0``. No state. No collective. Needs ``params``. The product ``m * abs(w)`` saturates at 30 (300
     in float64), where the rate is below 1e-25.
