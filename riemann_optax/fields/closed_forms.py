@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from riemann_optax import _check
+from riemann_optax import _check, _tree
 from riemann_optax.fields import _numeric
 from riemann_optax.fields.base import SeparableField
 

@@ -52,7 +52,8 @@ def idbd(
 
     Use ``alpha = 1`` and a learning rate of 1: the step is ``-exp(beta) * g`` and ``h`` assumes so. For a
     linear unit with error ``delta``, half the squared error as the loss and one example at a time, ``-g =
-    delta * x`` and this is the published rule; ``mean(x**2)`` is the curvature of the loss of a batch.
+    delta * x`` and this is the published rule, equal to it in float64; ``mean(x**2)`` is the curvature of the
+    loss of a batch.
 
     ``form="inputs"`` needs the extra argument ``inputs``: a tree like the parameters, at each leaf the inputs
     of its layer, shaped like the weights without their last axis (for a single axis: like the weights) with
@@ -169,9 +170,9 @@ def autostep(
 
     :func:`idbd` with the meta-gradient divided by its running maximum and with rates that never overshoot the
     example at hand. Use ``alpha = 1`` and a learning rate of 1. For a linear unit, half the squared error and
-    one example at a time this is the published rule. The sum runs over all axes of a leaf but the last. (A
-    bias is a leaf by itself: to include it, append a constant input. Leaves with one axis of weights sum over
-    it; with the number 1 for ``inputs``, as biases have, over nothing.)
+    one example at a time this is the published rule, equal to it in float64. The sum runs over all axes of a
+    leaf but the last. (A bias is a leaf by itself: to include it, append a constant input. Leaves with one
+    axis of weights sum over it; with the number 1 for ``inputs``, as biases have, over nothing.)
 
     Needs the extra argument ``inputs`` as :func:`idbd` does, or ``form="gradients"``, the same approximation.
 

@@ -37,7 +37,9 @@ def factored_activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: A
       \varphi_{ij} = \Big(\frac{r_i\,c_j}{\mathrm{mean}(r)}\Big)^p
 
     with ``r`` and ``c`` the bias-corrected running means of the squared gradients of each row and column.
-    Where these are of rank one, ``|g_ij|**2 = a_i * b_j``, this equals :func:`activity` exactly.
+    Where these are of rank one, ``|g_ij|**2 = a_i * b_j``, this equals :func:`activity` exactly. It is
+    Adafactor's second moment, equal to it in float64, without its clipped and relative steps and its growing
+    decay.
 
     Rows and columns are the last two axes; axes in front of them (stacked layers, the window of a
     convolution) are matrices side by side. A leaf with fewer than two axes has no rows and columns: **there
@@ -141,7 +143,8 @@ def per_neuron(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = No
       \varphi_{ij} = \Big(\mathrm{mean}_i\,\hat v_{ij}\Big)^p
 
     with ``v`` the bias-corrected running mean of the squared gradient and the mean over the fan-in: all axes
-    but the last of a Flax kernel. A leaf with fewer than two axes is one neuron.
+    but the last of a Flax kernel. A leaf with fewer than two axes is one neuron. For the kernels of linear
+    layers it is Adam-mini's second moment, equal to it in float64; there attention has one value per head.
 
     ``phi >= 0``. State: 1 value per neuron. Under sharding of the fan-in one all-reduce of a value per neuron
     for each leaf, which XLA combines.

@@ -214,6 +214,9 @@ ENTRIES: dict[str, Entry] = {
     "add_anchored_weights:initial_weights": with_last(
         lambda: ro.add_anchored_weights(1e-9, ro.anchor.initial_weights())
     ),
+    "add_anchored_weights:importance_weighted_weights": with_edit(
+        lambda: ro.add_anchored_weights(0.1, ro.anchor.importance_weighted_weights(), precision="phi")
+    ),
     "add_anchored_weights:task_boundary_weights": with_last(
         lambda: ro.add_anchored_weights(
             0.1, ro.anchor.task_boundary_weights(), precision=ro.phi.maintenance_energy()
