@@ -11,11 +11,11 @@ from riemann_optax.covector import Covector, map_covectors
 from riemann_optax.edits import on_gradient
 from riemann_optax.edits._edit import stateless_edit
 from riemann_optax.inspect.recording import record_metric
-from riemann_optax.metric import Role
+from riemann_optax.metric import Role, compute_metric
 from riemann_optax.optimizers.momentum import ema, keep_state_types
 from riemann_optax.optimizers.schedule_free import schedule_free
 from riemann_optax.phi import activity, factored_activity
-from riemann_optax.scaling import scale_by_metric
+from riemann_optax.scaling import scale_by_inverse_metric, scale_by_metric
 
 # Where to begin, in each alias's own units of rate; README, the docstrings and the trainer say the same.
 RECOMMENDED_RATES = {
@@ -104,7 +104,7 @@ def riemannian_sgd(
     edits: list[optax.GradientTransformation] = [record_metric()] if record else []
     if weight_decay is not None and decay_in_metric:
         edits.append(on_gradient(optax.add_decayed_weights(weight_decay, mask)))
-    stages = [scale_by_metric(phi, alpha, *edits, role=role, conformal=conformal)]
+    stages = [compute_metric(phi, alpha, role, conformal=conformal), *edits, scale_by_inverse_metric()]
     if momentum is not None:
         summed = optax.trace(decay=momentum, nesterov=nesterov, accumulator_dtype=state_dtype)
         stages.append(keep_state_types(summed))

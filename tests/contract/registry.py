@@ -54,7 +54,8 @@ class Entry(NamedTuple):
 def with_phi(make_phi, role="metric", conformal=None, **flags) -> Entry:
     def make(learning_rate, alpha=1.0):
         return optax.chain(
-            ro.scale_by_metric(supplied(make_phi()), alpha, role=role, conformal=conformal),
+            ro.compute_metric(supplied(make_phi()), alpha, role, conformal=conformal),
+            ro.scale_by_inverse_metric(),
             optax.scale_by_learning_rate(learning_rate),
         )
 
@@ -115,7 +116,11 @@ ENTRIES: dict[str, Entry] = {
     # the two stages
     "compute_metric:metric": with_phi(ro.phi.activity),
     "compute_metric:inverse_metric": with_phi(ro.phi.activity, role="inverse_metric"),
-    "scale_by_metric": with_phi(ro.phi.activity),
+    "scale_by_metric": Entry(
+        lambda learning_rate, alpha=1.0: optax.chain(
+            ro.scale_by_metric(ro.phi.activity(), alpha), optax.scale_by_learning_rate(learning_rate)
+        )
+    ),
     "scale_by_inverse_metric": with_stage_2(ro.scale_by_inverse_metric),
     "in_orthonormal_frame:identity": with_stage_2(lambda: ro.in_orthonormal_frame(optax.identity())),
     "in_orthonormal_frame:trace": with_stage_2(lambda: ro.in_orthonormal_frame(optax.trace(0.9))),
