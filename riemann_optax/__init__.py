@@ -3,6 +3,7 @@
 import importlib
 
 from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, testing
+from riemann_optax._axes import MatrixAxes, kernel_axes
 from riemann_optax._version import __version__ as __version__
 from riemann_optax.anchor.pull import AnchoredWeightsState, add_anchored_weights
 from riemann_optax.boundary import ConsolidatingState, consolidate
@@ -19,7 +20,7 @@ from riemann_optax.edits import (
     on_gradient,
     on_metric,
 )
-from riemann_optax.eigenbasis import InEigenbasisState, MatrixAxes, in_eigenbasis, kernel_axes
+from riemann_optax.eigenbasis import InEigenbasisState, in_eigenbasis
 from riemann_optax.fields import attach_field
 from riemann_optax.geometry.retraction import retract
 from riemann_optax.geometry.spectrum import Spectrum, preconditioned_spectrum

@@ -94,11 +94,11 @@ def power(base: jax.Array, exponent: float) -> jax.Array:
     return jnp.where(zero, jnp.zeros_like(base), raised)
 
 
-def group_mean(tree: Any, over: Group) -> Any:
+def group_mean(tree: Any, over: Literal["leaf", "tree"]) -> Any:
     """Return, for every leaf, the mean over its group, broadcastable against the leaf.
 
-    ``"leaf"`` averages a whole array, ``"neuron"`` all axes but the last (the fan-in of a Flax kernel; a
-    leaf with fewer than two axes is one group), ``"tree"`` all weights of the tree alike.
+    ``"leaf"`` averages a whole array, ``"tree"`` all weights of the tree alike. What ``"neuron"`` is depends
+    on what axes mean: :func:`riemann_optax._axes.group_mean`.
     """
     if over == "tree":
         leaves = jax.tree.leaves(tree)
@@ -110,11 +110,6 @@ def group_mean(tree: Any, over: Group) -> Any:
         sums = jnp.stack([jnp.sum(leaf, dtype=dtype) for leaf in leaves])
         mean = jax.lax.cumsum(sums)[-1] / max(sum(leaf.size for leaf in leaves), 1)
         return jax.tree.map(lambda leaf: mean.astype(leaf.dtype), tree)
-    if over == "neuron":
-        return jax.tree.map(
-            lambda x: jnp.mean(x, axis=tuple(range(x.ndim - 1)) if x.ndim > 1 else None, keepdims=x.ndim > 1),
-            tree,
-        )
     return jax.tree.map(jnp.mean, tree)
 
 

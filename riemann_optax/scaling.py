@@ -6,6 +6,7 @@ import jax
 import optax
 
 from riemann_optax import _observe as observe
+from riemann_optax._axes import Axes
 from riemann_optax._check import check_transformation
 from riemann_optax._tree import Group
 from riemann_optax.covector import Covector, map_covectors, require_covectors
@@ -118,6 +119,7 @@ def scale_by_metric(
     *edits: optax.GradientTransformation,
     role: Role = "metric",
     conformal: Group | None = None,
+    axes: Axes = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Both stages in one word: :math:`g^{-1}\,\nabla f` with :math:`E = 1 + \alpha\,\varphi`.
 
@@ -130,6 +132,7 @@ def scale_by_metric(
       *edits: transformations that may stand between the stages, in their order.
       role: ``"metric"`` divides by ``1 + alpha*phi``, ``"inverse_metric"`` multiplies by it.
       conformal: None, or the group over which the scale of the metric is taken from phi's mean.
+      axes: how arrays are read where that group is ``"neuron"``.
 
     Returns:
       A gradient transformation with the states of its parts in a tuple.
@@ -151,5 +154,5 @@ def scale_by_metric(
     for number, edit in enumerate(edits):
         check_transformation(f"edit number {number}", edit)
     return optax.chain(
-        compute_metric(phi, alpha, role, conformal=conformal), *edits, scale_by_inverse_metric()
+        compute_metric(phi, alpha, role, conformal=conformal, axes=axes), *edits, scale_by_inverse_metric()
     )

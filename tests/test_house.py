@@ -14,7 +14,7 @@ CAN_RUN_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib",
 # the stations of the chain and the rooms, as updates pass them. Names with an underscore are not public.
 ORDER = {
     "": (
-        *("_version", "_vocabulary", "_state_fields", "_declare", "_tree", "_check", "boundary"),
+        *("_version", "_vocabulary", "_state_fields", "_declare", "_tree", "_check", "_axes", "boundary"),
         *("phi", "covector", "_observe", "metric", "edits", "scaling", "eigenbasis", "anchor", "wrappers"),
         *("fields", "geometry", "flow", "inspect", "sharding", "checkpoint", "optimizers"),
         *("testing", "examples"),

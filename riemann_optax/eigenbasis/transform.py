@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _check, _tree
+from riemann_optax import _axes, _check, _tree
+from riemann_optax._axes import Axes
 from riemann_optax._check import check_transformation
 from riemann_optax._state_fields import StateFields
 from riemann_optax.eigenbasis import bases
@@ -21,7 +22,7 @@ from riemann_optax.eigenbasis.frame import (
     without_noise,
     zeros,
 )
-from riemann_optax.eigenbasis.layout import SIDES, ChooseAxes, ChooseSide, LayoutRules, Side, kernel_axes
+from riemann_optax.eigenbasis.layout import SIDES, ChooseSide, LayoutRules, Side
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
 
 MATRICES = ("left_factors", "right_factors", "left_bases", "right_bases")
@@ -60,7 +61,7 @@ def in_eigenbasis(
     sides: Side | ChooseSide = "both",
     max_size: int = 8192,
     block_size: int | None = None,
-    axes: ChooseAxes = kernel_axes,
+    axes: Axes = "flax",
     state_dtype: Any = None,
     correlate: Literal["gradients", "gradient_differences"] = "gradients",
     second_moments: Literal["mix", "keep"] = "mix",
@@ -101,9 +102,9 @@ def in_eigenbasis(
     Momentum after ``in_eigenbasis`` rather than inside is the same as inside, if the metric comes before it.
 
     **Which arrays.** Axes are read as rows and columns by ``axes``, by default :func:`kernel_axes`: dense,
-    convolutional, attention and stacked kernels. Vectors stay diagonal unless ``sides="vector"``. A side of
-    more than ``max_size``, such as a vocabulary, is left alone, or turned in equal blocks of at most
-    ``block_size`` (left alone if no block of at least half that divides it).
+    convolutional, attention and stacked kernels. Vectors, and stacks of them, stay diagonal unless
+    ``sides="vector"``. A side of more than ``max_size``, such as a vocabulary, is left alone, or turned in
+    equal blocks of at most ``block_size`` (left alone if no block of at least half that divides it).
 
     **Cost.** State of a square matrix, factors and bases: 16 bytes per weight, 8 with
     ``state_dtype=jnp.bfloat16``, half of either for one side. For an ``n x n`` matrix an update is ``12
@@ -128,7 +129,9 @@ def in_eigenbasis(
         leaf's name (as ``jax.tree_util.keystr`` writes its path) and the leaf that returns one of them.
       max_size: the longest side with one basis.
       block_size: of the blocks of longer sides; None leaves them alone.
-      axes: a function of a leaf's name and the leaf that returns its :class:`MatrixAxes`.
+      axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, or a function of a leaf's name
+        and the leaf that returns its :class:`MatrixAxes`, or None to leave it alone; or a dictionary of these
+        by the names of modules.
       state_dtype: of factors and bases; None means float32, or wider where the parameter is wider. Products
         are computed in float32 or wider.
       correlate: ``"gradients"``, or ``"gradient_differences"`` of one update to the next, whose correlations
@@ -184,6 +187,7 @@ def in_eigenbasis(
         _check.check_number("block_size", block_size, high=max_size)
     if not callable(sides):
         _check.check_choice("sides", sides, SIDES)
+    _axes.check_axes(axes)
     _check.check_choice("correlate", correlate, ("gradients", "gradient_differences"))
     _check.check_choice("second_moments", second_moments, ("mix", "keep"))
     if state_dtype is not None:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from riemann_optax import _axes, _tree
 from riemann_optax import _observe as observe
-from riemann_optax import _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._declare import Phi
 from riemann_optax.metric import compute_metric
@@ -96,11 +96,14 @@ class Description(NamedTuple):
       leaves: one row per parameter.
       shared_state_bytes: state that belongs to no one leaf (counters, statistics), in bytes.
       gradients: which gradients ``E`` was evaluated at.
+      axes: how arrays were read that are neither a plain matrix nor one vector, and which of them by default,
+        because neither name nor shape tells.
     """
 
     leaves: tuple[LeafDescription, ...]
     shared_state_bytes: int
     gradients: str
+    axes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return the table."""
@@ -112,6 +115,7 @@ class Description(NamedTuple):
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         lines.append(f"shared state: {self.shared_state_bytes} bytes; E at {self.gradients}")
+        lines += [f"read as: {line}" for line in self.axes]
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -188,7 +192,7 @@ def describe(
     where = "gradients of 1" if gradients is None else "the given gradients"
     gradients = jax.tree.map(jnp.ones_like, params) if gradients is None else gradients
     state = tx.init(params) if state is None else state
-    with jax.disable_jit(), observe.listen() as observer:
+    with jax.disable_jit(), observe.listen() as observer, _axes.listen() as readings:
         tx.update(gradients, state, params, **extra_args)
     metrics = jax.tree.leaves(_metric_tree(observer, gradients))
     sizes, shared = _state_bytes(tx, state, params)
@@ -207,7 +211,7 @@ def describe(
                 state_bytes=size,
             )
         )
-    return Description(tuple(rows), shared, where)
+    return Description(tuple(rows), shared, where, _axes.remarks(params, readings))
 
 
 def _state_bytes(
