@@ -176,8 +176,8 @@ def autostep(
     :func:`idbd` with the meta-gradient divided by its running maximum and with rates that never overshoot the
     example at hand. Use ``alpha = 1`` and a learning rate of 1. For a linear unit, half the squared error and
     one example at a time this is the published rule, equal to it in float64. The sum runs over the fan-in, as
-    ``axes`` reads it. (A bias is a leaf by itself: to include it, append a constant input. A vector of weights
-    sums over all of it; with the number 1 for ``inputs``, as biases have, over nothing.)
+    ``axes`` reads it. (A bias is a leaf by itself: to include it, append a constant input. A vector of
+    weights sums over all of it; with the number 1 for ``inputs``, as biases have, over nothing.)
 
     Needs the extra argument ``inputs`` as :func:`idbd` does, or ``form="gradients"``, the same approximation.
 

@@ -152,8 +152,8 @@ def per_neuron(
       \varphi_{ij} = \Big(\mathrm{mean}_i\,\hat v_{ij}\Big)^p
 
     with ``v`` the bias-corrected running mean of the squared gradient and the mean over the fan-in, as
-    ``axes`` reads it. A vector is one neuron; of an embedding each row is one. For the kernels of linear layers
-    it is Adam-mini's second moment, equal to it in float64; there attention has one value per head.
+    ``axes`` reads it. A vector is one neuron; of an embedding each row is one. For the kernels of linear
+    layers it is Adam-mini's second moment, equal to it in float64; there attention has one value per head.
 
     ``phi >= 0``. State: 1 value per neuron. Under sharding of the fan-in one all-reduce of a value per neuron
     for each leaf, which XLA combines.
