@@ -55,6 +55,18 @@ def full_like(params: Any, value: float, dtype: Any = None) -> Any:
     return jax.tree.map(lambda p: jnp.full_like(p, value, dtype=dtype or working_dtype(p)), params)
 
 
+def vectors_like(params: Any, dtype: Any = None) -> Any:
+    """Return zeros for what is linear in the gradient: in ``dtype``, or complex where the weights are."""
+    check_inexact(params, "params")
+
+    def zeros(leaf: Any) -> jax.Array:
+        real = working_dtype(leaf) if dtype is None else jnp.dtype(dtype)
+        is_complex = jnp.issubdtype(dtype_of(leaf), jnp.complexfloating)
+        return jnp.zeros_like(leaf, dtype=np.promote_types(real, jnp.complex64) if is_complex else real)
+
+    return jax.tree.map(zeros, params)
+
+
 def to_working_dtype(leaf: Any) -> jax.Array:
     """Cast a real leaf to its working dtype."""
     return jnp.asarray(leaf).astype(working_dtype(leaf))

@@ -109,7 +109,7 @@ def idbd(
     def init(params: optax.Params) -> IDBDState:
         return IDBDState(
             log_rate=_initial_log_rates(params, initial_rate, state_dtype),
-            trace=_zero_trace(params, state_dtype),
+            trace=_tree.vectors_like(params, state_dtype),
         )
 
     def update(
@@ -221,7 +221,7 @@ def autostep(
     def init(params: optax.Params) -> AutostepState:
         return AutostepState(
             log_rate=_initial_log_rates(params, initial_rate, state_dtype),
-            trace=_zero_trace(params, state_dtype),
+            trace=_tree.vectors_like(params, state_dtype),
             normalizer=_tree.zeros_like(params, state_dtype),
         )
 
@@ -279,18 +279,6 @@ def _check_rates(initial_rate: float, form: str, state_dtype: Any) -> None:
 def _initial_log_rates(params: optax.Params, initial_rate: float, state_dtype: Any) -> Any:
     log_rate = jnp.log(jnp.asarray(initial_rate))
     return jax.tree.map(lambda z: z + log_rate.astype(z.dtype), _tree.zeros_like(params, state_dtype))
-
-
-def _zero_trace(params: optax.Params, state_dtype: Any) -> Any:
-    """Return zeros for a sum of steps: complex where the weights are."""
-    _tree.check_inexact(params, "params")
-
-    def zeros(p: Any) -> jax.Array:
-        real = jnp.dtype(state_dtype) if state_dtype is not None else _tree.working_dtype(p)
-        is_complex = jnp.issubdtype(_tree.dtype_of(p), jnp.complexfloating)
-        return jnp.zeros_like(p, dtype=np.promote_types(real, jnp.complex64) if is_complex else real)
-
-    return jax.tree.map(zeros, params)
 
 
 def _squares(name: str, form: str, inputs: Any, updates: optax.Updates, axes: Axes) -> Any:
