@@ -129,6 +129,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     # the phis
     "phi.activity:squared": with_phi(lambda: ro.phi.activity(decay=0.9, power=1.0), learning_rate=5e-3),
+    "phi.surprise": with_phi(ro.phi.surprise, learning_rate=1e-2),
     "phi.accumulated_activity": with_phi(ro.phi.accumulated_activity, learning_rate=0.5),
     "phi.bayesian_synapse": with_phi(ro.phi.bayesian_synapse, learning_rate=0.1),
     "phi.presynaptic_release": with_phi(ro.phi.presynaptic_release, learning_rate=8e-3),
