@@ -118,9 +118,9 @@ def check_state_dtype(state_dtype: Any) -> None:
 
 def check_key(key: Any) -> None:
     """Raise ``TypeError`` unless ``key`` is a random key, typed or of the older kind, or an integer seed."""
-    old = getattr(key, "dtype", None) == jnp.uint32
+    old = getattr(key, "dtype", None) == jnp.uint32 and np.shape(key) != ()
     new = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not (isinstance(key, int) or old or new):
+    if not (isinstance(key, int | np.integer) or old or new):
         raise TypeError(f"key must be a random key (jax.random.key) or an integer seed, got {key!r}.")
 
 

@@ -9,6 +9,7 @@ import optax
 
 Group = Literal["leaf", "neuron", "tree"]
 GROUPS: tuple[str, ...] = get_args(Group)
+_IN_A_BOX = (jax.tree_util.GetAttrKey("value"),)
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
@@ -133,6 +134,34 @@ def inner(a: Any, b: Any) -> jax.Array:
     if jnp.iscomplexobj(a) and jnp.iscomplexobj(b):
         product = product + jnp.imag(a).astype(dtype) * jnp.imag(b).astype(dtype)
     return product
+
+
+def bare(tree: Any) -> Any:
+    """Return the tree with the contents of each box in the place of the box.
+
+    A box is a node of a registered class with one child called ``value``, such as a variable of Flax NNX or a
+    partitioned parameter of Linen. It carries the placement of one weight and passes it on to whatever array
+    is put into it, so state whose arrays have not the shapes of the weights is built over the bare tree.
+    """
+
+    def unboxed(node: Any) -> Any:
+        content = _content(node)
+        return bare(content[0]) if content else node
+
+    return jax.tree.map(unboxed, tree, is_leaf=lambda node: bool(_content(node)))
+
+
+def like(tree: Any, reference: Any) -> Any:
+    """Return the leaves of ``tree`` in the containers and boxes of ``reference``."""
+    return jax.tree.unflatten(jax.tree.structure(reference), jax.tree.leaves(tree))
+
+
+def _content(node: Any) -> list[Any]:
+    """Return what a box holds, in a list; an empty list for what is no box."""
+    if node is None or isinstance(node, dict | list | tuple | jax.Array | np.ndarray):
+        return []
+    children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda child: child is not node)
+    return [child for path, child in children if len(children) == 1 and path == _IN_A_BOX]
 
 
 def find_states(state: optax.OptState, kind: type[Any]) -> list[Any]:

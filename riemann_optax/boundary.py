@@ -58,11 +58,7 @@ def consolidate(
       >>> print(ro.metric_at(tx, gradients, ro.consolidate(state, params), params))  # 1 + 2 * g**2
       [ 3. 19.]
     """
-
-    def consolidates(node: Any) -> bool:
-        return callable(getattr(type(node), "consolidated", None))
-
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=consolidates) if consolidates(node)]
+    found = consolidating_states(opt_state)
     if not found:
         raise ValueError(
             "consolidate: opt_state holds no state that a task boundary changes: put a consolidating phi "
@@ -73,11 +69,34 @@ def consolidate(
             "consolidate: no state in opt_state takes a task_importance: leave it out, or use a phi that "
             "does, such as riemann_optax.phi.online_ewc()."
         )
+    return consolidate_within(opt_state, params, task_importance)
+
+
+def consolidate_within(state: Any, params: optax.Params, task_importance: optax.Params | None) -> Any:
+    """Return ``state`` with every consolidating state in it consolidated, if there are any."""
     return jax.tree.map(
-        lambda node: node.consolidated(params, task_importance) if consolidates(node) else node,
-        opt_state,
+        lambda node: node.consolidated(params, task_importance) if consolidating_states(node) else node,
+        state,
         is_leaf=consolidates,
     )
+
+
+def consolidates(node: Any) -> bool:
+    """Return whether a node of a state has something to do at a task boundary."""
+    return callable(getattr(type(node), "consolidated", None))
+
+
+def consolidating_states(state: Any) -> list[Any]:
+    """Return the states within ``state`` that have something to do at a task boundary.
+
+    Of a state that wraps others, known by its method ``wrapped_state``, those within what it wraps.
+    """
+    found: list[Any] = []
+    for node in jax.tree.leaves(state, is_leaf=consolidates):
+        if consolidates(node):
+            wraps = hasattr(type(node), "wrapped_state")
+            found += consolidating_states(node.wrapped_state()) if wraps else [node]
+    return found
 
 
 def consolidated_where(

@@ -28,7 +28,7 @@ ORDER = {
     "edits": ("_edit", "lifting", "rescaling", "competition", "noise", "checking"),
     "eigenbasis": ("layout", "mesh", "coordinates", "bases", "frame", "transform"),
     "anchor": ("targets", "importance", "pull"),
-    "wrappers": ("guard", "precision", "norm_matched", "kinds"),
+    "wrappers": ("_codes", "guard", "precision", "norm_matched", "kinds"),
     "fields": ("_numeric", "base", "closed_forms"),
     "optimizers": ("momentum", "schedule_free", "aliases"),
     "geometry": ("maps", "retraction", "spectrum"),

@@ -199,8 +199,9 @@ def in_eigenbasis(
 
     def init(params: optax.Params) -> InEigenbasisState:
         _tree.check_inexact(params, "params")
-        leaves, structure = jax.tree.flatten(params)
-        layouts = rules.layouts(params)
+        bare = _tree.bare(params)
+        leaves, structure = jax.tree.flatten(bare)
+        layouts = rules.layouts(bare)
         inner_state = inner.init(params)
         # Whatever nobody has declared is refused here, not in the middle of a run.
         coordinate_arrays(inner_state, params, [layout is not None for layout in layouts], extra)
@@ -235,8 +236,9 @@ def in_eigenbasis(
         **extra_args: Any,
     ) -> tuple[optax.Updates, InEigenbasisState]:
         _tree.check_inexact(updates, "gradients")
-        gradients, structure = jax.tree.flatten(updates)
-        layouts = rules.layouts(updates)
+        bare = _tree.bare(updates)
+        gradients, structure = jax.tree.flatten(bare)
+        layouts = rules.layouts(bare)
         matrices = {name: _leaves_up_to(structure, getattr(state, name)) for name in MATRICES}
         previous = _leaves_up_to(structure, state.previous_gradients)
         sources = _differences(gradients, previous, state.count) if differences else gradients

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from riemann_optax import _tree
 
@@ -105,7 +106,7 @@ def scaled_to_unit(tree: Any) -> Any:
 
 def as_key(key: jax.Array | int) -> jax.Array:
     """Return a copy of a random key, or the key of an integer seed."""
-    return jax.random.key(key) if isinstance(key, int) else jnp.array(key, copy=True)
+    return jax.random.key(int(key)) if isinstance(key, int | np.integer) else jnp.array(key, copy=True)
 
 
 def random_signs(key: jax.Array, params: Any) -> Any:

@@ -13,7 +13,7 @@ from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state
 
 
-@declare_fields(squared=("second_moment",))
+@declare_fields(squared=("second_moment",), nonnegative=("second_moment",))
 class ActivityState(NamedTuple):
     """State of :func:`activity`.
 
@@ -82,7 +82,7 @@ def activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
     return Phi(init, update, name="activity")
 
 
-@declare_fields(squared=("sum_of_squares",))
+@declare_fields(squared=("sum_of_squares",), nonnegative=("sum_of_squares",))
 class AccumulatedActivityState(NamedTuple):
     """State of :func:`accumulated_activity`.
 
