@@ -57,11 +57,11 @@ class Trainer:
     """Trains one optimiser at any rate and seed, compiling once.
 
     Args:
-        build: makes the optimiser from its schedule.
-        problem: model and data; the initial weights are the seed's, not the problem's.
-        model_name: the model to build for each seed.
-        steps: length of a run.
-        batch_size: examples in a batch.
+      build: makes the optimiser from its schedule.
+      problem: model and data; the initial weights are the seed's, not the problem's.
+      model_name: the model to build for each seed.
+      steps: length of a run.
+      batch_size: examples in a batch.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class Trainer:
 def median_loss(outcomes: Sequence[Outcome]) -> float:
     """Return the median validation loss, where a run that diverged counts as infinite.
 
-    Example:
-        >>> median_loss([Outcome(0.1, 1.0), Outcome(float("nan"), 0.1), Outcome(0.3, 0.9)])
-        0.3
+    Examples:
+      >>> median_loss([Outcome(0.1, 1.0), Outcome(float("nan"), 0.1), Outcome(0.3, 0.9)])
+      0.3
     """
     losses = np.asarray([outcome.validation_loss for outcome in outcomes])
     return float(np.median(np.where(np.isfinite(losses), losses, np.inf)))
@@ -118,7 +118,7 @@ def tune(
     """Find each optimiser's best rate on one grid, widened for all as long as one is best on its edge.
 
     Returns:
-        The best rate by optimiser; and by optimiser and rate, the median validation loss.
+      The best rate by optimiser; and by optimiser and rate, the median validation loss.
     """
     rates = sorted(grid)
     losses: dict[str, dict[float, float]] = {name: {} for name in trainers}

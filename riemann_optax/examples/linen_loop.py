@@ -51,12 +51,12 @@ def train(steps: int, seed: int = 0, batch_size: int = 32) -> tuple[TrainState, 
     """Train on the digits.
 
     Args:
-        steps: number of steps.
-        seed: of the initial weights and of the order of the data.
-        batch_size: examples in a batch.
+      steps: number of steps.
+      seed: of the initial weights and of the order of the data.
+      batch_size: examples in a batch.
 
     Returns:
-        The final state, and the loss and accuracy on the validation part.
+      The final state, and the loss and accuracy on the validation part.
     """
     dataset = load_digits()
     part = jax.device_put(dataset.parts["train"])

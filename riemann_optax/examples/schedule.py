@@ -11,16 +11,16 @@ def warmup_cosine(peak: jax.typing.ArrayLike, steps: int) -> optax.Schedule:
     """Learning rate that rises linearly over the first 5% of the steps and falls to 0 along a cosine.
 
     Args:
-        peak: the highest rate; may be traced.
-        steps: number of steps of the whole run.
+      peak: the highest rate; may be traced.
+      steps: number of steps of the whole run.
 
     Returns:
-        A schedule: the count of steps taken, from 0, to the rate of the next one.
+      A schedule: the count of steps taken, from 0, to the rate of the next one.
 
-    Example:
-        >>> schedule = warmup_cosine(1.0, 100)
-        >>> [round(float(schedule(count)), 2) for count in (0, 4, 52, 99)]
-        [0.2, 1.0, 0.5, 0.0]
+    Examples:
+      >>> schedule = warmup_cosine(1.0, 100)
+      >>> [round(float(schedule(count)), 2) for count in (0, 4, 52, 99)]
+      [0.2, 1.0, 0.5, 0.0]
     """
     warmup = max(1, steps // 20)
     peak = jnp.asarray(peak)

@@ -82,11 +82,11 @@ def prepare_folder(arguments: argparse.Namespace) -> Record | None:
     """Make the folder of the run fit to write to.
 
     Returns:
-        The record of the run to resume, or None for a new run.
+      The record of the run to resume, or None for a new run.
 
     Raises:
-        InputError: if the folder cannot be written to, or holds something that the arguments do not allow to
-            be continued or replaced.
+      InputError: if the folder cannot be written to, or holds something that the arguments do not allow to
+        be continued or replaced.
     """
     folder: Path = arguments.out
     previous = None
@@ -156,7 +156,7 @@ def train_all(arguments: argparse.Namespace, console: Console) -> Record:
     Of several processes all train, and the leader writes.
 
     Returns:
-        The record, as it is written.
+      The record, as it is written.
     """
     dataset = datasets.load(arguments.data, data_dir=arguments.data_dir, text_file=arguments.text_file)
     model = models.build(arguments.model, dataset, arguments.seed)

@@ -21,13 +21,13 @@ class Defaults(NamedTuple):
     """What a problem is trained with unless the user says otherwise.
 
     Attributes:
-        steps: length of a run.
-        batch_size: examples in a batch.
-        evaluate_every: steps between validations.
-        metric_rate: rate of the recommended metric (momentum .9, conformal, phi = factored activity).
-        adam_rate: rate of AdamW and its kin.
-        sgd_rate: rate of SGD with Nesterov momentum .9, the start for metrics that are not conformal.
-        target: validation loss that counts as reached, or None where none has been measured.
+      steps: length of a run.
+      batch_size: examples in a batch.
+      evaluate_every: steps between validations.
+      metric_rate: rate of the recommended metric (momentum .9, conformal, phi = factored activity).
+      adam_rate: rate of AdamW and its kin.
+      sgd_rate: rate of SGD with Nesterov momentum .9, the start for metrics that are not conformal.
+      target: validation loss that counts as reached, or None where none has been measured.
     """
 
     steps: int
@@ -225,21 +225,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse a command line and fill in the defaults that depend on other arguments.
 
     Args:
-        argv: the arguments, by default those of the process.
+      argv: the arguments, by default those of the process.
 
     Returns:
-        The arguments, all set but those that may be None (``data_dir``, ``text_file``, ``target`` and what
-        tells where several processes meet).
+      The arguments, all set but those that may be None (``data_dir``, ``text_file``, ``target`` and what
+      tells where several processes meet).
 
     Raises:
-        InputError: for arguments that are wrong in themselves or do not go together.
+      InputError: for arguments that are wrong in themselves or do not go together.
 
-    Example:
-        >>> arguments = parse([])
-        >>> arguments.model, arguments.alpha, arguments.conformal
-        ('convnet', 100.0, 'tree')
-        >>> parse(["--phi", "maintenance_energy"]).alpha
-        1.0
+    Examples:
+      >>> arguments = parse([])
+      >>> arguments.model, arguments.alpha, arguments.conformal
+      ('convnet', 100.0, 'tree')
+      >>> parse(["--phi", "maintenance_energy"]).alpha
+      1.0
     """
     arguments = build_parser().parse_args(argv)
     if arguments.model is None:

@@ -141,22 +141,22 @@ def supply_for(phi: str, model: Model) -> Supply | None:
     """Return what makes the extra arguments of a phi in each step, None where it needs none.
 
     Args:
-        phi: a key of :data:`riemann_optax.examples.train.phis.PHIS`.
-        model: the model to be trained.
+      phi: a key of :data:`riemann_optax.examples.train.phis.PHIS`.
+      model: the model to be trained.
 
     Returns:
-        A function of the step, for :func:`riemann_optax.examples.train.loop.train`.
+      A function of the step, for :func:`riemann_optax.examples.train.loop.train`.
 
     Raises:
-        InputError: if the model cannot tell the inputs or the activities that the phi needs.
+      InputError: if the model cannot tell the inputs or the activities that the phi needs.
 
-    Example:
-        >>> from riemann_optax.examples import data, datasets, models
-        >>> model = models.build("mlp", datasets.load("digits"), seed=0)
-        >>> supply_for("activity", model) is None
-        True
-        >>> supply_for("idbd", model) is None
-        False
+    Examples:
+      >>> from riemann_optax.examples import data, datasets, models
+      >>> model = models.build("mlp", datasets.load("digits"), seed=0)
+      >>> supply_for("activity", model) is None
+      True
+      >>> supply_for("idbd", model) is None
+      False
     """
     suppliers = SUPPLIERS.get(phi, ())
     for supplier in suppliers:

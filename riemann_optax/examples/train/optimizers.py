@@ -16,14 +16,14 @@ class MetricOptions(NamedTuple):
     """What the command line says about the metric; the defaults are the recommended design.
 
     Attributes:
-        optimizer: ``"riemannian_sgd"`` or ``"riemannian_adamw"``.
-        phi: a key of :data:`riemann_optax.examples.train.phis.PHIS`.
-        alpha: the weight of phi in ``E = 1 + alpha * phi``.
-        role: ``"metric"`` divides by E (the paper's equations), ``"inverse_metric"`` multiplies (its text).
-        conformal: the group over which E is rescaled to the mean of phi, or ``"none"``.
-        momentum: Nesterov momentum on the tangent (``b1`` of ``riemannian_adamw``); 0 for none.
-        weight_decay: decoupled weight decay per unit of the size of a steady step.
-        eigenbasis: steps between two refreshes of the eigenbases it all runs in; 0 for none.
+      optimizer: ``"riemannian_sgd"`` or ``"riemannian_adamw"``.
+      phi: a key of :data:`riemann_optax.examples.train.phis.PHIS`.
+      alpha: the weight of phi in ``E = 1 + alpha * phi``.
+      role: ``"metric"`` divides by E (the paper's equations), ``"inverse_metric"`` multiplies (its text).
+      conformal: the group over which E is rescaled to the mean of phi, or ``"none"``.
+      momentum: Nesterov momentum on the tangent (``b1`` of ``riemannian_adamw``); 0 for none.
+      weight_decay: decoupled weight decay per unit of the size of a steady step.
+      eigenbasis: steps between two refreshes of the eigenbases it all runs in; 0 for none.
     """
 
     optimizer: str = "riemannian_sgd"
@@ -70,20 +70,20 @@ def build_baseline(
     """Build an optimiser from its name in ``optax`` or ``optax.contrib``, with the recorder of energy.
 
     Args:
-        name: such as ``"adamw"``, ``"sgd"`` or ``"muon"``.
-        learning_rate: the rate or schedule.
-        options: further keyword arguments, such as ``{"momentum": 0.9}``.
+      name: such as ``"adamw"``, ``"sgd"`` or ``"muon"``.
+      learning_rate: the rate or schedule.
+      options: further keyword arguments, such as ``{"momentum": 0.9}``.
 
     Returns:
-        The optimiser.
+      The optimiser.
 
     Raises:
-        InputError: if there is no such optimiser, or it does not take these arguments.
+      InputError: if there is no such optimiser, or it does not take these arguments.
 
-    Example:
-        >>> tx = build_baseline("sgd", 0.1, {"momentum": 0.9})
-        >>> isinstance(tx, optax.GradientTransformation)
-        True
+    Examples:
+      >>> tx = build_baseline("sgd", 0.1, {"momentum": 0.9})
+      >>> isinstance(tx, optax.GradientTransformation)
+      True
     """
     factory = getattr(optax, name, None) or getattr(optax.contrib, name, None)
     not_known = InputError(

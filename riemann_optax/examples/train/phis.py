@@ -17,9 +17,9 @@ class Phi(NamedTuple):
     """An entry of :data:`PHIS`.
 
     Attributes:
-        factory: makes the phi.
-        summary: one line for ``--phi help``.
-        alpha: the default of ``--alpha``, at which the phi is what its source describes.
+      factory: makes the phi.
+      summary: one line for ``--phi help``.
+      alpha: the default of ``--alpha``, at which the phi is what its source describes.
     """
 
     factory: Callable[[], optax.GradientTransformationExtraArgs]

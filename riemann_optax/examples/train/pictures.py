@@ -43,11 +43,11 @@ def draw_curves(
     """Draw loss, accuracy and the spread of the effective rates against the step.
 
     Args:
-        histories: the :attr:`.loop.Run.history` of ``"metric"`` and, if it was trained, ``"baseline"``.
-        labels: what to call them.
-        target: the validation loss that counts as reached, drawn as a line; or None.
-        title: the heading.
-        path: the PNG to write.
+      histories: the :attr:`.loop.Run.history` of ``"metric"`` and, if it was trained, ``"baseline"``.
+      labels: what to call them.
+      target: the validation loss that counts as reached, drawn as a line; or None.
+      title: the heading.
+      path: the PNG to write.
     """
     metric_rows = histories["metric"]["metric"]
     figure = Figure(figsize=(13, 4), dpi=150, layout="constrained")
@@ -97,9 +97,9 @@ def draw_metric(history: History, title: str, path: Path) -> None:
     of the run has all of them.
 
     Args:
-        history: the :attr:`.loop.Run.history` of the metric optimiser.
-        title: the heading.
-        path: the PNG to write.
+      history: the :attr:`.loop.Run.history` of the metric optimiser.
+      title: the heading.
+      path: the PNG to write.
     """
     names = history["layers"]
     shown = list(range(len(names)))
