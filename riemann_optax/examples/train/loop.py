@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import riemann_optax as ro
+from riemann_optax._tree import find_states
 from riemann_optax.examples.data import PARTS, Dataset, batch_indices
 from riemann_optax.examples.models import Model, Parameters
 from riemann_optax.examples.train.optimizers import energy_spent, recorded_metric
@@ -122,16 +124,21 @@ class Step(NamedTuple):
     targets: jax.Array
 
 
-# Makes the extra arguments of a phi by name; with ``grad`` among them, that replaces the gradient.
+# What every step gives an optimiser, as Optax's own rules ask for it.
+ALWAYS_GIVEN = ("value", "grad", "value_fn", "obj_fn")
+
+# Makes further extra arguments by name; with ``grad`` among them, that replaces the gradient.
 Supply = Callable[[Step], dict[str, Any]]
 
 
 def evaluation_parameters(training: Training) -> Parameters:
     """Return the weights to score: the average of a schedule-free optimiser, else the weights themselves."""
-    state = optax.tree.get(training.optimizer_state, "ScheduleFreeState", None)
-    if state is None:
-        return training.parameters
-    averaged: Parameters = optax.contrib.schedule_free_eval_params(state, training.parameters)
+    parameters, state = training
+    averaged: Parameters = parameters
+    if find_states(state, ro.ScheduleFreeState):
+        averaged = ro.eval_params(state, parameters)
+    for other in find_states(state, optax.contrib.ScheduleFreeState):
+        averaged = optax.contrib.schedule_free_eval_params(other, parameters)
     return averaged
 
 

@@ -90,7 +90,7 @@ def draw_curves(
     figure.savefig(path)
 
 
-def draw_metric(history: History, title: str, path: Path) -> None:
+def draw_metric(history: History, title: str, explanation: str, path: Path) -> None:
     """Draw the smallest, the mean and the largest E of each layer against the step.
 
     Of a model with many parameter arrays only the matrices (kernels and embeddings) get a panel; the record
@@ -99,6 +99,7 @@ def draw_metric(history: History, title: str, path: Path) -> None:
     Args:
       history: the :attr:`.loop.Run.history` of the metric optimiser.
       title: the heading.
+      explanation: what E is, written below the panels.
       path: the PNG to write.
     """
     names = history["layers"]
@@ -125,7 +126,7 @@ def draw_metric(history: History, title: str, path: Path) -> None:
         if panel + columns >= len(shown):
             axes.xaxis.set_tick_params(labelbottom=True)
         if panel % columns == 0:
-            axes.set_ylabel("E")
-    figure.supxlabel("step", fontsize=10)
+            axes.set_ylabel("E (divides the gradient)")
+    figure.supxlabel(f"step\n\n{explanation}", fontsize=10)
     panels[0, 0].legend(frameon=False, fontsize=8)
     figure.savefig(path)

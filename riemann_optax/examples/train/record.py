@@ -86,7 +86,10 @@ def print_table(record: Record, console: Console) -> None:
     row("held-out loss", *values("heldout_loss", ".4f"))
     row("held-out accuracy", *values("heldout_accuracy", ".2%"))
     if target is not None:
-        reached = ["never" if cell == "-" else cell for cell in values("steps_to_target", "d")]
+        reached = [
+            f"not in {result['steps']} steps" if cell == "-" else cell
+            for cell, result in zip(values("steps_to_target", "d"), results.values(), strict=True)
+        ]
         row(f"steps to validation loss {target:g}", *reached)
     row("seconds of training", *values("seconds", ".1f"))
     row("seconds of compilation", *values("compile_seconds", ".1f"))
