@@ -28,8 +28,9 @@ def consolidate(
     to the first update of the new task; or here the plain arrays of both,
     ``ro.consolidate(nnx.as_pure(optimizer.opt_state), nnx.as_pure(nnx.state(model, nnx.Param)))`` (the
     function is named ``nnx.pure`` before Flax 0.12.7). Both ways give the same states. (``optax.MultiSteps``
-    passes on the extra arguments of its last mini-step only: use this function there.) Elementwise, so no
-    collective.
+    passes on the extra arguments of its last mini-step only: use this function there.) States inside of
+    :func:`riemann_optax.in_eigenbasis` consolidate at the beginning of their next update, with the parameters
+    given there. Elementwise, so no collective.
 
     Args:
       opt_state: the state of any transformation with a consolidating phi or anchor anywhere in it.
@@ -58,11 +59,7 @@ def consolidate(
       >>> print(ro.metric_at(tx, gradients, ro.consolidate(state, params), params))  # 1 + 2 * g**2
       [ 3. 19.]
     """
-
-    def consolidates(node: Any) -> bool:
-        return callable(getattr(type(node), "consolidated", None))
-
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=consolidates) if consolidates(node)]
+    found = consolidating_states(opt_state)
     if not found:
         raise ValueError(
             "consolidate: opt_state holds no state that a task boundary changes: put a consolidating phi "
@@ -78,6 +75,16 @@ def consolidate(
         opt_state,
         is_leaf=consolidates,
     )
+
+
+def consolidates(node: Any) -> bool:
+    """Return whether a node of a state has something to do at a task boundary."""
+    return callable(getattr(type(node), "consolidated", None))
+
+
+def consolidating_states(opt_state: optax.OptState) -> list[Any]:
+    """Return the states within ``opt_state`` that have something to do at a task boundary."""
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=consolidates) if consolidates(node)]
 
 
 def consolidated_where(
