@@ -20,7 +20,7 @@ from riemann_optax.edits import (
     on_gradient,
     on_metric,
 )
-from riemann_optax.eigenbasis import InEigenbasisState, in_eigenbasis
+from riemann_optax.eigenbasis import BoundaryInEigenbasisState, InEigenbasisState, in_eigenbasis
 from riemann_optax.fields import attach_field
 from riemann_optax.geometry.retraction import retract
 from riemann_optax.geometry.spectrum import Spectrum, preconditioned_spectrum
@@ -60,6 +60,7 @@ from riemann_optax.wrappers import (
 
 __all__ = [
     "AnchoredWeightsState",
+    "BoundaryInEigenbasisState",
     "ComputeMetricState",
     "ConsolidatingState",
     "Covector",

@@ -31,6 +31,29 @@ def working_dtype(leaf: Any) -> np.dtype[Any]:
     return real if real.itemsize > 4 else np.dtype(np.float32)
 
 
+def wide_dtype(leaf: Any) -> np.dtype[Any]:
+    """Return the dtype vectors are computed in: the working dtype, complex where the leaf is complex."""
+    return np.promote_types(dtype_of(leaf), working_dtype(leaf))
+
+
+def widen(tree: Any) -> Any:
+    """Return a tree with its narrow leaves, arrays or abstract ones, in the dtype vectors are computed in.
+
+    What runs inside of a frame sees wide leaves only: in float16 an ``eps`` of 1e-8 is 0, and a second moment
+    of small gradients as well.
+    """
+
+    def wide(leaf: Any) -> Any:
+        dtype = dtype_of(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact) or dtype == wide_dtype(leaf):
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, wide_dtype(leaf), sharding=leaf.sharding)
+        return leaf.astype(wide_dtype(leaf))
+
+    return jax.tree.map(wide, tree)
+
+
 def check_inexact(tree: Any, argument: str) -> None:
     """Raise ``TypeError`` for a leaf that has no gradient: integers, booleans, float0."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -28,8 +28,9 @@ def consolidate(
     to the first update of the new task; or here the plain arrays of both,
     ``ro.consolidate(nnx.as_pure(optimizer.opt_state), nnx.as_pure(nnx.state(model, nnx.Param)))`` (the
     function is named ``nnx.pure`` before Flax 0.12.7). Both ways give the same states. (``optax.MultiSteps``
-    passes on the extra arguments of its last mini-step only: use this function there.) Elementwise, so no
-    collective.
+    passes on the extra arguments of its last mini-step only: use this function there.) States inside of
+    :func:`riemann_optax.in_eigenbasis` consolidate at the beginning of their next update, with the parameters
+    given there. Elementwise, so no collective.
 
     Args:
       opt_state: the state of any transformation with a consolidating phi or anchor anywhere in it.

@@ -6,6 +6,7 @@ import jax
 import optax
 
 from riemann_optax import _observe as observe
+from riemann_optax import _tree
 from riemann_optax._axes import Axes
 from riemann_optax._check import check_transformation
 from riemann_optax._tree import Group
@@ -68,11 +69,11 @@ def in_orthonormal_frame(inner: optax.GradientTransformation) -> optax.GradientT
     ``optax.clip_by_global_norm`` it is the Riemannian norm of the gradient that is clipped.
 
     Args:
-      inner: any Optax transformation; it sees the parameters unchanged and, for Euclidean leaves, the
-        gradient unchanged.
+      inner: any Optax transformation; it sees the parameters and, for Euclidean leaves, the gradient, all in
+        float32 or wider, so that its constants, such as Adam's ``eps``, mean the same for narrow weights.
 
     Returns:
-      A gradient transformation with the state of ``inner``.
+      A gradient transformation with the state of ``inner``; the result has the dtype of the gradient.
 
     Raises:
       TypeError: where ``inner`` is no gradient transformation.
@@ -96,21 +97,25 @@ def in_orthonormal_frame(inner: optax.GradientTransformation) -> optax.GradientT
     check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
+    def init(params: optax.Params) -> optax.OptState:
+        return inner.init(_tree.widen(params))
+
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         require_covectors(updates, "in_orthonormal_frame")
         observe.metric_used(updates)
-        frame = map_covectors(Covector.to_frame, updates)
-        frame, state = inner.update(frame, state, params, **extra_args)
-        tangent = jax.tree.map(
-            lambda covector, u: covector.from_frame(u) if isinstance(covector, Covector) else u,
-            updates,
-            frame,
+        frame = map_covectors(
+            lambda c: c.with_components(_tree.widen(c.components)).to_frame(), updates, euclidean=_tree.widen
         )
-        return tangent, state
+        frame, state = inner.update(frame, state, _tree.widen(params), **extra_args)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+        def leave(old: Any, u: jax.Array) -> jax.Array:
+            return (old.from_frame(u) if isinstance(old, Covector) else u).astype(old.dtype)
+
+        return jax.tree.map(leave, updates, frame), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def scale_by_metric(

@@ -9,7 +9,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Declared
 from riemann_optax._state_fields import declare_fields
-from riemann_optax.anchor.targets import wide_dtype
+from riemann_optax._tree import wide_dtype
 from riemann_optax.boundary import consolidated_where, masked_like
 from riemann_optax.phi import _state
 

@@ -8,7 +8,7 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
-from riemann_optax.anchor.targets import wide_dtype
+from riemann_optax._tree import wide_dtype
 from riemann_optax.covector import Covector, map_covectors
 from riemann_optax.metric import check_phi_values
 

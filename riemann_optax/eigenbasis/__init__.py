@@ -1,5 +1,6 @@
 """The metric in a Kronecker eigenbasis: synapses that interact."""
 
+from riemann_optax.eigenbasis.task_boundary import BoundaryInEigenbasisState
 from riemann_optax.eigenbasis.transform import InEigenbasisState, in_eigenbasis
 
-__all__ = ["InEigenbasisState", "in_eigenbasis"]
+__all__ = ["BoundaryInEigenbasisState", "InEigenbasisState", "in_eigenbasis"]

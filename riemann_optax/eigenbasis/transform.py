@@ -24,6 +24,7 @@ from riemann_optax.eigenbasis.frame import (
 )
 from riemann_optax.eigenbasis.layout import SIDES, ChooseSide, LayoutRules, Side
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
+from riemann_optax.eigenbasis.task_boundary import consolidated_if, enclosed, enclosed_like, opened
 
 MATRICES = ("left_factors", "right_factors", "left_bases", "right_bases")
 
@@ -41,7 +42,8 @@ class InEigenbasisState(NamedTuple):
       left_bases: orthogonal matrices, eigenvectors in columns.
       right_bases: the same for the other side.
       previous_gradients: of the last update, if it is their differences that are correlated.
-      inner: the state of the inner transformation, in the coordinates of these bases.
+      inner: the state of the inner transformation, in the coordinates of these bases; in a
+        :class:`BoundaryInEigenbasisState` where something in it consolidates.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -84,13 +86,13 @@ def in_eigenbasis(
     update, one power iteration and a QR decomposition bring a side of a matrix up to date every
     ``update_every`` steps, the sides taking turns so that each step has a similar share of the work.
 
-    **What inner sees.** Gradients *and parameters* in the coordinates of the bases, in shape and dtype of the
-    leaf: a phi of the weights, an anchor or weight decay inside is one of the turned weights, and ``E`` as
-    :func:`metric_at` and :func:`record_metric` show it belongs to eigenvectors. Means over a leaf or the tree
-    mean the same; "neuron" is an output eigenvector. The functions ``obj_fn``, ``value_fn`` and
-    ``outputs_fn`` and gradients of examples or samples among the extra arguments are turned too; ``inputs``,
-    ``activities`` and ``task_importance`` belong to single weights and are refused. Both stages must be
-    inside, or both outside.
+    **What inner sees.** Gradients *and parameters* in the coordinates of the bases, in the shape of the leaf
+    and in float32 or wider: a phi of the weights, an anchor or weight decay inside is one of the turned
+    weights, and ``E`` as :func:`metric_at` and :func:`record_metric` show it belongs to eigenvectors. Means
+    over a leaf or the tree mean the same; "neuron" is an output eigenvector. The functions ``obj_fn``,
+    ``value_fn`` and ``outputs_fn`` and gradients of examples or samples among the extra arguments are turned
+    too; ``inputs``, ``activities`` and ``task_importance`` belong to single weights and are refused. Both
+    stages must be inside, or both outside.
 
     **What inner remembers.** When a basis changes, whatever in the state of ``inner`` has the shape of the
     leaf changes coordinates with it: what is linear in gradients or weights exactly, by
@@ -202,7 +204,7 @@ def in_eigenbasis(
         bare = _tree.bare(params)
         leaves, structure = jax.tree.flatten(bare)
         layouts = rules.layouts(bare)
-        inner_state = inner.init(params)
+        inner_state = inner.init(_tree.widen(params))
         # Whatever nobody has declared is refused here, not in the middle of a run.
         coordinate_arrays(inner_state, params, [layout is not None for layout in layouts], extra)
 
@@ -222,11 +224,13 @@ def in_eigenbasis(
             previous_gradients=jax.tree.unflatten(
                 structure,
                 [
-                    optax.MaskedNode() if layout is None or not differences else jnp.zeros_like(leaf)
+                    optax.MaskedNode()
+                    if layout is None or not differences
+                    else jnp.zeros_like(leaf, dtype=_tree.working_dtype(leaf))
                     for leaf, layout in zip(leaves, layouts, strict=True)
                 ],
             ),
-            inner=inner_state,
+            inner=enclosed(inner_state),
         )
 
     def update(
@@ -261,7 +265,7 @@ def in_eigenbasis(
                 _refresh(work, state.count, matrices, arrays)
             return jax.tree.unflatten(inner_structure, arrays)
 
-        inner_state = state.inner
+        inner_state, pending = opened(state.inner)
         if differences:
             inner_state = refresh(inner_state)
         else:
@@ -271,14 +275,17 @@ def in_eigenbasis(
             inner_state = frame.enter_captured(inner_state, coordinates(inner_state), state.count)
         turned = frame.enter(updates)
         if not differences:
-            turned = without_noise(turned, layouts, state.count, state_dtype)
+            turned = without_noise(
+                turned, layouts, state.count, [gradient.dtype for gradient in gradients], state_dtype
+            )
+        turned_params = None if params is None else frame.enter(params)
         turned, inner_state = inner.update(
             turned,
-            inner_state,
-            None if params is None else frame.enter(params),
-            **frame.arguments(extra_args),
+            consolidated_if(pending, inner_state, turned_params),
+            turned_params,
+            **frame.arguments(extra_args, updates if params is None else params),
         )
-        tangent = frame.leave(turned)
+        tangent = frame.leave(turned, updates)
         if not differences:
             inner_state = refresh(inner_state)
         else:
@@ -289,7 +296,7 @@ def in_eigenbasis(
         return tangent, InEigenbasisState(
             count=optax.safe_increment(state.count),
             previous_gradients=jax.tree.unflatten(structure, previous),
-            inner=inner_state,
+            inner=enclosed_like(state.inner, inner_state),
             **{name: jax.tree.unflatten(structure, matrices[name]) for name in MATRICES},
         )
 

@@ -36,6 +36,11 @@ class ImportanceState(NamedTuple):
         """Whether ``consolidated`` can make use of a ``task_importance``."""
         return True
 
+    @property
+    def needs_importance(self) -> bool:
+        """Whether ``consolidated`` has to be given a ``task_importance``, as with ``running=False``."""
+        return len(jax.tree.leaves(self.task_mean)) < len(jax.tree.leaves(self.importance))
+
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
         """Return the state after a task boundary; :func:`riemann_optax.consolidate` calls it."""
         del params
@@ -44,7 +49,7 @@ class ImportanceState(NamedTuple):
             _check.check_same_structure(
                 measured, self.importance, "task_importance", "params", "give one number per weight."
             )
-        elif len(jax.tree.leaves(self.task_mean)) < len(jax.tree.leaves(self.importance)):
+        elif self.needs_importance:
             raise ValueError(
                 "with running=False the importance of a task is measured at its end: pass task_importance to "
                 "consolidate, or to update beside task_boundary."
