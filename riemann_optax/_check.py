@@ -110,10 +110,10 @@ def check_transformation(argument: str, value: Any) -> None:
         )
 
 
-def check_state_dtype(state_dtype: Any) -> None:
+def check_state_dtype(state_dtype: Any, argument: str = "state_dtype") -> None:
     """Raise ``ValueError`` unless ``state_dtype`` is None or a real floating-point dtype."""
     if state_dtype is not None:
-        check_real_dtype("state_dtype", state_dtype)
+        check_real_dtype(argument, state_dtype)
 
 
 def check_key(key: Any) -> None:

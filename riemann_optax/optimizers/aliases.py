@@ -190,6 +190,8 @@ def riemannian_adamw(
     """
     _check.check_schedulable("learning_rate", learning_rate)
     _check.check_schedulable("weight_decay", weight_decay)
+    _check.check_decay(b1, "b1")
+    _check.check_state_dtype(mu_dtype, "mu_dtype")
     metric = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
     return optax.chain(
         metric,

@@ -55,7 +55,7 @@ def ema(
       <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>`_, ICLR workshop, 2016
     """
     _check.check_decay(decay)
-    _check.check_state_dtype(accumulator_dtype)
+    _check.check_state_dtype(accumulator_dtype, "accumulator_dtype")
 
     def init(params: optax.Params) -> optax.EmaState:
         _tree.check_inexact(params, "params")

@@ -278,32 +278,32 @@ ENTRIES: dict[str, Entry] = {
     ),
     "retract:mirror": with_last(lambda: ro.retract(ro.fields.Absolute(0.1), "mirror"), real_only=True),
     # whole optimisers
-    "riemannian_sgd": optimiser(ro.riemannian_sgd, learning_rate=1e-4, reduces_state=True),
-    "riemannian_sgd:equations": optimiser(
-        ro.riemannian_sgd, momentum=None, phi=ro.phi.activity(), conformal=None
-    ),
-    "riemannian_sgd:activity": optimiser(
-        ro.riemannian_sgd, learning_rate=1e-4, phi=ro.phi.activity(decay=0.97)
-    ),
+    "riemannian_sgd": optimiser(ro.riemannian_sgd),
+    "riemannian_sgd:momentum": optimiser(ro.riemannian_sgd, momentum=0.9, nesterov=True, learning_rate=1e-4),
     "riemannian_sgd:decay": optimiser(
-        ro.riemannian_sgd, reduces_state=True, nesterov=False, conformal=None, weight_decay=1e-5, record=True
+        ro.riemannian_sgd,
+        reduces_state=True,
+        momentum=0.9,
+        phi=ro.phi.factored_activity(decay=0.97),
+        weight_decay=1e-5,
+        record=True,
     ),
     "riemannian_sgd:decay_in_metric": optimiser(
         ro.riemannian_sgd,
         reduces_state=True,
-        momentum=None,
-        conformal=None,
+        phi=ro.phi.factored_activity(decay=0.97),
         weight_decay=1e-5,
         decay_in_metric=True,
     ),
-    "riemannian_adamw": optimiser(ro.riemannian_adamw, learning_rate=1e-2, optax_promotes=True),
-    "riemannian_adamw:decay_in_metric": optimiser(
-        ro.riemannian_adamw,
-        learning_rate=1e-2,
-        optax_promotes=True,
-        decay_in_metric=True,
-        conformal="leaf",
-        nesterov=True,
+    "riemannian_adamw": optimiser(ro.riemannian_adamw, reduces_state=True),
+    "riemannian_adamw:activity": optimiser(
+        ro.riemannian_adamw, phi=ro.phi.activity(decay=0.97), nesterov=False, conformal="leaf"
+    ),
+    "riemannian_schedule_free": optimiser(ro.riemannian_schedule_free, reduces_state=True),
+    "ema": with_last(lambda: ro.ema(0.9)),
+    "ema:nesterov": with_last(lambda: ro.ema(0.9, nesterov=True)),
+    "schedule_free": Entry(
+        lambda learning_rate, alpha=1.0: ro.schedule_free(riemannian_sgd(learning_rate, alpha=alpha))
     ),
     "partition_by_kind": Entry(
         lambda learning_rate, alpha=1.0: ro.partition_by_kind(
