@@ -141,7 +141,7 @@ def test_an_injected_zero(jit):
     """Traced: the compiler cannot know that alpha is 0."""
     ours = optax.inject_hyperparams(ro.riemannian_sgd, **FLOAT32)(LEARNING_RATE, momentum=0.9, alpha=0.0)
     base = optax.inject_hyperparams(optax.sgd, **FLOAT32)(LEARNING_RATE, momentum=0.9)
-    # An injected momentum is float32, and Optax's trace of a narrow weight takes its dtype: ours stays narrow.
+    # An injected momentum is float32, and Optax's trace of a narrow weight takes its dtype; ours does not.
     ours, base = (without_narrow(trajectory(tx, jit)) for tx in (ours, base))
     chex.assert_trees_all_equal(ours, base)
 
