@@ -36,7 +36,15 @@ from riemann_optax.inspect import (
     track_energy,
 )
 from riemann_optax.metric import ComputeMetricState, compute_metric, split
-from riemann_optax.optimizers import riemannian_adamw, riemannian_sgd
+from riemann_optax.optimizers import (
+    ScheduleFreeState,
+    ema,
+    eval_params,
+    riemannian_adamw,
+    riemannian_schedule_free,
+    riemannian_sgd,
+    schedule_free,
+)
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
 from riemann_optax.wrappers import (
     LowPrecisionState,
@@ -66,6 +74,7 @@ __all__ = [
     "MetricNoiseState",
     "NormMatchedBaseState",
     "RecordMetricState",
+    "ScheduleFreeState",
     "Spectrum",
     "TrackEnergyState",
     "add_anchored_weights",
@@ -80,6 +89,8 @@ __all__ = [
     "compute_metric",
     "consolidate",
     "describe",
+    "ema",
+    "eval_params",
     "fields",
     "geometry",
     "in_eigenbasis",
@@ -101,9 +112,11 @@ __all__ = [
     "record_metric",
     "retract",
     "riemannian_adamw",
+    "riemannian_schedule_free",
     "riemannian_sgd",
     "scale_by_inverse_metric",
     "scale_by_metric",
+    "schedule_free",
     "sharding",
     "skip_nonfinite",
     "split",

@@ -92,12 +92,12 @@ def check_same_structure(tree: Any, reference: Any, argument: str, reference_nam
 
 
 def require_params(params: Any, name: str) -> Any:
-    """Return ``params``; where they are missing raise Optax's own error, with the name of who needs them."""
+    """Return ``params``; where they are missing raise an error that names who needs them."""
     if params is None:
-        try:
-            optax.add_decayed_weights(1.0).update({}, optax.EmptyState(), None)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        raise ValueError(
+            f"{name} needs the current value of the parameters, and update was called without them: call "
+            "tx.update(gradients, state, params)."
+        )
     return params
 
 
@@ -118,9 +118,9 @@ def check_state_dtype(state_dtype: Any) -> None:
 
 def check_key(key: Any) -> None:
     """Raise ``TypeError`` unless ``key`` is a random key, typed or of the older kind, or an integer seed."""
-    old = getattr(key, "dtype", None) == jnp.uint32
+    old = getattr(key, "dtype", None) == jnp.uint32 and np.shape(key) != ()
     new = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not (isinstance(key, int) or old or new):
+    if not (isinstance(key, int | np.integer) or old or new):
         raise TypeError(f"key must be a random key (jax.random.key) or an integer seed, got {key!r}.")
 
 

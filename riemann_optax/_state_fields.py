@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import jax
+
 T = TypeVar("T")
 
 
@@ -15,27 +17,33 @@ class StateFields(NamedTuple):
         that mixes as a variance does.
       refused: fields that depend on the coordinates and cannot be carried from one basis to another.
       captured: those linear fields that ``init`` fills with the weights, before there is a basis.
+      nonnegative: those squared fields that are never negative, such as second moments.
     """
 
     linear: tuple[str, ...] = ()
     squared: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     captured: tuple[str, ...] = ()
+    nonnegative: tuple[str, ...] = ()
 
 
 def declare_fields(
-    linear: tuple[str, ...] = (), squared: tuple[str, ...] = (), captured: tuple[str, ...] = ()
+    linear: tuple[str, ...] = (),
+    squared: tuple[str, ...] = (),
+    captured: tuple[str, ...] = (),
+    nonnegative: tuple[str, ...] = (),
 ) -> Callable[[type[T]], type[T]]:
     """Declare, on a state class, how its fields change with the coordinates of the weights.
 
-    Sets the class attributes ``linear_fields``, ``squared_fields`` and ``captured_fields``, which a class may
-    as well have without this decorator.
+    Sets the class attributes ``linear_fields``, ``squared_fields``, ``captured_fields`` and
+    ``nonnegative_fields``, which a class may as well have without this decorator.
 
     Args:
       linear: fields that are linear in gradients or weights, such as a momentum or a copy of the weights.
       squared: second moments, variances, diagonals of a curvature.
       captured: those linear fields that ``init`` fills with the weights; better leave that to the first
         update.
+      nonnegative: those squared fields that are never negative: 8-bit state then spends no bit on a sign.
 
     Raises:
       ValueError: for a name that is no field of the class.
@@ -46,7 +54,7 @@ def declare_fields(
             if name not in getattr(kind, "_fields", ()):
                 raise ValueError(f"{kind.__name__} has no field {name!r} to declare.")
         kind.linear_fields, kind.squared_fields = linear, squared  # type: ignore[attr-defined]
-        kind.captured_fields = captured  # type: ignore[attr-defined]
+        kind.captured_fields, kind.nonnegative_fields = captured, nonnegative  # type: ignore[attr-defined]
         return kind
 
     return declare
@@ -101,8 +109,25 @@ def state_fields(kind: type[Any]) -> StateFields:
 
     Optax declares nothing; its own classes are in a table here.
     """
-    names = ("linear_fields", "squared_fields", "refused_fields", "captured_fields")
+    names = ("linear_fields", "squared_fields", "refused_fields", "captured_fields", "nonnegative_fields")
     own = StateFields(*(tuple(getattr(kind, name, ())) for name in names))
     if any(own) or kind.__module__.split(".")[0] != "optax":
         return own
-    return _OPTAX_STATES.get(kind.__name__, own)
+    found = _OPTAX_STATES.get(kind.__name__, own)
+    may_be_negative = kind.__name__ == "SophiaState"  # the diagonal of a Hessian
+    return found if may_be_negative else found._replace(nonnegative=found.squared)
+
+
+def owner_and_field(state: Any, path: tuple[Any, ...]) -> tuple[Any, str]:
+    """Return the innermost node on ``path`` that has named fields, and the field that the path goes on by."""
+    node, owner, field = state, None, ""
+    for entry in path:
+        if isinstance(entry, jax.tree_util.GetAttrKey):
+            owner, field = node, entry.name
+            node = getattr(node, entry.name)
+        else:
+            key: Any = getattr(entry, "key", getattr(entry, "idx", None))
+            if not hasattr(node, "__getitem__"):
+                return node, str(entry)
+            node = node[key]
+    return owner, field

@@ -9,6 +9,7 @@ import optax
 
 Group = Literal["leaf", "neuron", "tree"]
 GROUPS: tuple[str, ...] = get_args(Group)
+_IN_A_BOX = (jax.tree_util.GetAttrKey("value"),)
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
@@ -78,6 +79,18 @@ def full_like(params: Any, value: float, dtype: Any = None) -> Any:
     return jax.tree.map(lambda p: jnp.full_like(p, value, dtype=dtype or working_dtype(p)), params)
 
 
+def vectors_like(params: Any, dtype: Any = None) -> Any:
+    """Return zeros for what is linear in the gradient: in ``dtype``, or complex where the weights are."""
+    check_inexact(params, "params")
+
+    def zeros(leaf: Any) -> jax.Array:
+        real = working_dtype(leaf) if dtype is None else jnp.dtype(dtype)
+        is_complex = jnp.issubdtype(dtype_of(leaf), jnp.complexfloating)
+        return jnp.zeros_like(leaf, dtype=np.promote_types(real, jnp.complex64) if is_complex else real)
+
+    return jax.tree.map(zeros, params)
+
+
 def to_working_dtype(leaf: Any) -> jax.Array:
     """Cast a real leaf to its working dtype."""
     return jnp.asarray(leaf).astype(working_dtype(leaf))
@@ -127,7 +140,7 @@ def group_mean(tree: Any, over: Literal["leaf", "tree"]) -> Any:
         leaves = jax.tree.leaves(tree)
         if not leaves:
             return tree
-        dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize)
+        dtype = widest_dtype(tree)
         # A running sum, not a chain of additions: XLA copies such a chain into the fusion of every leaf, and
         # compiling takes time that grows with the square of the number of leaves.
         sums = jnp.stack([jnp.sum(leaf, dtype=dtype) for leaf in leaves])
@@ -146,7 +159,54 @@ def inner(a: Any, b: Any) -> jax.Array:
     return product
 
 
+def bare(tree: Any) -> Any:
+    """Return the tree with the contents of each box in the place of the box.
+
+    A box is a node of a registered class with one child called ``value``, such as a variable of Flax NNX or a
+    partitioned parameter of Linen. It carries the placement of one weight and passes it on to whatever array
+    is put into it, so state whose arrays have not the shapes of the weights is built over the bare tree.
+    """
+
+    def unboxed(node: Any) -> Any:
+        content = _content(node)
+        return bare(content[0]) if content else node
+
+    return jax.tree.map(unboxed, tree, is_leaf=lambda node: bool(_content(node)))
+
+
+def like(tree: Any, reference: Any) -> Any:
+    """Return the leaves of ``tree`` in the containers and boxes of ``reference``."""
+    return jax.tree.unflatten(jax.tree.structure(reference), jax.tree.leaves(tree))
+
+
+def _content(node: Any) -> list[Any]:
+    """Return what a box holds, in a list; an empty list for what is no box."""
+    if node is None or isinstance(node, dict | list | tuple | jax.Array | np.ndarray):
+        return []
+    children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda child: child is not node)
+    return [child for path, child in children if len(children) == 1 and path == _IN_A_BOX]
+
+
 def find_states(state: optax.OptState, kind: type[Any]) -> list[Any]:
     """Return all states of one type, anywhere in ``state``."""
     leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
     return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+def at_count(value: Any, count: jax.Array) -> Any:
+    """Return a number as it is, and a schedule at the count of updates."""
+    return value(count) if callable(value) else value
+
+
+def divided(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:
+    """Return ``numerator / denominator``, and ``otherwise`` where the denominator is 0."""
+    zero = denominator == 0
+    safe = jnp.where(zero, jnp.ones_like(denominator), denominator)
+    quotient = numerator / safe
+    return jnp.where(zero, jnp.full_like(quotient, otherwise), quotient)
+
+
+def widest_dtype(tree: Any) -> np.dtype[Any]:
+    """Return the widest dtype among the leaves of a tree; float32 where it has none."""
+    dtypes = [np.dtype(leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float32))

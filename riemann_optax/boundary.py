@@ -70,9 +70,14 @@ def consolidate(
             "consolidate: no state in opt_state takes a task_importance: leave it out, or use a phi that "
             "does, such as riemann_optax.phi.online_ewc()."
         )
+    return consolidate_within(opt_state, params, task_importance)
+
+
+def consolidate_within(state: Any, params: optax.Params, task_importance: optax.Params | None) -> Any:
+    """Return ``state`` with every consolidating state in it consolidated, if there are any."""
     return jax.tree.map(
-        lambda node: node.consolidated(params, task_importance) if consolidates(node) else node,
-        opt_state,
+        lambda node: node.consolidated(params, task_importance) if consolidating_states(node) else node,
+        state,
         is_leaf=consolidates,
     )
 
@@ -82,9 +87,17 @@ def consolidates(node: Any) -> bool:
     return callable(getattr(type(node), "consolidated", None))
 
 
-def consolidating_states(opt_state: optax.OptState) -> list[Any]:
-    """Return the states within ``opt_state`` that have something to do at a task boundary."""
-    return [node for node in jax.tree.leaves(opt_state, is_leaf=consolidates) if consolidates(node)]
+def consolidating_states(state: Any) -> list[Any]:
+    """Return the states within ``state`` that have something to do at a task boundary.
+
+    Of a state that wraps others, known by its method ``wrapped_state``, those within what it wraps.
+    """
+    found: list[Any] = []
+    for node in jax.tree.leaves(state, is_leaf=consolidates):
+        if consolidates(node):
+            wraps = hasattr(type(node), "wrapped_state")
+            found += consolidating_states(node.wrapped_state()) if wraps else [node]
+    return found
 
 
 def consolidated_where(

@@ -38,6 +38,7 @@ from riemann_optax._version import __version__
 # of an older format is restored unless it holds one of the states that have changed since.
 FORMAT_VERSION = 2
 _CHANGED_IN = {
+    "LowPrecisionState": 2,
     "TrackEnergyState": 2,
     "RWalkState": 2,
 }  # the state, and the format since which it is what it is

@@ -135,7 +135,7 @@ def compute_metric(
         (values, phi_state), names = names_of(lambda: given.update(updates, state.phi, params, **extra_args))
         check_phi_values(values, updates)
         observe.phi_used(names, updates)
-        current_alpha = alpha(state.count) if callable(alpha) else alpha
+        current_alpha = _tree.at_count(alpha, state.count)
 
         values = jax.tree.map(
             lambda g, v: v.astype(np.promote_types(v.dtype, _tree.working_dtype(g))), updates, values

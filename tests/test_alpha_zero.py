@@ -8,10 +8,10 @@ import optax
 import pytest
 
 import riemann_optax as ro
+from riemann_optax import riemannian_sgd
 
 from .contract import problem
 from .contract.registry import ENTRIES
-from .equations import riemannian_sgd
 
 STEPS = 8
 LEARNING_RATE = 0.037  # no power of two, so that rounding happens

@@ -137,8 +137,7 @@ def undeclared(state):
 # What keeps arrays that no rotation can carry, and is refused by name.
 REFUSED = {
     "in_eigenbasis": "InEigenbasisState.left_factors",  # an eigenbasis in an eigenbasis
-    "low_precision_state:bfloat16": None,
-    "low_precision_state:int8": None,
+    "low_precision_state:int8": "ActivityState.second_moment",  # codes of 8 bits
 }
 
 

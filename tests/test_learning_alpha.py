@@ -8,8 +8,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
-
-from .equations import riemannian_sgd
+from riemann_optax import riemannian_sgd
 
 # NumPy's float64: it takes whatever precision the parameters have.
 TARGET = {"bias": np.array([0.3, -0.2, 0.0]), "kernel": np.array([[1.0, -2.0], [0.5, 3.0]])}

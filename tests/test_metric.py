@@ -7,8 +7,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
-
-from .equations import riemannian_sgd
+from riemann_optax import riemannian_sgd
 
 PARAMS = {"a": jnp.array([[0.0, 1.0, -2.0], [3.0, 0.5, 1.5]]), "b": jnp.array([4.0, -1.0])}
 GRADIENTS = {"a": jnp.array([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]]), "b": jnp.array([2.0, -6.0])}

@@ -12,9 +12,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import riemann_optax as ro
+from riemann_optax import riemannian_sgd
 
 from .contract.registry import ENTRIES
-from .equations import riemannian_sgd
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
 
@@ -25,11 +25,13 @@ ALL_REDUCED = {
     "phi.unit_mean:leaf": 2,
     "phi.unit_mean:neuron": 2,
     "phi.utility_gate": 2,
+    "phi.utility_gate:leaf": 2,
     "phi.autostep": 2,
     "phi.autostep:gradients": 2,
     "phi.factored_activity": 3,
     "phi.per_neuron": 2,
     "phi.permuted": 2,
+    "phi.rwalk": 8,
     "phi.leaf_mean": 2,
     "norm_matched_base:tree": 4,
     "norm_matched_base:leaf": 4,

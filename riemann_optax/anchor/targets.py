@@ -141,7 +141,8 @@ def benna_fusi_chain(
     a tube half as wide, so that copy ``k`` takes about ``4**k / coupling`` updates to follow and memories
     fade like a power of time. The weight's own share of the first tube is the pull: behind stage 2,
     ``add_anchored_weights(coupling / learning_rate, benna_fusi_chain(coupling=coupling))`` is the published
-    synapse, which keeps ``sum C_k u_k`` over the weight and its copies.
+    synapse, which keeps ``sum C_k u_k`` over the weight and its copies. With ``leak=True`` it is equal to the
+    authors' equations in float64.
 
     State: ``copies`` values per weight. No collective. Needs ``params``.
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax._state_fields import StateFields, state_fields
+from riemann_optax import _tree
+from riemann_optax._state_fields import StateFields, owner_and_field, state_fields
 
 
 class Coordinates(NamedTuple):
@@ -40,14 +41,15 @@ def coordinate_arrays(
       extra: fields declared by the caller, for state classes that do not declare theirs.
 
     Raises:
-      ValueError: for coordinates of a turned leaf in a field that nobody declared.
+      ValueError: for coordinates of a turned leaf in a field that nobody declared, or in 8 bits.
     """
     leaves, structure = jax.tree.flatten(params, is_leaf=is_masked)
+    structures = (structure, jax.tree.structure(_tree.bare(params), is_leaf=is_masked))
     found: list[list[Coordinates]] = [[] for leaf in leaves if not is_masked(leaf)]
 
     def like_params(tree: Any) -> bool:
         own: Any = jax.tree.structure(tree, is_leaf=is_masked)
-        return bool(own == structure)
+        return own in structures
 
     position = 0
     for path, part in jax.tree_util.tree_leaves_with_path(state, is_leaf=like_params):
@@ -60,7 +62,9 @@ def coordinate_arrays(
             if is_masked(array):
                 continue
             if not is_masked(leaf) and turned[number] and _may_hold_coordinates(array):
-                found[number] += _coordinates(state, path, position, extra, _has_axes_of(array, leaf.shape))
+                has_axes = _has_axes_of(array, leaf.shape)
+                _refuse_codes(state, path, array, has_axes)
+                found[number] += _coordinates(state, path, position, extra, has_axes)
             position += 1
     return found
 
@@ -69,7 +73,7 @@ def _coordinates(
     state: optax.OptState, path: tuple[Any, ...], position: int, extra: StateFields, has_axes: bool
 ) -> list[Coordinates]:
     """Return how the array at ``path`` changes, in a list; an empty one where it holds no coordinates."""
-    owner, field = _owner(state, path)
+    owner, field = owner_and_field(state, path)
     declared = state_fields(type(owner))
     linear, squared = field in declared.linear + extra.linear, field in declared.squared + extra.squared
     if linear or squared:
@@ -86,19 +90,15 @@ def _coordinates(
     )
 
 
-def _owner(state: optax.OptState, path: tuple[Any, ...]) -> tuple[Any, str]:
-    """Return the innermost node on ``path`` that has named fields, and the field that the path goes on by."""
-    node, owner, field = state, None, ""
-    for entry in path:
-        if isinstance(entry, jax.tree_util.GetAttrKey):
-            owner, field = node, entry.name
-            node = getattr(node, entry.name)
-        else:
-            key: Any = getattr(entry, "key", getattr(entry, "idx", None))
-            if not hasattr(node, "__getitem__"):
-                return node, str(entry)
-            node = node[key]
-    return owner, field
+def _refuse_codes(state: optax.OptState, path: tuple[Any, ...], array: Any, has_axes: bool) -> None:
+    """Raise ``ValueError`` for coordinates in 8 bits, which no matrix can turn."""
+    if has_axes and jnp.issubdtype(array.dtype, jnp.integer):
+        owner, field = owner_and_field(state, path)
+        raise ValueError(
+            f"in_eigenbasis: {type(owner).__name__}.{field} is codes of {array.dtype}, which cannot change "
+            "coordinates: put low_precision_state around in_eigenbasis instead of into it, or use "
+            'storage="bfloat16".'
+        )
 
 
 def is_masked(node: Any) -> bool:
@@ -107,8 +107,9 @@ def is_masked(node: Any) -> bool:
 
 
 def _may_hold_coordinates(array: Any) -> bool:
-    # One number for a whole leaf is the same in every basis.
-    return bool(jnp.issubdtype(array.dtype, jnp.inexact)) and np.size(array) != 1
+    # One number for a whole leaf is the same in every basis. Integers of 8 bits are codes.
+    narrow = array.dtype in (jnp.int8, jnp.uint8)
+    return (narrow or bool(jnp.issubdtype(array.dtype, jnp.inexact))) and np.size(array) != 1
 
 
 def _has_axes_of(array: Any, shape: tuple[int, ...]) -> bool:

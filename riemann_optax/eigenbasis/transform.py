@@ -111,7 +111,7 @@ def in_eigenbasis(
     **Cost.** State of a square matrix, factors and bases: 16 bytes per weight, 8 with
     ``state_dtype=jnp.bfloat16``, half of either for one side. For an ``n x n`` matrix an update is ``12
     n**3`` operations and about ``20 n**3 / update_every`` for the refresh, where a training step on ``T``
-    tokens is ``6 n**2 T``: see ``python -m benchmarks.eigenbasis_cost``. Under ``vmap`` a step costs what a
+    tokens is ``6 n**2 T``: see ``python -m benchmarks.eigenbasis``. Under ``vmap`` a step costs what a
     refresh does.
 
     **Sharding.** Factors and bases are spread over the devices that their leaf is spread over, wherever sizes
@@ -201,8 +201,9 @@ def in_eigenbasis(
 
     def init(params: optax.Params) -> InEigenbasisState:
         _tree.check_inexact(params, "params")
-        leaves, structure = jax.tree.flatten(params)
-        layouts = rules.layouts(params)
+        bare = _tree.bare(params)
+        leaves, structure = jax.tree.flatten(bare)
+        layouts = rules.layouts(bare)
         inner_state = inner.init(_tree.widen(params))
         # Whatever nobody has declared is refused here, not in the middle of a run.
         coordinate_arrays(inner_state, params, [layout is not None for layout in layouts], extra)
@@ -239,8 +240,9 @@ def in_eigenbasis(
         **extra_args: Any,
     ) -> tuple[optax.Updates, InEigenbasisState]:
         _tree.check_inexact(updates, "gradients")
-        gradients, structure = jax.tree.flatten(updates)
-        layouts = rules.layouts(updates)
+        bare = _tree.bare(updates)
+        gradients, structure = jax.tree.flatten(bare)
+        layouts = rules.layouts(bare)
         matrices = {name: _leaves_up_to(structure, getattr(state, name)) for name in MATRICES}
         previous = _leaves_up_to(structure, state.previous_gradients)
         sources = _differences(gradients, previous, state.count) if differences else gradients

@@ -60,9 +60,9 @@ def _mean_squares(
 
 def _like(name: str, argument: str, value: Any, updates: Any) -> Any:
     """Return ``value`` in the containers of ``updates``: a dict will do where Flax has a ``State``."""
-    value = required(name, argument, value)
+    value = _tree.bare(required(name, argument, value))
     given = [path for path, _ in jax.tree_util.tree_leaves_with_path(value)]
-    needed = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
+    needed = [path for path, _ in jax.tree_util.tree_leaves_with_path(_tree.bare(updates))]
     if given != needed:
         differing = [path for path in [*needed, *given] if (path in given) != (path in needed)]
         raise ValueError(
@@ -70,7 +70,7 @@ def _like(name: str, argument: str, value: Any, updates: Any) -> Any:
             f"{', '.join(map(_tree.leaf_name, differing))}. Where a mask hides parameters, pass "
             "mask_compatible_extra_args=True to optax.masked."
         )
-    return jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(value))
+    return _tree.like(value, updates)
 
 
 def _mean_square(

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from riemann_optax import _tree
 
@@ -29,6 +30,19 @@ def debias(mean: Any, decay: Any, count: jax.Array) -> Any:
     return jax.tree.map(correct, mean)
 
 
+def newest_weight(decay: Any, count: jax.Array) -> jax.Array:
+    """Return the weight of the newest of ``count`` terms in a bias-corrected running mean.
+
+    ``mean += weight * (new - mean)`` is then that mean itself; a decay of 1 makes it the plain mean.
+    """
+    rate = wide_scalar(1.0 - decay)
+    number = count.astype(rate.dtype)
+    # Of 1 - decay**count without its cancellation near a decay of 1, where the limit is 1 / count.
+    total = -jnp.expm1(number * jnp.log1p(-jnp.minimum(rate, 1.0)))
+    plain = rate == 0
+    return jnp.where(plain, 1 / number, rate / jnp.where(plain, 1.0, total))
+
+
 def cast_like(tree: Any, reference: Any) -> Any:
     """Cast each leaf to the dtype of the reference leaf: state keeps its dtype from ``init`` on."""
     return jax.tree.map(lambda x, r: x.astype(r.dtype), tree, reference)
@@ -44,9 +58,19 @@ def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
     return jax.tree.map(change, params, previous)
 
 
+def add(total: Any, increment: Any) -> Any:
+    """Add in the dtype of the increment; the sum keeps its own."""
+    return jax.tree.map(lambda t, x: (t.astype(x.dtype) + x).astype(t.dtype), total, increment)
+
+
 def first_or(new: Any, old: Any, count: jax.Array) -> Any:
-    """Return ``new`` while ``count`` is 0 and ``old`` from then on: nothing is captured in ``init``."""
+    """Return ``new`` at the first update and ``old`` from then on."""
     return jax.tree.map(lambda n, o: jnp.where(count == 0, n.astype(o.dtype), o), new, old)
+
+
+def in_working_dtype(values: Any, reference: Any) -> Any:
+    """Cast values to the working dtype of the reference."""
+    return jax.tree.map(lambda r, v: v.astype(_tree.working_dtype(r)), reference, values)
 
 
 def copy_like(params: Any, reference: Any) -> Any:
@@ -67,9 +91,22 @@ def extreme(reduction: Callable[..., jax.Array], tree: Any, empty: float) -> jax
     return reduction(jnp.stack(each)) if each else jnp.asarray(empty, dtype)
 
 
+def scaled_to_unit(tree: Any) -> Any:
+    """Return the tree with its smallest value moved to 0 and its largest to 1; 0 where all are equal."""
+    low, high = extreme(jnp.min, tree, jnp.inf), extreme(jnp.max, tree, -jnp.inf)
+    equal = high <= low
+    width = jnp.where(equal, jnp.ones_like(high), high - low)
+
+    def scale(value: jax.Array) -> jax.Array:
+        share = (value.astype(low.dtype) - low) / width
+        return jnp.where(equal, jnp.zeros_like(share), share).astype(value.dtype)
+
+    return jax.tree.map(scale, tree)
+
+
 def as_key(key: jax.Array | int) -> jax.Array:
     """Return a copy of a random key, or the key of an integer seed."""
-    return jax.random.key(key) if isinstance(key, int) else jnp.array(key, copy=True)
+    return jax.random.key(int(key)) if isinstance(key, int | np.integer) else jnp.array(key, copy=True)
 
 
 def random_signs(key: jax.Array, params: Any) -> Any:

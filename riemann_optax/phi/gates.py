@@ -1,6 +1,6 @@
 """Gates: a weight moves less where moving would undo what it has achieved."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ def metaplasticity(*, strength: float = 1.35) -> Phi:
     At ``alpha = 1`` the rate is ``1/E = 1 - tanh(m*w)**2`` towards zero and 1 away from it, the published
     rule for the hidden weights of binarised networks. That rule compares the sign of the weight with the sign
     of Adam's *averaged* gradient, and exempts biases: put ``optax.scale_by_adam()`` before
-    ``compute_metric``, and keep biases out with ``optax.masked`` or ``partition_by_kind``.
+    ``compute_metric``, and keep biases out with ``optax.masked`` or ``partition_by_kind``. It is then equal
+    to the authors' program in float64.
 
     ``phi >= 0``. No state. No collective. Needs ``params``. The product ``m * abs(w)`` saturates at 30 (300
     in float64), where the rate is below 1e-25.
@@ -78,12 +79,14 @@ class UtilityGateState(NamedTuple):
     utility: optax.Updates
 
 
-def utility_gate(*, decay: float = 0.999, state_dtype: Any = None) -> Phi:
+def utility_gate(
+    *, decay: float = 0.999, over: Literal["tree", "leaf"] = "tree", state_dtype: Any = None
+) -> Phi:
     r"""Gate of utility-based perturbed gradient descent (UPGD): useful weights move less.
 
     .. math::
       \bar u_t = \beta \bar u_{t-1} + (1 - \beta)\,(-g_t\,w_t), \qquad
-      U = \frac{\bar u}{\max_\mathrm{tree} \bar u}, \qquad \varphi = e^U - 1
+      U = \frac{\bar u}{\max \bar u}, \qquad \varphi = e^U - 1
 
     ``-g*w`` is the loss that setting the weight to 0 would cost, to first order. At ``alpha = 1/2`` the rate
     is ``1/E = 2 * (1 - sigmoid(U))``: 1 at utility 0, at most 2, and 0.54 for the most useful weight of the
@@ -92,9 +95,14 @@ def utility_gate(*, decay: float = 0.999, state_dtype: Any = None) -> Phi:
     gate and weight decay outside of it: put ``on_gradient(optax.add_noise(...))`` between the stages and
     ``optax.add_decayed_weights`` behind them.
 
-    Where no weight has positive utility nothing can be protected and ``phi = 0``. (The published code divides
-    by the negative maximum, which turns the order round; it also divides the bias-corrected mean by the
-    uncorrected maximum, unlike the paper, where the correction cancels.)
+    Equal in float64 to the paper's rule, where mean and maximum are corrected for their bias alike, so that
+    the correction cancels. The authors' program corrects the mean alone: its gate starts at ``sigmoid(U /
+    (1 - decay))`` and is closed or wide open for about ``1 / (1 - decay)`` updates. At the default decay that
+    was 18% and 87% of the movement of 300 steps in two replays. Its local form divides the utilities of each
+    neuron by the root of the sum of their squares, where ``over="leaf"`` divides by the maximum of the layer.
+
+    Where no weight of the group has positive utility nothing can be protected and ``phi = 0``. (The program
+    divides by the negative maximum, which turns the order round.)
 
     ``phi > -1``, and negative for weights of negative utility, which move faster: keep ``alpha < 1``. State:
     1 value per weight. Needs ``params``. Under sharding one all-reduce of a scalar per leaf (the maximum),
@@ -102,14 +110,16 @@ def utility_gate(*, decay: float = 0.999, state_dtype: Any = None) -> Phi:
 
     Args:
       decay: of the running mean, in [0, 1), per update. Published default 0.999.
+      over: where the maximum is taken: ``"tree"``, the published global utility, or ``"leaf"``, that within
+        each layer.
       state_dtype: of the running mean; None means float32, or wider where the parameter is wider.
 
     Returns:
       A phi with state :class:`UtilityGateState`.
 
     Raises:
-      ValueError: for a concrete ``decay`` outside [0, 1) or a ``state_dtype`` that is not real floating
-        point; at ``update``, where ``params`` are missing.
+      ValueError: for a concrete ``decay`` outside [0, 1), an unknown ``over`` or a ``state_dtype`` that is
+        not real floating point; at ``update``, where ``params`` are missing.
 
     Examples:
       >>> import jax, jax.numpy as jnp, riemann_optax as ro
@@ -124,6 +134,7 @@ def utility_gate(*, decay: float = 0.999, state_dtype: Any = None) -> Phi:
       <https://arxiv.org/abs/2404.00781>`_, ICLR, 2024
     """
     _check.check_decay(decay)
+    _check.check_choice("over", over, ("tree", "leaf"))
     _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> UtilityGateState:
@@ -136,10 +147,10 @@ def utility_gate(*, decay: float = 0.999, state_dtype: Any = None) -> Phi:
         params = _check.require_params(params, "utility_gate")
         cost_of_loss = jax.tree.map(lambda g, w: -inner(g, w), updates, params)
         utility = _state.running_mean(cost_of_loss, state.utility, decay)
-        largest = _state.extreme(jnp.max, utility, -jnp.inf)
+        everywhere = _state.extreme(jnp.max, utility, -jnp.inf)
 
         def gate(u: jax.Array) -> jax.Array:
-            scale = largest.astype(u.dtype)
+            scale = everywhere.astype(u.dtype) if over == "tree" else jnp.max(u, initial=-jnp.inf)
             # A NaN is not <= 0: it stays visible instead of opening the gate for good.
             nothing_useful = scale <= 0
             ratio = u / jnp.where(nothing_useful, jnp.ones_like(scale), scale)

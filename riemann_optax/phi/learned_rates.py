@@ -54,7 +54,8 @@ def idbd(
 
     Use ``alpha = 1`` and a learning rate of 1: the step is ``-exp(beta) * g`` and ``h`` assumes so. For a
     linear unit with error ``delta``, half the squared error as the loss and one example at a time, ``-g =
-    delta * x`` and this is the published rule; ``mean(x**2)`` is the curvature of the loss of a batch.
+    delta * x`` and this is the published rule, equal to it in float64; ``mean(x**2)`` is the curvature of the
+    loss of a batch.
 
     ``form="inputs"`` needs the extra argument ``inputs``: a tree like the parameters, at each leaf the inputs
     of its layer, shaped like the weights without the axes of the fan-out (a vector: like the weights) with
@@ -108,7 +109,7 @@ def idbd(
     def init(params: optax.Params) -> IDBDState:
         return IDBDState(
             log_rate=_initial_log_rates(params, initial_rate, state_dtype),
-            trace=_zero_trace(params, state_dtype),
+            trace=_tree.vectors_like(params, state_dtype),
         )
 
     def update(
@@ -174,9 +175,9 @@ def autostep(
 
     :func:`idbd` with the meta-gradient divided by its running maximum and with rates that never overshoot the
     example at hand. Use ``alpha = 1`` and a learning rate of 1. For a linear unit, half the squared error and
-    one example at a time this is the published rule. The sum runs over the fan-in, as ``axes`` reads it. (A
-    bias is a leaf by itself: to include it, append a constant input. A vector of weights sums over all of it;
-    with the number 1 for ``inputs``, as biases have, over nothing.)
+    one example at a time this is the published rule, equal to it in float64. The sum runs over the fan-in, as
+    ``axes`` reads it. (A bias is a leaf by itself: to include it, append a constant input. A vector of
+    weights sums over all of it; with the number 1 for ``inputs``, as biases have, over nothing.)
 
     Needs the extra argument ``inputs`` as :func:`idbd` does, or ``form="gradients"``, the same approximation.
 
@@ -220,7 +221,7 @@ def autostep(
     def init(params: optax.Params) -> AutostepState:
         return AutostepState(
             log_rate=_initial_log_rates(params, initial_rate, state_dtype),
-            trace=_zero_trace(params, state_dtype),
+            trace=_tree.vectors_like(params, state_dtype),
             normalizer=_tree.zeros_like(params, state_dtype),
         )
 
@@ -278,18 +279,6 @@ def _check_rates(initial_rate: float, form: str, state_dtype: Any) -> None:
 def _initial_log_rates(params: optax.Params, initial_rate: float, state_dtype: Any) -> Any:
     log_rate = jnp.log(jnp.asarray(initial_rate))
     return jax.tree.map(lambda z: z + log_rate.astype(z.dtype), _tree.zeros_like(params, state_dtype))
-
-
-def _zero_trace(params: optax.Params, state_dtype: Any) -> Any:
-    """Return zeros for a sum of steps: complex where the weights are."""
-    _tree.check_inexact(params, "params")
-
-    def zeros(p: Any) -> jax.Array:
-        real = jnp.dtype(state_dtype) if state_dtype is not None else _tree.working_dtype(p)
-        is_complex = jnp.issubdtype(_tree.dtype_of(p), jnp.complexfloating)
-        return jnp.zeros_like(p, dtype=np.promote_types(real, jnp.complex64) if is_complex else real)
-
-    return jax.tree.map(zeros, params)
 
 
 def _squares(name: str, form: str, inputs: Any, updates: optax.Updates, axes: Axes) -> Any:

@@ -45,7 +45,7 @@ class SynapticIntelligenceState(NamedTuple):
         decrease = loss_decrease(self.previous_gradients, params, self.previous_params, self.count)
         return self._replace(
             previous_params=_state.copy_like(params, self.previous_params),
-            path_integral=add(self.path_integral, decrease),
+            path_integral=_state.add(self.path_integral, decrease),
         )
 
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
@@ -80,7 +80,9 @@ def synaptic_intelligence(*, damping: float = 0.1, memory: float = 1.0, state_dt
     each step; under minibatch noise it overestimates. Phi stays as it is within a task.
 
     The gradients must be those of the task alone, as published: put a pull to old weights behind this stage,
-    with ``add_anchored_weights`` between the stages or after them.
+    with ``add_anchored_weights`` between the stages or after them. The published penalty ``c * sum Omega (w -
+    w_old)**2`` is ``add_anchored_weights(2 * c, anchor.task_boundary_weights(), precision="phi")``. Equal to
+    the authors' program in float64.
 
     ``phi >= 0``. State: 5 values per weight. No collective. Needs ``params``. Extra argument of ``update``,
     optional: ``task_boundary`` (one boolean: this update is the first of a new task). In a Flax NNX loop:
@@ -147,7 +149,7 @@ def synaptic_intelligence(*, damping: float = 0.1, memory: float = 1.0, state_dt
             previous_gradients=_state.copy_like(updates, state.previous_gradients),
             start_params=_state.first_or(params, state.start_params, state.count),
         )
-        return in_working_dtype(state.importance, updates), new_state
+        return _state.in_working_dtype(state.importance, updates), new_state
 
     return Phi(init, update, name="synaptic_intelligence", needs=("task_boundary",))
 
@@ -162,13 +164,3 @@ def loss_decrease(gradients: Any, params: Any, previous: Any, count: jax.Array) 
         return -sum(terms[1:], start=terms[0])
 
     return jax.tree.map(product, gradients, _state.applied_change(params, previous, count))
-
-
-def add(total: Any, increment: Any) -> Any:
-    """Add in the dtype of the increment; the sum keeps its own."""
-    return jax.tree.map(lambda t, x: (t.astype(x.dtype) + x).astype(t.dtype), total, increment)
-
-
-def in_working_dtype(values: Any, reference: Any) -> Any:
-    """Cast each value to the working dtype of its reference leaf."""
-    return jax.tree.map(lambda r, v: v.astype(_tree.working_dtype(r)), reference, values)

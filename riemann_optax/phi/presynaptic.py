@@ -1,6 +1,6 @@
 """Presynaptic release: plasticity and energy of one synapse in a single variable."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ def presynaptic_release(
     down: float = 0.0516,
     threshold: float = 1e-3,
     frozen_from: float = 0.9353,
+    form: Literal["proportional", "constant"] = "proportional",
     state_dtype: Any = None,
 ) -> Phi:
     r"""Release probability: a synapse that matters transmits reliably, costs more and changes less.
@@ -45,20 +46,33 @@ def presynaptic_release(
       \end{cases}
 
     clipped to ``[minimum, maximum]``, starting at ``minimum`` and frozen once it reaches ``frozen_from``. The
-    weight moves with the release probability from before its change. The largest ``E`` that can be reached
-    is a step up from just below ``frozen_from``: ``(maximum - minimum) / ((maximum - frozen_from) * (1 -
-    up))``, 12.23 by default. The energy a network of such synapses spends on transmission is ``sum p *
-    abs(w)`` (``sum abs(w)`` where inputs are normalised).
+    weight moves with the release probability from before its change. With ``form="constant"`` the steps do
+    not shrink towards ``maximum``, and it is the clip alone that holds them:
+
+    .. math::
+      p \leftarrow \mathrm{clip}\big(p + \mathrm{up}\big) \ \text{or} \ \mathrm{clip}\big(p -
+      \mathrm{down}\big)
+
+    The first is the form of the authors' program for their lifelong experiments, equal to it in float64 at
+    ``maximum - minimum`` (0.75) times its learning rate: there the rate of a weight is ``maximum - p``, here
+    ``1 / E``.
+
+    The largest ``E`` that can be reached is a step up from just below ``frozen_from``: ``(maximum - minimum)
+    / ((maximum - frozen_from) * (1 - up))``, 12.23 by default, or ``(maximum - minimum) / (maximum -
+    frozen_from - up)``, 59.06, with constant steps. The energy a network of such synapses spends on
+    transmission is ``sum p * abs(w)`` (``sum abs(w)`` where inputs are normalised).
 
     ``phi >= 0``. State: 1 value per weight. No collective.
 
     Args:
       minimum: ``p_min``, the probability at the start, at least 0.
       maximum: ``p_max``, above ``minimum``, at most 1.
-      up: the share of the distance to ``maximum`` gained by a large gradient, in [0, 1).
-      down: the share of that distance lost by a small one, at least 0.
+      up: the share of the distance to ``maximum`` gained by a large gradient, in [0, 1); or, with constant
+        steps, the probability gained, below ``maximum - frozen_from``.
+      down: the share of that distance, or the probability, lost by a small one, at least 0.
       threshold: the gradient size that counts as large, in the units of the gradient: scale it with the loss.
       frozen_from: the probability from which a synapse is frozen, below ``maximum``.
+      form: ``"proportional"`` to the distance to ``maximum``, or ``"constant"`` steps.
       state_dtype: of ``p``; None means float32, or wider where the parameter is wider.
 
     The defaults are those of the published experiments.
@@ -96,6 +110,10 @@ def presynaptic_release(
     _check.check_number("up", up, low=0.0, high=1.0, high_open=True)
     _check.check_number("down", down, low=0.0)
     _check.check_number("threshold", threshold, low=0.0)
+    _check.check_choice("form", form, ("proportional", "constant"))
+    if form == "constant" and all(map(_check.is_concrete_number, (up, maximum, frozen_from))):
+        # A step to the maximum itself would make the metric infinite, and the next of its weights 0.
+        _check.check_number("up", up, low=0.0, high=maximum - frozen_from, high_open=True)
     _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> PresynapticReleaseState:
@@ -116,7 +134,7 @@ def presynaptic_release(
         def release(gradient: jax.Array, p: jax.Array) -> jax.Array:
             size = _tree.magnitude(gradient)
             wide = p.astype(size.dtype)
-            room = maximum - wide
+            room = maximum - wide if form == "proportional" else jnp.ones_like(wide)
             moved = jnp.where(size >= threshold, wide + room * up, wide - room * down)
             moved = jnp.clip(moved, minimum, maximum)
             # A NaN gradient compares as small: it lowers p by one step and leaves no NaN behind.

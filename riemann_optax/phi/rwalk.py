@@ -13,7 +13,7 @@ from riemann_optax._state_fields import declare_fields
 from riemann_optax.boundary import consolidated_where, masked_like
 from riemann_optax.phi import _state
 from riemann_optax.phi.gradient_importance import fisher_information
-from riemann_optax.phi.path_importance import add, in_working_dtype, loss_decrease
+from riemann_optax.phi.path_importance import loss_decrease
 
 
 @declare_fields(
@@ -62,7 +62,7 @@ class RWalkState(NamedTuple):
         decrease = loss_decrease(self.previous_gradients, params, self.previous_params, self.count)
         return self._replace(
             previous_params=_state.copy_like(params, self.previous_params),
-            loss_decrease=add(self.loss_decrease, decrease),
+            loss_decrease=_state.add(self.loss_decrease, decrease),
         )
 
     def scored(self, params: optax.Params) -> Self:
@@ -111,7 +111,9 @@ class RWalkState(NamedTuple):
             task_score=jax.tree.map(jnp.zeros_like, state.task_score),
             score=score,
             importance=jax.tree.map(
-                lambda f, s: f + s.astype(f.dtype), _scaled_to_unit(state.fisher), _scaled_to_unit(score)
+                lambda f, s: f + s.astype(f.dtype),
+                _state.scaled_to_unit(state.fisher),
+                _state.scaled_to_unit(score),
             ),
         )
 
@@ -234,30 +236,9 @@ def rwalk(
             window=state.window + 1,
             previous_gradients=_state.copy_like(updates, state.previous_gradients),
             window_params=_state.first_or(params, state.window_params, state.count),
-            squares=add(state.squares, squares),
+            squares=_state.add(state.squares, squares),
             fisher=_state.first_or(squares, state.fisher, state.count),
         )
-        return in_working_dtype(state.importance, updates), new_state
+        return _state.in_working_dtype(state.importance, updates), new_state
 
-    return Phi(
-        init,
-        update,
-        name="rwalk",
-        needs=(
-            "per_example_gradients",
-            "task_boundary",
-        ),
-    )
-
-
-def _scaled_to_unit(tree: Any) -> Any:
-    """Return the tree with its smallest value moved to 0 and its largest to 1; 0 where all are equal."""
-    low, high = _state.extreme(jnp.min, tree, jnp.inf), _state.extreme(jnp.max, tree, -jnp.inf)
-    equal = high <= low
-    width = jnp.where(equal, jnp.ones_like(high), high - low)
-
-    def scale(value: jax.Array) -> jax.Array:
-        share = (value.astype(low.dtype) - low) / width
-        return jnp.where(equal, jnp.zeros_like(share), share).astype(value.dtype)
-
-    return jax.tree.map(scale, tree)
+    return Phi(init, update, name="rwalk", needs=("per_example_gradients", "task_boundary"))

@@ -15,7 +15,7 @@ from riemann_optax.phi import _state
 from riemann_optax.phi._layers import fan_in, mean_square_activities
 
 
-@declare_fields(squared=("rows", "columns"))
+@declare_fields(squared=("rows", "columns"), nonnegative=("rows", "columns"))
 class FactoredActivityState(NamedTuple):
     """State of :func:`factored_activity`.
 
@@ -41,7 +41,9 @@ def factored_activity(
       \varphi_{ij} = \Big(\frac{r_i\,c_j}{\mathrm{mean}(r)}\Big)^p
 
     with ``r`` and ``c`` the bias-corrected running means of the squared gradients of each row and column.
-    Where these are of rank one, ``|g_ij|**2 = a_i * b_j``, this equals :func:`activity` exactly.
+    Where these are of rank one, ``|g_ij|**2 = a_i * b_j``, this equals :func:`activity` exactly. It is
+    Adafactor's second moment, equal to it in float64, without its clipped and relative steps and its growing
+    decay.
 
     Rows and columns are the fan-in and the fan-out as ``axes`` reads them, whichever comes first in the
     array; stacked layers are matrices side by side. Vectors, such as biases, have no rows and columns:
@@ -86,7 +88,7 @@ def factored_activity(
     _axes.check_axes(axes)
 
     def init(params: optax.Params) -> FactoredActivityState:
-        zeros = _tree.zeros_like(params, state_dtype)
+        zeros = _tree.zeros_like(_tree.bare(params), state_dtype)
         return FactoredActivityState(
             count=jnp.zeros([], jnp.int32),
             rows=_state.cast_like(_axes.map_leaves(_row_means, axes, zeros), zeros),
@@ -101,8 +103,9 @@ def factored_activity(
     ) -> tuple[optax.Updates, FactoredActivityState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        rows = _state.running_mean(_axes.map_leaves(_row_means, axes, updates), state.rows, decay)
-        columns = _state.running_mean(_axes.map_leaves(_column_means, axes, updates), state.columns, decay)
+        gradients = _tree.bare(updates)
+        rows = _state.running_mean(_axes.map_leaves(_row_means, axes, gradients), state.rows, decay)
+        columns = _state.running_mean(_axes.map_leaves(_column_means, axes, gradients), state.columns, decay)
 
         def combine(read: MatrixAxes | None, gradient: jax.Array, r: jax.Array, c: jax.Array) -> jax.Array:
             sides = _axes.sides(read)
@@ -116,18 +119,18 @@ def factored_activity(
             return jnp.minimum(_tree.power(r, power), limit) * share
 
         means = (_state.debias(mean, decay, count) for mean in (rows, columns))
-        values = _axes.map_leaves(combine, axes, updates, *means)
+        values = _axes.map_leaves(combine, axes, gradients, *means)
         new_state = FactoredActivityState(
             count=count,
             rows=_state.cast_like(rows, state.rows),
             columns=_state.cast_like(columns, state.columns),
         )
-        return values, new_state
+        return _tree.like(values, updates), new_state
 
     return Phi(init, update, name="factored_activity")
 
 
-@declare_fields(squared=("second_moment",))
+@declare_fields(squared=("second_moment",), nonnegative=("second_moment",))
 class PerNeuronState(NamedTuple):
     """State of :func:`per_neuron`.
 
@@ -150,7 +153,8 @@ def per_neuron(
       \varphi_{ij} = \Big(\mathrm{mean}_i\,\hat v_{ij}\Big)^p
 
     with ``v`` the bias-corrected running mean of the squared gradient and the mean over the fan-in, as
-    ``axes`` reads it. A vector is one neuron; of an embedding each row is one.
+    ``axes`` reads it. A vector is one neuron; of an embedding each row is one. For the kernels of linear
+    layers it is Adam-mini's second moment, equal to it in float64; there attention has one value per head.
 
     ``phi >= 0``. State: 1 value per neuron. Under sharding of the fan-in one all-reduce of a value per neuron
     for each leaf, which XLA combines.
@@ -187,7 +191,7 @@ def per_neuron(
     _axes.check_axes(axes)
 
     def init(params: optax.Params) -> PerNeuronState:
-        zeros = _tree.zeros_like(params, state_dtype)
+        zeros = _tree.zeros_like(_tree.bare(params), state_dtype)
         return PerNeuronState(jnp.zeros([], jnp.int32), _axes.group_mean(zeros, "neuron", axes))
 
     def update(
@@ -195,17 +199,18 @@ def per_neuron(
     ) -> tuple[optax.Updates, PerNeuronState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        squares = jax.tree.map(_tree.squared_magnitude, updates)
+        gradients = _tree.bare(updates)
+        squares = jax.tree.map(_tree.squared_magnitude, gradients)
         means = jax.tree.map(_saturate, _axes.group_mean(squares, "neuron", axes))
         second_moment = _state.running_mean(means, state.second_moment, decay)
         values = jax.tree.map(lambda v: _tree.power(v, power), _state.debias(second_moment, decay, count))
         new_state = PerNeuronState(count, _state.cast_like(second_moment, state.second_moment))
-        return jax.tree.map(_spread, values, updates), new_state
+        return _tree.like(jax.tree.map(_spread, values, gradients), updates), new_state
 
     return Phi(init, update, name="per_neuron")
 
 
-@declare_fields(squared=("threshold",))
+@declare_fields(squared=("threshold",), nonnegative=("threshold",))
 class SlidingThresholdState(NamedTuple):
     """State of :func:`sliding_threshold`.
 
@@ -276,7 +281,7 @@ def sliding_threshold(*, decay: float = 0.99, axes: Axes = "flax", state_dtype: 
         return jnp.mean(zeros, axis=fan_in(read), keepdims=True)
 
     def init(params: optax.Params) -> SlidingThresholdState:
-        zeros = _axes.map_leaves(neurons, axes, _tree.zeros_like(params, state_dtype))
+        zeros = _axes.map_leaves(neurons, axes, _tree.zeros_like(_tree.bare(params), state_dtype))
         return SlidingThresholdState(jnp.zeros([], jnp.int32), zeros)
 
     def update(
@@ -289,10 +294,13 @@ def sliding_threshold(*, decay: float = 0.99, axes: Axes = "flax", state_dtype: 
     ) -> tuple[optax.Updates, SlidingThresholdState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        squares = mean_square_activities("sliding_threshold", activities, updates, axes)
+        gradients = _tree.bare(updates)
+        squares = mean_square_activities("sliding_threshold", activities, gradients, axes)
         threshold = _state.running_mean(squares, state.threshold, decay)
-        values = jax.tree.map(_spread, _state.debias(threshold, decay, count), updates)
-        return values, SlidingThresholdState(count, _state.cast_like(threshold, state.threshold))
+        values = jax.tree.map(_spread, _state.debias(threshold, decay, count), gradients)
+        return _tree.like(values, updates), SlidingThresholdState(
+            count, _state.cast_like(threshold, state.threshold)
+        )
 
     return Phi(init, update, name="sliding_threshold", needs=("activities",))
 

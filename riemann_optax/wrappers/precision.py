@@ -1,42 +1,19 @@
 """Precision: state in two bytes or one that does not stall, and narrow weights with wide copies."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import AxisType
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._declare import Phi, phi_around
-
-Storage = Literal["bfloat16", "int8"]
-STORAGES = ("bfloat16", "int8")
-_LEVELS = 127  # of an int8 code, to each side of 0
-_EXPONENT = 4  # of the code: a value is scale * (code / 127)**4
-
-
-class Rounded(NamedTuple):
-    """An array of float32, stochastically rounded.
-
-    Attributes:
-      values: bfloat16, in the shape of the array.
-    """
-
-    values: jax.Array
-
-
-class Quantized(NamedTuple):
-    """An array of float32 as ``scale * sign(code) * (code / 127)**4``.
-
-    Attributes:
-      codes: int8, in the shape of the array.
-      scales: float32, the largest magnitude of each block, shape (..., blocks).
-    """
-
-    codes: jax.Array
-    scales: jax.Array
+from riemann_optax._state_fields import owner_and_field, state_fields
+from riemann_optax.boundary import consolidate_within
+from riemann_optax.wrappers import _codes as codes
+from riemann_optax.wrappers._codes import STORAGES, Storage
 
 
 class LowPrecisionState(NamedTuple):
@@ -44,12 +21,46 @@ class LowPrecisionState(NamedTuple):
 
     Attributes:
       key: uint32 scalar, from which the next rounding is drawn.
-      inner_state: the state of the wrapped transformation, with :class:`Rounded` or :class:`Quantized` in the
-        place of its float32 arrays.
+      inner_state: the state of the wrapped transformation. In the place of its float32 arrays are arrays of
+        the same shape in bfloat16, or codes in int8 or uint8.
+      forms: how each array of ``inner_state`` is stored, with the scales of its codes, in the order of
+        ``jax.tree.leaves``: ``Kept``, ``Rounded`` or ``Coded``. Not a tree like the parameters, or
+        scales would be taken for them. For parameters without leaves the number 0.
     """
 
     key: jax.Array
     inner_state: optax.OptState
+    forms: Any
+
+    def wide(self) -> optax.OptState:
+        """Return the state of the wrapped transformation as it has made it."""
+        if not isinstance(self.forms, tuple):
+            return self.inner_state
+        arrays, structure = jax.tree.flatten(self.inner_state)
+        read = [codes.read(*pair) for pair in zip(arrays, self.forms, strict=True)]
+        return jax.tree.unflatten(structure, read)
+
+    def with_wide(self, wide: optax.OptState) -> Self:
+        """Return the state that stores ``wide``, rounded anew."""
+        word = codes.next_word(self.key)
+        if not isinstance(self.forms, tuple):
+            return self._replace(key=word, inner_state=wide)
+        leaves, structure = jax.tree.flatten(wide)
+        old = jax.tree.leaves(self.inner_state)
+        stored = [
+            codes.store(leaf, before, form, codes.next_word(word + jnp.uint32(index)))
+            for index, (leaf, before, form) in enumerate(zip(leaves, old, self.forms, strict=True))
+        ]
+        arrays, forms = zip(*stored, strict=True) if stored else ((), ())
+        return self._replace(key=word, inner_state=jax.tree.unflatten(structure, arrays), forms=forms)
+
+    def wrapped_state(self) -> optax.OptState:
+        """Return where :func:`riemann_optax.consolidate` looks for states with something to do."""
+        return self.inner_state
+
+    def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
+        """Return the state after a task boundary; :func:`riemann_optax.consolidate` calls it."""
+        return self.with_wide(consolidate_within(self.wide(), params, task_importance))
 
 
 def low_precision_state(
@@ -73,11 +84,16 @@ def low_precision_state(
     ``compute_metric(low_precision_state(phi.activity(decay=0.999)), alpha)``.
 
     ``"bfloat16"`` has steps of 1/256 to 1/128 of a value. ``"int8"`` stores, for each block of the last axis,
-    its largest magnitude, and each value as a fourth power of one of 127 levels of that: steps are 3% near
-    the largest and about 20% at a thousandth of it; what is below 4e-9 of it may become 0. The mean of a
-    constant settles between the two neighbours of that constant; under noise rounding errors add up like the
-    increments of the running mean itself, in bfloat16 to a standard deviation of about
-    ``0.25 * step / sqrt(1 - decay)``.
+    its largest magnitude, and each value as the eighth power of one of 127 levels of that: steps are 6% near
+    the largest, 15% at a thousandth and 35% at a millionth of it. Fields that are never negative, such as
+    second moments, have 255 levels and steps half as large; a state class declares them by its class
+    attribute ``nonnegative_fields``. What is below 2e-17 of the largest is stored as that, never as 0, for
+    optimisers divide by the roots of second moments. Steps of Adam's are right to about 10% (root mean
+    square) where the gradients of a block differ by factors of up to a thousand, and none is more than about
+    10 times too large however much they differ.
+    The mean of a constant settles between the two neighbours of that constant; under noise rounding errors
+    add up like the increments of the running mean itself, in bfloat16 to a standard deviation of about ``0.25
+    * step / sqrt(1 - decay)``.
 
     Compressed are the float32 arrays of the state with at least one axis, or two for ``"int8"``: biases are
     few, and cut by a mesh their blocks would be too. Counters, scalars, complex and float64 arrays, and what
@@ -96,8 +112,8 @@ def low_precision_state(
       key: of the rounding: a random key or an integer seed.
 
     Returns:
-      A gradient transformation with state :class:`LowPrecisionState`. ``consolidate`` does not look into
-      it: consolidating phis take their boundaries by the extra argument ``task_boundary``.
+      A gradient transformation with state :class:`LowPrecisionState`. Its structure and dtypes are decided at
+      ``init``.
 
     Raises:
       TypeError: where ``tx`` is no gradient transformation or ``key`` neither key nor integer.
@@ -128,24 +144,19 @@ def low_precision_state(
     _check.check_choice("storage", storage, STORAGES)
     _check.check_count("block_size", block_size)
     _check.check_key(key)
-    fewest_axes = 1 if storage == "bfloat16" else 2
-
-    def compress(tree: Any, key: jax.Array) -> Any:
-        leaves, treedef = jax.tree.flatten(tree)
-        stored = []
-        for index, leaf in enumerate(leaves):
-            if leaf.dtype == jnp.float32 and leaf.size > 0 and leaf.ndim >= fewest_axes:
-                bits = _random_bits(leaf, _hash(key + jnp.uint32(index)))
-                leaf = _round(leaf, bits) if storage == "bfloat16" else _quantize(leaf, bits, block_size)
-            stored.append(leaf)
-        return jax.tree.unflatten(treedef, stored)
 
     def init(params: optax.Params) -> LowPrecisionState:
-        if isinstance(key, int):
-            word = jnp.asarray(key % 2**32, jnp.uint32)
-        else:
-            word = jax.random.bits(key, dtype=jnp.uint32)
-        return LowPrecisionState(word, compress(tx.init(params), word))
+        word = _first_word(key)
+        inner_state = tx.init(params)
+        if not jax.tree.leaves(params):
+            return LowPrecisionState(word, inner_state, jnp.zeros([], jnp.float32))
+        leaves, structure = jax.tree.flatten(inner_state)
+        stored = [
+            codes.first(leaf, storage, block_size, nonnegative)
+            for leaf, nonnegative in zip(leaves, _nonnegative(inner_state), strict=True)
+        ]
+        arrays, forms = zip(*stored, strict=True) if stored else ((), ())
+        return LowPrecisionState(word, jax.tree.unflatten(structure, arrays), forms)
 
     def update(
         updates: optax.Updates,
@@ -153,94 +164,27 @@ def low_precision_state(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, LowPrecisionState]:
-        wide = jax.tree.map(_decompress, state.inner_state, is_leaf=_is_compressed)
-        updates, wide = tx.update(updates, wide, params, **extra_args)
-        word = _hash(state.key)
-        return updates, LowPrecisionState(word, compress(wide, word))
+        updates, wide = tx.update(updates, state.wide(), params, **extra_args)
+        return updates, state.with_wide(wide)
 
     if isinstance(tx, Phi):
         return phi_around([tx], init, update)
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _is_compressed(node: Any) -> bool:
-    return isinstance(node, Rounded | Quantized)
+def _first_word(key: Any) -> jax.Array:
+    """Return the word of a random key or of an integer seed."""
+    if isinstance(key, int | np.integer):
+        return jnp.asarray(int(key) % 2**32, jnp.uint32)
+    return jax.random.bits(jnp.asarray(key), dtype=jnp.uint32)
 
 
-def _decompress(node: Any) -> Any:
-    if isinstance(node, Rounded):
-        return node.values.astype(jnp.float32)
-    if isinstance(node, Quantized):
-        root = node.codes.astype(jnp.float32) / _LEVELS
-        value = jnp.sign(root) * root**_EXPONENT
-        return (_blocked(value, node.scales.shape[-1]) * node.scales[..., None]).reshape(value.shape)
-    return node
-
-
-def _round(x: jax.Array, bits: jax.Array) -> Rounded:
-    """Add random bits below the last one that bfloat16 keeps, then cut there."""
-    words = jax.lax.bitcast_convert_type(x, jnp.uint32)
-
-    def cut(words: jax.Array) -> jax.Array:
-        return jax.lax.bitcast_convert_type(words & jnp.uint32(0xFFFF0000), jnp.float32)
-
-    rounded = cut(words + (bits & jnp.uint32(0xFFFF)))
-    # The largest numbers must not become infinite; infinities and NaNs are no numbers to add bits to.
-    rounded = jnp.where(jnp.isfinite(rounded), rounded, cut(words))
-    return Rounded(jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16))
-
-
-def _quantize(x: jax.Array, bits: jax.Array, block_size: int) -> Quantized:
-    """Store a share of the block's largest magnitude as one of the two levels around it."""
-    length = x.shape[-1]
-    blocks = length // block_size if length % block_size == 0 else 1
-    _check_blocks(x, blocks, block_size)
-    groups = _blocked(jnp.abs(x), blocks)
-    scales = jnp.max(groups, axis=-1)
-    divisors = jnp.where(scales == 0, jnp.ones_like(scales), scales)
-    share = (groups / divisors[..., None]).reshape(x.shape)
-    below = jnp.floor(jnp.sqrt(jnp.sqrt(share)) * _LEVELS)
-    low, high = (below / _LEVELS) ** _EXPONENT, ((below + 1) / _LEVELS) ** _EXPONENT
-    uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
-    level = jnp.minimum(below + (uniform < (share - low) / (high - low)).astype(x.dtype), _LEVELS)
-    # A block with a NaN or an infinity has that as its scale, and is NaN when read: nothing is hidden.
-    level = jnp.where(jnp.isfinite(level), level, jnp.ones_like(level))
-    return Quantized((jnp.sign(x) * level).astype(jnp.int8), scales)
-
-
-def _blocked(x: jax.Array, blocks: int) -> jax.Array:
-    return x.reshape(*x.shape[:-1], blocks, x.shape[-1] // blocks)
-
-
-def _check_blocks(x: jax.Array, blocks: int, block_size: int) -> None:
-    """Raise where the last axis is cut into more parts than it has whole blocks for."""
-    sharding = jax.typeof(x).sharding
-    names = sharding.spec[x.ndim - 1] if len(sharding.spec) == x.ndim else None
-    names = () if names is None else names if isinstance(names, tuple) else (names,)
-    mesh = sharding.mesh
-    parts = 1
-    for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True):
-        parts *= size if name in names and kind == AxisType.Explicit else 1
-    if blocks % parts:
-        raise ValueError(
-            f"block_size {block_size} makes {blocks} block(s) of a last axis of {x.shape[-1]}, which lies on "
-            f"{parts} devices: give a block_size that divides {x.shape[-1] / parts:g}, or storage='bfloat16'."
-        )
-
-
-def _random_bits(x: jax.Array, key: jax.Array) -> jax.Array:
-    """Return 32 random bits per element, a hash of its place: the same however ``x`` is sharded."""
-    place = jnp.zeros_like(x, dtype=jnp.uint32)
-    for axis in range(x.ndim):
-        place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return _hash(place ^ key)
-
-
-def _hash(x: jax.Array) -> jax.Array:
-    """Permute 32-bit words: PCG, RXS-M-XS-32."""
-    state = x * jnp.uint32(747796405) + jnp.uint32(2891336453)
-    word: jax.Array = ((state >> ((state >> 28) + 4)) ^ state) * jnp.uint32(277803737)
-    return (word >> 22) ^ word
+def _nonnegative(state: optax.OptState) -> list[bool]:
+    """Return which arrays of a state are never negative, as its classes declare their fields."""
+    bare = _tree.bare(state)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(bare)]
+    fields = [owner_and_field(bare, path) for path in paths]
+    return [field in state_fields(type(owner)).nonnegative for owner, field in fields]
 
 
 class MasterWeightsState(NamedTuple):

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 import riemann_optax as ro
+from riemann_optax import riemannian_sgd
 from tests.contract import problem
 from tests.contract.trees import EXAMPLES
-
-from ..equations import riemannian_sgd
 
 HUGE = {jnp.float16: 6e4, jnp.bfloat16: 1e38, jnp.float32: 1e38}
 TINY = {jnp.float16: 6e-8, jnp.bfloat16: 1e-38, jnp.float32: 1e-44}

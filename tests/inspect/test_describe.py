@@ -7,8 +7,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
-
-from ..equations import riemannian_sgd
+from riemann_optax import riemannian_sgd
 
 PARAMS = {"layer": {"kernel": jnp.array([[0.0, 1.0, 3.0]]), "bias": jnp.zeros(3)}}
 

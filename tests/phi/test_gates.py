@@ -86,8 +86,16 @@ def test_metaplasticity_stays_finite_for_huge_weights():
         assert np.all(values > 1e20)
 
 
-def test_utility_gate_replays_upgd_with_its_noise_and_decay():
-    """Elsayed and Mahmood 2024, Algorithm 1 with scaled utility, in the form published by the authors."""
+def maximum(utility, over):
+    """Return the largest utility of each group, by name of the leaf."""
+    if over == "tree":
+        return dict.fromkeys(utility, max(u.max() for u in utility.values()))
+    return {name: u.max() for name, u in utility.items()}
+
+
+@pytest.mark.parametrize("over", ["tree", "leaf"])
+def test_utility_gate_replays_upgd_with_its_noise_and_decay(over):
+    """Elsayed and Mahmood 2024, Algorithm 1 with scaled utility, mean and maximum corrected alike."""
     rate, decay, weight_decay = 0.02, 0.99, 0.1
     noise = {n: 0.1 * np.random.default_rng(5).normal(size=(STEPS, *s)) for n, s in SHAPES.items()}
     weights = start()
@@ -98,9 +106,11 @@ def test_utility_gate_replays_upgd_with_its_noise_and_decay():
         for name in SHAPES:
             utility[name] = decay * utility[name] + (1 - decay) * (-g[name] * weights[name])
         corrected = {name: u / (1 - decay ** (step + 1)) for name, u in utility.items()}
-        largest = max(u.max() for u in corrected.values())
+        largest = maximum(corrected, over)
         for name in SHAPES:
-            gate = 1 - 1 / (1 + np.exp(-corrected[name] / largest)) if largest > 0 else 0.5
+            useful = largest[name] > 0
+            share = np.where(useful, corrected[name] / np.where(useful, largest[name], 1), 0)
+            gate = 1 - 1 / (1 + np.exp(-share))
             shrunk = weights[name] * (1 - rate * weight_decay)
             weights[name] = shrunk - 2 * rate * (g[name] + noise[name][step]) * gate
         expected.append({name: w.copy() for name, w in weights.items()})
@@ -113,10 +123,24 @@ def test_utility_gate_replays_upgd_with_its_noise_and_decay():
         lambda updates, count, params=None: (add_noise(updates, count), count + 1),
     )
     decayed = optax.add_decayed_weights(weight_decay)
-    tx = plain(ro.phi.utility_gate(decay=decay), 0.5, rate, ro.on_gradient(noisy), after=[decayed])
+    tx = plain(ro.phi.utility_gate(decay=decay, over=over), 0.5, rate, ro.on_gradient(noisy), after=[decayed])
     actual = walk(tx, start(), gradient)
     for name in SHAPES:
         np.testing.assert_allclose(actual[name], [e[name] for e in expected], rtol=RTOL)
+
+
+def test_a_maximum_without_its_correction_closes_the_gate_at_the_start():
+    """The authors' program corrects the mean alone: at first U is 1 / (1 - decay) times as large."""
+    params, gradients = jnp.array([1.0, 1.0, 2.0]), jnp.array([-2.0, 0.0, 0.5])
+    phi = ro.phi.utility_gate(decay=0.999)
+    values, _ = phi.update(gradients, phi.init(params), params)
+    ours = 1 / (1 + 0.5 * np.asarray(values))
+    utility = np.array([2.0, 0.0, -1.0])
+    sigmoid = lambda x: np.exp(-np.logaddexp(0, -x))  # noqa: E731
+    np.testing.assert_allclose(ours, 2 * (1 - sigmoid(utility / 2.0)), rtol=1e-9)
+    theirs = 2 * (1 - sigmoid(utility / ((1 - 0.999) * 2.0)))
+    np.testing.assert_allclose(theirs, [0, 1, 2], atol=1e-9)
+    np.testing.assert_allclose(ours, [0.538, 1, 1.245], atol=1e-3)
 
 
 def test_utility_gate_is_a_gate_not_a_lock():

@@ -120,7 +120,9 @@ def test_bayesian_synapse_limits():
     np.testing.assert_allclose(1 + values[1], 100 * 1e6, rtol=1e-6)
 
 
-def presynaptic_replay(gradients, pmin=0.25, pmax=1.0, up=0.0520, down=0.0516, threshold=1e-3, frozen=0.9353):
+def presynaptic_replay(
+    gradients, form, pmin=0.25, pmax=1.0, up=0.0520, down=0.0516, threshold=1e-3, frozen=0.9353
+):
     """Schug, Benzing and Steger: the release probabilities before each step, by scalar code."""
     orbit = []
     p = [pmin] * gradients.shape[1]
@@ -129,36 +131,47 @@ def presynaptic_replay(gradients, pmin=0.25, pmax=1.0, up=0.0520, down=0.0516, t
         for i, g in enumerate(row):
             if p[i] >= frozen:
                 continue
-            p[i] += (pmax - p[i]) * up if abs(g) >= threshold else -(pmax - p[i]) * down
+            room = pmax - p[i] if form == "proportional" else 1.0
+            p[i] += room * up if abs(g) >= threshold else -room * down
             p[i] = min(max(p[i], pmin), pmax)
     return np.array(orbit)
 
 
-def test_presynaptic_release_replays_the_orbit_and_moves_with_the_old_probability():
+@pytest.mark.parametrize("form", ["proportional", "constant"])
+def test_presynaptic_release_replays_the_orbit_and_moves_with_the_old_probability(form):
     rng = np.random.default_rng(3)
     gradients = 2e-3 * rng.normal(size=(STEPS, 3)) * np.array([0.3, 0.72, 3.0])
-    p = presynaptic_replay(gradients)
-    assert 0.25 < np.median(p[:, 1]) < 0.9353  # the orbit visits the interior, the floor
+    p = presynaptic_replay(gradients, form)
+    interior = (p[:, 1] > 0.25) & (p[:, 1] < 0.9353)
+    assert np.mean(interior) > 0.1  # the orbit visits the interior, the floor
     assert (p[1:, 0] == 0.25).any()
     assert p[-1, 2] >= 0.9353  # and the frozen end
     expected = START - np.cumsum(0.5 * gradients * (1 - p) / 0.75, axis=0)
-    actual = run(plain(ro.phi.presynaptic_release(), 1.0, 0.5), lambda _, step: gradients[step])
+    actual = run(plain(ro.phi.presynaptic_release(form=form), 1.0, 0.5), lambda _, step: gradients[step])
     np.testing.assert_allclose(actual[1:] - START, expected - START, rtol=RTOL)
 
 
-def test_presynaptic_release_reaches_the_largest_metric_it_states_and_no_more():
+@pytest.mark.parametrize(("form", "stated"), [("proportional", 12.23), ("constant", 59.06)])
+def test_presynaptic_release_reaches_the_largest_metric_it_states_and_no_more(form, stated):
     """The supremum of E is one step up from just below the frozen end: derived, then met by a search."""
-    supremum = 0.75 / ((1 - 0.9353) * (1 - 0.0520))
-    starts = np.linspace(0.25, 0.9353, 2000, endpoint=False)
-    phi = ro.phi.presynaptic_release()
+    left = (1 - 0.9353) * (1 - 0.0520) if form == "proportional" else 1 - 0.9353 - 0.0520
+    supremum = 0.75 / left
+    starts = np.linspace(0.25, 0.9353, 20_000, endpoint=False)
+    phi = ro.phi.presynaptic_release(form=form)
     state = ro.phi.PresynapticReleaseState(jnp.asarray(starts))
     largest = np.zeros_like(starts)
     for _ in range(80):
         values, state = phi.update(jnp.ones_like(state.release_probability), state)
         largest = np.maximum(largest, 1 + np.asarray(values))
     assert largest.max() < supremum
-    assert largest.max() > 0.999 * supremum
-    np.testing.assert_allclose(supremum, 12.23, atol=0.005)
+    assert largest.max() > 0.99 * supremum
+    np.testing.assert_allclose(supremum, stated, atol=0.005)
+
+
+def test_a_constant_step_to_the_maximum_is_refused():
+    """There E would be infinite."""
+    with pytest.raises(ValueError, match=r"^up must be a finite number in \[0, 0.0647\)"):
+        ro.phi.presynaptic_release(up=0.07, form="constant")
 
 
 def test_secant_curvature_replays_running_means_of_secants():
