@@ -95,8 +95,8 @@ def require_params(params: Any, name: str) -> Any:
     """Return ``params``; where they are missing raise an error that names who needs them."""
     if params is None:
         raise ValueError(
-            f"{name} needs the current value of the parameters, and update was called without them: call "
-            "tx.update(gradients, state, params)."
+            f"{name}: it needs the current value of the parameters, and you are not passing `params` to "
+            "`update`: call tx.update(gradients, state, params)."
         )
     return params
 

@@ -39,6 +39,7 @@ from riemann_optax._version import __version__
 FORMAT_VERSION = 2
 _CHANGED_IN = {
     "LowPrecisionState": 2,
+    "RecordMetricState": 2,
     "TrackEnergyState": 2,
     "RWalkState": 2,
 }  # the state, and the format since which it is what it is

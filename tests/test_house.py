@@ -40,7 +40,7 @@ ORDER = {
     ),
     "examples/train": (
         *("phis", "optimizers", "placement", "loop", "processes", "extra_arguments", "record"),
-        *("checkpoint", "display", "pictures", "tensorboard", "arguments", "__main__"),
+        *("checkpoint", "display", "pictures", "tensorboard", "arguments", "plan", "__main__"),
     ),
 }
 

@@ -26,7 +26,8 @@ def metric_at(
 
     Runs ``tx.update`` and throws its result away; ``E`` is read at stage 2, after every edit of the metric.
     Works with the chain inside ``masked``, ``partition``, ``inject_hyperparams`` and, outside of ``jit``,
-    inside wrappers that branch, such as ``MultiSteps`` or ``apply_if_finite``.
+    inside wrappers that branch, such as ``MultiSteps`` or ``apply_if_finite``. Takes the variables of Flax
+    NNX as they are: ``metric_at(tx, gradients, optimizer.opt_state, nnx.state(model, nnx.Param))``.
 
     Args:
       tx: a transformation that contains both stages.
@@ -51,15 +52,16 @@ def metric_at(
     """
     tx = optax.with_extra_args_support(tx)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((gradients, state, params)))
+    bare = _tree.bare(gradients)
     # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
     with jax.disable_jit(not traced), observe.listen() as observer:
-        tx.update(gradients, state, params, **extra_args)
+        tx.update(bare, _tree.bare(state), _tree.bare(params), **_tree.bare(extra_args))
     if not observer.metrics:
         raise ValueError(
             "metric_at: this update of tx applied no metric; tx must hold compute_metric and "
             "scale_by_inverse_metric, and a wrapper that skips updates must not skip this one."
         )
-    return _metric_tree(observer, gradients)
+    return _tree.like(_metric_tree(observer, bare), gradients)
 
 
 def _metric_tree(observer: observe.Observer, gradients: optax.Updates) -> optax.Updates:
@@ -144,8 +146,8 @@ def describe(
 ) -> Description:
     """Describe what a transformation does to each leaf: its phi, range of ``E``, effective rate and state.
 
-    Runs one update outside of ``jit`` and throws its result away. Leaves without a metric are called
-    Euclidean.
+    Runs one update and throws its result away; compiles it, where it can be read so. Leaves without a metric
+    are called Euclidean.
 
     Args:
       tx_or_phi: an optimiser with both stages in it; or a phi, described as ``compute_metric(phi, alpha)``.
@@ -190,28 +192,41 @@ def describe(
     else:
         tx = optax.with_extra_args_support(tx_or_phi)
     where = "gradients of 1" if gradients is None else "the given gradients"
-    gradients = jax.tree.map(jnp.ones_like, params) if gradients is None else gradients
-    state = tx.init(params) if state is None else state
-    with jax.disable_jit(), observe.listen() as observer, _axes.listen() as readings:
-        tx.update(gradients, state, params, **extra_args)
-    metrics = jax.tree.leaves(_metric_tree(observer, gradients))
-    sizes, shared = _state_bytes(tx, state, params)
-    rows = []
-    for (path, leaf), metric, size in zip(
-        jax.tree_util.tree_leaves_with_path(params), metrics, sizes, strict=True
-    ):
-        low, high = (float(jnp.min(metric)), float(jnp.max(metric))) if metric.size else (1.0, 1.0)
-        rows.append(
-            LeafDescription(
-                name=jax.tree_util.keystr(path),
-                shape=np.shape(leaf),
-                phi=observer.phis.get(path, "phi") if path in observer.metrics else "",
-                metric_min=low,
-                metric_max=high,
-                state_bytes=size,
-            )
+    params, gradients, state, extra_args = _tree.bare((params, gradients, state, extra_args))
+    phis, extremes, readings = _read(tx, params, gradients, state, extra_args)
+    sizes, shared = _state_bytes(tx, jax.eval_shape(tx.init, params) if state is None else state, params)
+    rows = [
+        LeafDescription(jax.tree_util.keystr(path), np.shape(leaf), phi, float(low), float(high), size)
+        for (path, leaf), phi, (low, high), size in zip(
+            jax.tree_util.tree_leaves_with_path(params), phis, extremes, sizes, strict=True
         )
+    ]
     return Description(tuple(rows), shared, where, _axes.remarks(params, readings))
+
+
+def _read(
+    tx: optax.GradientTransformationExtraArgs, params: Any, gradients: Any, state: Any, extra_args: Any
+) -> tuple[list[str], np.ndarray[Any, Any], dict[Any, Any]]:
+    """Return the phi and the extremes of ``E`` of each leaf at one update, and how leaves were read."""
+    phis: list[str] = []
+    readings: dict[Any, Any] = {}
+
+    def read(params: Any, gradients: Any, state: Any) -> jax.Array:
+        gradients = jax.tree.map(jnp.ones_like, params) if gradients is None else gradients
+        with observe.listen() as observer, _axes.listen() as heard:
+            tx.update(gradients, tx.init(params) if state is None else state, params, **extra_args)
+        readings.update(heard)
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(gradients)]
+        phis[:] = [observer.phis.get(path, "phi") if path in observer.metrics else "" for path in paths]
+        metrics = [observer.metrics.get(path, jnp.ones([])) for path in paths]
+        extremes = [(jnp.min(m), jnp.max(m)) if m.size else (jnp.ones([]), jnp.ones([])) for m in metrics]
+        return jnp.asarray(extremes).reshape(-1, 2)
+
+    try:  # one program: outside of jit each operation is compiled by itself for each shape
+        return phis, np.asarray(jax.jit(read)(params, gradients, state)), readings
+    except Exception:  # a metric in a branch can be read outside of jit only, where all other errors return
+        with jax.disable_jit():
+            return phis, np.asarray(read(params, gradients, state)), readings
 
 
 def _state_bytes(
@@ -233,6 +248,5 @@ def _state_bytes(
 
 
 def _bytes(leaf: Any) -> int:
-    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return int(np.size(leaf)) * int(jnp.result_type(leaf).itemsize)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else _tree.dtype_of(leaf)  # a random key's is not NumPy's
+    return int(np.size(leaf)) * int(dtype.itemsize)

@@ -1,9 +1,11 @@
 """Looking at a metric while it works: statistics of E and the energy spent."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
@@ -25,6 +27,8 @@ class RecordMetricState(NamedTuple):
       rate_max: largest effective rate of each leaf.
       metric_quantiles: shape (leaves, number of quantiles), the quantiles of ``E`` asked for; ``()`` where
         none are, for Orbax refuses to save an array without elements.
+      leaf_ids: uint32, shape (leaves, 2), a hash of the name of each leaf: under ``optax.partition`` a record
+        has some of the leaves of the parameters only, and has to say which.
     """
 
     metric_min: jax.Array
@@ -34,6 +38,7 @@ class RecordMetricState(NamedTuple):
     rate_mean: jax.Array
     rate_max: jax.Array
     metric_quantiles: jax.Array | tuple[()]
+    leaf_ids: jax.Array
 
 
 def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransformationExtraArgs:
@@ -76,11 +81,13 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
         _check.check_number("quantiles", quantile, low=0.0, high=1.0)
 
     def init(params: optax.Params) -> RecordMetricState:
-        leaves = len(jax.tree.leaves(params))
+        ids = list(_names_by_id(params))
+        leaves = len(ids)
         # Six separate buffers: one shared by six fields could not be donated.
         statistics = [jnp.ones([leaves], jnp.float32) for _ in range(6)]
         table = jnp.ones([leaves, len(quantiles)], jnp.float32) if quantiles else ()
-        return RecordMetricState._make([*statistics, table])
+        leaf_ids = jnp.asarray(np.asarray(ids, np.uint32).reshape(-1, 2))
+        return RecordMetricState._make([*statistics, table, leaf_ids])
 
     def update(
         updates: optax.Updates,
@@ -94,22 +101,21 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
         ones = jnp.ones([], jnp.float32)
         metrics = [leaf.metric if isinstance(leaf, Covector) else ones for leaf in leaves]
         rates = [leaf.inverse_metric if isinstance(leaf, Covector) else ones for leaf in leaves]
+        reductions = (jnp.min, jnp.mean, jnp.max)
 
         def collect(statistic: Any, values: list[jax.Array], shape: tuple[int, ...] = ()) -> jax.Array:
             nothing = jnp.broadcast_to(ones, shape)  # as it stands for a Euclidean leaf
             rows = [statistic(v).astype(jnp.float32) if v.size else nothing for v in values]
             return jnp.stack(rows) if rows else jnp.ones([0, *shape], jnp.float32)
 
-        columns = [
-            collect(statistic, values)
-            for values in (metrics, rates)
-            for statistic in (jnp.min, jnp.mean, jnp.max)
-        ]
+        low, mean, high = (collect(reduction, metrics) for reduction in reductions)
+        # Two reductions of each leaf less to compile: the extremes of the rate are those of the metric.
+        columns = [low, mean, high, 1 / high, collect(jnp.mean, rates), 1 / low]
         table = state.metric_quantiles
         if quantiles:
             levels = jnp.asarray(quantiles, jnp.float32)
             table = collect(lambda m: jnp.quantile(m.astype(jnp.float32), levels), metrics, levels.shape)
-        return updates, RecordMetricState._make([*columns, table])
+        return updates, RecordMetricState._make([*columns, table, state.leaf_ids])
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -118,15 +124,17 @@ def metric_statistics(state: optax.OptState, params: optax.Params) -> dict[str, 
     """Return what :func:`record_metric` has kept, by leaf.
 
     Args:
-      state: the state of a transformation with one ``record_metric`` in it that sees all parameters.
+      state: the state of a transformation with ``record_metric`` in it, once or, as in ``optax.partition``,
+        in several parts with leaves of their own. Variables of Flax NNX may stay in it, and in ``params``.
       params: the parameters, for the names of the leaves.
 
     Returns:
       ``{leaf path: {"metric_min": ..., ..., "rate_max": ...}}`` with Python floats, and
-      ``"metric_quantiles"`` as a list where quantiles were asked for.
+      ``"metric_quantiles"`` as a list where quantiles were asked for; in the order of ``params``, without the
+      leaves that no record has.
 
     Raises:
-      ValueError: where there is no such state, more than one, or one of other parameters.
+      ValueError: where there is no such state, one of other parameters, or two of the same leaf.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -135,25 +143,43 @@ def metric_statistics(state: optax.OptState, params: optax.Params) -> dict[str, 
       >>> print(list(ro.metric_statistics(tx.init(params), params)))
       ["['w']"]
     """
-    recorded = _tree.find_states(state, RecordMetricState)
-    if len(recorded) != 1:
+    records = jax.device_get(_tree.find_states(_tree.bare(state), RecordMetricState))
+    if not records:
         raise ValueError(
-            f"metric_statistics: the state holds {len(recorded)} records of a metric, and one is needed: put "
-            "one record_metric() between the stages, or pass the part of the state that holds it."
+            "metric_statistics: the state holds no record of a metric: put record_metric() between the "
+            "stages."
         )
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    record = jax.device_get(recorded[0])
-    if len(record.metric_min) != len(names):
-        raise ValueError(
-            f"metric_statistics: the record has {len(record.metric_min)} leaves and params {len(names)}: "
-            "pass the parameters that this part of the optimiser sees."
-        )
-    result: dict[str, dict[str, Any]] = {}
-    for index, name in enumerate(names):
-        result[name] = {field: float(getattr(record, field)[index]) for field in record._fields[:-1]}
-        if len(record.metric_quantiles):
-            result[name]["metric_quantiles"] = record.metric_quantiles[index].tolist()
-    return result
+    names = _names_by_id(params)
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for index, words in enumerate(record.leaf_ids):
+            name = names.get(tuple(map(int, words)))
+            if name is None:
+                raise ValueError(
+                    f"metric_statistics: the record has {len(record.leaf_ids)} leaves, and number {index} of "
+                    "them is none of params: pass the parameters as this part of the optimiser sees them."
+                )
+            if name in found:
+                raise ValueError(
+                    f"metric_statistics: the state holds two records of leaf {name}: pass the part of the "
+                    "state that holds one."
+                )
+            fields = record._fields[: record._fields.index("metric_quantiles")]
+            found[name] = {field: float(getattr(record, field)[index]) for field in fields}
+            if len(record.metric_quantiles):
+                found[name]["metric_quantiles"] = record.metric_quantiles[index].tolist()
+    return {name: found[name] for name in names.values() if name in found}
+
+
+def _names_by_id(params: optax.Params) -> dict[tuple[int, ...], str]:
+    """Return the names of the leaves by the words of their hashes, in the order of the leaves."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(_tree.bare(params))]
+    return {_words(jax.tree_util.keystr(path)): jax.tree_util.keystr(path) for path in paths}
+
+
+def _words(name: str) -> tuple[int, ...]:
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return tuple(int(word) for word in np.frombuffer(digest, "<u4"))
 
 
 class TrackEnergyState(NamedTuple):

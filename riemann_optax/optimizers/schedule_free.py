@@ -9,6 +9,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._state_fields import declare_fields
+from riemann_optax.eigenbasis import InEigenbasisState
 
 
 @declare_fields(linear=("iterate",))
@@ -138,7 +139,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
       The averaged weights, in structure and dtypes of ``params``.
 
     Raises:
-      ValueError: where the state holds no or several averages, or one of other parameters.
+      ValueError: where the state holds no or several averages, one of other parameters, or one inside of an
+        eigenbasis.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -153,6 +155,12 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
             f"eval_params: the state holds {len(found)} schedule-free averages, and one is needed: pass the "
             "whole state of riemannian_schedule_free. Other optimisers are evaluated at their own parameters."
         )
+    for outer in _tree.find_states(state, InEigenbasisState):
+        if _tree.find_states(outer.inner, ScheduleFreeState):
+            raise ValueError(
+                "eval_params: schedule-free averaging inside of in_eigenbasis averages turned weights: put "
+                "in_eigenbasis inside, schedule_free(in_eigenbasis(...)), and evaluate that."
+            )
     (own,) = found
     remedy = "pass the parameters that are trained with this state."
     _check.check_same_structure(own.iterate, params, "the average", "params", remedy)

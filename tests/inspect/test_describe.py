@@ -87,3 +87,24 @@ def test_how_arrays_are_read_is_said_where_it_is_not_plain():
     )
     assert str(description).splitlines()[-1] == f"read as: {description.axes[-1]}"
     assert ro.describe(ro.phi.activity(), params).axes == ()  # nothing is read
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.apply_if_finite(tx, 3),
+        lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(),
+    ],
+    ids=["apply_if_finite", "MultiSteps"],
+)
+def test_a_metric_in_a_branch_is_described_too(wrap):
+    """Compiled it cannot be read, so it is run operation by operation."""
+    tx = optax.chain(ro.scale_by_metric(ro.phi.maintenance_energy(), 3.0), optax.scale(-0.1))
+    plain, wrapped = ro.describe(tx, PARAMS), ro.describe(wrap(tx), PARAMS)
+    assert [leaf[:5] for leaf in wrapped.leaves] == [leaf[:5] for leaf in plain.leaves]
+    assert {leaf.phi for leaf in wrapped.leaves} == {"maintenance_energy"}
+
+
+def test_an_error_of_the_update_is_its_own():
+    with pytest.raises(ValueError, match="hutchinson_curvature needs the extra argument obj_fn"):
+        ro.describe(ro.phi.hutchinson_curvature(), PARAMS)
