@@ -36,7 +36,11 @@ class BoundaryInEigenbasisState(NamedTuple):
                 "in_eigenbasis: task_importance belongs to single weights, which the eigenbasis mixes: keep "
                 "what needs it outside of in_eigenbasis."
             )
-        _refuse_measured(self.inner_state)
+        if _is_measured(self.inner_state):
+            raise ValueError(
+                "in_eigenbasis: with running=False a phi needs task_importance, which belongs to single "
+                "weights, and the eigenbasis mixes these: keep it outside of in_eigenbasis, or let it run."
+            )
         return self._replace(pending=jnp.ones_like(self.pending))
 
 
@@ -67,16 +71,13 @@ def consolidated_if(pending: Any, inner_state: optax.OptState, params: Any) -> o
         return inner_state
 
     def after(node: Any) -> Any:
-        if not consolidates(node) or getattr(node, "needs_importance", False):
+        if not consolidating_states(node) or _is_measured(node):
             return node
         return consolidated_where(pending, node, params)
 
     return jax.tree.map(after, inner_state, is_leaf=consolidates)
 
 
-def _refuse_measured(inner_state: optax.OptState) -> None:
-    if any(getattr(node, "needs_importance", False) for node in consolidating_states(inner_state)):
-        raise ValueError(
-            "in_eigenbasis: with running=False a phi needs task_importance, which belongs to single weights, "
-            "and the eigenbasis mixes these: keep it outside of in_eigenbasis, or let it run."
-        )
+def _is_measured(state: Any) -> bool:
+    """Return whether a state within consolidates only with a ``task_importance``."""
+    return any(getattr(node, "needs_importance", False) for node in consolidating_states(state))
