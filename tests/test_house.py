@@ -122,3 +122,11 @@ def test_nothing_reads_what_can_run_code(folder):
     for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
         assert not {name.split(".")[0] for name in imported(path)} & CAN_RUN_CODE, path
         assert not re.search(r"allow_pickle=True|\beval\(|\bexec\(|torch\.load", path.read_text()), path
+
+
+def test_what_is_marked_slow_exists():
+    root = PACKAGE.parent
+    text = (root / "conftest.py").read_text()
+    listed = re.search(r"^SLOW = \((.*?)^\)", text, flags=re.DOTALL | re.MULTILINE).group(1)
+    for place in re.findall(r'"([^"]+)"', listed):
+        assert (root / place).exists(), place
