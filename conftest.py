@@ -1,9 +1,48 @@
-"""JAX settings for every test and doctest; they must be made before JAX starts its backend."""
+"""JAX settings for every test and doctest, made before JAX starts its backend; and which tests are slow."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # after the environment, which JAX reads when it is imported
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)  # eight fake devices, for the sharding tests
+
+ROOT = Path(__file__).parent
+# Suites that try every public transformation, programs, and what compiles for eight devices. The rest, which
+# ``-m "not slow"`` runs, is what can be wrong in a stage, a phi or a room by itself.
+SLOW = (
+    "tests/benchmarks",
+    "tests/contract",
+    "tests/examples",
+    "tests/third_party",
+    "tests/trust",
+    "tests/checkpoint/test_damage.py",
+    "tests/checkpoint/test_meshes.py",
+    "tests/eigenbasis/test_sharding.py",
+    "tests/eigenbasis/test_turned_valley.py",
+    "tests/geometry/test_accuracy.py",
+    "tests/geometry/test_properties.py",
+    "tests/geometry/test_retraction.py",
+    "tests/geometry/test_sharding.py",
+    "tests/phi/test_oracles.py",
+    "tests/test_alpha_zero.py",
+    "tests/test_flow.py",
+    "tests/test_learning_alpha.py",
+    "tests/test_notebooks.py",
+    "tests/test_readme.py",
+    "tests/test_sharding.py",
+    "tests/test_state_placement.py",
+    "tests/wrappers/test_precision.py",
+    "riemann_optax/examples",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the slow suites."""
+    for item in items:
+        place = item.path.relative_to(ROOT).as_posix()
+        if any(place == slow or place.startswith(f"{slow}/") for slow in SLOW):
+            item.add_marker(pytest.mark.slow)

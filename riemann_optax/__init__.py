@@ -3,6 +3,7 @@
 import importlib
 
 from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, testing
+from riemann_optax._axes import MatrixAxes, kernel_axes
 from riemann_optax._version import __version__ as __version__
 from riemann_optax.anchor.pull import AnchoredWeightsState, add_anchored_weights
 from riemann_optax.boundary import ConsolidatingState, consolidate
@@ -19,7 +20,7 @@ from riemann_optax.edits import (
     on_gradient,
     on_metric,
 )
-from riemann_optax.eigenbasis import InEigenbasisState, MatrixAxes, in_eigenbasis, kernel_axes
+from riemann_optax.eigenbasis import BoundaryInEigenbasisState, InEigenbasisState, in_eigenbasis
 from riemann_optax.fields import attach_field
 from riemann_optax.geometry.retraction import retract
 from riemann_optax.geometry.spectrum import Spectrum, preconditioned_spectrum
@@ -35,7 +36,15 @@ from riemann_optax.inspect import (
     track_energy,
 )
 from riemann_optax.metric import ComputeMetricState, compute_metric, split
-from riemann_optax.optimizers import riemannian_adamw, riemannian_sgd
+from riemann_optax.optimizers import (
+    ScheduleFreeState,
+    ema,
+    eval_params,
+    riemannian_adamw,
+    riemannian_schedule_free,
+    riemannian_sgd,
+    schedule_free,
+)
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
 from riemann_optax.wrappers import (
     LowPrecisionState,
@@ -51,6 +60,7 @@ from riemann_optax.wrappers import (
 
 __all__ = [
     "AnchoredWeightsState",
+    "BoundaryInEigenbasisState",
     "ComputeMetricState",
     "ConsolidatingState",
     "Covector",
@@ -64,6 +74,7 @@ __all__ = [
     "MetricNoiseState",
     "NormMatchedBaseState",
     "RecordMetricState",
+    "ScheduleFreeState",
     "Spectrum",
     "TrackEnergyState",
     "add_anchored_weights",
@@ -78,6 +89,8 @@ __all__ = [
     "compute_metric",
     "consolidate",
     "describe",
+    "ema",
+    "eval_params",
     "fields",
     "geometry",
     "in_eigenbasis",
@@ -99,9 +112,11 @@ __all__ = [
     "record_metric",
     "retract",
     "riemannian_adamw",
+    "riemannian_schedule_free",
     "riemannian_sgd",
     "scale_by_inverse_metric",
     "scale_by_metric",
+    "schedule_free",
     "sharding",
     "skip_nonfinite",
     "split",

@@ -105,12 +105,12 @@ def check_same_structure(tree: Any, reference: Any, argument: str, reference_nam
 
 
 def require_params(params: Any, name: str) -> Any:
-    """Return ``params`` as arrays; without them raise Optax's own error, with the name of who needs them."""
+    """Return ``params`` as arrays; where they are missing raise an error that names who needs them."""
     if params is None:
-        try:
-            optax.add_decayed_weights(1.0).update({}, optax.EmptyState(), None)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        raise ValueError(
+            f"{name}: it needs the current value of the parameters, and you are not passing `params` to "
+            "`update`: call tx.update(gradients, state, params)."
+        )
     return arrays(params)
 
 
@@ -129,10 +129,10 @@ def check_transformation(argument: str, value: Any) -> None:
         )
 
 
-def check_state_dtype(state_dtype: Any) -> None:
+def check_state_dtype(state_dtype: Any, argument: str = "state_dtype") -> None:
     """Raise ``ValueError`` unless ``state_dtype`` is None or a real floating-point dtype."""
     if state_dtype is not None:
-        check_real_dtype("state_dtype", state_dtype)
+        check_real_dtype(argument, state_dtype)
 
 
 def check_key(key: Any) -> None:

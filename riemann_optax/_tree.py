@@ -41,6 +41,29 @@ def working_dtype(leaf: Any) -> np.dtype[Any]:
     return real if real.itemsize > 4 else np.dtype(np.float32)
 
 
+def wide_dtype(leaf: Any) -> np.dtype[Any]:
+    """Return the dtype vectors are computed in: the working dtype, complex where the leaf is complex."""
+    return np.promote_types(dtype_of(leaf), working_dtype(leaf))
+
+
+def widen(tree: Any) -> Any:
+    """Return a tree with its narrow leaves, arrays or abstract ones, in the dtype vectors are computed in.
+
+    What runs inside of a frame sees wide leaves only: in float16 an ``eps`` of 1e-8 is 0, and a second moment
+    of small gradients as well.
+    """
+
+    def wide(leaf: Any) -> Any:
+        dtype = dtype_of(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact) or dtype == wide_dtype(leaf):
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, wide_dtype(leaf), sharding=leaf.sharding)
+        return leaf.astype(wide_dtype(leaf))
+
+    return jax.tree.map(wide, tree)
+
+
 def check_inexact(tree: Any, argument: str) -> None:
     """Raise ``TypeError`` for a leaf that has no gradient: integers, keys, float0; or what is no array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -70,6 +93,18 @@ def full_like(params: Any, value: float, dtype: Any = None) -> Any:
     """Return optimiser state for ``params`` filled with ``value``; see :func:`zeros_like`."""
     check_inexact(params, "params")
     return jax.tree.map(lambda p: jnp.full_like(p, value, dtype=dtype or working_dtype(p)), params)
+
+
+def vectors_like(params: Any, dtype: Any = None) -> Any:
+    """Return zeros for what is linear in the gradient: in ``dtype``, or complex where the weights are."""
+    check_inexact(params, "params")
+
+    def zeros(leaf: Any) -> jax.Array:
+        real = working_dtype(leaf) if dtype is None else jnp.dtype(dtype)
+        is_complex = jnp.issubdtype(dtype_of(leaf), jnp.complexfloating)
+        return jnp.zeros_like(leaf, dtype=np.promote_types(real, jnp.complex64) if is_complex else real)
+
+    return jax.tree.map(zeros, params)
 
 
 def to_working_dtype(leaf: Any) -> jax.Array:
@@ -111,27 +146,22 @@ def power(base: jax.Array, exponent: float) -> jax.Array:
     return jnp.where(zero, jnp.zeros_like(base), raised)
 
 
-def group_mean(tree: Any, over: Group) -> Any:
+def group_mean(tree: Any, over: Literal["leaf", "tree"]) -> Any:
     """Return, for every leaf, the mean over its group, broadcastable against the leaf.
 
-    ``"leaf"`` averages a whole array, ``"neuron"`` all axes but the last (the fan-in of a Flax kernel; a
-    leaf with fewer than two axes is one group), ``"tree"`` all weights of the tree alike.
+    ``"leaf"`` averages a whole array, ``"tree"`` all weights of the tree alike. What ``"neuron"`` is depends
+    on what axes mean: :func:`riemann_optax._axes.group_mean`.
     """
     if over == "tree":
         leaves = jax.tree.leaves(tree)
         if not leaves:
             return tree
-        dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize)
+        dtype = widest_dtype(tree)
         # A running sum, not a chain of additions: XLA copies such a chain into the fusion of every leaf, and
         # compiling takes time that grows with the square of the number of leaves.
         sums = jnp.stack([jnp.sum(leaf, dtype=dtype) for leaf in leaves])
         mean = jax.lax.cumsum(sums)[-1] / max(sum(leaf.size for leaf in leaves), 1)
         return jax.tree.map(lambda leaf: mean.astype(leaf.dtype), tree)
-    if over == "neuron":
-        return jax.tree.map(
-            lambda x: jnp.mean(x, axis=tuple(range(x.ndim - 1)) if x.ndim > 1 else None, keepdims=x.ndim > 1),
-            tree,
-        )
     return jax.tree.map(jnp.mean, tree)
 
 
@@ -177,3 +207,22 @@ def find_states(state: optax.OptState, kind: type[Any]) -> list[Any]:
     """Return all states of one type, anywhere in ``state``."""
     leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
     return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+def at_count(value: Any, count: jax.Array) -> Any:
+    """Return a number as it is, and a schedule at the count of updates."""
+    return value(count) if callable(value) else value
+
+
+def divided(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:
+    """Return ``numerator / denominator``, and ``otherwise`` where the denominator is 0."""
+    zero = denominator == 0
+    safe = jnp.where(zero, jnp.ones_like(denominator), denominator)
+    quotient = numerator / safe
+    return jnp.where(zero, jnp.full_like(quotient, otherwise), quotient)
+
+
+def widest_dtype(tree: Any) -> np.dtype[Any]:
+    """Return the widest dtype among the leaves of a tree; float32 where it has none."""
+    dtypes = [np.dtype(leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float32))

@@ -29,8 +29,9 @@ def consolidate(
     train_state.params))``. With NNX, whose optimiser passes extra arguments on, give ``task_boundary=True``
     to the first update of the new task; or write back what this function returns, for it changes nothing in
     place: ``optimizer.opt_state = nnx.data(ro.consolidate(optimizer.opt_state, nnx.state(model,
-    nnx.Param)))``. Both ways give the same states. (``optax.MultiSteps``
-    passes on the extra arguments of its last mini-step only: use this function there.) Elementwise, so no
+    nnx.Param)))``. Both ways give the same states. (``optax.MultiSteps`` passes on the extra arguments of its
+    last mini-step only: use this function there.) States inside of :func:`riemann_optax.in_eigenbasis`
+    consolidate at the beginning of their next update, with the parameters given there. Elementwise, so no
     collective.
 
     Args:

@@ -173,7 +173,7 @@ def parallel_transport(
 def _times(t: Any) -> np.ndarray[Any, Any]:
     """Return the times to keep, the last of which is the final one."""
     times = np.atleast_1d(np.asarray(t))
-    if times.ndim != 1 or not (times.size and times[0] >= 0 < times[-1] and (np.diff(times) > 0).all()):
+    if times.ndim != 1 or not (times.size and times[0] >= 0 and times[-1] > 0 and (np.diff(times) > 0).all()):
         raise ValueError(f"t must be a positive time or an increasing array of times, got {t!r}.")
     return times
 

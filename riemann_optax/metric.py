@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _check, _tree
+from riemann_optax import _axes, _check, _tree
 from riemann_optax import _observe as observe
+from riemann_optax._axes import Axes
 from riemann_optax._declare import names_of
 from riemann_optax._tree import GROUPS, Group
 from riemann_optax.covector import Covector, MetricAttachedError, map_covectors, require_covectors
@@ -35,6 +36,7 @@ def compute_metric(
     role: Role = "metric",
     *,
     conformal: Group | None = None,
+    axes: Axes = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Attach the metric :math:`E = 1 + \alpha\,\varphi` to each gradient leaf (stage 1).
 
@@ -73,7 +75,9 @@ def compute_metric(
         0 is still that of ``1 + alpha*phi``.
       role: which of the two readings.
       conformal: None, or the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA
-        combines), ``"leaf"`` or ``"neuron"`` (all axes but the last).
+        combines), ``"leaf"`` or ``"neuron"`` (the fan-in of each output, by ``axes``).
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
+        leaf's name and the leaf, or a dictionary of these by the names of modules.
 
     Returns:
       A gradient transformation with state :class:`ComputeMetricState`. ``E`` is evaluated in float32, or
@@ -110,6 +114,7 @@ def compute_metric(
     _check.check_choice("role", role, ROLES)
     if conformal is not None:
         _check.check_choice("conformal", conformal, GROUPS)
+    _axes.check_axes(axes)
     _check.check_schedulable("alpha", alpha)
 
     def init(params: optax.Params) -> ComputeMetricState:
@@ -140,7 +145,7 @@ def compute_metric(
             raise
         check_phi_values(values, updates)
         observe.phi_used(names, updates)
-        current_alpha = alpha(state.count) if callable(alpha) else alpha
+        current_alpha = _tree.at_count(alpha, state.count)
 
         values = jax.tree.map(
             lambda g, v: v.astype(np.promote_types(v.dtype, _tree.working_dtype(g))), updates, values
@@ -148,7 +153,7 @@ def compute_metric(
         if conformal is None:
             scales = jax.tree.map(lambda v: _one_plus(v, current_alpha), values)
         else:
-            means = _tree.group_mean(values, conformal)
+            means = _axes.group_mean(values, conformal, axes)
             scales = jax.tree.map(lambda v, mean: _around_mean(v, mean, current_alpha), values, means)
 
         def attach(path: tuple[Any, ...], gradient: Any, value: jax.Array, scale: jax.Array) -> Covector:

@@ -6,6 +6,8 @@ import jax
 import optax
 
 from riemann_optax import _observe as observe
+from riemann_optax import _tree
+from riemann_optax._axes import Axes
 from riemann_optax._check import check_transformation
 from riemann_optax._tree import Group
 from riemann_optax.covector import Covector, map_covectors, require_covectors
@@ -67,11 +69,11 @@ def in_orthonormal_frame(inner: optax.GradientTransformation) -> optax.GradientT
     ``optax.clip_by_global_norm`` it is the Riemannian norm of the gradient that is clipped.
 
     Args:
-      inner: any Optax transformation; it sees the parameters unchanged and, for Euclidean leaves, the
-        gradient unchanged.
+      inner: any Optax transformation; it sees the parameters and, for Euclidean leaves, the gradient, all in
+        float32 or wider, so that its constants, such as Adam's ``eps``, mean the same for narrow weights.
 
     Returns:
-      A gradient transformation with the state of ``inner``.
+      A gradient transformation with the state of ``inner``; the result has the dtype of the gradient.
 
     Raises:
       TypeError: where ``inner`` is no gradient transformation.
@@ -95,21 +97,25 @@ def in_orthonormal_frame(inner: optax.GradientTransformation) -> optax.GradientT
     check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
+    def init(params: optax.Params) -> optax.OptState:
+        return inner.init(_tree.widen(params))
+
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         require_covectors(updates, "in_orthonormal_frame")
         observe.metric_used(updates)
-        frame = map_covectors(Covector.to_frame, updates)
-        frame, state = inner.update(frame, state, params, **extra_args)
-        tangent = jax.tree.map(
-            lambda covector, u: covector.from_frame(u) if isinstance(covector, Covector) else u,
-            updates,
-            frame,
+        frame = map_covectors(
+            lambda c: c.with_components(_tree.widen(c.components)).to_frame(), updates, euclidean=_tree.widen
         )
-        return tangent, state
+        frame, state = inner.update(frame, state, _tree.widen(params), **extra_args)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+        def leave(old: Any, u: jax.Array) -> jax.Array:
+            return (old.from_frame(u) if isinstance(old, Covector) else u).astype(old.dtype)
+
+        return jax.tree.map(leave, updates, frame), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def scale_by_metric(
@@ -118,6 +124,7 @@ def scale_by_metric(
     *edits: optax.GradientTransformation,
     role: Role = "metric",
     conformal: Group | None = None,
+    axes: Axes = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Both stages in one word: :math:`g^{-1}\,\nabla f` with :math:`E = 1 + \alpha\,\varphi`.
 
@@ -130,6 +137,7 @@ def scale_by_metric(
       *edits: transformations that may stand between the stages, in their order.
       role: ``"metric"`` divides by ``1 + alpha*phi``, ``"inverse_metric"`` multiplies by it.
       conformal: None, or the group over which the scale of the metric is taken from phi's mean.
+      axes: how arrays are read where that group is ``"neuron"``.
 
     Returns:
       A gradient transformation with the states of its parts in a tuple.
@@ -151,5 +159,5 @@ def scale_by_metric(
     for number, edit in enumerate(edits):
         check_transformation(f"edit number {number}", edit)
     return optax.chain(
-        compute_metric(phi, alpha, role, conformal=conformal), *edits, scale_by_inverse_metric()
+        compute_metric(phi, alpha, role, conformal=conformal, axes=axes), *edits, scale_by_inverse_metric()
     )

@@ -8,10 +8,11 @@ import optax
 import pytest
 
 import riemann_optax as ro
+from riemann_optax import riemannian_sgd
 
+from .adam_in_the_frame import adam_in_the_frame
 from .contract import problem
 from .contract.registry import ENTRIES
-from .equations import riemannian_sgd
 
 STEPS = 8
 LEARNING_RATE = 0.037  # no power of two, so that rounding happens
@@ -70,8 +71,8 @@ def trajectory(tx, jit, extra_args=None):
 
 
 def with_state_dtype(options):
-    """Translate Optax's two names for the dtype of a running mean into ours."""
-    names = {"accumulator_dtype": "state_dtype", "mu_dtype": "state_dtype"}
+    """Translate Optax's name for the dtype of momentum into ours."""
+    names = {"accumulator_dtype": "state_dtype"}
     return {names.get(name, name): value for name, value in options.items()}
 
 
@@ -92,20 +93,36 @@ def test_riemannian_sgd_with_decay_is_sgd_with_decay(jit):
     chex.assert_trees_all_equal(trajectory(ours, jit), trajectory(base, jit))
 
 
+def adamw_in_float32(learning_rate, weight_decay=1e-4, mask=None, **options):
+    """Return ``optax.adamw`` with Adam in float32: in bfloat16 its means would stall, in float16 be NaN."""
+    adam = optax.scale_by_adam(**options)
+
+    def wide(tree):
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+    def update(updates, state, params=None):
+        steps, state = adam.update(wide(updates), state, wide(params))
+        return jax.tree.map(lambda step, old: step.astype(old.dtype), steps, updates), state
+
+    return optax.chain(
+        optax.GradientTransformation(lambda params: adam.init(wide(params)), update),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def without_narrow(history):
+    return [tuple({n: x for n, x in tree.items() if n != "narrow"} for tree in pair) for pair in history]
+
+
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jitted"])
 @pytest.mark.parametrize("options", ADAMW.values(), ids=ADAMW)
-def test_riemannian_adamw_is_adamw(options, jit):
-    options = {"nesterov": False} | options
-    ours = ro.riemannian_adamw(LEARNING_RATE, alpha=0.0, **with_state_dtype(options))
-    chex.assert_trees_all_equal(trajectory(ours, jit), trajectory(optax.adamw(LEARNING_RATE, **options), jit))
-
-
-def test_the_defaults_without_a_metric_are_those_of_nadamw_and_of_nesterov():
-    ours = ro.riemannian_adamw(LEARNING_RATE, alpha=0.0)
-    chex.assert_trees_all_equal(trajectory(ours, True), trajectory(optax.nadamw(LEARNING_RATE), True))
-    ours = ro.riemannian_sgd(LEARNING_RATE, alpha=0.0, conformal=None)
-    base = optax.sgd(LEARNING_RATE, momentum=0.9, nesterov=True)
-    chex.assert_trees_all_equal(trajectory(ours, True), trajectory(base, True))
+def test_adam_in_the_frame_is_adamw(options, jit):
+    """Of narrow weights it is adamw with its means in float32."""
+    ours = trajectory(adam_in_the_frame(LEARNING_RATE, alpha=0.0, **options), jit)
+    optaxs = trajectory(optax.adamw(LEARNING_RATE, **options), jit)
+    chex.assert_trees_all_equal(without_narrow(ours), without_narrow(optaxs))
+    chex.assert_trees_all_equal(ours, trajectory(adamw_in_float32(LEARNING_RATE, **options), jit))
 
 
 @pytest.mark.parametrize("role", ["metric", "inverse_metric"])
@@ -122,17 +139,18 @@ FLOAT32 = {"hyperparam_dtype": jnp.float32}  # by default the rate is rounded to
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jitted"])
 def test_an_injected_zero(jit):
     """Traced: the compiler cannot know that alpha is 0."""
-    ours = optax.inject_hyperparams(ro.riemannian_sgd, **FLOAT32)(
-        LEARNING_RATE, momentum=0.9, nesterov=False, alpha=0.0, conformal=None
-    )
+    ours = optax.inject_hyperparams(ro.riemannian_sgd, **FLOAT32)(LEARNING_RATE, momentum=0.9, alpha=0.0)
     base = optax.inject_hyperparams(optax.sgd, **FLOAT32)(LEARNING_RATE, momentum=0.9)
-    chex.assert_trees_all_equal(trajectory(ours, jit), trajectory(base, jit))
+    # An injected momentum is float32, and Optax's trace of a narrow weight takes its dtype; ours does not.
+    ours, base = (without_narrow(trajectory(tx, jit)) for tx in (ours, base))
+    chex.assert_trees_all_equal(ours, base)
 
 
-def test_an_injected_zero_in_adamw():
-    ours = optax.inject_hyperparams(ro.riemannian_adamw, **FLOAT32)(LEARNING_RATE, alpha=0.0)
-    base = optax.inject_hyperparams(optax.nadamw, **FLOAT32)(LEARNING_RATE)
-    chex.assert_trees_all_equal(trajectory(ours, False), trajectory(base, False))
+def test_an_injected_zero_in_adam_in_the_frame():
+    ours = optax.inject_hyperparams(adam_in_the_frame, **FLOAT32)(LEARNING_RATE, alpha=0.0)
+    base = optax.inject_hyperparams(optax.adamw, **FLOAT32)(LEARNING_RATE)
+    theirs = trajectory(base, False)
+    chex.assert_trees_all_equal(without_narrow(trajectory(ours, False)), without_narrow(theirs))
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, -np.inf], ids=str)
@@ -143,7 +161,11 @@ def test_a_phi_that_is_not_finite(value, jit):
     chex.assert_trees_all_equal(trajectory(ours, jit), trajectory(optax.sgd(LEARNING_RATE), jit))
 
 
-@pytest.mark.parametrize("name", [name for name in ENTRIES if name.startswith(("phi.", "compute_metric"))])
+# With a conformal factor, alpha = 0 is not E = 1 but E = the mean of phi.
+PHIS = [n for n in ENTRIES if n.startswith(("phi.", "compute_metric")) and ":conformal" not in n]
+
+
+@pytest.mark.parametrize("name", PHIS)
 def test_every_phi(name):
     entry = ENTRIES[name]
     extra_args = entry.extra_args(problem.loss)

@@ -45,6 +45,7 @@ WRAPPERS = {
     "partition": lambda tx: optax.partition({"ours": tx, "sgd": optax.sgd(0.1)}, {"a": "ours", "b": "sgd"}),
     "multi_steps": lambda tx: multi_steps(tx, 1),
     "skip_nonfinite": ro.skip_nonfinite,
+    "in_eigenbasis": lambda tx: ro.in_eigenbasis(tx, update_every=2),
 }
 
 
@@ -227,3 +228,18 @@ def test_what_cannot_be_meant_is_an_error():
     for bad in ({"memory": 1.5}, {"decay": -0.1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             ro.phi.online_ewc(**bad)
+
+
+def test_what_an_eigenbasis_cannot_consolidate_is_refused_by_name():
+    params = {"w": jnp.ones([2, 3])}
+    tx = ro.in_eigenbasis(chain(ro.phi.online_ewc()))
+    with pytest.raises(ValueError, match=r"^in_eigenbasis: task_importance belongs to single weights"):
+        ro.consolidate(tx.init(params), params, params)
+    measured = ro.in_eigenbasis(chain(ro.phi.memory_aware_synapses(running=False)))
+    state = measured.init(params)
+    _, state = measured.update(params, state, params)  # no task has ended: nothing is missing
+    with pytest.raises(ValueError, match=r"^in_eigenbasis: with running=False a phi needs task_importance"):
+        ro.consolidate(state, params)
+    plain = ro.in_eigenbasis(optax.scale_by_adam())
+    with pytest.raises(ValueError, match="opt_state holds no state that a task boundary changes"):
+        ro.consolidate(plain.init(params), params)

@@ -8,9 +8,9 @@ import optax
 import pytest
 
 import riemann_optax as ro
+from riemann_optax import riemannian_sgd
 
 from .by_hand import riemannian_sgd_by_hand
-from .equations import riemannian_sgd
 
 STEPS = 6
 TARGET = {"bias": jnp.array([0.3, -0.2]), "kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]])}

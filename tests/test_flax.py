@@ -10,8 +10,7 @@ from flax import linen, nnx
 from flax.training.train_state import TrainState
 
 import riemann_optax as ro
-
-from .equations import riemannian_sgd
+from riemann_optax import riemannian_sgd
 
 TOKENS = jnp.array([[0, 1, 2, 3], [2, 1, 0, 3]])  # rows 4, 5 and 6 of the embedding never occur
 VOCABULARY = 7

@@ -14,7 +14,7 @@ CAN_RUN_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib",
 # the stations of the chain and the rooms, as updates pass them. Names with an underscore are not public.
 ORDER = {
     "": (
-        *("_version", "_vocabulary", "_state_fields", "_declare", "_tree", "_check", "boundary"),
+        *("_version", "_vocabulary", "_state_fields", "_declare", "_tree", "_check", "_axes", "boundary"),
         *("phi", "covector", "_observe", "metric", "edits", "scaling", "eigenbasis", "anchor", "wrappers"),
         *("fields", "geometry", "flow", "inspect", "sharding", "checkpoint", "optimizers"),
         *("testing", "examples"),
@@ -26,10 +26,11 @@ ORDER = {
         *("gradient_importance", "path_importance", "rwalk"),
     ),
     "edits": ("_edit", "lifting", "rescaling", "competition", "noise", "checking"),
-    "eigenbasis": ("layout", "mesh", "coordinates", "bases", "frame", "transform"),
+    "eigenbasis": ("layout", "mesh", "coordinates", "bases", "frame", "task_boundary", "transform"),
     "anchor": ("targets", "importance", "pull"),
     "wrappers": ("_codes", "guard", "precision", "norm_matched", "kinds"),
     "fields": ("_numeric", "base", "closed_forms"),
+    "optimizers": ("momentum", "schedule_free", "aliases"),
     "geometry": ("maps", "retraction", "spectrum"),
     "inspect": ("recording", "describe"),
     "testing": ("field", "phi"),
@@ -39,7 +40,7 @@ ORDER = {
     ),
     "examples/train": (
         *("phis", "optimizers", "placement", "loop", "processes", "extra_arguments", "record"),
-        *("checkpoint", "display", "pictures", "tensorboard", "arguments", "__main__"),
+        *("checkpoint", "display", "pictures", "tensorboard", "arguments", "plan", "__main__"),
     ),
 }
 
@@ -121,3 +122,11 @@ def test_nothing_reads_what_can_run_code(folder):
     for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
         assert not {name.split(".")[0] for name in imported(path)} & CAN_RUN_CODE, path
         assert not re.search(r"allow_pickle=True|\beval\(|\bexec\(|torch\.load", path.read_text()), path
+
+
+def test_what_is_marked_slow_exists():
+    root = PACKAGE.parent
+    text = (root / "conftest.py").read_text()
+    listed = re.search(r"^SLOW = \((.*?)^\)", text, flags=re.DOTALL | re.MULTILINE).group(1)
+    for place in re.findall(r'"([^"]+)"', listed):
+        assert (root / place).exists(), place

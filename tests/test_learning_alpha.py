@@ -8,8 +8,9 @@ import optax
 import pytest
 
 import riemann_optax as ro
+from riemann_optax import riemannian_sgd
 
-from .equations import riemannian_sgd
+from .adam_in_the_frame import adam_in_the_frame
 
 # NumPy's float64: it takes whatever precision the parameters have.
 TARGET = {"bias": np.array([0.3, -0.2, 0.0]), "kernel": np.array([[1.0, -2.0], [0.5, 3.0]])}
@@ -37,16 +38,15 @@ RULES = {
     ),
     "conformal": lambda alpha: riemannian_sgd(0.02, momentum=0.5, alpha=alpha, conformal="tree"),
     "conformal leaf": lambda alpha: riemannian_sgd(0.02, alpha=alpha, conformal="leaf"),
-    "adam in the frame": lambda alpha: ro.riemannian_adamw(0.02, alpha=alpha, eps_root=1e-8),
+    "adam in the frame": lambda alpha: adam_in_the_frame(0.02, alpha=alpha, eps_root=1e-8),
+    "riemannian_adamw": lambda alpha: ro.riemannian_adamw(0.02, alpha=alpha),
     "normalised": lambda alpha: optax.chain(
         ro.compute_metric(ro.phi.unit_mean(ro.phi.activity()), alpha),
         ro.normalize_metric("neuron"),
         ro.scale_by_inverse_metric(),
         optax.scale_by_learning_rate(0.02),
     ),
-    "injected": lambda alpha: optax.inject_hyperparams(ro.riemannian_sgd)(
-        learning_rate=0.02, momentum=None, alpha=alpha, conformal=None
-    ),
+    "injected": lambda alpha: optax.inject_hyperparams(ro.riemannian_sgd)(learning_rate=0.02, alpha=alpha),
 }
 
 

@@ -9,8 +9,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
-
-from .equations import riemannian_sgd
+from riemann_optax import riemannian_sgd
 
 HELP = (
     "the metric is still attached: move this transformation before compute_metric "

@@ -12,9 +12,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import riemann_optax as ro
+from riemann_optax import riemannian_sgd
 
 from .contract.registry import ENTRIES
-from .equations import riemannian_sgd
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
 

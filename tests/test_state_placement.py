@@ -9,8 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import riemann_optax as ro
-
-from .equations import riemannian_sgd
+from riemann_optax import riemannian_sgd
 
 LAYOUTS = {  # of a scanned kernel, a kernel and a bias
     "fully sharded": (P(None, ("data", "model"), None), P(("data", "model"), None), P(("data", "model"))),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.continual.images import Images
+from benchmarks.continual.job import Job
 from benchmarks.continual.streams import SETTINGS, Stream
 from benchmarks.shared.records import Records
 from benchmarks.shared.tuning import Point, search
@@ -45,14 +46,14 @@ class Laboratory:
         keys = [self.key(method, phase, point, seeds) for point in points]
         missing = [n for n, key in enumerate(keys) if key not in self._records]
         if missing:
-            runs = self.stream.run(
+            job = Job(
                 method,
                 [points[n] for n in missing],
                 seeds,
                 self._images,
                 lambda share: self._advance(method, phase, share),
-                **self.stream.size.length,
             )
+            runs = self.stream.run(job, **self.stream.size.length)
             for n, scores in zip(missing, runs, strict=True):
                 result = {name: np.asarray(values) for name, values in scores.by_seed.items()}
                 if phase == "tuning":

@@ -1,17 +1,17 @@
 """Images learned online by a small network: permuted labels, or noise that grows and inputs that shift."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.continual.images import Images, Params, draw_network, forward
+from benchmarks.continual.job import Job
 from benchmarks.continual.methods import Scale, online_methods
 from benchmarks.continual.network import Network
 from benchmarks.shared import lanes
-from benchmarks.shared.tuning import Point
 
 HIDDEN = (32, 32)
 SCALE = Scale(
@@ -103,35 +103,21 @@ def learn(build, values, params, state, own):
 
 
 def run(
-    name: str,
-    points: Sequence[Point],
-    seeds: Sequence[int],
-    images: Images,
-    advance: Callable[[float], None],
-    *,
-    blocks: int,
-    steps: int,
-    batch: int = 16,
-    noisy: int = 0,
-    variance: float = 0.0,
+    job: Job, *, blocks: int, steps: int, batch: int = 16, noisy: int = 0, variance: float = 0.0
 ) -> list[lanes.Scores]:
-    """Learn all blocks online at every point on every seed.
+    """Learn all blocks online.
 
     Args:
-      name: of the method.
-      points: values of its hyper-parameters.
-      seeds: of everything that is random.
-      images: what is learned.
-      advance: told the share of the run that has just been done.
+      job: what is run.
       blocks: tasks, or stretches of the same noise.
       steps: per block.
       batch: examples per step.
       noisy: as of :func:`noise_block`; at 0 it is the labels that are permuted.
       variance: as of :func:`noise_block`.
     """
+    images = job.images
     layers = (images.inputs.shape[1], *HIDDEN, images.classes)
     inputs, labels = jnp.asarray(images.inputs), jnp.asarray(images.labels)
-    build = METHODS[name].make
 
     def batches(seed: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
         if noisy:
@@ -148,18 +134,18 @@ def run(
         network_key, noise_key = jax.random.split(jax.random.key(seed))
         return draw_network(network_key, layers), noise_key
 
-    numbers = jnp.asarray(seeds)
-    params, keys = jax.jit(jax.vmap(begin))(numbers)
-    values = lanes.values_of(points)
-    params, state, axes = lanes.start(build, values, params, keys)
-    learn_all = lanes.mapped(learn, build, axes)
+    seeds = jnp.asarray(job.seeds)
     draw_batches = jax.jit(jax.vmap(batches, (0, None)))
-    measured = []
-    for number in range(blocks):
-        params, state, measures = learn_all(values, params, state, draw_batches(numbers, number))
-        measured.append(np.asarray(measures, np.float64))
-        advance(1 / blocks)
-    losses, right = np.stack(measured, axis=-1)  # each points x seeds x blocks
+
+    def drawn() -> Iterator[Any]:
+        for number in range(blocks):
+            yield draw_batches(seeds, number)
+            job.advance(1 / blocks)
+
+    params, keys = jax.jit(jax.vmap(begin))(seeds)
+    measured = lanes.learned(learn, METHODS[job.method].make, job.points, params, keys, drawn())
+    # Each points x seeds x blocks.
+    losses, right = np.stack([both.astype(np.float64) for both in measured], axis=-1)
     return [
         lanes.scores({"loss": loss_of, "accuracy": 100 * right_of}, "loss" if noisy else "accuracy")
         for loss_of, right_of in zip(losses, right, strict=True)

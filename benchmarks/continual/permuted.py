@@ -1,6 +1,6 @@
 """Permuted images with a penalty for forgetting, as a stream: what holds at which strength of the pull."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,6 @@ import riemann_optax as ro
 from benchmarks.continual.images import (
     LAYERS,
     Data,
-    Images,
     Params,
     accuracy,
     draw_network,
@@ -20,12 +19,13 @@ from benchmarks.continual.images import (
     make_data,
     mean_fisher,
 )
+from benchmarks.continual.job import Job
 from benchmarks.continual.methods import Values
 from benchmarks.continual.network import permuted_once
 from benchmarks.continual.peers import penalties
 from benchmarks.shared import lanes
 from benchmarks.shared.experiment import Method, Role
-from benchmarks.shared.tuning import Axis, Point
+from benchmarks.shared.tuning import Axis
 
 OURS = "metric, bounded"
 RATE = 0.5  # at the start of every task; it cools to 0 within each, linearly (tried: cosine, on seeds 0-19)
@@ -244,31 +244,17 @@ def learner(boundary: Boundary) -> Callable[..., Any]:
     return learn
 
 
-def run(
-    name: str,
-    points: Sequence[Point],
-    seeds: Sequence[int],
-    images: Images,
-    advance: Callable[[float], None],
-    *,
-    tasks: int,
-    epochs: int,
-    batch: int,
-) -> list[lanes.Scores]:
-    """Learn all tasks at every point on every seed; the curve is the mean accuracy over the tasks so far.
+def run(job: Job, *, tasks: int, epochs: int, batch: int) -> list[lanes.Scores]:
+    """Learn all tasks; the curve is the mean accuracy over the tasks so far.
 
     Args:
-      name: of the method.
-      points: values of its hyper-parameters.
-      seeds: of everything that is random.
-      images: what is learned.
-      advance: told the share of the run that has just been done.
+      job: what is run.
       tasks: permutations of the pixels, learned one after the other.
       epochs: of each.
       batch: examples per step.
     """
-    layers = (images.inputs.shape[1], *LAYERS[1:-1], images.classes)
-    data = [make_data(seed, tasks, images) for seed in seeds]
+    layers = (job.images.inputs.shape[1], *LAYERS[1:-1], job.images.classes)
+    data = [make_data(seed, tasks, job.images) for seed in job.seeds]
     data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *data)
     steps = epochs * (data.train_labels.shape[1] // batch)
     cooling = optax.linear_schedule(RATE, 0.0, steps)
@@ -277,27 +263,26 @@ def run(
         return cooling(count % steps)
 
     def build(values: Values, key: Any) -> Transformation:
-        return METHODS[name].make(values, schedule)
-
-    numbers, values = jnp.asarray(seeds), lanes.values_of(points)
-    keys = jax.vmap(jax.random.key)(numbers)
-    params = jax.jit(jax.vmap(lambda key: draw_network(key, layers)))(keys)
-    params, state, axes = lanes.start(build, values, params, keys)
-    learn_all = lanes.mapped(learner(boundary_of(name)), build, axes)
+        return METHODS[job.method].make(values, schedule)
 
     def of_number(data: Data, seed: jax.Array, number: jax.Array) -> Task:
         return draw_task(data, seed, number, epochs, batch)
 
-    draw = jax.jit(jax.vmap(of_number, (0, 0, None)))
-    tables = []
-    for number in range(tasks):
-        params, state, tested = learn_all(values, params, state, draw(data, numbers, number))
-        tables.append(100 * np.asarray(tested))
-        advance(1 / tasks)
+    seeds, draw = jnp.asarray(job.seeds), jax.jit(jax.vmap(of_number, (0, 0, None)))
+
+    def drawn() -> Iterator[Task]:
+        for number in range(tasks):
+            yield draw(data, seeds, number)
+            job.advance(1 / tasks)
+
+    keys = jax.vmap(jax.random.key)(seeds)
+    params = jax.jit(jax.vmap(lambda key: draw_network(key, layers)))(keys)
+    tested = lanes.learned(learner(boundary_of(job.method)), build, job.points, params, keys, drawn())
     return [
         lanes.Scores(
             {"all tasks": table[:, -1].mean(1), "last task": table[:, -1, -1]},
             np.asarray([table[:, task, : task + 1].mean() for task in range(tasks)]),
         )
-        for table in np.stack(tables, axis=2)  # points x seeds x learned x tested
+        # points x seeds x learned x tested
+        for table in np.stack([100 * found for found in tested], axis=2)
     ]

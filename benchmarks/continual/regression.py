@@ -1,19 +1,18 @@
 """The slowly-changing regression as a stream: per task all slow bits are drawn anew, or one is flipped."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.continual.images import Images
+from benchmarks.continual.job import Job
 from benchmarks.continual.methods import Scale, ablation, online_methods
 from benchmarks.continual.network import Network
 from benchmarks.continual.slow_bits import BITS, HIDDEN, SLOW, Target, draw_learner, draw_target
 from benchmarks.shared import lanes
-from benchmarks.shared.tuning import Point
 
 FAST = BITS - SLOW
 # All values of the fast bits: within a task no other input occurs than these.
@@ -127,40 +126,24 @@ def drawing(steps: int, flip: bool) -> Callable[[Own], tuple[Own, jax.Array, jax
     return jax.jit(jax.vmap(lambda own: next_task(own, steps, flip)))
 
 
-def run(
-    name: str,
-    points: Sequence[Point],
-    seeds: Sequence[int],
-    images: Images,
-    advance: Callable[[float], None],
-    *,
-    tasks: int,
-    steps: int,
-    flip: bool = False,
-) -> list[lanes.Scores]:
-    """Learn all tasks online at every point on every seed.
+def run(job: Job, *, tasks: int, steps: int, flip: bool = False) -> list[lanes.Scores]:
+    """Learn all tasks online.
 
     Args:
-      name: of the method.
-      points: values of its hyper-parameters.
-      seeds: of everything that is random.
-      images: not used here.
-      advance: told the share of the run that has just been done.
+      job: what is run.
       tasks: how many times the slow bits change, and one.
       steps: of one example each, per task.
       flip: whether one slow bit changes at a time instead of all being drawn anew.
     """
-    del images
-    build = METHODS[name].make
-    own, params, keys = jax.jit(jax.vmap(draw_own))(jnp.asarray(seeds))
-    values = lanes.values_of(points)
-    params, state, axes = lanes.start(build, values, params, keys)
-    learn_all = lanes.mapped(learn, build, axes)
-    errors = []
-    for _ in range(tasks):
-        own, *task = drawing(steps, flip)(own)
-        params, state, error = learn_all(values, params, state, tuple(task))
-        errors.append(np.asarray(error, np.float64))
-        advance(1 / tasks)
-    table = np.stack(errors, axis=-1)  # points x seeds x tasks
+    own, params, keys = jax.jit(jax.vmap(draw_own))(jnp.asarray(job.seeds))
+
+    def drawn() -> Iterator[Any]:
+        seeds = own
+        for _ in range(tasks):
+            seeds, *task = drawing(steps, flip)(seeds)
+            yield tuple(task)
+            job.advance(1 / tasks)
+
+    errors = lanes.learned(learn, METHODS[job.method].make, job.points, params, keys, drawn())
+    table = np.stack([error.astype(np.float64) for error in errors], axis=-1)  # points x seeds x tasks
     return [lanes.scores({"error": by_seed}, "error") for by_seed in table]

@@ -9,7 +9,7 @@ from benchmarks.continual.methods import DECAY, MATURITY
 from benchmarks.shared.experiment import Method, Size
 from benchmarks.shared.lanes import Scores
 
-# Of a method's name, points, seeds, images, what is told of the progress, and the length as keywords.
+# Of a ``Job``, and the length as keywords.
 Run = Callable[..., list[Scores]]
 
 

@@ -17,12 +17,12 @@ class Method(NamedTuple):
     """One row of the table.
 
     Attributes:
-      name: What the table calls it.
-      build: Makes the optimiser from a constant learning rate, the value of the second tuned dimension and a
+      name: what the table calls it.
+      build: makes the optimiser from a constant learning rate, the value of the second tuned dimension and a
         random key.
-      second: Name of that dimension, None where the rate is all there is to tune.
-      role: Role of the metric, None for the usual optimisers.
-      random: Whether the random key makes a difference.
+      second: name of that dimension, None where the rate is all there is to tune.
+      role: role of the metric, None for the usual optimisers.
+      random: whether the random key makes a difference.
     """
 
     name: str

@@ -18,12 +18,12 @@ class PathStatistics(NamedTuple):
     """What a path looks like until it arrives: until its loss is first at most ``TARGET`` of the initial.
 
     Attributes:
-      steps: Updates until then; infinite for a miss.
-      settled: Updates after which the loss stays at or below the target until the end of the run; infinite
+      steps: updates until then; infinite for a miss.
+      settled: updates after which the loss stays at or below the target until the end of the run; infinite
         where it ends above. More than ``steps`` says that the first arrival was in passing.
-      straightness: Distance from start to arrival over the length of the path between; 1 is a straight line.
-      sign_changes: How often the path crosses the valley floor, that is changes side along the steep axis.
-      lowest: Lowest loss of the run, over the initial loss.
+      straightness: distance from start to arrival over the length of the path between; 1 is a straight line.
+      sign_changes: how often the path crosses the valley floor, that is changes side along the steep axis.
+      lowest: lowest loss of the run, over the initial loss.
 
     """
 

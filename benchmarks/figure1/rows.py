@@ -46,16 +46,16 @@ class Row(NamedTuple):
     """A method on a surface.
 
     Attributes:
-      surface: Name of the surface.
-      method: The method.
-      trials: How many configurations were run.
-      best: The one with the fewest steps, of equals the straightest; None if none arrived.
-      ties: How many configurations needed as few steps.
-      settled: Fewest steps of any configuration to arrive and stay until the end of the run.
-      straight: The one with the fewest steps among those that stay and draw the paper's figure, or None.
-      lowest: Lowest loss of any configuration, over the initial loss.
-      edges: Edges of the grid that alone have the fewest steps.
-      fresh: Sorted steps of the best configuration from other starts, with other seeds.
+      surface: name of the surface.
+      method: the method.
+      trials: how many configurations were run.
+      best: the one with the fewest steps, of equals the straightest; None if none arrived.
+      ties: how many configurations needed as few steps.
+      settled: fewest steps of any configuration to arrive and stay until the end of the run.
+      straight: the one with the fewest steps among those that stay and draw the paper's figure, or None.
+      lowest: lowest loss of any configuration, over the initial loss.
+      edges: edges of the grid that alone have the fewest steps.
+      fresh: sorted steps of the best configuration from other starts, with other seeds.
     """
 
     surface: str

@@ -27,11 +27,11 @@ class Grid(NamedTuple):
     ``beta / (1 - beta) = 10**(k / 12)``: the same ``k`` for all, so that all get equally many trials.
 
     Attributes:
-      rates: First and last ``i``.
-      seconds: First and last ``k``.
-      rate_stride: Distance of neighbouring ``i``.
-      second_stride: Distance of neighbouring ``k``.
-      steps: Updates in each run; a run that has not arrived by then is a miss.
+      rates: first and last ``i``.
+      seconds: first and last ``k``.
+      rate_stride: distance of neighbouring ``i``.
+      second_stride: distance of neighbouring ``k``.
+      steps: updates in each run; a run that has not arrived by then is a miss.
     """
 
     rates: tuple[int, int] = (-48, 36)

@@ -20,9 +20,9 @@ class Surface(NamedTuple):
     It holds numbers only, so that one compiled run serves every surface.
 
     Attributes:
-      kappa: Curvature along the steep axis at the minimum; along the shallow axis it is 1.
-      angle: Turn of the valley, and of the start with it, about the minimum; degrees counter-clockwise.
-      offset: The start, along the shallow and the steep axis: 2 to the left of the minimum and 1 above it.
+      kappa: curvature along the steep axis at the minimum; along the shallow axis it is 1.
+      angle: turn of the valley, and of the start with it, about the minimum; degrees counter-clockwise.
+      offset: the start, along the shallow and the steep axis: 2 to the left of the minimum and 1 above it.
       saturating: False for the profile ``x**2 / 2``, of curvature 1 everywhere. True for ``log cosh x``,
         whose curvature ``1 - tanh(x)**2`` is 1 at the minimum, 0.42 at distance 1, 0.07 at distance 2.
 

@@ -7,7 +7,7 @@ from benchmarks.report import page as parts
 from benchmarks.report.claims import claims
 from benchmarks.report.suite import Suite
 from benchmarks.shared.records import Records
-from benchmarks.time_to_target.contestants import DEFAULT_BETAS, OURS, TUNED_ADAMW
+from benchmarks.time_to_target.methods import DEFAULT_BETAS, OURS, TUNED_ADAMW
 from benchmarks.time_to_target.search import FULL, MISS
 
 

@@ -10,10 +10,10 @@ from benchmarks.report import continual
 from benchmarks.report.claims import Claim
 from benchmarks.report.suite import Suite, energy_ratio, identified, judged
 from benchmarks.shared.markdown import number, quartiles, table, title
-from benchmarks.time_to_target.contestants import (
-    CONTESTANTS,
+from benchmarks.time_to_target.methods import (
     DEFAULT_BETAS,
     LEAF_MEAN,
+    METHODS,
     MOMENTUM,
     NADAMW,
     NORM_MATCHED,
@@ -43,7 +43,7 @@ def claims_table(found: Sequence[Claim]) -> str:
 
 
 def suite_table(suite: Suite) -> str:
-    """Lay out all contestants over all tasks."""
+    """Lay out all methods over all tasks."""
     names = suite.everywhere("far")
 
     def means(target: str, name: str) -> float:
@@ -54,8 +54,8 @@ def suite_table(suite: Suite) -> str:
         energy, count = energy_ratio(suite, "far", name, DEFAULT_BETAS) if name in names else (np.nan, 0)
         rows.append(
             [
-                f"**{name}**" if CONTESTANTS[name].kind == "ours" else name,
-                KINDS[CONTESTANTS[name].kind],
+                f"**{name}**" if METHODS[name].role == "ours" else name,
+                KINDS[METHODS[name].role],
                 number(means("far", name)),
                 str(len(suite.misses("far", name))),
                 number(means("near", name)),
@@ -82,7 +82,7 @@ def suite_table(suite: Suite) -> str:
 
 
 def state_of(suite: Suite, name: str) -> float:
-    """Return bytes of state per byte of parameters on the language model, the largest task run."""
+    """Return bytes of state per byte of parameters on the last task run."""
     return suite.rows["far"][suite.tasks[-1]][name].state
 
 
@@ -102,7 +102,7 @@ def cost_of(suite: Suite, name: str) -> float:
 
 
 def task_table(suite: Suite, target: str) -> str:
-    """Lay out the steps of all contestants on every task, median and quartiles over fresh seeds."""
+    """Lay out the steps of all methods on every task, median and quartiles over fresh seeds."""
     names = suite.everywhere(target)
     order = sorted(names, key=lambda name: suite.ratio(target, name, TUNED_ADAMW, MISS))
     rows = [

@@ -12,11 +12,11 @@ import matplotlib.pyplot as plt
 
 from benchmarks.report.suite import Suite, profile
 from benchmarks.shared.statistics import expected_best
-from benchmarks.time_to_target.contestants import (
-    CONTESTANTS,
+from benchmarks.time_to_target.methods import (
     DEFAULT_BETAS,
     EIGENBASIS,
     FACTORED,
+    METHODS,
     MOMENTUM,
     MUON,
     NADAMW,
@@ -46,7 +46,7 @@ COLOURS = {
 
 
 def _style(name: str) -> dict[str, Any]:
-    ours = CONTESTANTS[name].kind == "ours"
+    ours = METHODS[name].role == "ours"
     return {
         "color": COLOURS[name],
         "linewidth": 2.2 if ours else 1.3,
@@ -91,12 +91,12 @@ def _by_trials(axis: Any, suite: Suite, task: str, name: str) -> None:
 
 
 def draw_sensitivity(suite: Suite, path: Path) -> None:
-    """Draw how steps to the near target depend on the rate, at the first point of each contestant."""
+    """Draw how steps to the near target depend on the rate, at the first point of each method."""
     draw_tasks(suite, path, _sensitivity, "rate, over the best", "steps to the near target, over the best")
 
 
 def _sensitivity(axis: Any, suite: Suite, task: str, name: str) -> None:
-    budget, point = suite.budget(task), dict(CONTESTANTS[name].points[0])
+    budget, point = suite.budget(task), dict(METHODS[name].points[0])
     scores = {
         t.exponent: t.score("near", budget)[0] for t in trials(suite.records[task])[name] if t.point == point
     }
@@ -124,7 +124,7 @@ def _energy(axis: Any, suite: Suite, task: str, name: str) -> None:
 def draw_tasks(
     suite: Suite, path: Path, draw: Callable[[Any, Suite, str, str], None], xlabel: str, ylabel: str
 ) -> None:
-    """Draw one panel per task with one line per contestant."""
+    """Draw one panel per task with one line per method."""
     columns = 3
     lines = -(-len(suite.tasks) // columns)
     figure, axes = plt.subplots(

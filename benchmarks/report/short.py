@@ -7,12 +7,12 @@ import numpy as np
 from benchmarks.report import continual
 from benchmarks.report.suite import Suite, identified, judged, mean_against
 from benchmarks.shared.markdown import number, table, title
-from benchmarks.time_to_target.contestants import (
+from benchmarks.time_to_target.methods import (
     DEFAULT_BETAS,
     EIGENBASIS,
-    EIGENBASIS_FREE,
+    EIGENBASIS_SCHEDULE_FREE,
     FACTORED,
-    FACTORED_FREE,
+    FACTORED_SCHEDULE_FREE,
     LEAF_MEAN,
     MOMENTUM,
     NADAMW,
@@ -21,7 +21,7 @@ from benchmarks.time_to_target.contestants import (
     PERMUTED,
     SOAP,
     TUNED_ADAMW,
-    VECTORS_FREE,
+    VECTORS_SCHEDULE_FREE,
 )
 from benchmarks.time_to_target.search import MISS
 
@@ -30,10 +30,10 @@ NESTEROV_RMSPROP, FREE_ADAMW = "RMSprop with Nesterov", "schedule-free AdamW"
 TWINS = (
     (OURS, NESTEROV_RMSPROP),
     (FACTORED, NESTEROV_RMSPROP),
-    (FACTORED_FREE, FREE_ADAMW),
+    (FACTORED_SCHEDULE_FREE, FREE_ADAMW),
     (EIGENBASIS, SOAP),
-    (EIGENBASIS_FREE, "SOAP, schedule-free"),
-    (VECTORS_FREE, "SOAP with vectors, schedule-free"),
+    (EIGENBASIS_SCHEDULE_FREE, "SOAP, schedule-free"),
+    (VECTORS_SCHEDULE_FREE, "SOAP with vectors, schedule-free"),
     ("NAdamW in the frame", NADAMW),
 )
 
@@ -49,21 +49,23 @@ def recommendations(suite: Suite, entries: continual.Entries) -> str:
     defaults = f"{number(mean_against(suite, own))} x the steps of {TUNED_ADAMW} tuned over rate and betas, "
     defaults += f"{number(mean_against(suite, own, DEFAULT_BETAS))} x those at its default betas, in half of "
     defaults += "its state; only its rate was tuned, and the other tasks chose the rest"
-    steps = {name: suite.steps("far", "regression", name) for name in (MOMENTUM, FACTORED, VECTORS_FREE)}
+    steps = {
+        name: suite.steps("far", "regression", name) for name in (MOMENTUM, FACTORED, VECTORS_SCHEDULE_FREE)
+    }
     smooth = "; ".join(f"{name}: {number(value, 0)}" for name, value in steps.items())
     rows = [
         ["a Flax model and time to tune a rate", "`ro.riemannian_sgd(rate)`, rates round 0.003", defaults],
         [
             "the same, and a run without a fixed end",
             "the factored metric without momentum in `optax.contrib.schedule_free`",
-            f"{over(suite, FACTORED_FREE, TUNED_ADAMW)} x tuned {TUNED_ADAMW}, "
-            f"{over(suite, FACTORED_FREE, NADAMW)} x tuned {NADAMW}, in half of the state of either",
+            f"{over(suite, FACTORED_SCHEDULE_FREE, TUNED_ADAMW)} x tuned {TUNED_ADAMW}, "
+            f"{over(suite, FACTORED_SCHEDULE_FREE, NADAMW)} x tuned {NADAMW}, in half of the state of either",
         ],
         [
             "matrices, and memory to spare",
             "the activity metric `in_eigenbasis`, schedule-free",
-            f"{over(suite, EIGENBASIS_FREE, TUNED_ADAMW)} x tuned {TUNED_ADAMW}; "
-            f'{over(suite, VECTORS_FREE, TUNED_ADAMW)} x with `sides="vector"`',
+            f"{over(suite, EIGENBASIS_SCHEDULE_FREE, TUNED_ADAMW)} x tuned {TUNED_ADAMW}; "
+            f'{over(suite, VECTORS_SCHEDULE_FREE, TUNED_ADAMW)} x with `sides="vector"`',
         ],
         [
             "a smooth problem without noise",

@@ -8,14 +8,14 @@ import numpy as np
 
 from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import geometric_mean
-from benchmarks.time_to_target.contestants import (
+from benchmarks.time_to_target.defaults import Choice, choices
+from benchmarks.time_to_target.methods import (
     LEAF_MEAN,
     NORM_MATCHED,
     OURS,
     PERMUTED,
     TUNED_ADAMW,
 )
-from benchmarks.time_to_target.defaults import Choice, choices
 from benchmarks.time_to_target.search import MISS
 from benchmarks.time_to_target.summary import Row, chosen, fresh
 from benchmarks.time_to_target.targets import NAMES
@@ -29,7 +29,7 @@ class Suite(NamedTuple):
 
     Attributes:
       records: by task.
-      rows: by target, task and contestant: what each was tuned to for that target, on fresh seeds.
+      rows: by target, task and method: what each was tuned to for that target, on fresh seeds.
     """
 
     records: dict[str, Records]
@@ -41,7 +41,7 @@ class Suite(NamedTuple):
         return list(self.records)
 
     def everywhere(self, target: str) -> list[str]:
-        """Return the contestants that have been run on all tasks, in the order of the first task."""
+        """Return the methods that have been run on all tasks, in the order of the first task."""
         tables = list(self.rows[target].values())
         return [name for name in tables[0] if all(name in table for table in tables)]
 
@@ -144,7 +144,7 @@ class Judged(NamedTuple):
 
 
 def judged(suite: Suite, target: str = "far") -> dict[str, dict[str, Judged]]:
-    """Return by contestant and task what the other tasks chose, empty where that has not been run."""
+    """Return by method and task what the other tasks chose, empty where that has not been run."""
     result: dict[str, dict[str, Judged]] = {}
     for task, records in suite.records.items():
         for name, choice in choices(suite.records, task).items():
@@ -158,7 +158,7 @@ def judged(suite: Suite, target: str = "far") -> dict[str, dict[str, Judged]]:
 def mean_against(
     suite: Suite, rows: Mapping[str, Row], other: str = TUNED_ADAMW, target: str = "far"
 ) -> float:
-    """Return the geometric mean of steps over those of a tuned contestant; a miss is MISS budgets."""
+    """Return the geometric mean of steps over those of a tuned method; a miss is MISS budgets."""
     return geometric_mean(
         finite_or(row.median_steps, MISS * row.budget) / suite.steps(target, task, other, MISS)
         for task, row in rows.items()

@@ -1,7 +1,7 @@
 """Points times seeds as two nested axes: one run for all, with what belongs to a seed computed once."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -89,6 +89,32 @@ def _mapped(learn: Any, build: Any, leaves: Any, treedef: Any) -> Callable[..., 
         over_seeds, in_axes=(0, params_axes, state_axes, None), out_axes=(params_axes, state_axes, 0)
     )
     return jax.jit(over_points, donate_argnums=(1, 2))
+
+
+def learned(
+    learn: Callable[..., Any],
+    build: Build,
+    points: Sequence[Point],
+    params: Any,
+    keys: jax.Array,
+    tasks: Iterable[Any],
+) -> Iterator[Any]:
+    """Learn tasks one after the other in all lanes; yield what was measured of each.
+
+    Args:
+      learn: as of :func:`mapped`.
+      build: as of :func:`mapped`.
+      points: values of the hyper-parameters.
+      params: as of :func:`start`.
+      keys: as of :func:`start`.
+      tasks: what belongs to each seed in every task.
+    """
+    values = values_of(points)
+    params, state, axes = start(build, values, params, keys)
+    learn_all = mapped(learn, build, axes)
+    for own in tasks:
+        params, state, measured = learn_all(values, params, state, own)
+        yield np.asarray(measured)
 
 
 def scores(blocks: dict[str, np.ndarray], main: str, bins: int = 50) -> Scores:

@@ -24,16 +24,6 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Return the mean and its standard error.
-
-    Examples:
-      >>> mean_and_error(np.array([1.0, 2.0, 3.0]))
-      (2.0, 0.577)
-    """
-    return float(values.mean()), standard_error(values)
-
-
 def geometric_mean(ratios: Iterable[float]) -> float:
     """Return the geometric mean, infinite if one of them is.
 

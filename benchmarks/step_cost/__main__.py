@@ -8,7 +8,7 @@ from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
 from benchmarks.shared.records import write_record
 from benchmarks.step_cost.measure import COPY, Cost, measure
 from benchmarks.step_cost.mesh import measure_in_a_program_of_its_own
-from benchmarks.step_cost.optimizers import ALL, TOO_LARGE
+from benchmarks.step_cost.methods import ALL, TOO_LARGE
 from benchmarks.step_cost.problems import PROBLEMS
 from benchmarks.step_cost.report import cost_table, draw, mesh_table, record, target_table
 

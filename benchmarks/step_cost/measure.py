@@ -8,10 +8,10 @@ import optax
 
 from benchmarks.shared.statistics import quartiles
 from benchmarks.step_cost import problems
-from benchmarks.step_cost.optimizers import ALL
+from benchmarks.step_cost.methods import ALL
 
 COPY, COPY_BYTES = "copy", 8  # the yardstick of bandwidth: each value is read, changed and written
-_CONTESTANTS = {COPY: lambda: optax.GradientTransformation(optax.init_empty_state, _leave), **ALL}
+_METHODS = {COPY: lambda: optax.GradientTransformation(optax.init_empty_state, _leave), **ALL}
 
 
 def _leave(updates: Any, state: Any, params: Any = None) -> Any:
@@ -24,11 +24,11 @@ class Cost(NamedTuple):
     """What one update of an optimiser costs on one problem.
 
     Attributes:
-      seconds: Median over rounds of the seconds of one update.
-      spread: Interquartile range of the same.
-      compile_seconds: Seconds to trace and compile the update.
+      seconds: median over rounds of the seconds of one update.
+      spread: interquartile range of the same.
+      compile_seconds: seconds to trace and compile the update.
       bytes_per_parameter: XLA's own count of bytes moved, per parameter.
-      state_bytes_per_parameter: Bytes of optimiser state, per parameter.
+      state_bytes_per_parameter: bytes of optimiser state, per parameter.
     """
 
     seconds: float
@@ -38,11 +38,11 @@ class Cost(NamedTuple):
     state_bytes_per_parameter: float
 
 
-class _Contestant:
+class _Stepper:
     """One optimiser with its own parameters and state, compiled, ready to take steps."""
 
     def __init__(self, name: str, tree: Any, gradients: Any) -> None:
-        tx = optax.with_extra_args_support(_CONTESTANTS[name]())
+        tx = optax.with_extra_args_support(_METHODS[name]())
         self.params = problems.values(tree, 0.1, seed=1)
         self.state = tx.init(self.params)
         self.gradients = gradients
@@ -81,26 +81,26 @@ def measure(problem: str, names: list[str], rounds: int, steps: int, report: Any
 
     Args:
       problem: A name of ``problems.PROBLEMS``.
-      names: Optimisers, names of ``optimizers.ALL``, or ``COPY``.
-      rounds: How many turns each takes, at least 4; the first is thrown away.
-      steps: Updates in a turn.
-      report: Called with the name before each compilation and turn.
+      names: optimisers, names of ``methods.ALL``, or ``COPY``.
+      rounds: how many turns each takes, at least 4; the first is thrown away.
+      steps: updates in a turn.
+      report: called with the name before each compilation and turn.
 
     Returns:
       The costs by name.
     """
     tree = problems.PROBLEMS[problem]()
     gradients = problems.values(tree, 0.01, seed=0)
-    contestants = {}
+    steppers = {}
     for name in names:
         if report is not None:
             report(f"compiling {name}")
-        contestants[name] = _Contestant(name, tree, gradients)
+        steppers[name] = _Stepper(name, tree, gradients)
     for round_number in range(rounds):
         for name in names if round_number % 2 else reversed(names):
             if report is not None:
                 report(f"round {round_number + 1}/{rounds}: {name}")
-            contestants[name].run(steps)
-    for contestant in contestants.values():
-        del contestant.seconds[0]
-    return {name: contestant.cost() for name, contestant in contestants.items()}
+            steppers[name].run(steps)
+    for stepper in steppers.values():
+        del stepper.seconds[0]
+    return {name: stepper.cost() for name, stepper in steppers.items()}

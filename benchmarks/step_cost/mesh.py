@@ -37,7 +37,7 @@ def measure(names: list[str]) -> dict[str, dict[str, Any]]:
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     import riemann_optax as ro
-    from benchmarks.step_cost.optimizers import ALL, METRICS
+    from benchmarks.step_cost.methods import ALL, METRICS
 
     specs = {"matrix": ("x", None), "stack": (None, "x", None), "bias": ("x",)}
     mesh = jax.make_mesh((DEVICES,), ("x",), axis_types=(AxisType.Auto,))

@@ -7,7 +7,7 @@ import jax
 from rich.table import Table
 
 from benchmarks.step_cost.measure import COPY, COPY_BYTES, Cost
-from benchmarks.step_cost.optimizers import METRICS
+from benchmarks.step_cost.methods import METRICS
 from benchmarks.step_cost.targets import FLOORS, TARGETS
 
 Costs = dict[str, dict[str, Cost]]

@@ -10,10 +10,10 @@ class Target(NamedTuple):
 
     Attributes:
       problem: A name of ``problems.PROBLEMS``.
-      optimizer: A name of ``optimizers.ALL``.
+      optimizer: A name of ``methods.ALL``.
       quantity: A field of ``Cost``.
-      limit: At most this, or this many times the reference's.
-      reference: A name of ``optimizers.ALL``, or None.
+      limit: at most this, or this many times the reference's.
+      reference: A name of ``methods.ALL``, or None.
     """
 
     problem: str

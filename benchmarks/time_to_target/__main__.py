@@ -15,16 +15,16 @@ from rich.progress import Progress
 
 from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
 from benchmarks.shared.records import Records
-from benchmarks.time_to_target.contestants import CONTESTANTS, OURS
 from benchmarks.time_to_target.defaults import choices
 from benchmarks.time_to_target.freeze import frozen
+from benchmarks.time_to_target.methods import METHODS, OURS
 from benchmarks.time_to_target.search import FULL, QUICK, Search, sanity
 from benchmarks.time_to_target.table import table
 from benchmarks.time_to_target.targets import NAMES, TARGETS, Targets
-from benchmarks.time_to_target.tasks import TASKS
+from benchmarks.time_to_target.tasks import TASKS, quick
 
 QUICK_TASKS = ("regression", "digits_mlp")
-QUICK_CONTESTANTS = ("momentum", "AdamW", "metric")
+QUICK_METHODS = ("momentum", "AdamW", "metric")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="folder of the records, one file per task",
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="all by default")
-    parser.add_argument("--optimizers", nargs="+", choices=CONTESTANTS, help="all by default")
+    parser.add_argument("--optimizers", nargs="+", choices=METHODS, help="all by default")
     parser.add_argument("--freeze", action="store_true", help="tune the two baselines and show the targets")
     parser.add_argument(
         "--defaults", action="store_true", help="run on each task what the records of the others choose"
@@ -45,22 +45,26 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="twenty steps of a few, which show nothing")
     options = parse_with_folder(parser, arguments)
     options.tasks = options.tasks or (QUICK_TASKS if options.quick else tuple(TASKS))
-    options.optimizers = options.optimizers or (QUICK_CONTESTANTS if options.quick else tuple(CONTESTANTS))
+    options.optimizers = options.optimizers or (QUICK_METHODS if options.quick else tuple(METHODS))
     return options
 
 
 def searches(
     task_name: str, records: Records, options: argparse.Namespace, progress: Progress
 ) -> Callable[[str], Search]:
-    """Return what makes the search of a contestant on a task, with a progress bar of the task's runs."""
+    """Return what makes the search of a method on a task, with a progress bar of the task's runs."""
     bar = progress.add_task(task_name, total=None)
-    task, size = TASKS[task_name](), QUICK if options.quick else FULL
+    task, tuning = TASKS[task_name](), FULL
+    if options.quick:
+        task, tuning = quick(task), QUICK
     # A quick run only asks whether everything runs: it reaches no target of a full one.
     targets = Targets(2.0, 1.0) if options.quick else TARGETS[task_name]
 
     def search(name: str) -> Search:
         progress.update(bar, description=f"{task_name}: {name}")
-        return Search(name, task_name, task, targets, records, size, lambda runs: progress.advance(bar, runs))
+        return Search(
+            name, task_name, task, targets, records, tuning, lambda runs: progress.advance(bar, runs)
+        )
 
     return search
 

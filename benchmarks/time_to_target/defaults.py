@@ -7,7 +7,8 @@ import numpy as np
 
 from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import geometric_mean
-from benchmarks.time_to_target.contestants import CONTESTANTS, FACTORED, OURS, TUNED_ADAMW, Point
+from benchmarks.shared.tuning import Point
+from benchmarks.time_to_target.methods import FACTORED, METHODS, OURS, TUNED_ADAMW
 from benchmarks.time_to_target.search import Trial, best
 from benchmarks.time_to_target.summary import budget, trials
 
@@ -19,7 +20,7 @@ class Choice(NamedTuple):
     """A configuration that other tasks chose.
 
     Attributes:
-      name: of the contestant.
+      name: of the method.
       point: its hyper-parameters but the rate.
       own_exponent: the best rate on the task it is to be judged on: the only thing tuned there.
       other_exponent: the rate that the other tasks chose too.
@@ -38,7 +39,7 @@ def costs(records: Mapping[str, Records], name: str) -> dict[str, list[tuple[flo
         steps, found = budget(entries), trials(entries)
         reference = best(found[TUNED_ADAMW], TARGET, steps).score(TARGET, steps)[0]
         result[task] = []
-        for point in CONTESTANTS[name].points:
+        for point in METHODS[name].points:
             trial = best((t for t in found[name] if t.point == point), TARGET, steps)
             result[task].append((trial.score(TARGET, steps)[0] / reference, trial))
     return result
@@ -50,11 +51,11 @@ def choose(
     left_out: str | None = None,
     only_point: int | None = None,
 ) -> tuple[str, int, float]:
-    """Return the contestant, the index of its point and its mean cost, least over all tasks but one."""
+    """Return the method, the index of its point and its mean cost, least over all tasks but one."""
     options = []
     for name in names:
         by_task = costs(records, name)
-        count = len(CONTESTANTS[name].points)
+        count = len(METHODS[name].points)
         for i in range(count) if only_point is None else [only_point]:
             mean = geometric_mean(rows[i][0] for task, rows in by_task.items() if task != left_out)
             options.append((mean, name, i))
@@ -68,13 +69,13 @@ def left_out(
     names: tuple[str, ...] = CANDIDATES,
     only_point: int | None = None,
 ) -> Choice:
-    """Return what all tasks but ``task`` choose among the points of some contestants."""
+    """Return what all tasks but ``task`` choose among the points of some methods."""
     name, i, _ = choose(records, names, task, only_point)
     by_task = costs(records, name)
     others = [rows[i][1].exponent for other, rows in by_task.items() if other != task]
     return Choice(
         name=name,
-        point=CONTESTANTS[name].points[i],
+        point=METHODS[name].points[i],
         own_exponent=by_task[task][i][1].exponent,
         other_exponent=round(float(np.median(others)), 2),
     )

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from benchmarks.shared.records import Records
-from benchmarks.time_to_target.contestants import CONTESTANTS, MOMENTUM, TUNED_ADAMW
+from benchmarks.time_to_target.methods import METHODS, MOMENTUM, TUNED_ADAMW
 from benchmarks.time_to_target.runs import untrained
 from benchmarks.time_to_target.search import FULL, Search
 from benchmarks.time_to_target.targets import Targets
@@ -13,7 +13,7 @@ from benchmarks.time_to_target.tasks import Task
 
 # The points, and the fine trials, that the baselines had when the targets were frozen; more came later.
 BASELINES = {MOMENTUM: 4, TUNED_ADAMW: 6}
-SIZE = FULL._replace(fine_trials=24)
+TUNING = FULL._replace(fine_trials=24)
 FLOOR = 1e-5  # of the untrained loss: below it the digits of float32 end
 
 
@@ -22,9 +22,9 @@ def frozen(task_name: str, task: Task, records: Records) -> Targets:
     floor = FLOOR * untrained(task, 0)
     reached = []
     for name, count in BASELINES.items():
-        contestant = CONTESTANTS[name]
-        contestant = contestant._replace(points=contestant.points[:count])
-        search = Search(name, task_name, task, None, records, SIZE, contestant=contestant)
+        method = METHODS[name]
+        method = method._replace(points=method.points[:count])
+        search = Search(name, task_name, task, None, records, TUNING, method=method)
         reached.append(round_up(max(float(np.median(search.best(search.tune()).late)), floor)))
     return Targets(near=max(reached), far=min(reached))
 

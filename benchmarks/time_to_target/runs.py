@@ -1,4 +1,4 @@
-"""One training run, compiled once for all rates, points and seeds of a contestant on a task."""
+"""One training run, compiled once for all rates, points and seeds of a method on a task."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.time_to_target.contestants import Contestant, Point
+from benchmarks.shared.tuning import Point
+from benchmarks.time_to_target.methods import Method
 from benchmarks.time_to_target.tasks import Task
 
 
@@ -47,16 +48,16 @@ class Run(NamedTuple):
 
 
 class Trainer:
-    """Trains a contestant on a task.
+    """Trains a method on a task.
 
     Attributes:
       compile_seconds: of the first call.
       state_bytes: of the optimiser, per byte of the parameters.
     """
 
-    def __init__(self, task: Task, contestant: Contestant, steps: int | None = None) -> None:
+    def __init__(self, task: Task, method: Method, steps: int | None = None) -> None:
         """Prepare; ``steps`` shortens the task."""
-        self._task, self._contestant = task, contestant
+        self._task, self._method = task, method
         self._steps = steps or task.steps
         self._every = max(1, self._steps // task.evaluations)
         self._compiled: Callable[..., Any] | None = None
@@ -65,12 +66,12 @@ class Trainer:
         self.state_bytes = self._state_bytes()
 
     def _build(self, rate: jax.typing.ArrayLike, point: Point) -> optax.GradientTransformationExtraArgs:
-        schedule = self._contestant.schedule(rate, self._steps)
-        return optax.with_extra_args_support(self._contestant.make(schedule, **point))
+        schedule = self._method.schedule(rate, self._steps)
+        return optax.with_extra_args_support(self._method.make(schedule, **point))
 
     def _state_bytes(self) -> float:
         params = self.parameters(0)
-        tx = self._build(1e-3, self._contestant.points[0])
+        tx = self._build(1e-3, self._method.points[0])
 
         def size(tree: Any) -> int:
             return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -84,14 +85,14 @@ class Trainer:
         return self._parameters[seed]
 
     def _train(self, params: Any, rate: jax.Array, point: Point, key: jax.Array) -> Any:
-        task, contestant = self._task, self._contestant
+        task, method = self._task, self._method
         tx = self._build(rate, point)
 
         def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
             params, state, energy = carry
             batch = task.sample(key)
             gradients = jax.grad(task.loss)(params, batch)
-            extra = {"obj_fn": lambda p: task.loss(p, batch)} if contestant.needs_loss else {}
+            extra = {"obj_fn": lambda p: task.loss(p, batch)} if method.needs_loss else {}
             updates, state = tx.update(gradients, state, params, **extra)
             energy += optax.tree.norm(updates, ord=1)
             return (optax.apply_updates(params, updates), state, energy), None
@@ -99,12 +100,12 @@ class Trainer:
         def between_evaluations(carry: Any, keys: jax.Array) -> Any:
             carry, _ = jax.lax.scan(step, carry, keys)
             params, state, energy = carry
-            return carry, (task.followed(contestant.evaluated(state, params)), energy)
+            return carry, (task.followed(method.evaluated(state, params)), energy)
 
         keys = jax.random.split(key, (self._steps // self._every, self._every))
         start = (params, tx.init(params), jnp.zeros([]))
         (params, state, _), (losses, energies) = jax.lax.scan(between_evaluations, start, keys)
-        params = contestant.evaluated(state, params)
+        params = method.evaluated(state, params)
         return losses, energies, task.held_out(params) if task.held_out else jnp.nan
 
     def __call__(self, rate: float, point: Point, seed: int) -> Run:
@@ -134,6 +135,6 @@ def untrained(task: Task, seed: int) -> float:
     return float(task.followed(task.init(seed)))
 
 
-def zero_rate(task: Task, contestant: Contestant, seed: int) -> float:
+def zero_rate(task: Task, method: Method, seed: int) -> float:
     """Return the followed loss after a short run at a rate of 0."""
-    return float(Trainer(task, contestant, steps=20)(0.0, contestant.points[0], seed).loss[-1])
+    return float(Trainer(task, method, steps=20)(0.0, method.points[0], seed).loss[-1])

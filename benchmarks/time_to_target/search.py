@@ -8,41 +8,36 @@ import numpy as np
 
 from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import numbers
-from benchmarks.time_to_target.contestants import CONTESTANTS, Contestant, Point
+from benchmarks.shared.tuning import Point
+from benchmarks.time_to_target.methods import METHODS, Method
 from benchmarks.time_to_target.runs import Run, Trainer, untrained, zero_rate
 from benchmarks.time_to_target.targets import NAMES, Targets
 from benchmarks.time_to_target.tasks import Task
 
-FIRST_FRESH_SEED = 300
 MISS = 2.0  # budgets that a miss counts as, where a finite number is wanted
 LATE = 0.8  # of the budget: the loss of a baseline there becomes a target
 CURVE_POINTS = 25  # kept of the curves of fresh runs
 
 
-class Size(NamedTuple):
-    """How large the experiment is.
+class Tuning(NamedTuple):
+    """How a method is tuned.
 
     Attributes:
-      coarse: exponents ``k`` of the rates ``2**k`` that the first point of every contestant is tried with.
+      coarse: exponents ``k`` of the rates ``2**k`` that the first point of every method is tried with.
       fine_trials: trials, dealt out evenly to all points, that are spread over ``fine_octaves`` octaves
         around the best coarse rate.
       fine_octaves: how many.
       widenings: trials at most that continue the rates of the best point while the best is on its edge.
-      steps: of a run, where it is not the task's own number.
-      tuning_seeds, fresh_seeds: where they are not the task's own.
     """
 
     coarse: tuple[int, ...] = tuple(range(-14, 5, 2))
     fine_trials: int = 32
     fine_octaves: float = 3.0
     widenings: int = 6
-    steps: int | None = None
-    tuning_seeds: int | None = None
-    fresh_seeds: int | None = None
 
 
-FULL = Size()
-QUICK = Size((-8, -4), fine_trials=16, fine_octaves=1.0, widenings=0, steps=20, tuning_seeds=1, fresh_seeds=2)
+FULL = Tuning()
+QUICK = Tuning((-8, -4), fine_trials=16, fine_octaves=1.0, widenings=0)
 
 
 class Trial(NamedTuple):
@@ -74,7 +69,7 @@ def best(trials: Iterable[Trial], target: str, budget: int) -> Trial:
 
 
 class Search:
-    """All runs of one contestant on one task."""
+    """All runs of one method on one task."""
 
     def __init__(
         self,
@@ -83,34 +78,23 @@ class Search:
         task: Task,
         targets: Targets | None,
         records: Records,
-        size: Size,
+        tuning: Tuning,
         progress: Callable[[int], None] = lambda runs: None,
-        contestant: Contestant | None = None,
+        method: Method | None = None,
     ) -> None:
         """Prepare; without ``targets`` trials are compared by their final loss alone.
 
-        ``contestant`` is the one named, unless it is given.
+        ``method`` is the one named, unless it is given.
         """
-        self.name, self.contestant = name, contestant or CONTESTANTS[name]
-        self.task, self.targets, self.records, self._size = task, targets, records, size
-        self.budget = size.steps or task.steps
+        self.name, self.method = name, method or METHODS[name]
+        self.task, self.targets, self.records, self._tuning = task, targets, records, tuning
+        self.budget = task.steps
         self.key = {"task": task_name, "contestant": name, "steps": self.budget}
         self._progress = progress
 
-    @property
-    def tuning_seeds(self) -> range:
-        """Seeds on which everything is chosen."""
-        return range(self._size.tuning_seeds or self.task.tuning_seeds)
-
-    @property
-    def fresh_seeds(self) -> range:
-        """Seeds on which what has been chosen is reported."""
-        count = self._size.fresh_seeds or self.task.fresh_seeds
-        return range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + count)
-
     @functools.cached_property
     def _trainer(self) -> Trainer:
-        return Trainer(self.task, self.contestant, self.budget)
+        return Trainer(self.task, self.method)
 
     def _run(self, exponent: float, point: Point, seed: int) -> Run:
         self._progress(1)
@@ -125,12 +109,12 @@ class Search:
             "phase": stage,
             "point": dict(point),
             "rate_exponents": list(exponents),
-            "seeds": list(self.tuning_seeds),
+            "seeds": list(self.task.tuning_seeds),
             "targets": list(self.targets or []),
         }
 
         def make() -> dict[str, Any]:
-            runs = [[self._run(k, point, seed) for seed in self.tuning_seeds] for k in exponents]
+            runs = [[self._run(k, point, seed) for seed in self.task.tuning_seeds] for k in exponents]
             late = int(LATE * len(runs[0][0].loss))
             return {
                 "final": [[run.loss[-1] for run in row] for row in runs],
@@ -155,9 +139,9 @@ class Search:
 
     def tune(self) -> list[Trial]:
         """Return all trials: coarse rates, then fine ones of each point, then wider ones of the best."""
-        points, prefix = self.contestant.points, "tuning" if self.targets else "freezing"
-        coarse = self.trials(points[0], self._size.coarse, f"{prefix}, coarse")
-        for _ in range(self._size.widenings):
+        points, prefix = self.method.points, "tuning" if self.targets else "freezing"
+        coarse = self.trials(points[0], self._tuning.coarse, f"{prefix}, coarse")
+        for _ in range(self._tuning.widenings):
             best = self.best(coarse).exponent
             known = [trial.exponent for trial in coarse]
             if best not in (min(known), max(known)):
@@ -165,15 +149,15 @@ class Search:
             further = best - 2 if best == min(known) else best + 2
             coarse += self.trials(points[0], [further], f"{prefix}, coarse")
         centre = self.best(coarse).exponent
-        count = self._size.fine_trials // len(points)
-        gap = self._size.fine_octaves / (count - 1)
+        count = self._tuning.fine_trials // len(points)
+        gap = self._tuning.fine_octaves / (count - 1)
         offsets = gap * (np.arange(count) - (count - 1) / 2)
         fine = [
             trial
             for point in points
             for trial in self.trials(point, np.round(centre + offsets, 4).tolist(), f"{prefix}, fine")
         ]
-        for _ in range(self._size.widenings):
+        for _ in range(self._tuning.widenings):
             best = self.best(fine)
             known = [trial.exponent for trial in fine if trial.point == best.point]
             if best.exponent not in (min(known), max(known)):
@@ -188,7 +172,7 @@ class Search:
 
     def fresh(self, point: Point, exponent: float) -> dict[str, Any]:
         """Return the record of a point and rate on the fresh seeds."""
-        seeds = list(self.fresh_seeds)
+        seeds = list(self.task.fresh_seeds)
         key = self.key | {
             "phase": "fresh",
             "point": dict(point),
@@ -222,13 +206,13 @@ class Search:
 
 def sanity(search: Search) -> dict[str, Any]:
     """Return the record of the untrained loss and of that after a short run at a rate of 0, by fresh seed."""
-    seeds = list(search.fresh_seeds)
+    seeds = list(search.task.fresh_seeds)
     key = search.key | {"phase": "untrained", "seeds": seeds}
 
     def make() -> dict[str, Any]:
         return {
             "untrained": [untrained(search.task, seed) for seed in seeds],
-            "zero_rate": [zero_rate(search.task, search.contestant, seed) for seed in seeds[:1]],
+            "zero_rate": [zero_rate(search.task, search.method, seed) for seed in seeds[:1]],
         }
 
     return search.records.get(key, make)

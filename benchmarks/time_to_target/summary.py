@@ -7,13 +7,13 @@ import numpy as np
 
 from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import numbers
-from benchmarks.time_to_target.contestants import Point
+from benchmarks.shared.tuning import Point
 from benchmarks.time_to_target.search import Trial, best
 from benchmarks.time_to_target.targets import NAMES
 
 
 class Row(NamedTuple):
-    """A contestant at one point and rate, on the fresh seeds of a task.
+    """A method at one point and rate, on the fresh seeds of a task.
 
     Attributes:
       point: its hyper-parameters but the rate.
@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
 
 def trials(records: Records) -> dict[str, list[Trial]]:
-    """Return all trials by contestant, in the order in which they were made."""
+    """Return all trials by method, in the order in which they were made."""
     result = defaultdict(list)
     for entry in records:
         key, found = entry["key"], entry["result"]
@@ -78,7 +78,7 @@ def budget(records: Records) -> int:
 
 
 def fresh(records: Records, name: str, point: Point, exponent: float, target: str) -> Row | None:
-    """Return what the fresh seeds said of a contestant at a point and rate, None where it was not run."""
+    """Return what the fresh seeds said of a method at a point and rate, None where it was not run."""
     for entry in records:
         key = entry["key"]
         if (key["phase"], key["contestant"]) == ("fresh", name) and (
@@ -106,7 +106,7 @@ def _row(key: dict[str, Any], result: dict[str, Any], target: str) -> Row:
 
 
 def chosen(records: Records, target: str = NAMES[-1]) -> dict[str, Row]:
-    """Return every contestant whose tuning is complete, at what it was tuned to for a target."""
+    """Return every method whose tuning is complete, at what it was tuned to for a target."""
     rows = {}
     for name, candidates in trials(records).items():
         winner = best(candidates, target, budget(records))

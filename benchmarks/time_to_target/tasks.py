@@ -12,6 +12,7 @@ from flax import nnx
 from benchmarks.time_to_target import networks
 from riemann_optax.examples import data, models
 
+FIRST_FRESH_SEED = 300
 PROBE = 256  # training examples whose loss is followed: always the same, so that it has no sampling noise
 
 
@@ -25,8 +26,8 @@ class Task(NamedTuple):
       loss: of parameters and a batch.
       followed: the loss that has to reach the target, of parameters alone: on training examples.
       held_out: the same on examples not trained on, or None where there are none.
-      tuning_seeds: how many seeds each trial is run on.
-      fresh_seeds: how many others the chosen ones are reported on.
+      tuning_seeds: on which everything is chosen.
+      fresh_seeds: on which what has been chosen is reported.
       evaluations: in a run, evenly spaced: steps to a target are known to that share of the budget.
     """
 
@@ -36,13 +37,23 @@ class Task(NamedTuple):
     loss: Callable[[Any, Any], jax.Array]
     followed: Callable[[Any], jax.Array]
     held_out: Callable[[Any], jax.Array] | None = None
-    tuning_seeds: int = 4
-    fresh_seeds: int = 20
+    tuning_seeds: range = range(4)
+    fresh_seeds: range = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 20)
     evaluations: int = 100
 
 
+def quick(task: Task) -> Task:
+    """Return a task so short that it shows nothing."""
+    fresh = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 2)
+    return task._replace(steps=20, tuning_seeds=range(1), fresh_seeds=fresh)
+
+
 # What the tasks that take longest do with less of.
-SPARING = {"tuning_seeds": 1, "fresh_seeds": 10, "evaluations": 50}
+SPARING = {
+    "tuning_seeds": range(1),
+    "fresh_seeds": range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 10),
+    "evaluations": 50,
+}
 
 
 def regression() -> Task:

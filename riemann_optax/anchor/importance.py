@@ -9,7 +9,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Declared
 from riemann_optax._state_fields import declare_fields
-from riemann_optax.anchor.targets import wide_dtype
+from riemann_optax._tree import wide_dtype
 from riemann_optax.boundary import consolidated_where, masked_like
 from riemann_optax.phi import _state
 
@@ -65,10 +65,11 @@ def importance_weighted_weights(*, memory: float = 1.0) -> optax.GradientTransfo
         )
 
     Equal in float64 to the sum over tasks of Kirkpatrick et al. From the third task on
-    :func:`task_boundary_weights`, the single anchor of Schwarz et al, pulls elsewhere (by 22% of the pull in
-    the third task of one replay). Use it with importances that are sums over tasks, such as those of
-    :func:`riemann_optax.phi.online_ewc` and :func:`riemann_optax.phi.laplace`. Until the first boundary, and
-    where nothing has been important, it pulls to nothing.
+    :func:`task_boundary_weights`, the single anchor of Schwarz et al, pulls elsewhere: in a replay of five
+    tasks the weights of both came to lie 16 to 29% of the largest weight apart. Use it with importances that
+    are sums over tasks, such as those of :func:`riemann_optax.phi.online_ewc` and
+    :func:`riemann_optax.phi.laplace`. Until the first boundary, and where nothing has been important, it
+    pulls to nothing.
 
     State: 3 values per weight. No collective. Needs ``params``. A boundary is announced by the extra argument
     ``task_boundary`` of ``update``, or by :func:`riemann_optax.consolidate`. In a Flax NNX loop:

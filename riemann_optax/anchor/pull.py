@@ -8,7 +8,7 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
-from riemann_optax.anchor.targets import wide_dtype
+from riemann_optax._tree import wide_dtype
 from riemann_optax.covector import Covector, map_covectors
 from riemann_optax.metric import check_phi_values
 
@@ -108,13 +108,13 @@ def add_anchored_weights(
         params = _check.require_params(params, "add_anchored_weights")
         components = map_covectors(lambda c: c.components, updates)
         phi_state = state.precision
-        values = _phi_of_stage_1(updates)
+        values = _phi_of_stage_1(updates) if isinstance(precision, str) else None
         if precision is not None and values is None:
             values, phi_state = phi.update(components, state.precision, params, **extra_args)
             check_phi_values(values, components)
         weighting = {} if values is None else {"precision": values}
         weights, anchor_state = anchor.update(components, state.anchor, params, **weighting, **extra_args)
-        strength = rate(state.count) if callable(rate) else rate
+        strength = _tree.at_count(rate, state.count)
 
         def pull(weight: jax.Array, target: jax.Array) -> jax.Array:
             dtype = wide_dtype(weight)
@@ -132,21 +132,21 @@ def add_anchored_weights(
         new_state = AnchoredWeightsState(optax.safe_increment(state.count), anchor_state, phi_state)
         return jax.tree.map(add, updates, pulls), new_state
 
-    def _phi_of_stage_1(updates: optax.Updates) -> Any:
-        if not isinstance(precision, str):
-            return None
-
-        def read(leaf: Any) -> jax.Array:
-            if isinstance(leaf, Covector) and leaf.phi is not None:
-                return leaf.phi
-            return jnp.zeros(leaf.shape, _tree.working_dtype(leaf))
-
-        leaves = jax.tree.leaves(updates)
-        if leaves and not any(isinstance(leaf, Covector) for leaf in leaves):
-            raise ValueError(
-                'precision="phi" takes phi from stage 1, and no leaf carries a metric: put '
-                "add_anchored_weights after compute_metric, or give the phi itself as precision."
-            )
-        return jax.tree.map(read, updates)
-
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _phi_of_stage_1(updates: optax.Updates) -> optax.Updates:
+    """Return the values of the phi that the metric was made from, 0 for a leaf without a metric."""
+    leaves = jax.tree.leaves(updates)
+    if leaves and not any(isinstance(leaf, Covector) for leaf in leaves):
+        raise ValueError(
+            'precision="phi" takes phi from stage 1, and no leaf carries a metric: put add_anchored_weights '
+            "after compute_metric, or give the phi itself as precision."
+        )
+
+    def read(leaf: Any) -> jax.Array:
+        if isinstance(leaf, Covector) and leaf.phi is not None:
+            return leaf.phi
+        return jnp.zeros(leaf.shape, _tree.working_dtype(leaf))
+
+    return jax.tree.map(read, updates)

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
@@ -142,7 +141,8 @@ def benna_fusi_chain(
     a tube half as wide, so that copy ``k`` takes about ``4**k / coupling`` updates to follow and memories
     fade like a power of time. The weight's own share of the first tube is the pull: behind stage 2,
     ``add_anchored_weights(coupling / learning_rate, benna_fusi_chain(coupling=coupling))`` is the published
-    synapse, which keeps ``sum C_k u_k`` over the weight and its copies.
+    synapse, which keeps ``sum C_k u_k`` over the weight and its copies. With ``leak=True`` it is equal to the
+    authors' equations in float64.
 
     State: ``copies`` values per weight. No collective. Needs ``params``.
 
@@ -301,16 +301,11 @@ def task_boundary_weights(*, from_start: bool = False) -> optax.GradientTransfor
     return Declared(init, update, name="task_boundary_weights", needs=("task_boundary",))
 
 
-def wide_dtype(weight: Any) -> Any:
-    """Return the dtype a distance between weights is evaluated in: at least float32, complex if they are."""
-    return np.promote_types(_tree.dtype_of(weight), _tree.working_dtype(weight))
-
-
 def _weights_like(params: optax.Params, state_dtype: Any) -> optax.Params:
     """Return zeros for averaged weights: in ``state_dtype``, or at least float32; complex where they are."""
 
     def zeros(weight: Any) -> jax.Array:
         narrow = state_dtype is not None and not jnp.issubdtype(_tree.dtype_of(weight), jnp.complexfloating)
-        return jnp.zeros_like(weight, dtype=state_dtype if narrow else wide_dtype(weight))
+        return jnp.zeros_like(weight, dtype=state_dtype if narrow else _tree.wide_dtype(weight))
 
     return jax.tree.map(zeros, params)

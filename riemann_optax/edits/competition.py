@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _check, _tree
+from riemann_optax import _axes, _check, _tree
+from riemann_optax._axes import Axes
 from riemann_optax._tree import Group
 from riemann_optax.covector import Covector, map_covectors
 from riemann_optax.edits._edit import stateless_edit
 
 
-def competitive_plasticity(fraction: float, over: Group = "leaf") -> optax.GradientTransformationExtraArgs:
+def competitive_plasticity(
+    fraction: float, over: Group = "leaf", *, axes: Axes = "flax"
+) -> optax.GradientTransformationExtraArgs:
     r"""Let only the weights with the largest steps move (between the stages).
 
     .. math::
@@ -33,9 +36,11 @@ def competitive_plasticity(fraction: float, over: Group = "leaf") -> optax.Gradi
     Args:
       fraction: the share of the weights of each group that move, in (0, 1]; rounded to a whole number of
         weights, and at least one. Weights equal to the smallest of them move too.
-      over: the group that competes: ``"leaf"``, ``"neuron"`` (all axes but the last, the fan-in of a Flax
-        kernel; published too) or ``"tree"``, where a layer of small gradients may not move at all. Leaves
-        without a metric do not take part.
+      over: the group that competes: ``"leaf"``, ``"neuron"`` (the fan-in of each output, by ``axes``;
+        published too) or ``"tree"``, where a layer of small gradients may not move at all. Leaves without a
+        metric do not take part.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
+        leaf's name and the leaf, or a dictionary of these by the names of modules.
 
     Returns:
       A gradient transformation without state.
@@ -61,12 +66,13 @@ def competitive_plasticity(fraction: float, over: Group = "leaf") -> optax.Gradi
     """
     _check.check_number("fraction", fraction, low=0.0, high=1.0, low_open=True)
     _check.check_choice("over", over, _tree.GROUPS)
+    _axes.check_axes(axes)
 
     def edit(updates: optax.Updates) -> optax.Updates:
         sizes = map_covectors(
             lambda c: _tree.magnitude(c.components) * c.inverse_metric, updates, lambda _: optax.MaskedNode()
         )
-        winners = _largest(sizes, fraction, over)
+        winners = _largest(sizes, fraction, over, axes)
 
         def compete(covector: Any, wins: jax.Array) -> Any:
             if not isinstance(covector, Covector):
@@ -79,7 +85,7 @@ def competitive_plasticity(fraction: float, over: Group = "leaf") -> optax.Gradi
     return stateless_edit("competitive_plasticity", edit)
 
 
-def _largest(sizes: Any, fraction: Any, over: Group) -> Any:
+def _largest(sizes: Any, fraction: Any, over: Group, axes: Axes) -> Any:
     """Return which values of a tree of non-negative floats are among the largest of their group.
 
     Non-negative floats are ordered as their bits are. The threshold, the k-th largest, is the largest number
@@ -90,7 +96,11 @@ def _largest(sizes: Any, fraction: Any, over: Group) -> Any:
         return sizes
     double = over == "tree" and any(leaf.dtype.itemsize > 4 for leaf in leaves)
     bits = [_bits(leaf.astype(jnp.float64) if double else leaf) for leaf in leaves]
-    counts = [_group_size(leaf.shape, over) for leaf in leaves]
+    groups = [
+        _axes.group_axes(read, leaf.ndim, over)
+        for read, leaf in zip(_axes.read(sizes, axes), leaves, strict=True)
+    ]
+    counts = [math.prod(leaf.shape[a] for a in group) for leaf, group in zip(leaves, groups, strict=True)]
     if over == "tree":
         counts = [sum(counts)] * len(counts)
     needed = [_needed(fraction, n) for n in counts]
@@ -98,8 +108,8 @@ def _largest(sizes: Any, fraction: Any, over: Group) -> Any:
     def reach(thresholds: list[jax.Array]) -> list[jax.Array]:
         """Return how many values of its group reach each threshold."""
         numbers = [
-            jnp.sum(b >= t, axis=_group_axes(b.ndim, over), keepdims=True, dtype=k.dtype)
-            for b, t, k in zip(bits, thresholds, needed, strict=True)
+            jnp.sum(b >= t, axis=group, keepdims=True, dtype=k.dtype)
+            for b, t, k, group in zip(bits, thresholds, needed, groups, strict=True)
         ]
         if over == "tree":
             total = sum((n.reshape(()) for n in numbers[1:]), start=numbers[0].reshape(()))
@@ -121,7 +131,8 @@ def _largest(sizes: Any, fraction: Any, over: Group) -> Any:
 
     # Sums of zeros, to get the sharding that the loop will give them.
     start = [
-        jnp.sum(jnp.zeros_like(b), axis=_group_axes(b.ndim, over), keepdims=True, dtype=b.dtype) for b in bits
+        jnp.sum(jnp.zeros_like(b), axis=group, keepdims=True, dtype=b.dtype)
+        for b, group in zip(bits, groups, strict=True)
     ]
     length = max(b.dtype.itemsize for b in bits) * 8 - 1
     thresholds = jax.lax.fori_loop(0, length, add_bit, start)
@@ -130,14 +141,6 @@ def _largest(sizes: Any, fraction: Any, over: Group) -> Any:
 
 def _bits(size: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(size, jnp.uint64 if size.dtype.itemsize > 4 else jnp.uint32)
-
-
-def _group_axes(ndim: int, over: Group) -> tuple[int, ...]:
-    return tuple(range(ndim - 1 if over == "neuron" and ndim > 1 else ndim))
-
-
-def _group_size(shape: tuple[int, ...], over: Group) -> int:
-    return math.prod(shape[axis] for axis in _group_axes(len(shape), over))
 
 
 def _needed(fraction: Any, group_size: int) -> jax.Array:

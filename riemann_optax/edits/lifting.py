@@ -69,7 +69,8 @@ def on_gradient(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     phi goes on seeing the raw gradient.
 
     Args:
-      tx: any transformation whose result has the structure of its input; Euclidean leaves are included.
+      tx: any transformation whose result has the structure of its input; Euclidean leaves are included. It
+        sees gradients and parameters in float32 or wider, and the result has the dtype of the gradient.
 
     Returns:
       A gradient transformation with the state of ``tx``, to be placed between the two stages.
@@ -92,19 +93,23 @@ def on_gradient(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     check_transformation("tx", tx)
     tx = optax.with_extra_args_support(tx)
 
+    def init(params: optax.Params) -> optax.OptState:
+        return tx.init(_tree.widen(params))
+
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         require_covectors(updates, "on_gradient")
-        components, state = tx.update(_components(updates), state, params, **extra_args)
-        updates = jax.tree.map(
-            lambda old, new: old.with_components(new) if isinstance(old, Covector) else new,
-            updates,
-            components,
-        )
-        return updates, state
+        components = _tree.widen(_components(updates))
+        components, state = tx.update(components, state, _tree.widen(params), **extra_args)
 
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+        def attach(old: Any, new: jax.Array) -> Any:
+            new = new.astype(old.dtype)
+            return old.with_components(new) if isinstance(old, Covector) else new
+
+        return jax.tree.map(attach, updates, components), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def multiply_metric(

@@ -100,16 +100,17 @@ def add_metric_noise(
         raise TypeError(f"field must be a function of an array of weights, or None, got {field!r}.")
 
     def amplitude(count: jax.Array) -> jax.Array:
-        rate = jnp.asarray(_at(learning_rate, count), jnp.float32)
+        rate = jnp.asarray(_tree.at_count(learning_rate, count), jnp.float32)
         # sqrt(2 T / lr) on the covector is sqrt(2 T lr) on the weights.
-        size: jax.Array = jnp.sqrt(2 * jnp.asarray(_at(temperature, count), jnp.float32)) / jnp.sqrt(rate)
+        heat = jnp.asarray(_tree.at_count(temperature, count), jnp.float32)
+        size: jax.Array = jnp.sqrt(2 * heat) / jnp.sqrt(rate)
         return size
 
     def drift(count: jax.Array, params: optax.Params | None) -> Any:
         if field is None:
             return None
         params = _check.require_params(params, "add_metric_noise with a field")
-        heat = jnp.asarray(_at(temperature, count), jnp.float32)
+        heat = jnp.asarray(_tree.at_count(temperature, count), jnp.float32)
 
         def log_derivative(path: tuple[Any, ...], weight: jax.Array) -> jax.Array:
             if jnp.iscomplexobj(weight):
@@ -179,8 +180,8 @@ def add_idle_noise(
     _check.check_schedulable("scale", scale)
 
     def amplitude(count: jax.Array) -> jax.Array:
-        rate = jnp.asarray(_at(learning_rate, count), jnp.float32)
-        size: jax.Array = jnp.asarray(_at(scale, count), jnp.float32) / rate
+        rate = jnp.asarray(_tree.at_count(learning_rate, count), jnp.float32)
+        size: jax.Array = jnp.asarray(_tree.at_count(scale, count), jnp.float32) / rate
         return size
 
     return _noise("add_idle_noise", amplitude, lambda count, params: None, key)
@@ -245,8 +246,3 @@ def _normal_like(leaf: jax.Array, key: jax.Array) -> jax.Array:
         return jax.lax.complex(_normal_like(leaf.real, real_key), _normal_like(leaf.imag, imaginary_key))
     dtype = _tree.working_dtype(leaf)
     return jnp.ones_like(leaf, dtype=dtype) * jax.random.normal(key, jnp.shape(leaf), dtype)
-
-
-def _at(value: Any, count: jax.Array) -> Any:
-    """Return a schedule's value at ``count``, or the constant."""
-    return value(count) if callable(value) else value

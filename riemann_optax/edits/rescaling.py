@@ -4,20 +4,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _check, _tree
+from riemann_optax import _axes, _check, _tree
+from riemann_optax._axes import Axes
 from riemann_optax._tree import Group
 from riemann_optax.covector import Covector, map_covectors
 from riemann_optax.edits._edit import stateless_edit
 
 
-def normalize_metric(over: Group = "tree") -> optax.GradientTransformationExtraArgs:
+def normalize_metric(over: Group = "tree", *, axes: Axes = "flax") -> optax.GradientTransformationExtraArgs:
     r"""Divide the metric by its mean, :math:`E_i \leftarrow E_i/\mathrm{mean}(E)`.
 
     The metric then redistributes the rate among weights and leaves its size to the learning rate.
 
     Args:
       over: the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA combines),
-        ``"leaf"`` or ``"neuron"`` (all axes but the last).
+        ``"leaf"`` or ``"neuron"`` (the fan-in of each output, by ``axes``).
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
+        leaf's name and the leaf, or a dictionary of these by the names of modules.
 
     Returns:
       A gradient transformation without state, to be placed between the two stages.
@@ -37,12 +40,13 @@ def normalize_metric(over: Group = "tree") -> optax.GradientTransformationExtraA
       [0.5 1.5]
     """
     _check.check_choice("over", over, _tree.GROUPS)
+    _axes.check_axes(axes)
 
     def edit(updates: optax.Updates) -> optax.Updates:
         metric = map_covectors(
             lambda c: jnp.broadcast_to(c.metric, c.shape), updates, euclidean=lambda _: optax.MaskedNode()
         )
-        means = _tree.group_mean(metric, over)
+        means = _axes.group_mean(metric, over, axes)
         return jax.tree.map(
             lambda c, mean: c.with_metric(c.metric / mean) if isinstance(c, Covector) else c, updates, means
         )

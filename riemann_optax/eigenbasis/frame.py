@@ -26,12 +26,15 @@ class Frame(NamedTuple):
     precision: Any
 
     def enter(self, tree: Any) -> Any:
-        """Return a tree of vectors in the coordinates of the bases."""
-        return self._map(bases.turn, tree)
+        """Return a tree of vectors in the coordinates of the bases, in float32 or wider."""
+        return self._map(bases.turn, _tree.widen(tree))
 
-    def leave(self, tree: Any) -> Any:
-        """Return a tree of vectors in the original coordinates."""
-        return self._map(bases.turn_back, tree)
+    def leave(self, tree: Any, like: Any = None) -> Any:
+        """Return a tree of vectors in the original coordinates, in the dtypes of ``like`` if it is given."""
+        turned = self._map(bases.turn_back, _tree.widen(tree))
+        if like is None:
+            return turned
+        return jax.tree.map(lambda x, original: x.astype(original.dtype), turned, like)
 
     def enter_captured(self, state: Any, coordinates: list[list[Coordinates]], count: jax.Array) -> Any:
         """Return the state; at the first update turn what ``init`` has copied from the weights."""
@@ -54,17 +57,17 @@ class Frame(NamedTuple):
         layout = self.layouts[leaf]
         return x if layout is None else self._one(change, x, layout, self.left[leaf], self.right[leaf])
 
-    def arguments(self, extra_args: dict[str, Any]) -> dict[str, Any]:
-        """Return the extra arguments as ``inner`` needs them."""
-        return {name: self._argument(name, value) for name, value in extra_args.items()}
+    def arguments(self, extra_args: dict[str, Any], params: Any) -> dict[str, Any]:
+        """Return the extra arguments as ``inner`` needs them; functions get the dtypes of params."""
+        return {name: self._argument(name, value, params) for name, value in extra_args.items()}
 
-    def _argument(self, name: str, value: Any) -> Any:
+    def _argument(self, name: str, value: Any, params: Any) -> Any:
         argument = EXTRA_ARGUMENTS.get(name)
         kind = "unknown" if argument is None else argument.kind
         if value is None or kind == "other":
             return value
         if kind == "function":
-            return self._composed(value) if callable(value) else value
+            return self._composed(value, params) if callable(value) else value
         if kind == "vectors":
             return self.enter(value)
         if kind == "per_weight":
@@ -79,9 +82,9 @@ class Frame(NamedTuple):
             )
         return value
 
-    def _composed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def in_coordinates(params: Any, *args: Any, **kwargs: Any) -> Any:
-            return function(self.leave(params), *args, **kwargs)
+    def _composed(self, function: Callable[..., Any], params: Any) -> Callable[..., Any]:
+        def in_coordinates(turned: Any, *args: Any, **kwargs: Any) -> Any:
+            return function(self.leave(turned, params), *args, **kwargs)
 
         return in_coordinates
 
@@ -160,17 +163,20 @@ def decompose_first(groups: list[list[bases.Job]], squares: dict[str, list[Any]]
             squares[f"{job.side}_bases"][job.leaf] = basis
 
 
-def without_noise(turned: Any, layouts: list[Layout | None], count: jax.Array, state_dtype: Any) -> Any:
+def without_noise(
+    turned: Any, layouts: list[Layout | None], count: jax.Array, dtypes: list[Any], state_dtype: Any
+) -> Any:
     """Set to 0, at the first update, what is rounding in a gradient that its own basis makes diagonal.
 
-    Adam, and any metric of infinite alpha, would divide that rounding by itself.
+    Adam, and any metric of infinite alpha, would divide that rounding by itself. ``dtypes`` are those that
+    the gradients came in.
     """
     leaves, structure = jax.tree.flatten(turned)
 
     def clean(leaves: list[Any]) -> list[Any]:
         return [
-            leaf if layout is None else _rounded(leaf, layout, state_dtype)
-            for leaf, layout in zip(leaves, layouts, strict=True)
+            leaf if layout is None else _rounded(leaf, layout, dtype, state_dtype)
+            for leaf, layout, dtype in zip(leaves, layouts, dtypes, strict=True)
         ]
 
     def choose(count: jax.Array, leaves: list[Any]) -> list[Any]:
@@ -179,15 +185,16 @@ def without_noise(turned: Any, layouts: list[Layout | None], count: jax.Array, s
     return jax.tree.unflatten(structure, on_auto_mesh(choose, leaves, count, leaves))
 
 
-def _rounded(leaf: jax.Array, layout: Layout, state_dtype: Any) -> jax.Array:
+def _rounded(leaf: jax.Array, layout: Layout, dtype: Any, state_dtype: Any) -> jax.Array:
     """Return the leaf without what its bases cannot resolve.
 
     They come from squares, which show nothing below the root of the working precision, and are themselves
-    rounded to the dtype they are kept in.
+    rounded to ``state_dtype``. Entries of the gradient are off by half an epsilon of its own ``dtype``, and
+    so at most are its components, as shares of the largest.
     """
     size = jnp.abs(leaf)
-    working = _epsilon(_tree.working_dtype(leaf))
-    relative = max(working**0.5, *(4 * _epsilon(dtype) for dtype in (leaf.dtype, state_dtype or leaf.dtype)))
+    working = _tree.working_dtype(leaf)
+    relative = max(_epsilon(working) ** 0.5, _epsilon(dtype), 4 * _epsilon(state_dtype or working))
     limit = jnp.asarray(relative, leaf.dtype) * jnp.max(
         size, axis=layout.permutation[len(layout.stack) :], keepdims=True
     )

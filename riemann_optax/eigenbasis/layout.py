@@ -1,79 +1,18 @@
 """How an array is read as a matrix: which axes are its inputs and outputs, and which sides get a basis."""
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from riemann_optax import _check, _tree
+from riemann_optax import _axes, _check, _tree
+from riemann_optax._axes import Axes, MatrixAxes
 
 Side = Literal["both", "smaller", "input", "output", "none", "vector"]
 SIDES: tuple[str, ...] = get_args(Side)
 ChooseSide = Callable[[str, Any], Side]
-
-
-class MatrixAxes(NamedTuple):
-    """Which axes of an array are the rows of its matrix and which the columns.
-
-    Attributes:
-      inputs: the axes of the fan-in, merged into rows.
-      outputs: the axes of the fan-out, merged into columns. All other axes stack matrices, each with bases of
-        its own.
-    """
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-
-
-ChooseAxes = Callable[[str, Any], MatrixAxes]
-_PROJECTIONS = re.compile(r"\['(query|key|value)'\]\['\w+'\](\.value)?$")
-_PROJECTION_BACK = re.compile(r"\['out'\]\['\w+'\](\.value)?$")
-
-
-def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
-    """Return the matrix axes of an array by Flax's conventions; the default of :func:`in_eigenbasis`.
-
-    ============================================================  ==========================================
-    shape                                                         matrix
-    ============================================================  ==========================================
-    ``(n,)``                                                      one column
-    ``(in, out)``                                                 as it is
-    ``(stack, in, out)``                                          one matrix per layer of a scan (or per tap
-                                                                  of a 1-D convolution)
-    ``(..., height, width, in, out)``                             ``(height * width * in, out)``
-    ``(..., in, heads, size)`` under query, key or value          ``(in, heads * size)``
-    ``(..., heads, size, out)`` under out                         ``(heads * size, out)``
-    ============================================================  ==========================================
-
-    The last two are the projections of Flax's ``MultiHeadAttention``, known by the name of their module and
-    having three axes or more. For other conventions write such a function of your own.
-
-    Args:
-      name: the path of the leaf, as ``jax.tree_util.keystr`` writes it.
-      leaf: the parameter, of which only the shape is read.
-
-    Returns:
-      The axes.
-
-    Examples:
-      >>> import jax.numpy as jnp, riemann_optax as ro
-      >>> ro.kernel_axes("['conv']['kernel']", jnp.zeros([3, 3, 16, 32]))
-      MatrixAxes(inputs=(0, 1, 2), outputs=(3,))
-      >>> ro.kernel_axes("['attention']['query']['kernel']", jnp.zeros([64, 4, 16]))
-      MatrixAxes(inputs=(0,), outputs=(1, 2))
-    """
-    ndim = len(leaf.shape)
-    if ndim < 2:
-        return MatrixAxes(tuple(range(ndim)), ())
-    if ndim >= 3 and _PROJECTIONS.search(name):
-        return MatrixAxes((ndim - 3,), (ndim - 2, ndim - 1))
-    if ndim >= 3 and _PROJECTION_BACK.search(name):
-        return MatrixAxes((ndim - 3, ndim - 2), (ndim - 1,))
-    first = ndim - 2 if ndim < 4 else ndim - 4
-    return MatrixAxes(tuple(range(first, ndim - 1)), (ndim - 1,))
 
 
 class Layout(NamedTuple):
@@ -126,33 +65,30 @@ class LayoutRules(NamedTuple):
 
     Attributes:
       sides: one choice for all leaves, or a function of name and leaf.
-      axes: a function of name and leaf.
+      axes: how arrays are read; see :func:`riemann_optax._axes.read`.
       max_size: the largest side with one basis.
       block_size: the size of blocks of a larger side, None to leave it alone.
     """
 
     sides: Side | ChooseSide
-    axes: ChooseAxes
+    axes: Axes
     max_size: int
     block_size: int | None
 
     def layouts(self, params: Any) -> list[Layout | None]:
         """Return the layout of each leaf, None where nothing is turned."""
-        return [self._layout(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+        rows = zip(
+            _axes.leaf_paths(params), jax.tree.leaves(params), _axes.read(params, self.axes), strict=True
+        )
+        return [self._layout(*row) for row in rows]
 
-    def _layout(self, path: tuple[Any, ...], leaf: Any) -> Layout | None:
-        name, shape = jax.tree_util.keystr(path), leaf.shape
-        side = self.sides(name, leaf) if callable(self.sides) else self.sides
+    def _layout(self, path: tuple[Any, ...], leaf: Any, axes: MatrixAxes | None) -> Layout | None:
+        shape = leaf.shape
+        side = self.sides(jax.tree_util.keystr(path), leaf) if callable(self.sides) else self.sides
         _check.check_choice(f"sides of {_tree.leaf_name(path)}", side, SIDES)
-        if side == "none" or not shape or (len(shape) == 1 and side != "vector"):
+        if side == "none" or not shape or axes is None or (not axes.outputs and side != "vector"):
             return None
-        axes = self.axes(name, leaf)
         chosen = (*axes.inputs, *axes.outputs)
-        if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(len(shape))):
-            raise ValueError(
-                f"axes of {_tree.leaf_name(path)}, which has shape {shape}, must be different axes counted "
-                f"from 0, got {axes}."
-            )
         stacking = tuple(axis for axis in range(len(shape)) if axis not in chosen)
         fan_in = math.prod(shape[axis] for axis in axes.inputs)
         fan_out = math.prod(shape[axis] for axis in axes.outputs)

@@ -12,10 +12,10 @@ from riemann_optax.eigenbasis.layout import Layout
 
 def named_sharding(leaf: Any) -> NamedSharding | None:
     """Return a leaf's sharding where it is known: on an Explicit mesh always, elsewhere of arrays only."""
-    sharding = getattr(leaf if not isinstance(leaf, jax.core.Tracer) else jax.typeof(leaf), "sharding", None)
+    traced = isinstance(leaf, jax.core.Tracer)
+    sharding = getattr(jax.typeof(leaf) if traced else leaf, "sharding", None)
     if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
         return None
-    traced = isinstance(leaf, jax.core.Tracer)
     return None if traced and not is_explicit(sharding) else sharding
 
 

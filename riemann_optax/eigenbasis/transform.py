@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _check, _tree
+from riemann_optax import _axes, _check, _tree
+from riemann_optax._axes import Axes
 from riemann_optax._check import check_transformation
 from riemann_optax._state_fields import StateFields
 from riemann_optax.eigenbasis import bases
@@ -22,8 +23,9 @@ from riemann_optax.eigenbasis.frame import (
     without_noise,
     zeros,
 )
-from riemann_optax.eigenbasis.layout import SIDES, ChooseAxes, ChooseSide, LayoutRules, Side, kernel_axes
+from riemann_optax.eigenbasis.layout import SIDES, ChooseSide, LayoutRules, Side
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
+from riemann_optax.eigenbasis.task_boundary import consolidated_if, enclosed, enclosed_like, opened
 
 MATRICES = ("left_factors", "right_factors", "left_bases", "right_bases")
 
@@ -41,7 +43,8 @@ class InEigenbasisState(NamedTuple):
       left_bases: orthogonal matrices, eigenvectors in columns.
       right_bases: the same for the other side.
       previous_gradients: of the last update, if it is their differences that are correlated.
-      inner: the state of the inner transformation, in the coordinates of these bases.
+      inner: the state of the inner transformation, in the coordinates of these bases; in a
+        :class:`BoundaryInEigenbasisState` where something in it consolidates.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -61,7 +64,7 @@ def in_eigenbasis(
     sides: Side | ChooseSide = "both",
     max_size: int = 8192,
     block_size: int | None = None,
-    axes: ChooseAxes = kernel_axes,
+    axes: Axes = "flax",
     state_dtype: Any = None,
     correlate: Literal["gradients", "gradient_differences"] = "gradients",
     second_moments: Literal["mix", "keep"] = "mix",
@@ -84,13 +87,13 @@ def in_eigenbasis(
     update, one power iteration and a QR decomposition bring a side of a matrix up to date every
     ``update_every`` steps, the sides taking turns so that each step has a similar share of the work.
 
-    **What inner sees.** Gradients *and parameters* in the coordinates of the bases, in shape and dtype of the
-    leaf: a phi of the weights, an anchor or weight decay inside is one of the turned weights, and ``E`` as
-    :func:`metric_at` and :func:`record_metric` show it belongs to eigenvectors. Means over a leaf or the tree
-    mean the same; "neuron" is an output eigenvector. The functions ``obj_fn``, ``value_fn`` and
-    ``outputs_fn`` and gradients of examples or samples among the extra arguments are turned too; ``inputs``,
-    ``activities`` and ``task_importance`` belong to single weights and are refused. Both stages must be
-    inside, or both outside.
+    **What inner sees.** Gradients *and parameters* in the coordinates of the bases, in the shape of the leaf
+    and in float32 or wider: a phi of the weights, an anchor or weight decay inside is one of the turned
+    weights, and ``E`` as :func:`metric_at` and :func:`record_metric` show it belongs to eigenvectors. Means
+    over a leaf or the tree mean the same; "neuron" is an output eigenvector. The functions ``obj_fn``,
+    ``value_fn`` and ``outputs_fn`` and gradients of examples or samples among the extra arguments are turned
+    too; ``inputs``, ``activities`` and ``task_importance`` belong to single weights and are refused. Both
+    stages must be inside, or both outside.
 
     **What inner remembers.** When a basis changes, whatever in the state of ``inner`` has the shape of the
     leaf changes coordinates with it: what is linear in gradients or weights exactly, by
@@ -102,14 +105,14 @@ def in_eigenbasis(
     Momentum after ``in_eigenbasis`` rather than inside is the same as inside, if the metric comes before it.
 
     **Which arrays.** Axes are read as rows and columns by ``axes``, by default :func:`kernel_axes`: dense,
-    convolutional, attention and stacked kernels. Vectors stay diagonal unless ``sides="vector"``. A side of
-    more than ``max_size``, such as a vocabulary, is left alone, or turned in equal blocks of at most
-    ``block_size`` (left alone if no block of at least half that divides it).
+    convolutional, attention and stacked kernels. Vectors, and stacks of them, stay diagonal unless
+    ``sides="vector"``. A side of more than ``max_size``, such as a vocabulary, is left alone, or turned in
+    equal blocks of at most ``block_size`` (left alone if no block of at least half that divides it).
 
     **Cost.** State of a square matrix, factors and bases: 16 bytes per weight, 8 with
     ``state_dtype=jnp.bfloat16``, half of either for one side. For an ``n x n`` matrix an update is ``12
     n**3`` operations and about ``20 n**3 / update_every`` for the refresh, where a training step on ``T``
-    tokens is ``6 n**2 T``: see ``python -m benchmarks.eigenbasis_cost``. Under ``vmap`` a step costs what a
+    tokens is ``6 n**2 T``: see ``python -m benchmarks.eigenbasis``. Under ``vmap`` a step costs what a
     refresh does.
 
     **Sharding.** Factors and bases are spread over the devices that their leaf is spread over, wherever sizes
@@ -129,7 +132,9 @@ def in_eigenbasis(
         leaf's name (as ``jax.tree_util.keystr`` writes its path) and the leaf that returns one of them.
       max_size: the longest side with one basis.
       block_size: of the blocks of longer sides; None leaves them alone.
-      axes: a function of a leaf's name and the leaf that returns its :class:`MatrixAxes`.
+      axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, or a function of a leaf's name
+        and the leaf that returns its :class:`MatrixAxes`, or None to leave it alone; or a dictionary of these
+        by the names of modules.
       state_dtype: of factors and bases; None means float32, or wider where the parameter is wider. Products
         are computed in float32 or wider.
       correlate: ``"gradients"``, or ``"gradient_differences"`` of one update to the next, whose correlations
@@ -185,6 +190,7 @@ def in_eigenbasis(
         _check.check_number("block_size", block_size, high=max_size)
     if not callable(sides):
         _check.check_choice("sides", sides, SIDES)
+    _axes.check_axes(axes)
     _check.check_choice("correlate", correlate, ("gradients", "gradient_differences"))
     _check.check_choice("second_moments", second_moments, ("mix", "keep"))
     if state_dtype is not None:
@@ -202,7 +208,7 @@ def in_eigenbasis(
         bare = _tree.bare(params)
         leaves, structure = jax.tree.flatten(bare)
         layouts = rules.layouts(bare)
-        inner_state = inner.init(params)
+        inner_state = inner.init(_tree.widen(params))
         # Whatever nobody has declared is refused here, not in the middle of a run.
         coordinate_arrays(inner_state, params, [layout is not None for layout in layouts], extra)
 
@@ -222,11 +228,13 @@ def in_eigenbasis(
             previous_gradients=jax.tree.unflatten(
                 structure,
                 [
-                    optax.MaskedNode() if layout is None or not differences else jnp.zeros_like(leaf)
+                    optax.MaskedNode()
+                    if layout is None or not differences
+                    else jnp.zeros_like(leaf, dtype=_tree.working_dtype(leaf))
                     for leaf, layout in zip(leaves, layouts, strict=True)
                 ],
             ),
-            inner=inner_state,
+            inner=enclosed(inner_state),
         )
 
     def update(
@@ -263,7 +271,7 @@ def in_eigenbasis(
                 _refresh(work, state.count, matrices, arrays)
             return jax.tree.unflatten(inner_structure, arrays)
 
-        inner_state = state.inner
+        inner_state, pending = opened(state.inner)
         if differences:
             inner_state = refresh(inner_state)
         else:
@@ -273,14 +281,17 @@ def in_eigenbasis(
             inner_state = frame.enter_captured(inner_state, coordinates(inner_state), state.count)
         turned = frame.enter(updates)
         if not differences:
-            turned = without_noise(turned, layouts, state.count, state_dtype)
+            turned = without_noise(
+                turned, layouts, state.count, [gradient.dtype for gradient in gradients], state_dtype
+            )
+        turned_params = None if params is None else frame.enter(params)
         turned, inner_state = inner.update(
             turned,
-            inner_state,
-            None if params is None else frame.enter(params),
-            **frame.arguments(extra_args),
+            consolidated_if(pending, inner_state, turned_params),
+            turned_params,
+            **frame.arguments(extra_args, updates if params is None else params),
         )
-        tangent = frame.leave(turned)
+        tangent = frame.leave(turned, updates)
         if not differences:
             inner_state = refresh(inner_state)
         else:
@@ -291,7 +302,7 @@ def in_eigenbasis(
         return tangent, InEigenbasisState(
             count=optax.safe_increment(state.count),
             previous_gradients=jax.tree.unflatten(structure, previous),
-            inner=inner_state,
+            inner=enclosed_like(state.inner, inner_state),
             **{name: jax.tree.unflatten(structure, matrices[name]) for name in MATRICES},
         )
 

@@ -1,4 +1,4 @@
-"""Compare the recommended metric with a baseline that is tuned equally, over fresh seeds.
+"""Compare the aliases with baselines that are tuned equally, over fresh seeds.
 
     python -m riemann_optax.examples.compare
 
@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,22 +24,26 @@ from rich.table import Table
 
 from riemann_optax.examples import data, datasets, models
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.schedule import warmup_cosine
 from riemann_optax.examples.train.arguments import DEFAULTS, Parser, number
-from riemann_optax.examples.train.loop import Problem, Training, train_steps
-from riemann_optax.examples.train.optimizers import MetricOptions, build_baseline, build_metric
+from riemann_optax.examples.train.loop import Problem, Training, evaluation_parameters, train_steps
+from riemann_optax.examples.train.optimizers import (
+    OPTIMIZERS,
+    MetricOptions,
+    build_baseline,
+    build_metric,
+    schedule_for,
+)
 from riemann_optax.examples.train.record import environment, write_record
 
 TUNING_SEEDS = tuple(range(3))
 FRESH_SEEDS = tuple(range(100, 110))
 
-# Half decades. Momentum by `optax.trace` makes the metric's best rate about a tenth of AdamW's, and the grid
-# is wide enough for both.
+# Half decades, wide enough for Adam's units and for SGD's.
 GRID = tuple(10.0 ** (exponent / 2) for exponent in range(-8, -1))
 _WIDENING = 2
 
 BUILDERS: dict[str, Callable[[optax.Schedule], optax.GradientTransformationExtraArgs]] = {
-    "metric": lambda schedule: build_metric(MetricOptions(), schedule),
+    **{name: partial(build_metric, MetricOptions(name)) for name in OPTIMIZERS},
     "adamw": lambda schedule: build_baseline("adamw", schedule, {}),
     "sgd": lambda schedule: build_baseline("sgd", schedule, {"momentum": 0.9, "nesterov": True}),
 }
@@ -57,16 +62,16 @@ class Trainer:
     """Trains one optimiser at any rate and seed, compiling once.
 
     Args:
-        build: makes the optimiser from its schedule.
-        problem: model and data; the initial weights are the seed's, not the problem's.
-        model_name: the model to build for each seed.
-        steps: length of a run.
-        batch_size: examples in a batch.
+      name: a key of :data:`BUILDERS`.
+      problem: model and data; the initial weights are the seed's, not the problem's.
+      model_name: the model to build for each seed.
+      steps: length of a run.
+      batch_size: examples in a batch.
     """
 
     def __init__(
         self,
-        build: Callable[[optax.Schedule], optax.GradientTransformationExtraArgs],
+        name: str,
         problem: Problem,
         model_name: str,
         steps: int,
@@ -78,9 +83,9 @@ class Trainer:
         def run(
             parameters: models.Parameters, part: dict[str, jax.Array], indices: jax.Array, rate: jax.Array
         ) -> models.Parameters:
-            transformation = build(warmup_cosine(rate, steps))
+            transformation = BUILDERS[name](schedule_for(name, rate, steps))
             training = Training(parameters, transformation.init(parameters))
-            return train_steps(problem, transformation, training, part, indices)[0].parameters
+            return evaluation_parameters(train_steps(problem, transformation, training, part, indices)[0])
 
         self._run = jax.jit(run)
 
@@ -101,9 +106,9 @@ class Trainer:
 def median_loss(outcomes: Sequence[Outcome]) -> float:
     """Return the median validation loss, where a run that diverged counts as infinite.
 
-    Example:
-        >>> median_loss([Outcome(0.1, 1.0), Outcome(float("nan"), 0.1), Outcome(0.3, 0.9)])
-        0.3
+    Examples:
+      >>> median_loss([Outcome(0.1, 1.0), Outcome(float("nan"), 0.1), Outcome(0.3, 0.9)])
+      0.3
     """
     losses = np.asarray([outcome.validation_loss for outcome in outcomes])
     return float(np.median(np.where(np.isfinite(losses), losses, np.inf)))
@@ -118,7 +123,7 @@ def tune(
     """Find each optimiser's best rate on one grid, widened for all as long as one is best on its edge.
 
     Returns:
-        The best rate by optimiser; and by optimiser and rate, the median validation loss.
+      The best rate by optimiser; and by optimiser and rate, the median validation loss.
     """
     rates = sorted(grid)
     losses: dict[str, dict[float, float]] = {name: {} for name in trainers}
@@ -184,7 +189,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m riemann_optax.examples.compare", allow_abbrev=False)
     parser.add_argument("--data", default="digits", choices=("digits", "text"))
     parser.add_argument("--model", choices=models.MODELS)
-    parser.add_argument("--optimizers", nargs="+", choices=tuple(BUILDERS), default=["metric", "adamw"])
+    parser.add_argument(
+        "--optimizers", nargs="+", choices=tuple(BUILDERS), default=["riemannian_adamw", "adamw"]
+    )
     parser.add_argument("--steps", type=number(1, kind=int))
     parser.add_argument("--tuning-seeds", type=number(1, high=101, kind=int), default=len(TUNING_SEEDS))
     parser.add_argument("--seeds", type=number(1, kind=int), default=len(FRESH_SEEDS))
@@ -200,8 +207,7 @@ def compare(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     defaults = DEFAULTS[arguments.data, model_name]
     steps = arguments.steps or defaults.steps
     trainers = {
-        name: Trainer(BUILDERS[name], problem, model_name, steps, defaults.batch_size)
-        for name in arguments.optimizers
+        name: Trainer(name, problem, model_name, steps, defaults.batch_size) for name in arguments.optimizers
     }
     tuning_seeds = range(arguments.tuning_seeds)
     fresh_seeds = range(FRESH_SEEDS[0], FRESH_SEEDS[0] + arguments.seeds)
@@ -237,7 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         if arguments.out is not None and arguments.out.exists():
             raise InputError(f"--out {arguments.out} exists: name another file")
-        figures = compare(arguments, Console())
+        console = Console()
+        # A file has room for the whole table.
+        figures = compare(arguments, console if console.is_terminal else Console(width=120))
         if arguments.out is not None:
             write_record(figures, arguments.out)
     except InputError as error:

@@ -32,14 +32,14 @@ class Dataset:
     """A data set in three parts.
 
     Attributes:
-        name: the name it was loaded by.
-        kind: ``"images"`` or ``"text"``.
-        parts: for each of train, validation and heldout, either ``images`` ``u8[rows, height, width,
-            channels]`` and ``labels`` ``i32[rows]``, or ``tokens`` ``u8[length]``.
-        input_shape: shape of one example, ``(height, width, channels)`` or ``(window,)``.
-        num_classes: number of classes or of tokens.
-        scale: the largest pixel value, by which images are divided.
-        description: where the data came from, for the record of a run.
+      name: the name it was loaded by.
+      kind: ``"images"`` or ``"text"``.
+      parts: for each of train, validation and heldout, either ``images`` ``u8[rows, height, width,
+        channels]`` and ``labels`` ``i32[rows]``, or ``tokens`` ``u8[length]``.
+      input_shape: shape of one example, ``(height, width, channels)`` or ``(window,)``.
+      num_classes: number of classes or of tokens.
+      scale: the largest pixel value, by which images are divided.
+      description: where the data came from, for the record of a run.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Dataset:
         """Return the rows of a part that make up a batch, as they are stored.
 
         Args:
-            part: the arrays of one part, on the device inside the compiled step, or of NumPy.
-            indices: ``i32[..., batch]``, likewise.
+          part: the arrays of one part, on the device inside the compiled step, or of NumPy.
+          indices: ``i32[..., batch]``, likewise.
 
         Returns:
-            By the names in ``part``: ``images`` and ``labels``, or ``tokens`` ``u8[..., batch, window + 1]``.
+          By the names in ``part``: ``images`` and ``labels``, or ``tokens`` ``u8[..., batch, window + 1]``.
         """
         if self.kind == "images":
             return {name: rows[indices] for name, rows in part.items()}
@@ -83,8 +83,8 @@ class Dataset:
         """Turn gathered rows into a batch; runs inside the compiled step.
 
         Returns:
-            Images ``f32[batch, height, width, channels]`` in 0..1 and labels ``i32[batch]``, or tokens
-            ``i32[batch, window]`` and the tokens that follow each of them, of the same shape.
+          Images ``f32[batch, height, width, channels]`` in 0..1 and labels ``i32[batch]``, or tokens
+          ``i32[batch, window]`` and the tokens that follow each of them, of the same shape.
         """
         if self.kind == "images":
             return rows["images"].astype(jnp.float32) / self.scale, rows["labels"]
@@ -108,18 +108,18 @@ def batch_indices(num_examples: int, batch_size: int, seed: int, step: int) -> n
     the next one.
 
     Args:
-        num_examples: size of the training part.
-        batch_size: examples in a batch, at most ``num_examples``.
-        seed: the seed of the order.
-        step: the step, counted from 0.
+      num_examples: size of the training part.
+      batch_size: examples in a batch, at most ``num_examples``.
+      seed: the seed of the order.
+      step: the step, counted from 0.
 
     Returns:
-        Indices ``i32[batch_size]``.
+      Indices ``i32[batch_size]``.
 
-    Example:
-        >>> first_epoch = [batch_indices(6, 3, seed=0, step=step) for step in range(2)]
-        >>> sorted(int(index) for batch in first_epoch for index in batch)
-        [0, 1, 2, 3, 4, 5]
+    Examples:
+      >>> first_epoch = [batch_indices(6, 3, seed=0, step=step) for step in range(2)]
+      >>> sorted(int(index) for batch in first_epoch for index in batch)
+      [0, 1, 2, 3, 4, 5]
     """
     epoch, position = divmod(step, num_examples // batch_size)
     return _epoch_order(num_examples, seed, epoch)[position * batch_size : (position + 1) * batch_size]
@@ -147,21 +147,21 @@ def load_text(path: Path | None = None, window: int = WINDOW) -> Dataset:
     """Load bytes: the first 80% train, then 10% for validation, then 10% held out.
 
     Args:
-        path: a file of any kind; by default the help topics that come with Python
-            (``pydoc_data.topics``; they differ a little between Python versions).
-        window: bytes of context, at least 1.
+      path: a file of any kind; by default the help topics that come with Python
+        (``pydoc_data.topics``; they differ a little between Python versions).
+      window: bytes of context, at least 1.
 
     Returns:
-        The data set; its description holds the SHA-256 of the bytes.
+      The data set; its description holds the SHA-256 of the bytes.
 
     Raises:
-        InputError: if the file cannot be read, or if a part of it is shorter than one window and the byte
-            that follows it.
+      InputError: if the file cannot be read, or if a part of it is shorter than one window and the byte
+        that follows it.
 
-    Example:
-        >>> dataset = load_text()
-        >>> dataset.kind, dataset.num_classes, dataset.input_shape
-        ('text', 256, (64,))
+    Examples:
+      >>> dataset = load_text()
+      >>> dataset.kind, dataset.num_classes, dataset.input_shape
+      ('text', 256, (64,))
     """
     if path is None:
         from pydoc_data.topics import topics

@@ -11,15 +11,15 @@ def load(name: str, *, data_dir: Path | None = None, text_file: Path | None = No
     """Load a data set by name.
 
     Args:
-        name: ``"digits"``, ``"text"`` or a key of :data:`.hub.SOURCES`.
-        data_dir: folder with ``train-*.parquet`` and ``test-*.parquet``, for the data sets of the hub.
-        text_file: a file to read instead of the bundled text.
+      name: ``"digits"``, ``"text"`` or a key of :data:`.hub.SOURCES`.
+      data_dir: folder with ``train-*.parquet`` and ``test-*.parquet``, for the data sets of the hub.
+      text_file: a file to read instead of the bundled text.
 
     Returns:
-        The data set.
+      The data set.
 
     Raises:
-        InputError: if the data cannot be had; the message says what to do.
+      InputError: if the data cannot be had; the message says what to do.
     """
     if text_file is not None and name != "text":
         raise InputError(f"--text-file is not used by --data {name}: add --data text")

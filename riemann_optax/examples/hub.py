@@ -82,17 +82,17 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     """Load one of the hub's image data sets; the published test part is held out.
 
     Args:
-        name: a key of :data:`SOURCES`.
-        data_dir: a folder that holds ``train-*.parquet`` and ``test-*.parquet`` (at any depth), in which
-            each row has ``image`` or ``img`` (a struct with the ``bytes`` of an encoded picture) and
-            ``label``; by default they are fetched from the hub.
+      name: a key of :data:`SOURCES`.
+      data_dir: a folder that holds ``train-*.parquet`` and ``test-*.parquet`` (at any depth), in which
+        each row has ``image`` or ``img`` (a struct with the ``bytes`` of an encoded picture) and
+        ``label``; by default they are fetched from the hub.
 
     Returns:
-        The data set; every tenth row of the training part is the validation part.
+      The data set; every tenth row of the training part is the validation part.
 
     Raises:
-        InputError: if the extra ``data`` is not installed, the files are missing or unreadable, or the hub
-            is out of reach.
+      InputError: if the extra ``data`` is not installed, the files are missing or unreadable, or the hub
+        is out of reach.
     """
     if name not in SOURCES:
         raise InputError(f"--data {name} is not known: use digits, text, {', '.join(SOURCES)}")

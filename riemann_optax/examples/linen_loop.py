@@ -18,6 +18,7 @@ from riemann_optax.examples.data import batch_indices, load_digits
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.schedule import warmup_cosine
 from riemann_optax.examples.train.arguments import Parser, number
+from riemann_optax.optimizers import RECOMMENDED_RATES
 
 
 class MLP(linen.Module):
@@ -51,16 +52,17 @@ def train(steps: int, seed: int = 0, batch_size: int = 32) -> tuple[TrainState, 
     """Train on the digits.
 
     Args:
-        steps: number of steps.
-        seed: of the initial weights and of the order of the data.
-        batch_size: examples in a batch.
+      steps: number of steps.
+      seed: of the initial weights and of the order of the data.
+      batch_size: examples in a batch.
 
     Returns:
-        The final state, and the loss and accuracy on the validation part.
+      The final state, and the loss and accuracy on the validation part.
     """
     dataset = load_digits()
     part = jax.device_put(dataset.parts["train"])
-    optimizer = ro.riemannian_sgd(warmup_cosine(3e-4, steps), record=True)
+    rate = RECOMMENDED_RATES["riemannian_adamw"]
+    optimizer = ro.riemannian_adamw(warmup_cosine(rate, steps), record=True)
     model = MLP()
     params = model.init(jax.random.key(seed), jnp.zeros((1, *dataset.input_shape)))["params"]
     state = TrainState.create(  # type: ignore[no-untyped-call]

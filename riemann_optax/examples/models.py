@@ -23,11 +23,11 @@ class MLP(nnx.Module):
     """A multilayer perceptron with ReLU units on flattened images.
 
     Args:
-        num_inputs: number of pixels of an image.
-        num_classes: number of logits.
-        width: units of each hidden layer.
-        depth: number of hidden layers.
-        rngs: the stream of keys for the initial weights.
+      num_inputs: number of pixels of an image.
+      num_classes: number of logits.
+      width: units of each hidden layer.
+      depth: number of hidden layers.
+      rngs: the stream of keys for the initial weights.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class ConvNet(nnx.Module):
     The image is halved by maximum pooling after the first and after the third convolution.
 
     Args:
-        image_shape: height, width and channels of an image.
-        num_classes: number of logits.
-        width: channels of the first convolution; the others have twice as many.
-        rngs: the stream of keys for the initial weights.
+      image_shape: height, width and channels of an image.
+      num_classes: number of logits.
+      width: channels of the first convolution; the others have twice as many.
+      rngs: the stream of keys for the initial weights.
     """
 
     def __init__(
@@ -143,12 +143,12 @@ class Transformer(nnx.Module):
     """A decoder-only Transformer that predicts the next byte from those before it.
 
     Args:
-        num_tokens: size of the vocabulary.
-        window: the longest context, in tokens.
-        width: size of the residual stream.
-        depth: number of blocks.
-        num_heads: attention heads of each block.
-        rngs: the stream of keys for the initial weights.
+      num_tokens: size of the vocabulary.
+      window: the longest context, in tokens.
+      width: size of the residual stream.
+      depth: number of blocks.
+      num_heads: attention heads of each block.
+      rngs: the stream of keys for the initial weights.
     """
 
     def __init__(
@@ -179,8 +179,8 @@ class Model(NamedTuple):
     """A model in functional form.
 
     Attributes:
-        graph: the static structure of the NNX module.
-        parameters: the initial weights, nested dictionaries of float32 arrays.
+      graph: the static structure of the NNX module.
+      parameters: the initial weights, nested dictionaries of float32 arrays.
     """
 
     graph: nnx.GraphDef[Any]
@@ -214,9 +214,9 @@ MODELS = tuple(_MODULES)
 def models_with(signal: str) -> list[str]:
     """Return the names of the models that can :meth:`Model.observe` a signal.
 
-    Example:
-        >>> models_with("layer_activities")
-        ['mlp', 'convnet']
+    Examples:
+      >>> models_with("layer_activities")
+      ['mlp', 'convnet']
     """
     return [name for name, module in _MODULES.items() if hasattr(module, signal)]
 
@@ -225,21 +225,21 @@ def build(name: str, dataset: Dataset, seed: int) -> Model:
     """Build a model whose size fits a data set, with initial weights that are a function of ``seed`` alone.
 
     Args:
-        name: ``"mlp"``, ``"convnet"`` (both for images) or ``"transformer"`` (for text).
-        dataset: the data, whose shapes the first and the last layer follow.
-        seed: the seed of the initial weights.
+      name: ``"mlp"``, ``"convnet"`` (both for images) or ``"transformer"`` (for text).
+      dataset: the data, whose shapes the first and the last layer follow.
+      seed: the seed of the initial weights.
 
     Returns:
-        The model in functional form.
+      The model in functional form.
 
     Raises:
-        InputError: if the model cannot read this kind of data.
+      InputError: if the model cannot read this kind of data.
 
-    Example:
-        >>> from riemann_optax.examples import data, datasets, models
-        >>> model = models.build("convnet", datasets.load("digits"), seed=0)
-        >>> sorted(model.parameters)
-        ['convolutions', 'head', 'norms']
+    Examples:
+      >>> from riemann_optax.examples import data, datasets, models
+      >>> model = models.build("convnet", datasets.load("digits"), seed=0)
+      >>> sorted(model.parameters)
+      ['convolutions', 'head', 'norms']
     """
     rngs = nnx.Rngs(seed)
     module: nnx.Module

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from riemann_optax import _check
+from riemann_optax import _check, _tree
 from riemann_optax.fields import _numeric
 from riemann_optax.fields.base import SeparableField
 
@@ -124,7 +124,7 @@ class Absolute(_EvenField):
         root = self._root(x)
         relative = 3 * self.strength * arc / (2 * root**3)
         # ((1 + t)^(2/3) - 1) / t, which is 2/3 at t = 0.
-        shape = _ratio(jnp.expm1(jnp.log1p(relative) * (2 / 3)), relative, 2 / 3)
+        shape = _tree.divided(jnp.expm1(jnp.log1p(relative) * (2 / 3)), relative, 2 / 3)
         return 3 * arc * shape / (2 * root)
 
     def _half_dual(self, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -338,19 +338,12 @@ def _divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return numerator / jnp.where(undefined, jnp.ones_like(denominator), denominator)
 
 
-def _ratio(numerator: jax.Array, denominator: jax.Array, limit: float) -> jax.Array:
-    """Divide, with ``limit`` where the denominator is 0."""
-    zero = denominator == 0
-    quotient = numerator / jnp.where(zero, jnp.ones_like(denominator), denominator)
-    return jnp.where(zero, jnp.full_like(quotient, limit), quotient)
-
-
 def _asinh_ratio(x: jax.Array) -> jax.Array:
-    return _ratio(jnp.arcsinh(x), x, 1.0)
+    return _tree.divided(jnp.arcsinh(x), x, 1.0)
 
 
 def _sinh_ratio(x: jax.Array) -> jax.Array:
-    return _ratio(jnp.sinh(x), x, 1.0)
+    return _tree.divided(jnp.sinh(x), x, 1.0)
 
 
 def _log_ratio(start: jax.Array, end: jax.Array, difference: jax.Array) -> jax.Array:

@@ -305,8 +305,13 @@ def bregman_divergence(field: MetricField, params: optax.Params, displacement: o
 
 
 def scale_velocity(velocity: jax.Array, factor: jax.Array) -> jax.Array:
-    """Multiply, with 0 where the velocity is 0: a weight at rest stays so where its metric is infinite."""
-    return jnp.where(velocity == 0, jnp.zeros_like(velocity), velocity * factor)
+    """Multiply, with 0 where the velocity is 0 or the factor infinite: such a weight is at rest.
+
+    Without momentum it has no velocity, since stage 2 divides by its ``E``; a momentum from before the weight
+    underflowed to 0 must not move it either, nor give NaN.
+    """
+    at_rest = jnp.logical_or(velocity == 0, jnp.isinf(factor))
+    return jnp.where(at_rest, jnp.zeros_like(velocity), velocity * jnp.where(at_rest, 1.0, factor))
 
 
 def map_at(

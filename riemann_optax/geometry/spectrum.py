@@ -46,8 +46,10 @@ class Spectrum(NamedTuple):
     @property
     def best_rate(self) -> float:
         """The constant rate of the fastest contraction, ``2 / (smallest + largest eigenvalue)``."""
-        total = float(self.eigenvalues[0] + self.eigenvalues[-1])
-        return 2 / total if self.eigenvalues[0] > 0 else self.largest_stable_rate if total else math.inf
+        smallest, largest = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
+        if smallest > 0:
+            return 2 / (smallest + largest)
+        return self.largest_stable_rate if smallest + largest != 0 else math.inf
 
     @property
     def condition_number(self) -> float:
@@ -212,8 +214,8 @@ def _ends(
         return np.sort(eigenvalues)
 
     top = largest(apply)
-    # Seen from above: a small eigenvalue cannot be known better than to the rounding of the largest one, and
-    # asked for by itself, relative to its own size, it would not converge.
+    # Find small eigenvalues as the largest ones of the shifted operator: asked for by themselves, relative to
+    # their own size, they would not converge, and they are known to the rounding of the largest one only.
     shift = float(np.abs(top).max())
     bottom = shift - largest(lambda vector: shift * vector - apply(vector))[::-1]
     return np.concatenate([bottom, top])

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from riemann_optax import _axes, _tree
 from riemann_optax import _observe as observe
-from riemann_optax import _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._declare import Phi
 from riemann_optax.metric import compute_metric
@@ -98,11 +98,14 @@ class Description(NamedTuple):
       leaves: one row per parameter.
       shared_state_bytes: state that belongs to no one leaf (counters, statistics), in bytes.
       gradients: which gradients ``E`` was evaluated at.
+      axes: how arrays were read that are neither a plain matrix nor one vector, and which of them by default,
+        because neither name nor shape tells.
     """
 
     leaves: tuple[LeafDescription, ...]
     shared_state_bytes: int
     gradients: str
+    axes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return the table."""
@@ -114,6 +117,7 @@ class Description(NamedTuple):
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         lines.append(f"shared state: {self.shared_state_bytes} bytes; E at {self.gradients}")
+        lines += [f"read as: {line}" for line in self.axes]
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -189,7 +193,7 @@ def describe(
         tx = optax.with_extra_args_support(tx_or_phi)
     where = "gradients of 1" if gradients is None else "the given gradients"
     params, gradients, state, extra_args = _tree.bare((params, gradients, state, extra_args))
-    phis, extremes = _read(tx, params, gradients, state, extra_args)
+    phis, extremes, readings = _read(tx, params, gradients, state, extra_args)
     sizes, shared = _state_bytes(tx, jax.eval_shape(tx.init, params) if state is None else state, params)
     rows = [
         LeafDescription(jax.tree_util.keystr(path), np.shape(leaf), phi, float(low), float(high), size)
@@ -197,19 +201,21 @@ def describe(
             jax.tree_util.tree_leaves_with_path(params), phis, extremes, sizes, strict=True
         )
     ]
-    return Description(tuple(rows), shared, where)
+    return Description(tuple(rows), shared, where, _axes.remarks(params, readings))
 
 
 def _read(
     tx: optax.GradientTransformationExtraArgs, params: Any, gradients: Any, state: Any, extra_args: Any
-) -> tuple[list[str], np.ndarray[Any, Any]]:
-    """Return the name of the phi and the extremes of ``E`` of each leaf at one update."""
+) -> tuple[list[str], np.ndarray[Any, Any], dict[Any, Any]]:
+    """Return the phi and the extremes of ``E`` of each leaf at one update, and how leaves were read."""
     phis: list[str] = []
+    readings: dict[Any, Any] = {}
 
     def read(params: Any, gradients: Any, state: Any) -> jax.Array:
         gradients = jax.tree.map(jnp.ones_like, params) if gradients is None else gradients
-        with observe.listen() as observer:
+        with observe.listen() as observer, _axes.listen() as heard:
             tx.update(gradients, tx.init(params) if state is None else state, params, **extra_args)
+        readings.update(heard)
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(gradients)]
         phis[:] = [observer.phis.get(path, "phi") if path in observer.metrics else "" for path in paths]
         metrics = [observer.metrics.get(path, jnp.ones([])) for path in paths]
@@ -217,10 +223,10 @@ def _read(
         return jnp.asarray(extremes).reshape(-1, 2)
 
     try:  # one program: outside of jit each operation is compiled by itself for each shape
-        return phis, np.asarray(jax.jit(read)(params, gradients, state))
+        return phis, np.asarray(jax.jit(read)(params, gradients, state)), readings
     except Exception:  # a metric in a branch can be read outside of jit only, where all other errors return
         with jax.disable_jit():
-            return phis, np.asarray(read(params, gradients, state))
+            return phis, np.asarray(read(params, gradients, state)), readings
 
 
 def _state_bytes(

@@ -8,8 +8,10 @@ from riemann_optax._vocabulary import EXTRA_ARGUMENTS, ExtraArgument
 from riemann_optax.phi.activity import (
     AccumulatedActivityState,
     ActivityState,
+    SurpriseState,
     accumulated_activity,
     activity,
+    surprise,
 )
 from riemann_optax.phi.combine import CombinedState, power, product, unit_mean, weighted_sum
 from riemann_optax.phi.controls import PermutedState, leaf_mean, permuted
@@ -69,6 +71,7 @@ __all__ = [
     "RWalkState",
     "SecantCurvatureState",
     "SlidingThresholdState",
+    "SurpriseState",
     "SynapticIntelligenceState",
     "UtilityGateState",
     "VariationalState",
@@ -100,6 +103,7 @@ __all__ = [
     "rwalk",
     "secant_curvature",
     "sliding_threshold",
+    "surprise",
     "synaptic_intelligence",
     "unit_mean",
     "utility_gate",

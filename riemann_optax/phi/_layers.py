@@ -1,43 +1,61 @@
 """Extra arguments that belong to the layer of a parameter: its inputs and the activities of its neurons."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from riemann_optax import _tree
+from riemann_optax import _axes, _tree
+from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._declare import required
 
 
-def mean_square_inputs(name: str, inputs: Any, updates: Any) -> Any:
+def mean_square_inputs(name: str, inputs: Any, updates: Any, axes: Axes) -> Any:
     """Return the mean square input of each weight, broadcastable against its leaf.
 
-    A leaf of ``inputs`` has the shape of its weights without the last axis (all of it where there is only
-    one axis), with any number of batch axes in front; a scalar stands for all weights of the leaf.
+    A leaf of ``inputs`` has the shape of its weights without the axes of the fan-out, with any number of
+    batch axes in front; a scalar stands for all weights of the leaf.
     """
-    inputs = _like(name, "inputs", inputs, updates)
 
-    def average(path: tuple[Any, ...], gradient: jax.Array, x: Any) -> jax.Array:
-        shape = jnp.shape(gradient)
-        shape = shape[:-1] if len(shape) > 1 else shape
-        squares = _mean_square("inputs", path, gradient, x, shape)
-        return squares if squares.ndim == jnp.ndim(gradient) or jnp.ndim(x) == 0 else squares[..., None]
+    def absent(read: MatrixAxes | None) -> tuple[int, ...]:
+        return () if read is None else read.outputs
 
-    return jax.tree_util.tree_map_with_path(average, updates, inputs)
+    return _mean_squares(name, "inputs", inputs, updates, axes, absent)
 
 
-def mean_square_activities(name: str, activities: Any, updates: Any) -> Any:
+def mean_square_activities(name: str, activities: Any, updates: Any, axes: Axes) -> Any:
     """Return the mean square activity of the neuron of each weight, broadcastable against its leaf.
 
-    A leaf of ``activities`` has the length of its weights' last axis, with any number of batch axes in front.
+    A leaf of ``activities`` has the shape of its weights without the axes of the fan-in, with any number of
+    batch axes in front.
     """
-    activities = _like(name, "activities", activities, updates)
+    return _mean_squares(name, "activities", activities, updates, axes, fan_in)
 
-    def average(path: tuple[Any, ...], gradient: jax.Array, y: Any) -> jax.Array:
-        squares = _mean_square("activities", path, gradient, y, jnp.shape(gradient)[-1:])
-        return squares.reshape([1] * (jnp.ndim(gradient) - squares.ndim) + list(squares.shape))
 
-    return jax.tree_util.tree_map_with_path(average, updates, activities)
+def fan_in(read: MatrixAxes | None) -> tuple[int, ...]:
+    """Return the axes that a neuron's weights extend over: none for biases, of which each has its neuron."""
+    return read.inputs if read is not None and read.outputs else ()
+
+
+def _mean_squares(
+    name: str,
+    argument: str,
+    value: Any,
+    updates: Any,
+    axes: Axes,
+    absent: Callable[[MatrixAxes | None], tuple[int, ...]],
+) -> Any:
+    value = _like(name, argument, value, updates)
+    paths = jax.tree_util.tree_map_with_path(lambda path, _: path, updates)
+
+    def average(read: MatrixAxes | None, gradient: jax.Array, x: Any, path: tuple[Any, ...]) -> jax.Array:
+        missing = absent(read)
+        shape = [length for axis, length in enumerate(jnp.shape(gradient)) if axis not in missing]
+        squares = _mean_square(argument, path, gradient, x, tuple(shape))
+        return squares if jnp.ndim(x) == 0 else jnp.expand_dims(squares, missing)
+
+    return _axes.map_leaves(average, axes, updates, value, paths)
 
 
 def _like(name: str, argument: str, value: Any, updates: Any) -> Any:

@@ -30,6 +30,19 @@ def debias(mean: Any, decay: Any, count: jax.Array) -> Any:
     return jax.tree.map(correct, mean)
 
 
+def newest_weight(decay: Any, count: jax.Array) -> jax.Array:
+    """Return the weight of the newest of ``count`` terms in a bias-corrected running mean.
+
+    ``mean += weight * (new - mean)`` is then that mean itself; a decay of 1 makes it the plain mean.
+    """
+    rate = wide_scalar(1.0 - decay)
+    number = count.astype(rate.dtype)
+    # Of 1 - decay**count without its cancellation near a decay of 1, where the limit is 1 / count.
+    total = -jnp.expm1(number * jnp.log1p(-jnp.minimum(rate, 1.0)))
+    plain = rate == 0
+    return jnp.where(plain, 1 / number, rate / jnp.where(plain, 1.0, total))
+
+
 def cast_like(tree: Any, reference: Any) -> Any:
     """Cast each leaf to the dtype of the reference leaf: state keeps its dtype from ``init`` on."""
     return jax.tree.map(lambda x, r: x.astype(r.dtype), tree, reference)

@@ -1,4 +1,4 @@
-"""Activity: how large the gradients of a synapse have been."""
+"""Activity: how large the gradients of a synapse have been, and how far from what was expected."""
 
 from typing import Any, NamedTuple
 
@@ -157,3 +157,101 @@ def accumulated_activity(*, power: float = 0.5, memory: float = 1.0, state_dtype
         return values, AccumulatedActivityState(_state.cast_like(total, state.sum_of_squares))
 
     return Phi(init, update, name="accumulated_activity")
+
+
+@declare_fields(linear=("expected",), squared=("variance",))
+class SurpriseState(NamedTuple):
+    """State of :func:`surprise`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      expected: running mean of the gradient, shaped like the parameters.
+      variance: running mean of the squared distance of the gradient from it, shaped like the parameters.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    expected: optax.Updates
+    variance: optax.Updates
+
+
+def surprise(
+    *, expected_decay: float = 0.9, decay: float = 0.999, power: float = 0.5, state_dtype: Any = None
+) -> Phi:
+    r"""Running distance of the gradient from its own mean: a synapse is stiff where gradients surprise it.
+
+    .. math::
+      m_t = \beta_1 m_{t-1} + (1 - \beta_1)\,g_t, \qquad
+      s_t = \beta_2 s_{t-1} + (1 - \beta_2)\,|g_t - m_t|^2, \qquad
+      \varphi_t = \big(s_t / (1 - \beta_2^t)\big)^p
+
+    A large gradient that is always the same leaves a synapse free, where :func:`activity` stiffens it: what
+    counts is noise, or oscillation. This is the denominator of AdaBelief, equal to Optax's in float64 without
+    the two epsilons that are added to it there. Like there, the mean is not bias-corrected.
+
+    ``phi >= 0``. State: 2 values per weight. No collective.
+
+    Args:
+      expected_decay: of the running mean of the gradient, in [0, 1), per update.
+      decay: of the running mean of the squared distance, in [0, 1), per update.
+      power: the exponent ``p``, positive; 0.5 makes phi a distance of gradients.
+      state_dtype: of both means; None means float32, or wider where the parameter is wider. The mean of
+        complex gradients is complex.
+
+    Returns:
+      A phi with state :class:`SurpriseState`.
+
+    Raises:
+      ValueError: for a concrete decay outside [0, 1), a ``power`` that is not positive, or a ``state_dtype``
+        that is not real floating point.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.surprise(expected_decay=0.5, decay=0.5)
+      >>> state = phi.init(jnp.zeros(2))
+      >>> for gradients in (jnp.array([8.0, 8.0]), jnp.array([8.0, -8.0])):
+      ...     values, state = phi.update(gradients, state)
+      >>> print(values)  # the second has turned round: sqrt((16/4 + 36/2) / (3/4))
+      [2.828 5.416]
+
+    References:
+      Zhuang et al, `AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients
+      <https://arxiv.org/abs/2010.07468>`_, NeurIPS, 2020
+    """
+    _check.check_decay(expected_decay, "expected_decay")
+    _check.check_decay(decay)
+    _check.check_number("power", power, low=0.0, low_open=True)
+    _check.check_state_dtype(state_dtype)
+
+    def init(params: optax.Params) -> SurpriseState:
+        return SurpriseState(
+            count=jnp.zeros([], jnp.int32),
+            expected=_tree.vectors_like(params, state_dtype),
+            variance=_tree.zeros_like(params, state_dtype),
+        )
+
+    def update(
+        updates: optax.Updates, state: SurpriseState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, SurpriseState]:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+
+        def expect(gradient: jax.Array, mean: jax.Array) -> jax.Array:
+            wide = jnp.asarray(gradient).astype(
+                np.promote_types(gradient.dtype, _tree.working_dtype(gradient))
+            )
+            rate = jnp.asarray(expected_decay).astype(_tree.working_dtype(gradient))
+            return rate * mean.astype(wide.dtype) + (1 - rate) * wide
+
+        expected = jax.tree.map(expect, updates, state.expected)
+        distances = jax.tree.map(
+            lambda g, m: _tree.squared_magnitude(g.astype(m.dtype) - m), updates, expected
+        )
+        variance = _state.running_mean(distances, state.variance, decay)
+        values = jax.tree.map(lambda v: _tree.power(v, power), _state.debias(variance, decay, count))
+        return values, SurpriseState(
+            count=count,
+            expected=_state.cast_like(expected, state.expected),
+            variance=_state.cast_like(variance, state.variance),
+        )
+
+    return Phi(init, update, name="surprise")

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _check, _tree
+from riemann_optax import _axes, _check, _tree
+from riemann_optax._axes import Axes
 from riemann_optax._declare import Phi, phi_around
 from riemann_optax._tree import Group
 
@@ -147,7 +148,7 @@ def power(phi: optax.GradientTransformation, exponent: float) -> Phi:
     return phi_around([part], part.init, update, "power")
 
 
-def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree") -> Phi:
+def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree", axes: Axes = "flax") -> Phi:
     r"""Divide a phi by its mean, :math:`\varphi_i / \mathrm{mean}(\varphi)`, so that alpha has no units.
 
     ``phi >= 0`` where ``phi`` is. Where the mean is 0 the result is 0. State: that of ``phi``. Under sharding
@@ -155,8 +156,10 @@ def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree") -> Phi
 
     Args:
       phi: a phi that is nowhere negative.
-      over: the group of the mean: ``"tree"``, ``"leaf"`` or ``"neuron"`` (all axes but the last, the fan-in
-        of a Flax kernel; a leaf with fewer than two axes is one group).
+      over: the group of the mean: ``"tree"``, ``"leaf"`` or ``"neuron"`` (the fan-in of each output, by
+        ``axes``; a vector is one group, and so is each row of an embedding).
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
+        leaf's name and the leaf, or a dictionary of these by the names of modules.
 
     Returns:
       A phi with the state of ``phi``.
@@ -173,6 +176,7 @@ def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree") -> Phi
     """
     (part,) = _checked([phi])
     _check.check_choice("over", over, _tree.GROUPS)
+    _axes.check_axes(axes)
 
     def divide(value: jax.Array, mean: jax.Array) -> jax.Array:
         return value / jnp.where(mean == 0, jnp.ones_like(mean), mean)
@@ -181,7 +185,7 @@ def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree") -> Phi
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         values, state = part.update(updates, state, params, **extra_args)
-        return jax.tree.map(divide, values, _tree.group_mean(values, over)), state
+        return jax.tree.map(divide, values, _axes.group_mean(values, over, axes)), state
 
     return phi_around([part], part.init, update, "unit_mean")
 

@@ -36,6 +36,11 @@ class ImportanceState(NamedTuple):
         """Whether ``consolidated`` can make use of a ``task_importance``."""
         return True
 
+    @property
+    def needs_importance(self) -> bool:
+        """Whether ``consolidated`` has to be given a ``task_importance``, as with ``running=False``."""
+        return len(jax.tree.leaves(self.task_mean)) < len(jax.tree.leaves(self.importance))
+
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
         """Return the state after a task boundary; :func:`riemann_optax.consolidate` calls it."""
         del params
@@ -44,7 +49,7 @@ class ImportanceState(NamedTuple):
             _check.check_same_structure(
                 measured, self.importance, "task_importance", "params", "give one number per weight."
             )
-        elif len(jax.tree.leaves(self.task_mean)) < len(jax.tree.leaves(self.importance)):
+        elif self.needs_importance:
             raise ValueError(
                 "with running=False the importance of a task is measured at its end: pass task_importance to "
                 "consolidate, or to update beside task_boundary."
@@ -166,6 +171,10 @@ def laplace(
             optax.scale_by_learning_rate(learning_rate),
         )
 
+    In the first task ``E = 1``: gradient descent, and no pull. Equal to the paper's rule in float64 with a
+    diagonal precision. :func:`riemann_optax.in_eigenbasis` around the chain makes it diagonal in the basis of
+    both Kronecker factors, with measured eigenvalues; the paper's are products.
+
     ``phi >= 0``. State: 2 values per weight, 1 with ``running=False``. No collective, but for the mean over
     the batch axis of ``per_example_gradients`` where that axis is sharded. Extra arguments of ``update``, all
     optional, as for :func:`online_ewc`: ``task_boundary``, ``per_example_gradients`` (**without them phi is
@@ -177,8 +186,7 @@ def laplace(
       examples_per_task: ``N``, the number of examples in a task, positive; the mean over the updates times
         ``N`` is the sum over the examples. Default 1: phi per example.
       memory: the share of the sum that survives a boundary, in [0, 1]. Default 1, the published sum.
-      decay: of the running mean within a task, in [0, 1]; 1 is the plain mean over the task. Default 0.99
-        (ours): the last 100 updates or so, where the weights are near the mode.
+      decay: of the running mean within a task, in [0, 1], as for :func:`online_ewc`. Default 0.99 (ours).
       running: False keeps no running mean: each boundary then needs ``task_importance``.
       state_dtype: of both trees; None means float32, or wider where the parameter is wider.
 
@@ -353,7 +361,7 @@ def _accumulated_importance(
         count = optax.safe_increment(state.count)
         task_mean = state.task_mean
         if running:
-            weight = newest_weight(decay, count)
+            weight = _state.newest_weight(decay, count)
 
             def average(x: jax.Array, mean: jax.Array) -> jax.Array:
                 wide = mean.astype(x.dtype)
@@ -365,16 +373,3 @@ def _accumulated_importance(
 
     needs = (argument, "task_boundary") if running else ("task_boundary", "task_importance")
     return Phi(init, update, name=name, needs=needs)
-
-
-def newest_weight(decay: Any, count: jax.Array) -> jax.Array:
-    """Return the weight of the newest of ``count`` terms in a bias-corrected running mean.
-
-    ``mean += weight * (new - mean)`` is then that mean itself; a decay of 1 makes it the plain mean.
-    """
-    number = count.astype(jnp.float32)
-    rate = jnp.asarray(1.0 - decay, jnp.float32)
-    # Of 1 - decay**count without its cancellation near a decay of 1, where the limit is 1 / count.
-    total = -jnp.expm1(number * jnp.log1p(-jnp.minimum(rate, 1.0)))
-    plain = rate == 0
-    return jnp.where(plain, 1 / number, rate / jnp.where(plain, 1.0, total))

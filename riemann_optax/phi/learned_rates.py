@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _check, _tree
+from riemann_optax import _axes, _check, _tree
+from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._declare import Phi
 from riemann_optax._state_fields import declare_fields
 from riemann_optax._tree import inner
@@ -42,6 +43,7 @@ def idbd(
     form: Form = "inputs",
     smallest_log_rate: float = -10.0,
     largest_change: float = 2.0,
+    axes: Axes = "flax",
     state_dtype: Any = None,
 ) -> Phi:
     r"""Incremental delta-bar-delta (IDBD): rates that follow their own gradient.
@@ -52,10 +54,11 @@ def idbd(
 
     Use ``alpha = 1`` and a learning rate of 1: the step is ``-exp(beta) * g`` and ``h`` assumes so. For a
     linear unit with error ``delta``, half the squared error as the loss and one example at a time, ``-g =
-    delta * x`` and this is the published rule; ``mean(x**2)`` is the curvature of the loss of a batch.
+    delta * x`` and this is the published rule, equal to it in float64; ``mean(x**2)`` is the curvature of the
+    loss of a batch.
 
     ``form="inputs"`` needs the extra argument ``inputs``: a tree like the parameters, at each leaf the inputs
-    of its layer, shaped like the weights without their last axis (for a single axis: like the weights) with
+    of its layer, shaped like the weights without the axes of the fan-out (a vector: like the weights) with
     any batch axes in front; for biases the number 1. In a Flax NNX loop: ``optimizer.update(model, gradients,
     inputs={"kernel": x, "bias": 1.0})``, with ``x`` from the forward pass (``self.sow`` for inner layers).
     ``form="gradients"`` puts ``abs(g)**2`` in the place of ``x**2``: an approximation in other units (the
@@ -70,6 +73,8 @@ def idbd(
       form: ``"inputs"`` or ``"gradients"``.
       smallest_log_rate: the lower bound of ``beta``, at least -30. Default -10, as the paper advises.
       largest_change: the largest change of ``beta`` in one update, positive. Default 2, as the paper advises.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
+        leaf's name and the leaf, or a dictionary of these by the names of modules.
       state_dtype: of the state; None means float32, or wider where the parameter is wider. In bfloat16 small
         changes of ``beta`` round away.
 
@@ -104,7 +109,7 @@ def idbd(
     def init(params: optax.Params) -> IDBDState:
         return IDBDState(
             log_rate=_initial_log_rates(params, initial_rate, state_dtype),
-            trace=_zero_trace(params, state_dtype),
+            trace=_tree.vectors_like(params, state_dtype),
         )
 
     def update(
@@ -116,7 +121,7 @@ def idbd(
         **extra_args: Any,
     ) -> tuple[optax.Updates, IDBDState]:
         del params, extra_args
-        squares = _squares("idbd", form, inputs, updates)
+        squares = _squares("idbd", form, inputs, updates, axes)
 
         def learn(gradient: jax.Array, beta: jax.Array, trace: jax.Array) -> jax.Array:
             agreement = -inner(gradient, trace)
@@ -155,6 +160,7 @@ def autostep(
     window: float = 1e4,
     initial_rate: float = 0.05,
     form: Form = "inputs",
+    axes: Axes = "flax",
     state_dtype: Any = None,
 ) -> Phi:
     r"""Autostep: incremental delta-bar-delta that needs no tuning.
@@ -169,9 +175,9 @@ def autostep(
 
     :func:`idbd` with the meta-gradient divided by its running maximum and with rates that never overshoot the
     example at hand. Use ``alpha = 1`` and a learning rate of 1. For a linear unit, half the squared error and
-    one example at a time this is the published rule. The sum runs over all axes of a leaf but the last. (A
-    bias is a leaf by itself: to include it, append a constant input. Leaves with one axis of weights sum over
-    it; with the number 1 for ``inputs``, as biases have, over nothing.)
+    one example at a time this is the published rule, equal to it in float64. The sum runs over the fan-in, as
+    ``axes`` reads it. (A bias is a leaf by itself: to include it, append a constant input. A vector of
+    weights sums over all of it; with the number 1 for ``inputs``, as biases have, over nothing.)
 
     Needs the extra argument ``inputs`` as :func:`idbd` does, or ``form="gradients"``, the same approximation.
 
@@ -183,6 +189,8 @@ def autostep(
       window: ``tau``, at least 1, in updates of an effective rate of 1. Published default 1e4.
       initial_rate: ``a`` at the start, positive. Default 0.05 (the paper leaves it to the user).
       form: ``"inputs"`` or ``"gradients"``.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
+        leaf's name and the leaf, or a dictionary of these by the names of modules.
       state_dtype: of the state; None means float32, or wider where the parameter is wider.
 
     Returns:
@@ -213,7 +221,7 @@ def autostep(
     def init(params: optax.Params) -> AutostepState:
         return AutostepState(
             log_rate=_initial_log_rates(params, initial_rate, state_dtype),
-            trace=_zero_trace(params, state_dtype),
+            trace=_tree.vectors_like(params, state_dtype),
             normalizer=_tree.zeros_like(params, state_dtype),
         )
 
@@ -226,7 +234,7 @@ def autostep(
         **extra_args: Any,
     ) -> tuple[optax.Updates, AutostepState]:
         del params, extra_args
-        squares = _squares("autostep", form, inputs, updates)
+        squares = _squares("autostep", form, inputs, updates, axes)
 
         def track(g: jax.Array, beta: jax.Array, square: jax.Array, h: jax.Array, v: jax.Array) -> jax.Array:
             size = jnp.abs(inner(g, h))
@@ -235,15 +243,22 @@ def autostep(
             # A huge gradient must not make the normaliser infinite: it would never come down again.
             return jnp.minimum(jnp.maximum(size, v + share * (size - v)), np.finfo(size.dtype).max)
 
-        def learn(g: jax.Array, beta: jax.Array, square: jax.Array, h: jax.Array, v: jax.Array) -> jax.Array:
+        def learn(
+            read: MatrixAxes | None,
+            g: jax.Array,
+            beta: jax.Array,
+            square: jax.Array,
+            h: jax.Array,
+            v: jax.Array,
+        ) -> jax.Array:
             beta = beta.astype(v.dtype)
             agreement = -inner(g, h) / jnp.where(v > 0, v, jnp.ones_like(v))
             beta = beta + jnp.asarray(meta_rate).astype(v.dtype) * agreement
-            overshoot = jnp.maximum(_sum_over_fan_in(jnp.exp(beta) * square, square), 1)
+            overshoot = jnp.maximum(_sum_over_fan_in(read, jnp.exp(beta) * square, square), 1)
             return jnp.clip(beta - jnp.log(overshoot), _SMALLEST_LOG_RATE, _LARGEST_LOG_RATE)
 
         normalizer = jax.tree.map(track, updates, state.log_rate, squares, state.trace, state.normalizer)
-        log_rate = jax.tree.map(learn, updates, state.log_rate, squares, state.trace, normalizer)
+        log_rate = _axes.map_leaves(learn, axes, updates, state.log_rate, squares, state.trace, normalizer)
         trace = jax.tree.map(_next_trace, updates, log_rate, squares, state.trace)
         new_state = AutostepState(
             log_rate=_state.cast_like(log_rate, state.log_rate),
@@ -266,29 +281,17 @@ def _initial_log_rates(params: optax.Params, initial_rate: float, state_dtype: A
     return jax.tree.map(lambda z: z + log_rate.astype(z.dtype), _tree.zeros_like(params, state_dtype))
 
 
-def _zero_trace(params: optax.Params, state_dtype: Any) -> Any:
-    """Return zeros for a sum of steps: complex where the weights are."""
-    _tree.check_inexact(params, "params")
-
-    def zeros(p: Any) -> jax.Array:
-        real = jnp.dtype(state_dtype) if state_dtype is not None else _tree.working_dtype(p)
-        is_complex = jnp.issubdtype(_tree.dtype_of(p), jnp.complexfloating)
-        return jnp.zeros_like(p, dtype=np.promote_types(real, jnp.complex64) if is_complex else real)
-
-    return jax.tree.map(zeros, params)
-
-
-def _squares(name: str, form: str, inputs: Any, updates: optax.Updates) -> Any:
+def _squares(name: str, form: str, inputs: Any, updates: optax.Updates, axes: Axes) -> Any:
     if form == "gradients":
         return jax.tree.map(_tree.squared_magnitude, updates)
-    return mean_square_inputs(name, inputs, updates)
+    return mean_square_inputs(name, inputs, updates, axes)
 
 
-def _sum_over_fan_in(values: jax.Array, square: jax.Array) -> jax.Array:
-    """Sum over all axes but the last; over a single axis if it is one of inputs; keep the rank."""
-    if values.ndim > 1:
-        return jnp.sum(values, axis=tuple(range(values.ndim - 1)), keepdims=True)
-    return jnp.sum(values, keepdims=True) if square.ndim == 1 else values
+def _sum_over_fan_in(read: MatrixAxes | None, values: jax.Array, square: jax.Array) -> jax.Array:
+    """Sum over the fan-in; over a vector if it has inputs of its own, as biases have not; keep the rank."""
+    if read is None or (square.ndim == 0 and not read.outputs):
+        return values
+    return jnp.sum(values, axis=read.inputs, keepdims=True)
 
 
 def _next_trace(gradient: jax.Array, beta: jax.Array, square: jax.Array, trace: jax.Array) -> jax.Array:

@@ -1,16 +1,18 @@
 """Structure: what the synapses of a row, a column or a neuron have in common."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _check, _tree
+from riemann_optax import _axes, _check, _tree
+from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._declare import Phi
 from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state
-from riemann_optax.phi._layers import mean_square_activities
+from riemann_optax.phi._layers import fan_in, mean_square_activities
 
 
 @declare_fields(squared=("rows", "columns"), nonnegative=("rows", "columns"))
@@ -19,10 +21,10 @@ class FactoredActivityState(NamedTuple):
 
     Attributes:
       count: int32 scalar, the number of updates so far.
-      rows: running mean of the squared gradients of each row, shape (..., rows, 1); for a leaf with fewer
-        than two axes that of each weight.
-      columns: the same of each column, shape (..., 1, columns); for a leaf with fewer than two axes the mean
-        of all its weights, which is not used.
+      rows: running mean of the squared gradients of each row, shape (..., rows, 1); for a vector that of each
+        weight.
+      columns: the same of each column, shape (..., 1, columns); for a vector the mean of all its weights,
+        which is not used.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -30,18 +32,22 @@ class FactoredActivityState(NamedTuple):
     columns: optax.Updates
 
 
-def factored_activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None) -> Phi:
+def factored_activity(
+    *, decay: float = 0.99, power: float = 0.5, axes: Axes = "flax", state_dtype: Any = None
+) -> Phi:
     r"""Activity of the presynaptic times that of the postsynaptic side, in almost no memory.
 
     .. math::
       \varphi_{ij} = \Big(\frac{r_i\,c_j}{\mathrm{mean}(r)}\Big)^p
 
     with ``r`` and ``c`` the bias-corrected running means of the squared gradients of each row and column.
-    Where these are of rank one, ``|g_ij|**2 = a_i * b_j``, this equals :func:`activity` exactly.
+    Where these are of rank one, ``|g_ij|**2 = a_i * b_j``, this equals :func:`activity` exactly. It is
+    Adafactor's second moment, equal to it in float64, without its clipped and relative steps and its growing
+    decay.
 
-    Rows and columns are the last two axes; axes in front of them (stacked layers, the window of a
-    convolution) are matrices side by side. A leaf with fewer than two axes has no rows and columns: **there
-    this is** :func:`activity`, with one value of state per weight.
+    Rows and columns are the fan-in and the fan-out as ``axes`` reads them, whichever comes first in the
+    array; stacked layers are matrices side by side. Vectors, such as biases, have no rows and columns:
+    **there this is** :func:`activity`, with one value of state per weight.
 
     ``phi >= 0``. State: ``1/rows + 1/columns`` values per weight. Under sharding one all-reduce of a value
     per row for each leaf whose columns are sharded, and one per column where its rows are (and of their
@@ -50,6 +56,8 @@ def factored_activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: A
     Args:
       decay: of the running means, in [0, 1), per update; the memory window.
       power: the exponent ``p`` of the mean square, positive; 0.5 makes phi a gradient size.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
+        leaf's name and the leaf, or a dictionary of these by the names of modules.
       state_dtype: of the running means; None means float32, or wider where the parameter is wider.
 
     Returns:
@@ -77,13 +85,14 @@ def factored_activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: A
     _check.check_decay(decay)
     _check.check_number("power", power, low=0.0, low_open=True)
     _check.check_state_dtype(state_dtype)
+    _axes.check_axes(axes)
 
     def init(params: optax.Params) -> FactoredActivityState:
         zeros = _tree.zeros_like(_tree.bare(params), state_dtype)
         return FactoredActivityState(
             count=jnp.zeros([], jnp.int32),
-            rows=_state.cast_like(jax.tree.map(_row_means, zeros), zeros),
-            columns=_state.cast_like(jax.tree.map(_column_means, zeros), zeros),
+            rows=_state.cast_like(_axes.map_leaves(_row_means, axes, zeros), zeros),
+            columns=_state.cast_like(_axes.map_leaves(_column_means, axes, zeros), zeros),
         )
 
     def update(
@@ -95,22 +104,22 @@ def factored_activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: A
         del params, extra_args
         count = optax.safe_increment(state.count)
         gradients = _tree.bare(updates)
-        rows = _state.running_mean(jax.tree.map(_row_means, gradients), state.rows, decay)
-        columns = _state.running_mean(jax.tree.map(_column_means, gradients), state.columns, decay)
+        rows = _state.running_mean(_axes.map_leaves(_row_means, axes, gradients), state.rows, decay)
+        columns = _state.running_mean(_axes.map_leaves(_column_means, axes, gradients), state.columns, decay)
 
-        def combine(r: jax.Array, c: jax.Array) -> jax.Array:
-            if r.ndim < 2:
+        def combine(read: MatrixAxes | None, gradient: jax.Array, r: jax.Array, c: jax.Array) -> jax.Array:
+            sides = _axes.sides(read)
+            if sides is None:
                 return _tree.power(r, power)
-            mean = jnp.mean(r, axis=-2, keepdims=True)
+            mean = jnp.mean(r, axis=sides[0], keepdims=True)
             # The power of each factor, not of their product: a root per row and column, not per weight. The
             # second is at most columns**power, so that a bound on the first keeps the product finite.
             share = _tree.power(c / jnp.where(mean == 0, jnp.ones_like(mean), mean), power)
-            limit = _limit(r.dtype) / max(c.shape[-1], 1) ** power
+            limit = _limit(r.dtype) / max(math.prod(c.shape[axis] for axis in sides[1]), 1) ** power
             return jnp.minimum(_tree.power(r, power), limit) * share
 
-        values = jax.tree.map(
-            combine, _state.debias(rows, decay, count), _state.debias(columns, decay, count)
-        )
+        means = (_state.debias(mean, decay, count) for mean in (rows, columns))
+        values = _axes.map_leaves(combine, axes, gradients, *means)
         new_state = FactoredActivityState(
             count=count,
             rows=_state.cast_like(rows, state.rows),
@@ -127,22 +136,25 @@ class PerNeuronState(NamedTuple):
 
     Attributes:
       count: int32 scalar, the number of updates so far.
-      second_moment: running mean of the squared gradients of each neuron, shape (1, ..., 1, neurons); a
-        scalar for a leaf with fewer than two axes.
+      second_moment: running mean of the squared gradients of each neuron, shaped like the weights with 1 for
+        the axes of the fan-in; a scalar for a leaf with fewer than two axes.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
     second_moment: optax.Updates
 
 
-def per_neuron(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None) -> Phi:
+def per_neuron(
+    *, decay: float = 0.99, power: float = 0.5, axes: Axes = "flax", state_dtype: Any = None
+) -> Phi:
     r"""Activity of a whole neuron: one phi for all synapses onto it.
 
     .. math::
       \varphi_{ij} = \Big(\mathrm{mean}_i\,\hat v_{ij}\Big)^p
 
-    with ``v`` the bias-corrected running mean of the squared gradient and the mean over the fan-in: all axes
-    but the last of a Flax kernel. A leaf with fewer than two axes is one neuron.
+    with ``v`` the bias-corrected running mean of the squared gradient and the mean over the fan-in, as
+    ``axes`` reads it. A vector is one neuron; of an embedding each row is one. For the kernels of linear
+    layers it is Adam-mini's second moment, equal to it in float64; there attention has one value per head.
 
     ``phi >= 0``. State: 1 value per neuron. Under sharding of the fan-in one all-reduce of a value per neuron
     for each leaf, which XLA combines.
@@ -150,6 +162,8 @@ def per_neuron(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = No
     Args:
       decay: of the running mean, in [0, 1), per update; the memory window.
       power: the exponent ``p`` of the mean square, positive; 0.5 makes phi a gradient size.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
+        leaf's name and the leaf, or a dictionary of these by the names of modules.
       state_dtype: of the running mean; None means float32, or wider where the parameter is wider.
 
     Returns:
@@ -174,10 +188,11 @@ def per_neuron(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = No
     _check.check_decay(decay)
     _check.check_number("power", power, low=0.0, low_open=True)
     _check.check_state_dtype(state_dtype)
+    _axes.check_axes(axes)
 
     def init(params: optax.Params) -> PerNeuronState:
         zeros = _tree.zeros_like(_tree.bare(params), state_dtype)
-        return PerNeuronState(jnp.zeros([], jnp.int32), _tree.group_mean(zeros, "neuron"))
+        return PerNeuronState(jnp.zeros([], jnp.int32), _axes.group_mean(zeros, "neuron", axes))
 
     def update(
         updates: optax.Updates, state: PerNeuronState, params: optax.Params | None = None, **extra_args: Any
@@ -186,7 +201,7 @@ def per_neuron(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = No
         count = optax.safe_increment(state.count)
         gradients = _tree.bare(updates)
         squares = jax.tree.map(_tree.squared_magnitude, gradients)
-        means = jax.tree.map(_saturate, _tree.group_mean(squares, "neuron"))
+        means = jax.tree.map(_saturate, _axes.group_mean(squares, "neuron", axes))
         second_moment = _state.running_mean(means, state.second_moment, decay)
         values = jax.tree.map(lambda v: _tree.power(v, power), _state.debias(second_moment, decay, count))
         new_state = PerNeuronState(count, _state.cast_like(second_moment, state.second_moment))
@@ -201,14 +216,15 @@ class SlidingThresholdState(NamedTuple):
 
     Attributes:
       count: int32 scalar, the number of updates so far.
-      threshold: running mean of the squared activity of each neuron, shape (1, ..., 1, neurons).
+      threshold: running mean of the squared activity of each neuron, shaped like the weights with 1 for the
+        axes of the fan-in.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
     threshold: optax.Updates
 
 
-def sliding_threshold(*, decay: float = 0.99, state_dtype: Any = None) -> Phi:
+def sliding_threshold(*, decay: float = 0.99, axes: Axes = "flax", state_dtype: Any = None) -> Phi:
     r"""Sliding threshold of Bienenstock, Cooper and Munro (BCM): an active neuron is hard to excite further.
 
     .. math::
@@ -219,8 +235,9 @@ def sliding_threshold(*, decay: float = 0.99, state_dtype: Any = None) -> Phi:
     is the metric ``E = theta``, which ``multiply_metric(sliding_threshold())`` gives where ``compute_metric``
     has ``alpha = 0``.
 
-    Needs the extra argument ``activities``: a tree like the parameters, at each leaf the activities of the
-    neurons of its last axis, with any batch axes in front. In a Flax NNX loop: ``optimizer.update(model,
+    Needs the extra argument ``activities``: a tree like the parameters, at each leaf the activities of its
+    neurons, shaped like the weights without the axes of the fan-in (biases like themselves), with any batch
+    axes in front. In a Flax NNX loop: ``optimizer.update(model,
     gradients, activities={"kernel": y, "bias": y})``, with ``y`` from the forward pass (``self.sow`` for
     inner layers).
 
@@ -229,6 +246,8 @@ def sliding_threshold(*, decay: float = 0.99, state_dtype: Any = None) -> Phi:
 
     Args:
       decay: of the running mean, in [0, 1), per update; the memory window.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
+        leaf's name and the leaf, or a dictionary of these by the names of modules.
       state_dtype: of the running mean; None means float32, or wider where the parameter is wider.
 
     Returns:
@@ -256,12 +275,13 @@ def sliding_threshold(*, decay: float = 0.99, state_dtype: Any = None) -> Phi:
     """
     _check.check_decay(decay)
     _check.check_state_dtype(state_dtype)
+    _axes.check_axes(axes)
 
-    def neurons(zeros: jax.Array) -> jax.Array:
-        return jnp.mean(zeros, axis=tuple(range(zeros.ndim - 1)), keepdims=True)
+    def neurons(read: MatrixAxes | None, zeros: jax.Array) -> jax.Array:
+        return jnp.mean(zeros, axis=fan_in(read), keepdims=True)
 
     def init(params: optax.Params) -> SlidingThresholdState:
-        zeros = jax.tree.map(neurons, _tree.zeros_like(_tree.bare(params), state_dtype))
+        zeros = _axes.map_leaves(neurons, axes, _tree.zeros_like(_tree.bare(params), state_dtype))
         return SlidingThresholdState(jnp.zeros([], jnp.int32), zeros)
 
     def update(
@@ -275,7 +295,7 @@ def sliding_threshold(*, decay: float = 0.99, state_dtype: Any = None) -> Phi:
         del params, extra_args
         count = optax.safe_increment(state.count)
         gradients = _tree.bare(updates)
-        squares = mean_square_activities("sliding_threshold", activities, gradients)
+        squares = mean_square_activities("sliding_threshold", activities, gradients, axes)
         threshold = _state.running_mean(squares, state.threshold, decay)
         values = jax.tree.map(_spread, _state.debias(threshold, decay, count), gradients)
         return _tree.like(values, updates), SlidingThresholdState(
@@ -285,16 +305,21 @@ def sliding_threshold(*, decay: float = 0.99, state_dtype: Any = None) -> Phi:
     return Phi(init, update, name="sliding_threshold", needs=("activities",))
 
 
-def _row_means(gradient: jax.Array) -> jax.Array:
-    """Return the mean square of each row, shape (..., rows, 1), or the squares of less than a matrix."""
-    if gradient.ndim < 2:
+def _row_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
+    """Return the mean square of each row, shape (..., rows, 1), or the squares of what is no matrix."""
+    sides = _axes.sides(read)
+    if sides is None:
         return _tree.squared_magnitude(gradient)
-    return _saturate(jnp.mean(jnp.square(_real(gradient)), axis=-1, keepdims=True))
+    return _saturate(jnp.mean(jnp.square(_real(gradient)), axis=sides[1], keepdims=True))
 
 
-def _column_means(gradient: jax.Array) -> jax.Array:
-    """Return the mean square of each column, shape (..., 1, columns), or of the whole leaf."""
-    axis = -2 if gradient.ndim > 1 else None
+def _column_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
+    """Return the mean square of each column, shape (..., 1, columns), or of each vector."""
+    sides = _axes.sides(read)
+    if sides is None:
+        axis = (*read.inputs, *read.outputs) if read is not None else tuple(range(gradient.ndim))
+    else:
+        axis = sides[0]
     # The 2 is there to be another expression than that of the rows. Of one expression XLA makes one array of
     # all squares, which on a CPU costs as much as the whole update; of two it makes none.
     return _saturate(jnp.mean(jnp.square(2 * _real(gradient)), axis=axis, keepdims=True) / 4)

@@ -27,7 +27,7 @@ def bayesian_synapse(
     ``learning_rate_sgd``: then ``E`` is the inverse posterior variance in units of the prior's, the step is
     that of SGD where data say little (``E -> 1``) and that of Adam's denominator, ``learning_rate /
     sqrt(v)``, where they say much. The published rule also averages the gradient: put
-    ``on_gradient(optax.ema(0.9))`` between the stages.
+    ``on_gradient(optax.ema(0.9))`` between the stages. It is then equal to the authors' in float64.
 
     ``phi >= 0``. State: 1 value per weight. No collective. ``v`` is a mean of squared *batch-mean*
     gradients, as in the published rule at batch size 1.

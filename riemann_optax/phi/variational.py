@@ -48,7 +48,7 @@ def bayesian_gradient_descent(
     before its change. Use ``alpha = 1``, the base rate ``eta * s0**2`` and, as the gradient, the mean of the
     ``g_k``; the loss is a negative log-likelihood, *summed* over the batch. On a quadratic each update adds
     about the curvature to the precision ``1/s**2``: nothing is ever forgotten, and rates only shrink.
-    :func:`mesu` is this rule with a memory window.
+    :func:`mesu` is this rule with a memory window. Equal to the authors' program in float64.
 
     ``phi > -1``, negative where a weight has become less certain than at the start. State: 1 value per
     weight. No collective. ``s`` is kept between ``1e-6 * s0`` and ``100 * s0``, so that ``E`` is finite.

@@ -66,7 +66,7 @@ def partition_by_kind(
     """Give each kind of parameter an optimiser of its own: ``optax.partition`` by :func:`parameter_kinds`.
 
     A common choice leaves norms and biases Euclidean, since their few weights share no fan-in to compare:
-    ``partition_by_kind(ro.riemannian_sgd(0.003), norm=optax.sgd(0.1), bias=optax.sgd(0.1))``. Means over
+    ``partition_by_kind(ro.riemannian_adamw(0.003), norm=optax.adam(0.003))``. Means over
     ``"tree"`` then run over the parameters of one kind.
 
     Rows of an embedding that got no gradient: without momentum and weight decay they do not move, whatever

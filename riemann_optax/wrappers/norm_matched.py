@@ -84,7 +84,11 @@ def norm_matched_base(
         updates = _tree.arrays(updates)
         wanted, reference_state = reference.update(updates, state.reference, params, **extra_args)
         steps, base_state = base.update(updates, state.base, params, **extra_args)
-        scales = jax.tree.map(_ratio, _norms(wanted, over), _norms(steps, over))
+        scales = jax.tree.map(
+            lambda wished, own: _tree.divided(wished, own, 0.0),
+            _norms(wanted, over),
+            _norms(steps, over),
+        )
         matched = jax.tree.map(
             lambda u, c: (u.astype(np.promote_types(u.dtype, c.dtype)) * c).astype(u.dtype), steps, scales
         )
@@ -99,10 +103,3 @@ def _norms(tree: Any, over: str) -> Any:
         jax.tree.map(_tree.squared_magnitude, tree), "tree" if over == "tree" else "leaf"
     )
     return jax.tree.map(jnp.sqrt, means)
-
-
-def _ratio(wanted: jax.Array, present: jax.Array) -> jax.Array:
-    known = present != 0
-    return jnp.where(
-        known, wanted / jnp.where(known, present, jnp.ones_like(present)), jnp.zeros_like(present)
-    )

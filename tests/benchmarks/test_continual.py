@@ -14,6 +14,7 @@ import riemann_optax as ro
 from benchmarks.continual import __main__ as command
 from benchmarks.continual import online, permuted, regression, streams, summary
 from benchmarks.continual.images import Images, load
+from benchmarks.continual.job import Job
 from benchmarks.continual.laboratory import Laboratory
 from benchmarks.continual.network import permuted_once
 from benchmarks.shared import tuning
@@ -66,9 +67,7 @@ def test_all_slow_bits_are_drawn_anew_or_one_is_flipped():
 
 def test_points_and_seeds_are_independent_lanes():
     def run(points, seeds):
-        return regression.run(
-            "RMSprop + shrink and perturb", points, seeds, None, lambda share: None, tasks=2, steps=60
-        )
+        return regression.run(Job("RMSprop + shrink and perturb", points, seeds), tasks=2, steps=60)
 
     points = [{"rate": rate, "shrink": 1e-4, "noise": 1e-2} for rate in (0.001, 0.01)]
     both = run(points, range(5, 8))
@@ -109,7 +108,7 @@ def test_mnist_comes_from_the_hubs_files(tmp_path):
     images = load("mnist", tmp_path)
     assert (images.inputs.shape, images.classes) == ((18, 784), 10)  # two rows are for validation
     np.testing.assert_allclose(images.inputs[0], pictures[0].reshape(-1) / 255, rtol=1e-6)
-    scores = online.run("SGD", [{"rate": 0.1}], range(1), images, lambda share: None, blocks=1, steps=2)
+    scores = online.run(Job("SGD", [{"rate": 0.1}], range(1), images), blocks=1, steps=2)
     assert np.isfinite(scores[0].by_seed["loss"]).all()
 
 

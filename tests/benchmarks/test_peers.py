@@ -160,7 +160,8 @@ def test_continual_backprop_replays_its_algorithm():
             mature = np.flatnonzero(ages[number] > 3)
             dues[number] += 0.07 * len(mature)
             if dues[number] > 1 and len(mature):
-                unit = mature[np.argmin(utilities[number][mature])]
+                unbiased = utilities[number] / (1 - 0.9 ** ages[number])
+                unit = mature[np.argmin(unbiased[mature])]
                 layers[number]["kernel"][:, unit] = 0.5
                 layers[number]["bias"][unit] = 0
                 layers[number + 1]["kernel"][unit] = 0

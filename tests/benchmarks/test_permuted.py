@@ -8,6 +8,7 @@ import pytest
 
 import riemann_optax as ro
 from benchmarks.continual import images, permuted
+from benchmarks.continual.job import Job
 
 DIGITS = images.digits()
 
@@ -50,7 +51,7 @@ def test_one_step_after_a_boundary_by_hand(name):
 
 
 def run(name, points, seeds=range(2)):
-    return permuted.run(name, points, seeds, DIGITS, lambda share: None, tasks=2, epochs=1, batch=32)
+    return permuted.run(Job(name, points, seeds, DIGITS), tasks=2, epochs=1, batch=32)
 
 
 def test_without_a_penalty_it_is_gradient_descent():

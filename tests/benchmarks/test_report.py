@@ -7,12 +7,12 @@ from benchmarks.report import __main__ as command
 from benchmarks.report import claims, continual, short, suite
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target import __main__ as time_to_target
-from benchmarks.time_to_target.contestants import (
-    CONTESTANTS,
+from benchmarks.time_to_target.methods import (
     DEFAULT_BETAS,
     EIGENBASIS,
     FACTORED,
     LEAF_MEAN,
+    METHODS,
     MOMENTUM,
     MUON,
     NADAMW,
@@ -51,7 +51,7 @@ def fake_run(search, exponent, point, seed):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Records of all contestants on three tasks, and of what the defaults would be."""
+    """Records of all methods on three tasks, and of what the defaults would be."""
     out = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Search, "_run", fake_run)
@@ -101,7 +101,7 @@ def test_the_page_is_made_of_the_records_alone(folder, monkeypatch):
     monkeypatch.setattr(Search, "_run", never)
     command.main(["--results", str(folder), "--out", str(folder / "REPORT.md")])
     text = (folder / "REPORT.md").read_text()
-    assert all(name in text for name in CONTESTANTS)
+    assert all(name in text for name in METHODS)
     assert all(task in text for task in TASKS)
     assert "**missed**" in text
     assert "nan" not in text
@@ -197,9 +197,9 @@ def test_no_records_no_report(tmp_path, capsys):
 
 
 def test_the_recorded_results_are_complete():
-    """What the committed report is made of: every contestant on every task, chosen and run on fresh seeds."""
+    """What the committed report is made of: every method on every task, chosen and run on fresh seeds."""
     recorded = suite.load(command.RESULTS / "time_to_target")
     for target in ("near", "far"):
         for task, rows in recorded.rows[target].items():
-            assert set(rows) == set(CONTESTANTS), task
+            assert set(rows) == set(METHODS), task
     assert all(isinstance(records, Records) for records in recorded.records.values())

@@ -13,14 +13,14 @@ from benchmarks.shared import statistics
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target import __main__ as command
 from benchmarks.time_to_target import freeze, summary
-from benchmarks.time_to_target.contestants import CONTESTANTS, MOMENTUM, OURS, TUNED_ADAMW, Contestant
 from benchmarks.time_to_target.defaults import choose, left_out
+from benchmarks.time_to_target.methods import METHODS, MOMENTUM, OURS, TUNED_ADAMW, Method
 from benchmarks.time_to_target.runs import Run, Trainer
-from benchmarks.time_to_target.search import FULL, Search, Size, Trial
+from benchmarks.time_to_target.search import FULL, Search, Trial, Tuning
 from benchmarks.time_to_target.targets import TARGETS, Targets
 from benchmarks.time_to_target.tasks import TASKS, Task
 
-SMALL = Size((-6, -4, -2, 0), fine_trials=32, fine_octaves=2.0, widenings=2, tuning_seeds=2, fresh_seeds=3)
+SMALL = Tuning((-6, -4, -2, 0), fine_trials=32, fine_octaves=2.0, widenings=2)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,7 +31,7 @@ def quick_to_compile():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def bowl(tuning_seeds=2, steps=40):
+def bowl(steps=40):
     """A quadratic bowl that gradient descent at rate 1/2 halves at every step, on every seed."""
 
     def value(params):
@@ -43,15 +43,15 @@ def bowl(tuning_seeds=2, steps=40):
         sample=lambda key: None,
         loss=lambda params, batch: value(params),
         followed=value,
-        tuning_seeds=tuning_seeds,
+        tuning_seeds=range(2),
         evaluations=steps,
     )
 
 
 def test_a_run_is_the_loop_written_by_hand():
     """Gradient descent at a constant rate: loss and energy in closed form."""
-    contestant = Contestant(lambda schedule: optax.sgd(0.5), ({},))
-    run = Trainer(bowl(), contestant)(1.0, {}, seed=0)
+    method = Method(lambda schedule: optax.sgd(0.5), ({},))
+    run = Trainer(bowl(), method)(1.0, {}, seed=0)
     left = 2.0 * 0.5 ** np.arange(1, 41)
     np.testing.assert_allclose(run.loss, 1.5 * left**2, rtol=1e-5)
     np.testing.assert_allclose(run.energy, 3 * (2.0 - left), rtol=1e-5)
@@ -68,7 +68,7 @@ def test_the_rate_warms_up_and_cools_down():
         followed=lambda params: params,
         evaluations=40,
     )
-    moved = np.diff(Trainer(slope, CONTESTANTS["SGD"])(2.0, {}, seed=0).loss, prepend=0.0)
+    moved = np.diff(Trainer(slope, METHODS["SGD"])(2.0, {}, seed=0).loss, prepend=0.0)
     np.testing.assert_allclose(moved[:2], [1.0, 2.0], rtol=1e-6)  # two steps of warm-up
     progress = np.arange(38) / 38
     np.testing.assert_allclose(moved[2:], 1 + np.cos(np.pi * progress), rtol=1e-3, atol=1e-5)
@@ -78,16 +78,16 @@ def test_what_diverged_once_does_not_count_as_recovered():
     run = Run(np.arange(1, 5), np.array([3.0, 1.0, np.inf, np.inf]), np.ones(4), np.nan, 0.0)
     assert run.steps_to(1.0) == 2
     assert run.steps_to(0.5) == np.inf
-    blown = Contestant(lambda schedule: optax.sgd(-1e4), ({},))
+    blown = Method(lambda schedule: optax.sgd(-1e4), ({},))
     losses = Trainer(bowl(), blown)(1.0, {}, seed=0).loss
     assert np.isinf(losses[-1])
 
 
-def test_every_contestant_has_as_many_trials():
-    for name, contestant in CONTESTANTS.items():
-        assert FULL.fine_trials % len(contestant.points) == 0, name
-        assert FULL.fine_trials // len(contestant.points) >= 4, name
-        assert len({json.dumps(point) for point in contestant.points}) == len(contestant.points), name
+def test_every_method_has_as_many_trials():
+    for name, method in METHODS.items():
+        assert FULL.fine_trials % len(method.points) == 0, name
+        assert FULL.fine_trials // len(method.points) >= 4, name
+        assert len({json.dumps(point) for point in method.points}) == len(method.points), name
 
 
 @pytest.mark.parametrize("name", [MOMENTUM, TUNED_ADAMW, "SGD"])
@@ -98,7 +98,7 @@ def test_trials_made_are_those_declared(name, tmp_path):
     coarse, fine = len(SMALL.coarse), SMALL.fine_trials
     assert coarse + fine <= len(trials) <= coarse + fine + 2 * SMALL.widenings
     assert len(summary.trials(records)[name]) == len(trials)
-    assert {json.dumps(t.point) for t in trials} == {json.dumps(p) for p in CONTESTANTS[name].points}
+    assert {json.dumps(t.point) for t in trials} == {json.dumps(p) for p in METHODS[name].points}
 
 
 def test_tuning_finds_newtons_step(tmp_path):
@@ -129,20 +129,19 @@ def test_expected_best_of_k_is_the_mean_over_all_choices():
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_can_be_learned_and_its_seeds_are_apart(name, tmp_path):
+def test_a_task_can_be_learned_and_its_seeds_are_apart(name):
     task, targets = TASKS[name](), TARGETS[name]
     params = task.init(3)
     assert targets.far <= targets.near < float(task.followed(params))
     gradients = jax.jit(jax.grad(task.loss))(params, task.sample(jax.random.key(0)))
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradients))
-    search = Search("SGD", name, task, targets, Records(tmp_path / "none.jsonl", []), FULL)
-    assert not set(search.tuning_seeds) & set(search.fresh_seeds)
-    assert len(search.fresh_seeds) >= 10
+    assert not set(task.tuning_seeds) & set(task.fresh_seeds)
+    assert len(task.fresh_seeds) >= 10
 
 
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory):
-    """The command itself, twenty steps of three contestants on two tasks."""
+    """The command itself, twenty steps of three methods on two tasks."""
     out = tmp_path_factory.mktemp("records")
     command.main(["--quick", "--out", str(out)])
     return out
@@ -158,7 +157,7 @@ def test_the_quick_run_is_resumed_without_running_anything(quick_run, capsys, mo
     command.main(["--quick", "--out", str(quick_run)])
     assert {path.name: path.read_bytes() for path in quick_run.iterdir()} == files
     printed = capsys.readouterr().out
-    assert all(name in printed for name in (*command.QUICK_TASKS, *command.QUICK_CONTESTANTS))
+    assert all(name in printed for name in (*command.QUICK_TASKS, *command.QUICK_METHODS))
 
 
 def test_a_rerun_of_one_cell_agrees(quick_run, tmp_path):
@@ -175,7 +174,7 @@ def test_defaults_are_not_chosen_on_the_task_they_are_judged_on(quick_run):
     records = {task: Records(quick_run / f"{task}.jsonl", []) for task in ("regression", "digits_mlp")}
     for task, other in (("regression", "digits_mlp"), ("digits_mlp", "regression")):
         alone = choose({other: records[other]}, (OURS,))
-        assert left_out(records, task, (OURS,)).point == CONTESTANTS[OURS].points[alone[1]]
+        assert left_out(records, task, (OURS,)).point == METHODS[OURS].points[alone[1]]
 
 
 def test_rounding_up():

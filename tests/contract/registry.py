@@ -21,13 +21,12 @@ weight depends on the gradients of others, so that a leaf goes downhill only as 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 import riemann_optax as ro
+from riemann_optax import riemannian_sgd
 
-from ..equations import riemannian_sgd
-from .supplied import with_constants, with_identity_model, with_samples
+from .supplied import needs_loss, supplied
 
 
 class Entry(NamedTuple):
@@ -55,11 +54,12 @@ class Entry(NamedTuple):
 def with_phi(make_phi, role="metric", conformal=None, **flags) -> Entry:
     def make(learning_rate, alpha=1.0):
         return optax.chain(
-            ro.scale_by_metric(make_phi(), alpha, role=role, conformal=conformal),
+            ro.compute_metric(supplied(make_phi()), alpha, role, conformal=conformal),
+            ro.scale_by_inverse_metric(),
             optax.scale_by_learning_rate(learning_rate),
         )
 
-    return Entry(make, **flags)
+    return Entry(make, needs_loss=needs_loss(make_phi()), **flags)
 
 
 def with_edit(make_edit, role="metric", **flags) -> Entry:
@@ -112,21 +112,15 @@ def half_open_gate(over="tree") -> optax.GradientTransformationExtraArgs:
     return ro.phi.weighted_sum(ro.phi.utility_gate(over=over), ro.phi.activity(), weights=[0.5, 0.5])
 
 
-def many_tasks(phi) -> optax.GradientTransformationExtraArgs:
-    """A consolidating phi for which each update is the first of a new task, of measured importance."""
-
-    def update(updates, state, params=None, **extra_args):
-        boundary = {"task_boundary": True, "task_importance": jax.tree.map(abs, updates)}
-        return phi.update(updates, state, params, **boundary, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(phi.init, update)
-
-
 ENTRIES: dict[str, Entry] = {
     # the two stages
     "compute_metric:metric": with_phi(ro.phi.activity),
     "compute_metric:inverse_metric": with_phi(ro.phi.activity, role="inverse_metric"),
-    "scale_by_metric": with_phi(ro.phi.activity),
+    "scale_by_metric": Entry(
+        lambda learning_rate, alpha=1.0: optax.chain(
+            ro.scale_by_metric(ro.phi.activity(), alpha), optax.scale_by_learning_rate(learning_rate)
+        )
+    ),
     "scale_by_inverse_metric": with_stage_2(ro.scale_by_inverse_metric),
     "in_orthonormal_frame:identity": with_stage_2(lambda: ro.in_orthonormal_frame(optax.identity())),
     "in_orthonormal_frame:trace": with_stage_2(lambda: ro.in_orthonormal_frame(optax.trace(0.9))),
@@ -135,6 +129,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     # the phis
     "phi.activity:squared": with_phi(lambda: ro.phi.activity(decay=0.9, power=1.0), learning_rate=5e-3),
+    "phi.surprise": with_phi(ro.phi.surprise, learning_rate=1e-2),
     "phi.accumulated_activity": with_phi(ro.phi.accumulated_activity, learning_rate=0.5),
     "phi.bayesian_synapse": with_phi(ro.phi.bayesian_synapse, learning_rate=0.1),
     "phi.presynaptic_release": with_phi(ro.phi.presynaptic_release, learning_rate=8e-3),
@@ -142,7 +137,7 @@ ENTRIES: dict[str, Entry] = {
         lambda: ro.phi.presynaptic_release(form="constant"), learning_rate=8e-3
     ),
     "phi.secant_curvature": with_phi(ro.phi.secant_curvature, learning_rate=0.1),
-    "phi.hutchinson_curvature": with_phi(ro.phi.hutchinson_curvature, learning_rate=0.1, needs_loss=True),
+    "phi.hutchinson_curvature": with_phi(ro.phi.hutchinson_curvature, learning_rate=0.1),
     "phi.maintenance_energy": with_phi(ro.phi.maintenance_energy),
     "phi.modification_energy": with_phi(ro.phi.modification_energy),
     "phi.modification_energy:mean": with_phi(lambda: ro.phi.modification_energy(decay=0.9)),
@@ -151,9 +146,7 @@ ENTRIES: dict[str, Entry] = {
     "phi.product": with_phi(
         lambda: ro.phi.product(ro.phi.activity(), ro.phi.maintenance_energy()), learning_rate=5e-3
     ),
-    "phi.power": with_phi(
-        lambda: ro.phi.power(ro.phi.hutchinson_curvature(), 0.5), learning_rate=1e-2, needs_loss=True
-    ),
+    "phi.power": with_phi(lambda: ro.phi.power(ro.phi.hutchinson_curvature(), 0.5), learning_rate=1e-2),
     "phi.unit_mean:tree": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="tree")),
     "phi.unit_mean:leaf": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="leaf")),
     "phi.unit_mean:neuron": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="neuron")),
@@ -163,26 +156,19 @@ ENTRIES: dict[str, Entry] = {
     "phi.utility_gate:leaf": with_phi(lambda: half_open_gate("leaf")),
     # uncertainty and learned rates
     "phi.bayesian_gradient_descent": with_phi(
-        lambda: with_samples(ro.phi.bayesian_gradient_descent(initial_deviation=3e-4)),
-        needs_loss=True,
+        lambda: ro.phi.bayesian_gradient_descent(initial_deviation=3e-4),
         loops=True,
     ),
-    "phi.mesu": with_phi(
-        lambda: with_samples(ro.phi.mesu(window=1.0)), learning_rate=0.1, needs_loss=True, loops=True
-    ),
-    "phi.idbd": with_phi(lambda: with_constants(ro.phi.idbd(), "inputs")),
+    "phi.mesu": with_phi(lambda: ro.phi.mesu(window=1.0), learning_rate=0.1, loops=True),
+    "phi.idbd": with_phi(lambda: ro.phi.idbd()),
     "phi.idbd:gradients": with_phi(lambda: ro.phi.idbd(form="gradients")),
-    "phi.autostep": with_phi(lambda: with_constants(ro.phi.autostep(), "inputs")),
+    "phi.autostep": with_phi(lambda: ro.phi.autostep()),
     "phi.autostep:gradients": with_phi(lambda: ro.phi.autostep(form="gradients"), learning_rate=0.1),
     # structure
     "phi.factored_activity": with_phi(ro.phi.factored_activity, reduces_state=True),
     "phi.per_neuron": with_phi(ro.phi.per_neuron, reduces_state=True),
-    "phi.sliding_threshold": with_phi(
-        lambda: with_constants(ro.phi.sliding_threshold(), "activities"), reduces_state=True
-    ),
-    "phi.gauss_newton_curvature": with_phi(
-        lambda: with_identity_model(ro.phi.gauss_newton_curvature()), learning_rate=0.1, needs_loss=True
-    ),
+    "phi.sliding_threshold": with_phi(lambda: ro.phi.sliding_threshold(), reduces_state=True),
+    "phi.gauss_newton_curvature": with_phi(lambda: ro.phi.gauss_newton_curvature(), learning_rate=0.1),
     "phi.multiplicative_geometry": with_phi(lambda: ro.phi.multiplicative_geometry(eps=0.5)),
     # identification controls
     "phi.permuted": with_phi(lambda: ro.phi.permuted(ro.phi.per_neuron()), reduces_state=True),
@@ -198,13 +184,11 @@ ENTRIES: dict[str, Entry] = {
         )
     ),
     # consolidation, anchors and noise
-    "phi.online_ewc": with_phi(lambda: many_tasks(ro.phi.online_ewc(memory=0.5))),
-    "phi.laplace": with_phi(lambda: many_tasks(ro.phi.laplace(memory=0.5))),
-    "phi.memory_aware_synapses": with_phi(
-        lambda: many_tasks(ro.phi.memory_aware_synapses(memory=0.5, running=False))
-    ),
-    "phi.synaptic_intelligence": with_phi(lambda: many_tasks(ro.phi.synaptic_intelligence(memory=0.5))),
-    "phi.rwalk": with_phi(lambda: many_tasks(ro.phi.power(ro.phi.rwalk(interval=2, damping=1.0), 0.5))),
+    "phi.online_ewc": with_phi(lambda: ro.phi.online_ewc(memory=0.5)),
+    "phi.laplace": with_phi(lambda: ro.phi.laplace(memory=0.5)),
+    "phi.memory_aware_synapses": with_phi(lambda: ro.phi.memory_aware_synapses(memory=0.5, running=False)),
+    "phi.synaptic_intelligence": with_phi(lambda: ro.phi.synaptic_intelligence(memory=0.5)),
+    "phi.rwalk": with_phi(lambda: ro.phi.power(ro.phi.rwalk(interval=2, damping=1.0), 0.5)),
     "add_anchored_weights:slow_weights": with_edit(
         lambda: ro.add_anchored_weights(0.1, ro.anchor.slow_weights(decay=0.9), precision="phi")
     ),
@@ -213,6 +197,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "add_anchored_weights:initial_weights": with_last(
         lambda: ro.add_anchored_weights(1e-9, ro.anchor.initial_weights())
+    ),
+    "add_anchored_weights:importance_weighted_weights": with_edit(
+        lambda: ro.add_anchored_weights(0.1, ro.anchor.importance_weighted_weights(), precision="phi")
     ),
     "add_anchored_weights:task_boundary_weights": with_last(
         lambda: ro.add_anchored_weights(
@@ -291,32 +278,32 @@ ENTRIES: dict[str, Entry] = {
     ),
     "retract:mirror": with_last(lambda: ro.retract(ro.fields.Absolute(0.1), "mirror"), real_only=True),
     # whole optimisers
-    "riemannian_sgd": optimiser(ro.riemannian_sgd, learning_rate=1e-4, reduces_state=True),
-    "riemannian_sgd:equations": optimiser(
-        ro.riemannian_sgd, momentum=None, phi=ro.phi.activity(), conformal=None
-    ),
-    "riemannian_sgd:activity": optimiser(
-        ro.riemannian_sgd, learning_rate=1e-4, phi=ro.phi.activity(decay=0.97)
-    ),
+    "riemannian_sgd": optimiser(ro.riemannian_sgd),
+    "riemannian_sgd:momentum": optimiser(ro.riemannian_sgd, momentum=0.9, nesterov=True, learning_rate=1e-4),
     "riemannian_sgd:decay": optimiser(
-        ro.riemannian_sgd, reduces_state=True, nesterov=False, conformal=None, weight_decay=1e-5, record=True
+        ro.riemannian_sgd,
+        reduces_state=True,
+        momentum=0.9,
+        phi=ro.phi.factored_activity(decay=0.97),
+        weight_decay=1e-5,
+        record=True,
     ),
     "riemannian_sgd:decay_in_metric": optimiser(
         ro.riemannian_sgd,
         reduces_state=True,
-        momentum=None,
-        conformal=None,
+        phi=ro.phi.factored_activity(decay=0.97),
         weight_decay=1e-5,
         decay_in_metric=True,
     ),
-    "riemannian_adamw": optimiser(ro.riemannian_adamw, learning_rate=1e-2, optax_promotes=True),
-    "riemannian_adamw:decay_in_metric": optimiser(
-        ro.riemannian_adamw,
-        learning_rate=1e-2,
-        optax_promotes=True,
-        decay_in_metric=True,
-        conformal="leaf",
-        nesterov=True,
+    "riemannian_adamw": optimiser(ro.riemannian_adamw, reduces_state=True),
+    "riemannian_adamw:activity": optimiser(
+        ro.riemannian_adamw, phi=ro.phi.activity(decay=0.97), nesterov=False, conformal="leaf"
+    ),
+    "riemannian_schedule_free": optimiser(ro.riemannian_schedule_free, reduces_state=True),
+    "ema": with_last(lambda: ro.ema(0.9)),
+    "ema:nesterov": with_last(lambda: ro.ema(0.9, nesterov=True)),
+    "schedule_free": Entry(
+        lambda learning_rate, alpha=1.0: ro.schedule_free(riemannian_sgd(learning_rate, alpha=alpha))
     ),
     "partition_by_kind": Entry(
         lambda learning_rate, alpha=1.0: ro.partition_by_kind(

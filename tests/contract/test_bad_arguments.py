@@ -34,6 +34,7 @@ SHARE = [-0.1, 1.1, *NOT_A_NUMBER, None]
 COUNT = [0, -1, *NOT_A_NUMBER, None]
 CHOICE = ["", "Metric", "layer", 3]
 BAD = {
+    "accumulator_dtype": [jnp.int32, jnp.complex64, "float31"],
     "alpha": NOT_NEGATIVE,
     "anchor": NO_TRANSFORMATION,
     "base": NO_TRANSFORMATION,
@@ -80,6 +81,7 @@ BAD = {
     "mean_rate": POSITIVE,
     "mixing": SHARE,
     "momentum": [-0.1, 1.0, *NOT_A_NUMBER],
+    "mu_dtype": [jnp.int32, jnp.complex64, "float31"],
     "over": CHOICE,
     "phi": NO_TRANSFORMATION[1:],
     "phis": [[abs], [ro.phi.activity], [None]],
@@ -100,11 +102,12 @@ BAD = {
     "strength": NOT_NEGATIVE,
     "temperature": NOT_NEGATIVE,
     "threshold": NOT_NEGATIVE,
-    "together": [*COUNT, 1.5],
+    "refresh_together": [*COUNT, 1.5],
     "tx": NO_TRANSFORMATION,
     "up": [-0.1, 1.0, *NOT_A_NUMBER, None],
     "update_every": [*COUNT, 1.5],
     "value": POSITIVE,
+    "warmup_steps": [-1, 1.5, *NOT_A_NUMBER, None],
     "weight_decay": [-1.0, *NOT_A_NUMBER],
     "weights": [[1.0, 2.0], [math.nan], 1.0],
     "window": [0.5, *NOT_A_NUMBER, None],
@@ -117,6 +120,13 @@ OWN = {
     ("master_weights", "dtype"): [jnp.int32, jnp.complex64, None],
     ("riemannian_sgd", "conformal"): CHOICE,
     ("riemannian_adamw", "conformal"): CHOICE,
+    ("riemannian_schedule_free", "conformal"): CHOICE,
+    ("compute_metric", "conformal"): CHOICE,
+    ("scale_by_metric", "conformal"): CHOICE,
+    ("schedule_free", "b1"): [0.0, 1.0, *NOT_A_NUMBER, None],
+    ("riemannian_schedule_free", "b1"): [0.0, 1.0, *NOT_A_NUMBER, None],
+    ("schedule_free", "power"): NOT_NEGATIVE,
+    ("riemannian_schedule_free", "power"): NOT_NEGATIVE,
     ("attach_field", "field"): [None, 2.0, abs],
     ("retract", "field"): [None, 2.0, abs],
     ("partition_by_kind", "by_kind"): [],  # by the name of its kind: tests/test_misuse.py
@@ -136,7 +146,6 @@ UNCHECKED = {
     "leak",
     "from_start",
     "axes",
-    "vectors",
 }
 NEEDED = {
     "rate": 0.1, "anchor": ro.anchor.initial_weights(), "learning_rate": 0.1, "scale": 0.1,

@@ -1,6 +1,5 @@
 """A phi that takes ``state_dtype`` keeps its state in it, from init on, and still answers in float32."""
 
-import functools
 import inspect
 
 import chex
@@ -11,27 +10,15 @@ import pytest
 import riemann_optax as ro
 
 from . import problem
-from .registry import many_tasks
-from .supplied import with_constants, with_identity_model, with_samples
+from .supplied import supplied
 
 # What phis with further extra arguments are given; see supplied.py.
-SUPPLIED = {
-    "idbd": functools.partial(with_constants, argument="inputs"),
-    "autostep": functools.partial(with_constants, argument="inputs"),
-    "sliding_threshold": functools.partial(with_constants, argument="activities"),
-    "bayesian_gradient_descent": with_samples,
-    "mesu": with_samples,
-    "gauss_newton_curvature": with_identity_model,
-    "online_ewc": many_tasks,
-    "laplace": many_tasks,
-    "memory_aware_synapses": many_tasks,
-    "synaptic_intelligence": many_tasks,
-    "rwalk": many_tasks,
-}
 OPTIONS = {"memory_aware_synapses": {"running": False}}
 RANDOM = {"bayesian_gradient_descent", "mesu"}  # draw other numbers in another dtype
 NAMES = [
-    name for name in ro.phi.__all__ if "state_dtype" in inspect.signature(getattr(ro.phi, name)).parameters
+    name
+    for name in ro.phi.__all__
+    if name.islower() and "state_dtype" in inspect.signature(getattr(ro.phi, name)).parameters
 ]
 
 
@@ -39,7 +26,7 @@ NAMES = [
 def test_state_keeps_the_dtype_asked_for(name):
     def states_and_values(state_dtype):
         phi = getattr(ro.phi, name)(state_dtype=state_dtype, **OPTIONS.get(name, {}))
-        phi = SUPPLIED.get(name, lambda phi: phi)(phi)
+        phi = supplied(phi)
         params = problem.params()
         states = [phi.init(params)]
         update = jax.jit(lambda gradients, state: phi.update(gradients, state, params, obj_fn=problem.loss))

@@ -160,12 +160,17 @@ def test_gradients_of_examples_and_functions_of_the_weights_are_turned_too():
     layouts = LayoutRules("both", ro.kernel_axes, 8, None).layouts(weights)
     frame = Frame(layouts, [left[None]], [right[None]], None)
     turned = frame.arguments(
-        {"per_example_gradients": examples, "obj_fn": lambda p, power: jnp.sum(p["w"] ** power), "value": 3.0}
+        {
+            "per_example_gradients": examples,
+            "obj_fn": lambda p, power: jnp.sum(p["w"] ** power),
+            "value": 3.0,
+        },
+        weights,
     )
     np.testing.assert_allclose(
         turned["per_example_gradients"]["w"], left.T @ examples["w"] @ right, rtol=1e-4, atol=1e-5
     )
     entered = frame.enter(weights)
     np.testing.assert_allclose(turned["obj_fn"](entered, 3), jnp.sum(weights["w"] ** 3), rtol=1e-4)
-    np.testing.assert_allclose(frame.leave(entered)["w"], weights["w"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(frame.leave(entered, weights)["w"], weights["w"], rtol=1e-4, atol=1e-5)
     assert turned["value"] == 3.0

@@ -219,3 +219,16 @@ def test_mixing_keeps_what_averages_mean():
     expected = ((q.T @ q_old) ** 2) @ in_old @ ((r_old.T @ r) ** 2)
     np.testing.assert_allclose(state.inner.nu, expected, rtol=1e-12)
     np.testing.assert_allclose(jnp.sum(state.inner.nu), jnp.sum(in_old), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32], ids=lambda dtype: dtype.__name__)
+def test_the_rounding_of_a_narrow_gradient_is_not_made_a_step_of(dtype):
+    """One example's gradient has rank one; Adam would blow what rounding adds to it up to a whole step."""
+    random = np.random.default_rng(3)
+    gradient = jnp.asarray(np.outer(random.standard_normal(40), random.standard_normal(24)), dtype)
+    tx = ro.in_eigenbasis(optax.scale_by_adam())
+    updates, _ = jax.jit(tx.update)(gradient, tx.init(gradient))
+    assert updates.dtype == dtype
+    sizes = np.linalg.svd(np.asarray(updates, np.float64), compute_uv=False)
+    np.testing.assert_allclose(sizes[0], 1, rtol=0.01)
+    assert sizes[1] < 0.05  # the result is rounded too

@@ -39,7 +39,7 @@ def test_tuning_and_fresh_seeds_are_apart():
 
 
 def test_a_small_comparison_scores_the_held_out_part_on_fresh_seeds_only(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "GRID", (1e-5, 3e-4, 10.0))
+    monkeypatch.setattr(compare, "GRID", (1e-5, 3e-3, 10.0))
     scored = []
     evaluate = compare.Problem.evaluate
 
@@ -50,12 +50,12 @@ def test_a_small_comparison_scores_the_held_out_part_on_fresh_seeds_only(tmp_pat
     monkeypatch.setattr(compare.Problem, "evaluate", spy)
     out = tmp_path / "figures.json"
     arguments = ["--model", "mlp", "--steps", "20", "--tuning-seeds", "1", "--seeds", "2", "--out", str(out)]
-    assert compare.main([*arguments, "--optimizers", "metric"]) == 0
+    assert compare.main([*arguments, "--optimizers", "riemannian_adamw"]) == 0
     assert scored == 3 * ["validation"] + 2 * ["validation", "heldout"]
     figures = json.loads(out.read_text())
-    assert figures["rates"] == {"metric": 3e-4}
+    assert figures["rates"] == {"riemannian_adamw": 3e-3}
     assert figures["fresh_seeds"] == [100, 101]
-    outcomes = figures["outcomes"]["metric"]
+    outcomes = figures["outcomes"]["riemannian_adamw"]
     assert len(outcomes) == 2
     assert outcomes[0] != outcomes[1]
     assert "held-out accuracy" in capsys.readouterr().out

@@ -5,18 +5,23 @@ import optax
 import pytest
 from flax import nnx
 
+import riemann_optax as ro
 from riemann_optax.examples import data, datasets, models
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.schedule import warmup_cosine
+from riemann_optax.examples.schedule import warmup_constant, warmup_cosine
 from riemann_optax.examples.train import loop
 from riemann_optax.examples.train.optimizers import (
+    OPTIMIZERS,
     MetricOptions,
     build_baseline,
     build_metric,
     energy_spent,
+    explain,
     recorded_metric,
+    schedule_for,
     state_bytes,
 )
+from riemann_optax.examples.train.phis import PHIS
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +38,10 @@ def take_steps(problem, transformation, steps, batch_size=64):
     return step(training, problem.parts["train"], indices)
 
 
+def is_schedule_free(node):
+    return type(node).__name__ == "ScheduleFreeState"
+
+
 def test_the_schedule_warms_up_for_a_twentieth_and_ends_near_zero():
     rates = np.asarray([warmup_cosine(2.0, 200)(count) for count in range(200)])
     np.testing.assert_allclose(rates[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)
@@ -45,18 +54,55 @@ def test_the_schedule_takes_a_traced_rate():
     assert traced == pytest.approx(float(warmup_cosine(0.3, 50)(7)))
 
 
+def test_the_schedule_of_a_schedule_free_optimiser_is_a_warm_up_alone():
+    for name in ("riemannian_schedule_free", "schedule_free_adamw"):
+        rates = np.asarray([schedule_for(name, 2.0, 400)(count) for count in range(400)])
+        np.testing.assert_allclose(rates, 2.0 * np.minimum(1, np.arange(1, 401) / 100), rtol=1e-6)
+    assert schedule_for("riemannian_adamw", 2.0, 400)(399) < 1e-3
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_without_options_it_is_the_alias_as_it_is(problem, optimizer):
+    rate = 0.02
+    built = build_metric(MetricOptions(optimizer), schedule_for(optimizer, rate, 5))
+    alias = getattr(ro, optimizer)
+    by_hand = alias(rate) if optimizer == "riemannian_schedule_free" else alias(warmup_cosine(rate, 5))
+    ours, theirs = (take_steps(problem, transformation, 5)[0] for transformation in (built, by_hand))
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8),
+        ours.parameters,
+        theirs.parameters,
+    )
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_explanation_names_the_phi_and_the_numbers_that_are_run(problem, optimizer):
+    parameters = problem.model.parameters
+    said = explain(MetricOptions(optimizer))
+    (measured,) = {leaf.phi for leaf in ro.describe(getattr(ro, optimizer)(0.1), parameters).leaves}
+    summary = PHIS[measured].summary
+    assert said.endswith(f"phi: {summary[0].lower()}{summary[1:]}")
+    scale = "1 + 1 phi" if optimizer == "riemannian_sgd" else "(m + 100 phi) / 101"
+    assert f"divided by E = {scale}" in said
+    assert "multiplied by 1/E = 1 + 3 phi" in explain(
+        MetricOptions(alpha=3.0, role="inverse_metric", conformal="none")
+    )
+
+
 @pytest.mark.parametrize("optimizer", ["riemannian_sgd", "riemannian_adamw"])
 @pytest.mark.parametrize("role", ["metric", "inverse_metric"])
 def test_both_optimisers_learn_under_both_roles(problem, optimizer, role):
-    options = MetricOptions(optimizer, "activity", 1.0, role, "none")
-    _, (losses, _) = take_steps(problem, build_metric(options, 0.01), 100)
+    options = MetricOptions(optimizer, "activity", 1.0, role, "none", momentum=0.9)
+    # The one sums its steps and the other averages them.
+    rate = {"riemannian_sgd": 0.01, "riemannian_adamw": 0.1}[optimizer]
+    _, (losses, _) = take_steps(problem, build_metric(options, rate), 100)
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
 def test_the_role_turns_the_metric_around(problem):
     rates = {}
     for role in ("metric", "inverse_metric"):
-        options = MetricOptions(alpha=1.0, role=role, conformal="none", momentum=0.0)
+        options = MetricOptions("riemannian_sgd", alpha=1.0, role=role)
         training, _ = take_steps(problem, build_metric(options, 1e-9), 1)
         rates[role] = recorded_metric(training.optimizer_state)
     np.testing.assert_allclose(rates["metric"].metric_max, rates["inverse_metric"].rate_max, rtol=1e-5)
@@ -64,7 +110,7 @@ def test_the_role_turns_the_metric_around(problem):
 
 
 def test_alpha_zero_is_sgd(problem):
-    options = MetricOptions(alpha=0.0, conformal="none", momentum=0.9, weight_decay=0.0)
+    options = MetricOptions("riemannian_sgd", alpha=0.0, momentum=0.9)
     ours, _ = take_steps(problem, build_metric(options, 0.03), 5)
     theirs, _ = take_steps(problem, build_baseline("sgd", 0.03, {"momentum": 0.9, "nesterov": True}), 5)
     jax.tree.map(np.testing.assert_array_equal, ours.parameters, theirs.parameters)
@@ -72,7 +118,7 @@ def test_alpha_zero_is_sgd(problem):
 
 def test_in_an_eigenbasis_it_learns_and_shows_its_metric(problem):
     options = MetricOptions(eigenbasis=2, alpha=30.0)
-    training, (losses, _) = take_steps(problem, build_metric(options, 3e-3), 20)
+    training, (losses, _) = take_steps(problem, build_metric(options, 3e-2), 20)
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
     assert recorded_metric(training.optimizer_state).metric_max.max() > 0
     (state,) = optax.tree.get_all_with_path(training.optimizer_state, "right_bases")
@@ -87,8 +133,7 @@ def test_weight_decay_shrinks_a_weight_without_gradient_as_adamw_does():
         updates, _ = transformation.update(gradients, transformation.init(weights), weights, obj_fn=None)
         return updates["w"]
 
-    # A steady step of the metric is ten learning rates long, of AdamW one: so at a tenth of the rate.
-    ours = change(build_metric(MetricOptions(weight_decay=0.5), 0.01))
+    ours = change(build_metric(MetricOptions(weight_decay=0.5), 0.1))
     np.testing.assert_allclose(ours, change(build_baseline("adamw", 0.1, {"weight_decay": 0.5})), rtol=1e-6)
     np.testing.assert_allclose(ours, -0.05 * weights["w"], rtol=1e-6)
 
@@ -113,9 +158,24 @@ def test_baselines_of_every_sort_train(problem, name, options):
 
 
 def test_a_schedule_free_optimiser_is_scored_at_its_average(problem):
-    training, _ = take_steps(problem, build_baseline("schedule_free_adamw", 0.01, {}), 4)
-    averaged = loop.evaluation_parameters(training)
-    assert not np.allclose(averaged["head"]["kernel"], training.parameters["head"]["kernel"])
+    theirs, ours = build_baseline("schedule_free_adamw", 0.01, {}), MetricOptions("riemannian_schedule_free")
+    for transformation in (theirs, build_metric(ours, warmup_constant(0.1, 1))):
+        training, _ = take_steps(problem, transformation, 4)
+        averaged = loop.evaluation_parameters(training)
+        assert not np.allclose(averaged["head"]["kernel"], training.parameters["head"]["kernel"])
+        (state,) = (
+            node
+            for node in jax.tree.leaves(training.optimizer_state, is_leaf=is_schedule_free)
+            if is_schedule_free(node)
+        )
+        stands = state.z if hasattr(state, "z") else state.iterate
+        # The gradient was taken nine tenths of the way from where the base stands to the average.
+        between = jax.tree.map(lambda z, x: 0.1 * z + 0.9 * x, stands, averaged)
+        jax.tree.map(
+            lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
+            between,
+            training.parameters,
+        )
     training, _ = take_steps(problem, build_baseline("adamw", 0.01, {}), 4)
     assert loop.evaluation_parameters(training) is training.parameters
 

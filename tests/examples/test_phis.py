@@ -12,7 +12,6 @@ import riemann_optax as ro
 from riemann_optax.examples import data, datasets, models
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.train import __main__ as train
-from riemann_optax.examples.train import arguments as command_line
 from riemann_optax.examples.train import extra_arguments as supplies
 from riemann_optax.examples.train import loop
 from riemann_optax.examples.train.optimizers import MetricOptions, build_metric
@@ -22,20 +21,15 @@ from riemann_optax.examples.train.record import read_record
 BATCH = 100
 STEPS_PER_EPOCH = 12  # of the 1200 training digits
 
-# Phis made of others, their raw material, and the controls, which stand in the table with activity inside.
-NOT_BY_NAME = {
-    "draw_perturbations",
-    "from_weights",
-    "leaf_mean",
-    "permuted",
-    "power",
-    "product",
-    "unit_mean",
-    "weighted_sum",
-}
-CONSOLIDATING = ("laplace", "memory_aware_synapses", "online_ewc", "rwalk", "synaptic_intelligence")
+CONSOLIDATING = [name for name, phi in PHIS.items() if "task_boundary" in getattr(phi.factory(), "needs", ())]
+NEEDY_ON_TEXT = [
+    name
+    for name, phi in PHIS.items()
+    if (needs := set(getattr(phi.factory(), "needs", ()))) - set(loop.ALWAYS_GIVEN)
+    and not needs & set(supplies.OBSERVED)
+]
 # The rules that are the whole rate by themselves, as their docstrings say.
-PUBLISHED = {"idbd": {"momentum": 0.0}, "autostep": {"momentum": 0.0}}
+PUBLISHED = ("idbd", "autostep")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +49,8 @@ def text_problem(tmp_path_factory):
 
 
 def metric_of(phi, rate):
-    options = MetricOptions(phi=phi, alpha=PHIS[phi].alpha, conformal="none", **PUBLISHED.get(phi, {}))
+    momentum = 0.0 if phi in PUBLISHED else 0.9
+    options = MetricOptions("riemannian_sgd", phi, PHIS[phi].alpha, conformal="none", momentum=momentum)
     return build_metric(options, rate)
 
 
@@ -89,10 +84,12 @@ def assert_close(ours, theirs):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), ours, theirs)
 
 
-def test_every_public_phi_has_a_name_in_the_trainer():
+def test_every_public_phi_that_needs_no_argument_has_a_name_in_the_trainer():
     public = {name for name in ro.phi.__all__ if inspect.isfunction(getattr(ro.phi, name))}
-    assert public >= NOT_BY_NAME
-    assert public - NOT_BY_NAME <= set(PHIS)
+    made_of_others = public - set(PHIS)
+    for name in made_of_others:
+        with pytest.raises((TypeError, ValueError)):
+            getattr(ro.phi, name)()
     assert set(PHIS) - public == {"plasticity_and_energy", "permuted_activity", "leaf_mean_activity"}
 
 
@@ -110,7 +107,7 @@ def test_every_phi_trains(problem, phi):
         batch_size=BATCH,
         seed=0,
         evaluate_every=10,
-        supply=supplies.supply_for(phi, problem.model),
+        supply=supplies.supply_for(PHIS[phi].factory(), problem.model),
     )
     assert [step.step for step in going] == [10, 20, 30]
     losses = [row["loss"] for row in run.history["validation"]]
@@ -130,7 +127,7 @@ def test_every_phi_trains(problem, phi):
 def test_a_task_is_an_epoch(problem, phi):
     transformation = metric_of(phi, 0.03)
     training = loop.start(problem, transformation).training
-    supply = supplies.supply_for(phi, problem.model)
+    supply = supplies.supply_for(PHIS[phi].factory(), problem.model)
     advance = jax.jit(functools.partial(loop.train_steps, problem, transformation, supply=supply))
     boundaries = []
     for number in range(2 * STEPS_PER_EPOCH + 2):
@@ -140,11 +137,11 @@ def test_a_task_is_an_epoch(problem, phi):
     assert boundaries == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
 
 
-@pytest.mark.parametrize("phi", sorted(set(supplies.SUPPLIERS) - {"idbd", "autostep", "sliding_threshold"}))
+@pytest.mark.parametrize("phi", NEEDY_ON_TEXT)
 def test_text_supplies_the_same(text_problem, phi):
     transformation = metric_of(phi, 0.03)
     training = loop.start(text_problem, transformation).training
-    supply = supplies.supply_for(phi, text_problem.model)
+    supply = supplies.supply_for(transformation, text_problem.model)
     advance = functools.partial(loop.train_steps, text_problem, transformation, supply=supply)
     after, (losses, _) = jax.eval_shape(
         advance, training, text_problem.parts["train"], jnp.zeros((2, 3), jnp.int32)
@@ -182,7 +179,7 @@ def test_perturbed_gradients_are_of_the_summed_loss_at_the_perturbed_weights(pro
 def test_the_gradient_at_the_previous_weights_is_of_this_batch(problem):
     transformation = metric_of("secant_curvature", 0.03)
     training = loop.start(problem, transformation).training
-    supply = supplies.supply_for("secant_curvature", problem.model)
+    supply = supplies.supply_for(transformation, problem.model)
     batches = np.stack([batch_of(problem, 5)])
     advance = jax.jit(functools.partial(loop.train_steps, problem, transformation, supply=supply))
     after, _ = advance(training, problem.parts["train"], batches)
@@ -229,10 +226,25 @@ def test_activities_of_a_convnet_are_those_of_its_channels(problem):
     np.testing.assert_allclose(values["convolutions"][0]["kernel"], expected, rtol=1e-5)
 
 
-def test_only_the_chosen_phi_costs_anything(problem):
-    assert set(supplies.SUPPLIERS) <= set(PHIS)
-    needless = set(PHIS) - set(supplies.SUPPLIERS)
-    assert {supplies.supply_for(phi, problem.model) for phi in needless} == {None}
+def test_only_what_is_read_is_made(problem):
+    """What a phi is given stands in the jaxpr of its update, and nothing else is made."""
+    for name, phi in PHIS.items():
+        supply = supplies.supply_for(phi.factory(), problem.model)
+        needs = set(getattr(phi.factory(), "needs", ())) - set(loop.ALWAYS_GIVEN)
+        made = set() if supply is None else set(supply(first_step(problem, name)))
+        assert made - {"grad"} == needs, name
+
+
+def test_whatever_the_package_declares_is_made_or_given():
+    declared = {need for phi in PHIS.values() for need in getattr(phi.factory(), "needs", ())}
+    assert declared <= set(supplies.SUPPLIERS) | set(loop.ALWAYS_GIVEN)
+    assert set(supplies.SUPPLIERS) <= set(ro.phi.EXTRA_ARGUMENTS)
+
+
+def test_a_need_that_the_trainer_cannot_meet_is_refused(problem):
+    phi = ro.phi.Phi(optax.init_empty_state, None, name="told", needs=["task_importance"])
+    with pytest.raises(InputError, match=r"^--phi: it reads the extra argument task_importance, which the"):
+        supplies.supply_for(phi, problem.model)
 
 
 @pytest.mark.parametrize(
@@ -245,16 +257,16 @@ def test_only_the_chosen_phi_costs_anything(problem):
 )
 def test_a_model_that_cannot_tell_is_refused_with_those_that_can(text_problem, phi, signal, able):
     with pytest.raises(InputError) as caught:
-        supplies.supply_for(phi, text_problem.model)
+        supplies.supply_for(PHIS[phi].factory(), text_problem.model)
     assert str(caught.value) == (
-        f"--phi {phi} needs the {signal} of every layer, which this model does not tell: "
+        f"--phi: it reads the {signal} of every layer, which this model does not tell: "
         f"use --model {able}, on images"
     )
 
 
 def test_the_command_refuses_it_before_it_writes_anything(tmp_path, capsys):
     assert train.main(["--phi", "idbd", "--model", "convnet", "--out", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err.startswith("error: --phi idbd needs the inputs of every layer")
+    assert capsys.readouterr().err.startswith("error: --phi: it reads the inputs of every layer")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -267,9 +279,3 @@ def test_the_command_supplies_what_the_phi_needs(tmp_path, capsys):
     # Fifteen steps are an epoch.
     assert max(rows[0]["metric_max"]) == 1
     assert min(rows[1]["metric_max"]) > 1
-
-
-def test_the_default_alpha_is_that_of_the_phi():
-    assert command_line.parse(["--phi", "utility_gate"]).alpha == 0.5
-    assert command_line.parse(["--phi", "mesu"]).alpha == 1.0
-    assert command_line.parse([]).alpha == 100.0

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from riemann_optax.examples import datasets, models
-from riemann_optax.examples.train import __main__ as train
+from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.train import arguments as command_line
-from riemann_optax.examples.train import checkpoint, loop, processes
+from riemann_optax.examples.train import checkpoint, loop, plan, processes
 from riemann_optax.examples.train.placement import Placement
 
 ARGUMENTS = ["--model", "mlp", "--baseline", "none", "--steps", "10", "--quiet"]
@@ -30,7 +30,7 @@ def digits():
 
 def start(digits, shard):
     """A problem, its optimiser and a run of no steps, as the trainer makes them from its arguments."""
-    contestant = train.build_contestants(command_line.parse(ARGUMENTS))["metric"]
+    contestant = plan.build_contestants(command_line.parse(ARGUMENTS), digits[0])["metric"]
     problem = loop.Problem(*digits, Placement(shard))
     return problem, contestant, loop.start(problem, contestant.transformation)
 
@@ -63,11 +63,12 @@ def assert_same_training(training, expected):
 # What one of two processes does: a run, and then another one into the same folder, which the leader refuses.
 PROCESS = """
 import sys
-from riemann_optax.examples import arguments, processes, train
+from riemann_optax.examples.errors import InputError
+from riemann_optax.examples.train import __main__ as train, arguments, plan, processes
 code = train.main(sys.argv[1:])
 try:
-    processes.by_leader(lambda: train.prepare_folder(arguments.parse(sys.argv[1:])))
-except train.InputError as error:
+    processes.by_leader(lambda: plan.prepare_folder(arguments.parse(sys.argv[1:])))
+except InputError as error:
     print(error, file=sys.stderr)
 sys.exit(code)
 """
@@ -147,6 +148,6 @@ def test_a_port_in_use_ends_in_one_line():
         taken.bind(("localhost", 0))
         taken.listen()
         address = f"localhost:{taken.getsockname()[1]}"
-        with pytest.raises(train.InputError, match=f"--coordinator {address}: no meeting there") as caught:
+        with pytest.raises(InputError, match=f"--coordinator {address}: no meeting there") as caught:
             processes.connect(processes.Cluster(address, 2, 0))
     assert "\n" not in str(caught.value)

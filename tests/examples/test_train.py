@@ -14,7 +14,8 @@ import pytest
 from riemann_optax.examples import datasets, models
 from riemann_optax.examples.train import __main__ as train
 from riemann_optax.examples.train import arguments as command_line
-from riemann_optax.examples.train import checkpoint, loop
+from riemann_optax.examples.train import checkpoint, loop, plan
+from riemann_optax.optimizers import RECOMMENDED_RATES
 
 # Of one phi without state, and quick to compile.
 QUICK = ["--phi", "maintenance_energy", "--baseline", "none", "--steps", "10"]
@@ -38,9 +39,10 @@ def final_training(folder, *arguments):
     """The weights and optimiser state of both runs, from their last checkpoints."""
     parsed = command_line.parse([*SMALL, *arguments, "--out", str(folder)])
     dataset = datasets.load("digits")
-    problem = loop.Problem(models.build("mlp", dataset, parsed.seed), dataset)
+    model = models.build("mlp", dataset, parsed.seed)
+    problem = loop.Problem(model, dataset)
     result = {}
-    for name, contestant in train.build_contestants(parsed).items():
+    for name, contestant in plan.build_contestants(parsed, model).items():
         with checkpoint.Checkpoints(folder / "checkpoints" / name) as checkpoints:
             restored = checkpoints.restore(loop.start(problem, contestant.transformation))
         assert restored.step == 40
@@ -81,7 +83,7 @@ def test_a_run_leaves_pictures_checkpoints_logs_and_a_record(unbroken):
 def test_the_record_holds_what_the_table_shows(unbroken):
     record = read_record(unbroken)
     results = record["results"]
-    assert [result["label"] for result in results.values()] == ["riemannian_sgd", "adamw"]
+    assert [result["label"] for result in results.values()] == ["riemannian_adamw", "adamw"]
     for name, result in results.items():
         history = record["histories"][name]
         assert [row["step"] for row in history["validation"]] == [0, 10, 20, 30, 40]
@@ -89,7 +91,7 @@ def test_the_record_holds_what_the_table_shows(unbroken):
         assert result["validation_loss"] < 0.7 * history["validation"][0]["loss"]
         assert result["heldout_accuracy"] > 0.5
         # One float32 value per weight, and some per row and column; AdamW has two, and scalars.
-        low, high = {"riemannian_sgd": (4.0, 4.2), "adamw": (8.0, 8.1)}[result["label"]]
+        low, high = {"riemannian_adamw": (4.0, 4.2), "adamw": (8.0, 8.1)}[result["label"]]
         assert low <= result["state_bytes_per_parameter"] < high
         energies = [row["energy"] for row in history["validation"]]
         assert energies[0] == 0
@@ -227,7 +229,10 @@ def test_a_damaged_run_is_refused_in_one_line(unbroken, tmp_path, capsys, damage
         (["--learning-rate", "nan"], r"argument --learning-rate: expected a number above 0, got 'nan'"),
         (["--alpha", "-0.5"], r"argument --alpha: expected a number from 0, got '-0.5'"),
         (["--momentum", "1"], r"argument --momentum: expected a number from 0 and below 1, got '1'"),
-        (["--phi", "plasticity"], r"--phi plasticity is not known: use one of activity, .*, or --phi help"),
+        (
+            ["--phi", "plasticity"],
+            r"--phi plasticity is not known: use one of acc.*, activity, .*, or --phi help",
+        ),
         (["--role", "both"], r"argument --role: invalid choice: 'both'"),
         (["--data", "imagenet"], r"argument --data: invalid choice: 'imagenet'"),
         (
@@ -240,6 +245,22 @@ def test_a_damaged_run_is_refused_in_one_line(unbroken, tmp_path, capsys, damage
             r"--baseline sgdd is not an Optax optimiser",
         ),
         (["--baseline", "lion"], r"--baseline lion needs --baseline-learning-rate as well"),
+        (
+            ["--optimizer", "riemannian_adamw", "--phi", "online_ewc"],
+            r"--optimizer riemannian_adamw with --conformal none has no recommended rate: give --learning",
+        ),
+        (
+            ["--optimizer", "riemannian_sgd", "--conformal", "tree"],
+            r"--optimizer riemannian_sgd with --conformal tree has no recommended rate",
+        ),
+        (
+            ["--optimizer", "riemannian_schedule_free", "--momentum", "0"],
+            r"--optimizer riemannian_schedule_free cannot be built: b1 ",
+        ),
+        (
+            ["--optimizer", "riemannian_schedule_free", "--eigenbasis"],
+            r"--eigenbasis turns the weights that riemannian_schedule_free averages: leave it out",
+        ),
         (["--baseline-option", "momentum"], r"argument --baseline-option: expected NAME=VALUE"),
         (["--baseline-option", "beta=1"], r"--baseline-option beta is not an argument of adamw"),
         (["--text-file", "missing"], r"--text-file is not used by --data digits: add --data text"),
@@ -326,10 +347,48 @@ def test_steps_to_target_is_the_first_validation_at_or_below_it(tmp_path, capsys
     assert re.search(rf"steps to validation loss 2 +\S +{reached} ", table)
 
 
+def test_a_target_that_was_not_reached_is_not_called_out_of_reach(tmp_path, capsys):
+    assert run(*QUICK, "--target", "1e-9", out=tmp_path) == 0
+    table = capsys.readouterr().out
+    assert "not in 10 steps" in table
+    assert "never" not in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "optimizer", "alpha", "conformal"),
+    [
+        ([], "riemannian_adamw", None, None),
+        (["--phi", "per_neuron"], "riemannian_adamw", None, None),
+        (["--optimizer", "riemannian_sgd"], "riemannian_sgd", None, None),
+        (["--optimizer", "riemannian_schedule_free"], "riemannian_schedule_free", None, None),
+        (["--phi", "online_ewc"], "riemannian_sgd", 1.0, "none"),
+        (["--phi", "utility_gate"], "riemannian_sgd", 0.5, "none"),
+        (["--role", "inverse_metric"], "riemannian_sgd", None, "none"),
+    ],
+)
+def test_the_optimiser_follows_from_phi_and_has_one_rate(arguments, optimizer, alpha, conformal):
+    parsed = command_line.parse([*SMALL, *arguments])
+    assert (parsed.optimizer, parsed.alpha, parsed.conformal) == (optimizer, alpha, conformal)
+    for problem in (["--model", "convnet"], ["--data", "text", "--model", "transformer"]):
+        rate = command_line.parse([*arguments, *problem]).learning_rate
+        assert rate == RECOMMENDED_RATES[optimizer]
+
+
+def test_the_schedule_free_command_ends_at_its_full_rate_and_scores_the_average(tmp_path):
+    arguments = ["--optimizer", "riemannian_schedule_free", "--baseline", "none", "--steps", "110"]
+    assert run(*arguments, "--learning-rate", "0.01", out=tmp_path) == 0
+    record = read_record(tmp_path)
+    rates = [row["learning_rate"] for row in record["histories"]["metric"]["metric"]]
+    np.testing.assert_allclose(rates, 0.01 * np.minimum(1, np.arange(10, 111, 10) / 100), rtol=1e-6)
+    assert record["results"]["metric"]["heldout_accuracy"] > 0.7
+
+
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
-        ([], {"weight_decay": 1e-4}),
+        ([], {}),
+        (["--weight-decay", "0.1"], {"weight_decay": 0.1}),
+        (["--baseline", "sgd"], {"momentum": 0.9, "nesterov": True}),
         (["--baseline", "sgd", "--momentum", "0.8"], {"momentum": 0.8, "nesterov": True}),
         (["--baseline", "sgd", "--momentum", "0"], {}),
         (

@@ -147,6 +147,31 @@ def test_a_weight_at_zero_under_an_infinite_metric_stays_and_spoils_nothing(kind
     assert updates[1] != 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"), [("mirror", ro.fields.Multiplicative()), ("geodesic", ro.fields.LogNormal())]
+)
+def test_a_weight_that_underflows_to_zero_stays_there_whatever_momentum_remembers(kind, field):
+    tx = optax.chain(
+        ro.attach_field(field),
+        ro.scale_by_inverse_metric(),
+        optax.trace(0.9),
+        optax.scale_by_learning_rate(1.0),
+        ro.retract(field, kind),
+    )
+    weights = jnp.array([1e-3, -1e-3, 1.0], jnp.float32)
+    gradients = jnp.array([1e3, -1e3, 0.1], jnp.float32) / (jnp.abs(weights) if kind == "geodesic" else 1)
+    state = tx.init(weights)
+    seen = []
+    for step in range(6):
+        updates, state = tx.update(gradients * (1 if step < 3 else -1), state, weights)
+        weights = optax.apply_updates(weights, updates)
+        seen.append(np.asarray(weights))
+    assert np.isfinite(seen).all()
+    assert not np.any(np.stack(seen)[1:, :2])
+    assert abs(state[2].trace[0]) > 0  # it has not forgotten
+    assert seen[-1][2] != 1
+
+
 def test_second_order_correction_is_taken_below_the_bound_only():
     field = ro.fields.Multiplicative()
     tx = ro.retract(field, "second_order")

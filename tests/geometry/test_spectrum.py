@@ -7,8 +7,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
-
-from ..equations import riemannian_sgd
+from riemann_optax import riemannian_sgd
 
 CURVATURES = np.array([1.0, 4.0, 50.0, 9.0])
 

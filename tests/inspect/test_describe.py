@@ -7,8 +7,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
-
-from ..equations import riemannian_sgd
+from riemann_optax import riemannian_sgd
 
 PARAMS = {"layer": {"kernel": jnp.array([[0.0, 1.0, 3.0]]), "bias": jnp.zeros(3)}}
 
@@ -68,6 +67,26 @@ def test_describe_names_a_phi_of_ones_own_as_it_declares_itself():
         ro.describe(squared_gradient(), PARAMS, alpha=2.0),
     ):
         assert {leaf.phi for leaf in description.leaves} == {"squared_gradient"}
+
+
+def test_how_arrays_are_read_is_said_where_it_is_not_plain():
+    params = {
+        "bias": jnp.zeros(3),
+        "kernel": jnp.zeros((2, 3)),
+        "embedding": jnp.zeros((9, 2)),
+        "layers": {"bias": jnp.zeros((4, 3)), "kernel": jnp.zeros((4, 2, 3))},
+        "query": {"kernel": jnp.zeros((4, 2, 2))},
+    }
+    description = ro.describe(ro.phi.factored_activity(), params)
+    assert description.axes == (
+        "['embedding'] (9, 2): 9 rows that are looked up, of 2",
+        "['layers']['bias'] (4, 3): a stack of 4: a vector of 3",
+        "['layers']['kernel'] (4, 2, 3): a stack of 4: inputs 2, outputs 3, by default: give axes= where it "
+        "is something else",
+        "['query']['kernel'] (4, 2, 2): inputs 4, outputs 2*2",
+    )
+    assert str(description).splitlines()[-1] == f"read as: {description.axes[-1]}"
+    assert ro.describe(ro.phi.activity(), params).axes == ()  # nothing is read
 
 
 @pytest.mark.parametrize(

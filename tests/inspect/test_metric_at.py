@@ -10,8 +10,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
-
-from ..equations import riemannian_sgd
+from riemann_optax import riemannian_sgd
 
 PARAMS = {"bias": jnp.array([3.0, -1.0]), "kernel": jnp.array([[1.0, -2.0], [0.5, 4.0]])}
 MASK = {"bias": False, "kernel": True}

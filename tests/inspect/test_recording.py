@@ -7,8 +7,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
-
-from ..equations import riemannian_sgd
+from riemann_optax import riemannian_sgd
 
 PARAMS = {"a": jnp.array([[0.0, 1.0], [-2.0, 5.0]]), "b": jnp.array([4.0, -1.0])}
 NAN = float("nan")

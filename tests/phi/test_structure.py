@@ -69,7 +69,9 @@ def test_fewer_than_two_axes_fall_back_to_activity(shape):
 
 
 def test_leading_axes_are_matrices_side_by_side():
-    stacked, single = ro.phi.factored_activity(), ro.phi.factored_activity()
+    """As the caller reads them: by itself an array of four axes is read as a convolution's."""
+    stacked = ro.phi.factored_activity(axes=ro.MatrixAxes((2,), (3,)))
+    single = ro.phi.factored_activity()
     gradients = np.random.default_rng(5).normal(size=(10, 2, 3, 4, 5))
     state = stacked.init(jnp.zeros((2, 3, 4, 5)))
     assert state.rows.shape == (2, 3, 4, 1)
@@ -155,7 +157,7 @@ class TestSlidingThreshold:
     def test_batches_and_biases(self):
         y = np.random.default_rng(9).normal(size=(5, 6, 3))
         params = {"kernel": jnp.zeros((2, 4, 3)), "bias": jnp.zeros(3)}
-        phi = ro.phi.sliding_threshold()
+        phi = ro.phi.sliding_threshold(axes={"kernel": ro.MatrixAxes((0, 1), (2,))})
         batch = jnp.asarray(y)
         values, state = phi.update(params, phi.init(params), activities={"kernel": batch, "bias": batch})
         mean = np.mean(y**2, axis=(0, 1))

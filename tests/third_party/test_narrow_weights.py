@@ -26,9 +26,9 @@ def types(tree):
     return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("rule", [name for name in RULES if name != "soap"])  # optax.adam's state changes too
+@pytest.mark.parametrize("rule", RULES)
 def test_bfloat16_model_with_float32_gradients(rule):
-    """The optimiser state is what it was made, at every step, and the weights follow those of float32."""
+    """The optimiser state is what it was made, at every step; the weights are float32's rounded at each."""
     model = Network(lambda initializer, names: initializer)
     nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model, nnx.Param)))
     optimizer = nnx.Optimizer(model, RULES[rule](training.RATE), wrt=nnx.Param)
@@ -46,9 +46,27 @@ def test_bfloat16_model_with_float32_gradients(rule):
         assert jax.tree.structure(nnx.state(optimizer)) == structure
         assert types(nnx.state(optimizer)) == before
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(pure(model)))
-    expected, _ = training.train_plainly(RULES[rule](training.RATE))
     found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), pure(model))
-    training.assert_moved_alike(found, expected, rtol=0.1)  # five roundings to 8 bits
+    # Where the two programs round a weight differently it is by 1/256 of it, a tenth of how far it has moved.
+    training.assert_moved_alike(found, trained_with_rounded_weights(RULES[rule](training.RATE)), rtol=0.1)
+
+
+def trained_with_rounded_weights(tx):
+    """Return the weights after the same steps in float32, rounded to bfloat16 after each."""
+
+    def rounded(tree):
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), tree)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.grad(training.loss)(params), state, params)
+        return rounded(optax.apply_updates(params, updates)), state
+
+    params = rounded(training.weights())
+    state = jax.jit(tx.init)(params)
+    for _ in range(training.STEPS):
+        params, state = step(params, state)
+    return params
 
 
 def half_weights():

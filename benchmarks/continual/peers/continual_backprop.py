@@ -38,10 +38,12 @@ def continual_backprop(
 
     .. math:: u_i \leftarrow \beta u_i + (1 - \beta)\,|h_i| \sum_k |w_{ik}|
 
-    with ``h`` the unit's activity and ``w`` its outgoing weights. Each update adds ``replacement`` times the
-    number of units older than ``maturity`` to a counter; where it exceeds 1, the mature unit of the smallest
-    utility gets new incoming weights, a bias and outgoing weights of 0, utility and age 0, and the counter
-    falls by 1. Running means of the optimiser in front are left as they are.
+    with ``h`` the unit's activity and ``w`` its outgoing weights. Units are ranked by the running mean
+    without its bias, :math:`u_i / (1 - \beta^{a_i})` at age :math:`a_i`, as in the authors' program. Each
+    update adds ``replacement`` times the number of units older than ``maturity`` to a counter; where it
+    exceeds 1, the mature unit of the smallest utility gets new incoming weights, a bias and outgoing weights
+    of 0, utility and age 0, and the counter falls by 1. Running means of the optimiser in front are left as
+    they are.
 
     ``params`` are a list of layers ``{"kernel", "bias"}``; ``update`` takes the extra argument
     ``activations``, the values of the hidden layers, with any batch axes in front.
@@ -88,7 +90,8 @@ def continual_backprop(
             mature = age > maturity
             due = state.due[number] + replacement * mature.sum()
             replace = (due > 1) & mature.any()
-            least = jnp.argmin(jnp.where(mature, utility, jnp.inf))
+            unbiased = utility / (1 - decay**age)
+            least = jnp.argmin(jnp.where(mature, unbiased, jnp.inf))
             chosen = replace & (jnp.arange(len(age)) == least)
             fresh = draw(draw_key, into["kernel"].shape)
             weights[number] = {

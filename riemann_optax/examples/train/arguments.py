@@ -9,46 +9,48 @@ from typing import Any, NamedTuple, NoReturn
 
 from riemann_optax.examples import hub
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.models import MODELS
+from riemann_optax.examples.models import MODELS, models_with
+from riemann_optax.examples.train.extra_arguments import OBSERVED
 from riemann_optax.examples.train.loop import CHUNK
-from riemann_optax.examples.train.optimizers import MetricOptions
-from riemann_optax.examples.train.phis import PHIS
+from riemann_optax.examples.train.optimizers import OPTIMIZERS, MetricOptions, own_default
+from riemann_optax.examples.train.phis import PHIS, Phi
 from riemann_optax.examples.train.placement import SHARDS
 from riemann_optax.examples.train.processes import Cluster
+from riemann_optax.optimizers import RECOMMENDED_RATES
 
 
 class Defaults(NamedTuple):
     """What a problem is trained with unless the user says otherwise.
 
+    The rate of the metric is not among it: each alias has one recommended rate for all problems.
+
     Attributes:
-        steps: length of a run.
-        batch_size: examples in a batch.
-        evaluate_every: steps between validations.
-        metric_rate: rate of the recommended metric (momentum .9, conformal, phi = factored activity).
-        adam_rate: rate of AdamW and its kin.
-        sgd_rate: rate of SGD with Nesterov momentum .9, the start for metrics that are not conformal.
-        target: validation loss that counts as reached, or None where none has been measured.
+      steps: length of a run.
+      batch_size: examples in a batch.
+      evaluate_every: steps between validations.
+      adam_rate: rate of the baseline AdamW and its kin.
+      sgd_rate: rate of the baseline SGD with Nesterov momentum .9.
+      target: validation loss that counts as reached, or None where none has been measured.
     """
 
     steps: int
     batch_size: int
     evaluate_every: int
-    metric_rate: float
     adam_rate: float
     sgd_rate: float
     target: float | None
 
 
-# Rates: the best of half decades by the median validation loss of a few seeds, as `compare` does it (AdamW on
-# the ConvNet: 1e-2 and 3e-2 tie). Targets: what tuned AdamW and tuned SGD with momentum both reach at the
-# median, rounded up, and not to be moved.
+# Rates of the baselines: the best of half decades by the median validation loss of a few seeds, as `compare`
+# does it (AdamW on the ConvNet: 1e-2 and 3e-2 tie). Targets: what tuned AdamW and tuned SGD with momentum
+# both reach at the median, rounded up, and not to be moved.
 DEFAULTS = {
-    ("digits", "mlp"): Defaults(600, 32, 10, 3e-4, 3e-3, 1e-1, 0.1),
-    ("digits", "convnet"): Defaults(600, 32, 10, 3e-4, 1e-2, 3e-2, 0.035),
-    ("text", "transformer"): Defaults(600, 32, 50, 1e-3, 1e-2, 1e-1, 2.3),
+    ("digits", "mlp"): Defaults(600, 32, 10, 3e-3, 1e-1, 0.1),
+    ("digits", "convnet"): Defaults(600, 32, 10, 1e-2, 3e-2, 0.035),
+    ("text", "transformer"): Defaults(600, 32, 50, 1e-2, 1e-1, 2.3),
 }
 # Data sets that have not been tuned on.
-_OTHER_IMAGES = Defaults(2000, 64, 100, 3e-4, 3e-3, 0.03, None)
+_OTHER_IMAGES = Defaults(2000, 64, 100, 3e-3, 0.03, None)
 
 _ADAM_KIN = ("adam", "adamw", "nadam", "nadamw", "radam", "amsgrad", "adabelief")
 
@@ -65,6 +67,15 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
+def _conditions(phi: Phi) -> str:
+    """Say what the needs of a phi mean for a run."""
+    needs = getattr(phi.factory(), "needs", ())
+    conditions = ["an epoch is a task"] if "task_boundary" in needs else []
+    for need in OBSERVED.keys() & needs:
+        conditions.append("needs --model " + " or ".join(models_with(OBSERVED[need])))
+    return "".join(f"; {condition}" for condition in conditions)
+
+
 class _ListPhis(argparse.Action):
     def __call__(
         self,
@@ -75,7 +86,8 @@ class _ListPhis(argparse.Action):
     ) -> None:
         if values == "help":
             width = max(map(len, PHIS))
-            print("\n".join(f"{name:{width}}  {phi.summary}" for name, phi in PHIS.items()))
+            for name, phi in PHIS.items():
+                print(f"{name:{width}}  {phi.summary}{_conditions(phi)}")
             parser.exit()
         if values not in PHIS:
             raise InputError(f"--phi {values} is not known: use one of {', '.join(PHIS)}, or --phi help")
@@ -143,31 +155,37 @@ def build_parser() -> argparse.ArgumentParser:
 
     metric = parser.add_argument_group("the metric")
     metric.add_argument(
-        "--optimizer", default="riemannian_sgd", choices=("riemannian_sgd", "riemannian_adamw")
+        "--optimizer",
+        choices=OPTIMIZERS,
+        help="default riemannian_adamw; riemannian_sgd, the equations alone, where phi is no size of the "
+        "gradient or the role is the other",
     )
-    metric.add_argument("--learning-rate", type=positive, help="peak; 5%% warm-up, then cosine decay")
+    rates = ", ".join(f"{rate:g} for {name}" for name, rate in RECOMMENDED_RATES.items())
     metric.add_argument(
-        "--phi", action=_ListPhis, default=MetricOptions().phi, metavar="NAME", help="'help' lists them"
+        "--learning-rate",
+        type=positive,
+        help=f"peak; 5%% warm-up, then cosine decay, but schedule-free has none; default {rates}",
     )
     metric.add_argument(
-        "--alpha",
-        type=number(0),
-        help="E = 1 + alpha * phi; default 100 for the recommended metric, else the phi's",
+        "--phi", action=_ListPhis, metavar="NAME", help="default: the optimiser's own; 'help' lists them"
     )
+    metric.add_argument("--alpha", type=number(0), help="default: the optimiser's own, or the phi's")
     metric.add_argument("--role", default="metric", choices=("metric", "inverse_metric"))
     metric.add_argument(
         "--conformal",
         choices=("none", "tree", "leaf", "neuron"),
-        help="rescale E to the mean of phi; default tree for the activity metrics, else none",
+        help="rescale E to the mean of phi; default: the optimiser's own, or none where phi is no size of "
+        "the gradient",
     )
     metric.add_argument(
         "--momentum",
         type=number(0, high=1),
-        default=0.9,
-        help="Nesterov's, also of a baseline sgd; 0 for none",
+        help="b1 of the optimiser, or Nesterov momentum of an SGD, also of a baseline; default: its own, and "
+        ".9 of a baseline sgd",
     )
-    metric.add_argument("--weight-decay", type=number(0), default=1e-4, help="decoupled, also of AdamW")
-
+    metric.add_argument(
+        "--weight-decay", type=number(0), help="decoupled, also of AdamW; default: the optimiser's own"
+    )
     metric.add_argument(
         "--eigenbasis",
         type=count,
@@ -225,49 +243,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse a command line and fill in the defaults that depend on other arguments.
 
     Args:
-        argv: the arguments, by default those of the process.
+      argv: the arguments, by default those of the process.
 
     Returns:
-        The arguments, all set but those that may be None (``data_dir``, ``text_file``, ``target`` and what
-        tells where several processes meet).
+      The arguments, all set but those that may be None: ``data_dir``, ``text_file``, ``target``, what tells
+      where several processes meet, and ``phi``, ``alpha``, ``conformal``, ``momentum`` and ``weight_decay``
+      where the optimiser's own default holds.
 
     Raises:
-        InputError: for arguments that are wrong in themselves or do not go together.
+      InputError: for arguments that are wrong in themselves or do not go together.
 
-    Example:
-        >>> arguments = parse([])
-        >>> arguments.model, arguments.alpha, arguments.conformal
-        ('convnet', 100.0, 'tree')
-        >>> parse(["--phi", "maintenance_energy"]).alpha
-        1.0
+    Examples:
+      >>> arguments = parse([])
+      >>> arguments.model, arguments.optimizer, arguments.learning_rate
+      ('convnet', 'riemannian_adamw', 0.003)
+      >>> arguments = parse(["--phi", "maintenance_energy"])
+      >>> arguments.optimizer, arguments.learning_rate, arguments.alpha
+      ('riemannian_sgd', 0.1, 1.0)
     """
     arguments = build_parser().parse_args(argv)
     if arguments.model is None:
         arguments.model = "transformer" if arguments.data == "text" else "convnet"
     # Models that do not fit the data are refused where the model is built.
     defaults = DEFAULTS.get((arguments.data, arguments.model), _OTHER_IMAGES)
-    recommended = MetricOptions()
-    adam_like = arguments.optimizer == "riemannian_adamw"
-    active = arguments.phi in ("activity", "factored_activity") and arguments.role == "metric"
-    as_recommended = active and not adam_like
-    if arguments.alpha is None:
-        arguments.alpha = recommended.alpha if as_recommended else PHIS[arguments.phi].alpha
-    if arguments.conformal is None:
-        arguments.conformal = recommended.conformal if as_recommended else "none"
-    if arguments.learning_rate is None:
-        if adam_like:
-            arguments.learning_rate = defaults.adam_rate
-        elif as_recommended and arguments.conformal != "none":
-            arguments.learning_rate = defaults.metric_rate
-        else:
-            arguments.learning_rate = defaults.sgd_rate
-    if arguments.baseline_learning_rate is None:
-        if arguments.baseline in _ADAM_KIN:
-            arguments.baseline_learning_rate = defaults.adam_rate
-        elif arguments.baseline == "sgd":
-            arguments.baseline_learning_rate = defaults.sgd_rate
-        elif arguments.baseline != "none":
-            raise InputError(f"--baseline {arguments.baseline} needs --baseline-learning-rate as well")
+    _complete_metric(arguments)
+    _complete_baseline(arguments, defaults)
     for name in ("steps", "batch_size", "evaluate_every", "target"):
         if getattr(arguments, name) is None:
             setattr(arguments, name, getattr(defaults, name))
@@ -282,6 +282,39 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         moment = time.strftime("%Y%m%d-%H%M%S")
         arguments.out = Path("runs") / f"{arguments.data}-{arguments.model}-{moment}"
     return arguments
+
+
+def _complete_metric(arguments: argparse.Namespace) -> None:
+    """Fill in the optimiser, and what of it is not its own default."""
+    phi = None if arguments.phi is None else PHIS[arguments.phi]
+    adaptive = arguments.role == "metric" and (phi is None or phi.sized_like_gradient)
+    if arguments.optimizer is None:
+        arguments.optimizer = "riemannian_adamw" if adaptive else "riemannian_sgd"
+    # E = 1 + alpha * phi is all that a phi of other units has a published meaning in.
+    if phi is not None and arguments.alpha is None and (not adaptive or phi.alpha != 1):
+        arguments.alpha = phi.alpha
+    if arguments.conformal is None and not adaptive:
+        arguments.conformal = "none"
+    if arguments.learning_rate is None:
+        own = own_default(arguments.optimizer, "conformal") or "none"
+        if (arguments.conformal or own) != own and "none" in (arguments.conformal, own):
+            raise InputError(
+                f"--optimizer {arguments.optimizer} with --conformal {arguments.conformal} has no "
+                "recommended rate: give --learning-rate as well"
+            )
+        arguments.learning_rate = RECOMMENDED_RATES[arguments.optimizer]
+
+
+def _complete_baseline(arguments: argparse.Namespace, defaults: Defaults) -> None:
+    """Fill in the baseline's rate."""
+    if arguments.baseline_learning_rate is not None or arguments.baseline == "none":
+        return
+    if arguments.baseline in _ADAM_KIN:
+        arguments.baseline_learning_rate = defaults.adam_rate
+    elif arguments.baseline == "sgd":
+        arguments.baseline_learning_rate = defaults.sgd_rate
+    else:
+        raise InputError(f"--baseline {arguments.baseline} needs --baseline-learning-rate as well")
 
 
 def _check_cluster(arguments: argparse.Namespace) -> None:
@@ -318,10 +351,11 @@ def metric_options(arguments: argparse.Namespace) -> MetricOptions:
 def baseline_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the baseline is built with: what it has in common with the metric, then the user's own."""
     shared: dict[str, Any] = {}
-    if arguments.baseline == "adamw":
+    if arguments.baseline == "adamw" and arguments.weight_decay is not None:
         shared = {"weight_decay": arguments.weight_decay}
-    elif arguments.baseline == "sgd" and arguments.momentum:
-        shared = {"momentum": arguments.momentum, "nesterov": True}
+    momentum = 0.9 if arguments.momentum is None else arguments.momentum
+    if arguments.baseline == "sgd" and momentum:
+        shared = {"momentum": momentum, "nesterov": True}
     return shared | dict(arguments.baseline_option)
 
 

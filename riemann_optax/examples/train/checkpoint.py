@@ -19,10 +19,10 @@ class Checkpoints:
     Of several processes every one makes the same calls, and Orbax sees to it that each array is written once.
 
     Args:
-        folder: where they are written, one folder per step; made if it does not exist.
+      folder: where they are written, one folder per step; made if it does not exist.
 
     Raises:
-        InputError: if the folder cannot hold checkpoints.
+      InputError: if the folder cannot hold checkpoints.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,14 +55,14 @@ class Checkpoints:
         """Return the latest checkpoint, or ``fresh`` if there is none.
 
         Args:
-            fresh: a run of no steps by the same model and optimiser, whose structure and placement on devices
-                the result has; the checkpoint may have been written on others.
+          fresh: a run of no steps by the same model and optimiser, whose structure and placement on devices
+            the result has; the checkpoint may have been written on others.
 
         Returns:
-            The run to continue.
+          The run to continue.
 
         Raises:
-            InputError: if the checkpoint is damaged, or belongs to another model, optimiser or release.
+          InputError: if the checkpoint is damaged, or belongs to another model, optimiser or release.
         """
         step = self._manager.latest_step()
         if step is None:

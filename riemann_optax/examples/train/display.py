@@ -25,8 +25,8 @@ class Display:
     """Shows the progress of runs one after another; use it in a ``with`` block.
 
     Args:
-        console: where to show it.
-        quiet: whether to show nothing at all.
+      console: where to show it.
+      quiet: whether to show nothing at all.
     """
 
     def __init__(self, console: Console, *, quiet: bool) -> None:

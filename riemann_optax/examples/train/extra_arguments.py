@@ -1,8 +1,8 @@
 """What some phis need beside the gradient, made from the training step itself.
 
 One pure function per extra argument (two arguments and the gradient for perturbed weights, which go
-together), called only where the chosen phi needs it. Nothing is a substitute: per-example gradients are those
-of the examples, activities those of the neurons.
+together), called only where the optimiser declares that it reads it. Nothing is a substitute: per-example
+gradients are those of the examples, activities those of the neurons.
 
 The trainer has a single task. For the phis that consolidate at task boundaries **a task is an epoch here**:
 as many steps as it takes to see as many targets as the training part has. The boundaries are counted from the
@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import optax
 
 import riemann_optax as ro
+from riemann_optax._declare import needs_of
+from riemann_optax._tree import find_states
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.models import Model, Parameters, models_with
-from riemann_optax.examples.train.loop import Step, Supply
+from riemann_optax.examples.train.loop import ALWAYS_GIVEN, Step, Supply
 
 
 def per_example_gradients(step: Step) -> dict[str, Any]:
@@ -62,12 +64,12 @@ def perturbed_gradients(step: Step) -> dict[str, Any]:
 
 def gradients_at_previous_params(step: Step) -> dict[str, Any]:
     """Return the gradient of this batch at the weights of the step before (of the first step: not used)."""
-    previous = optax.tree.get(step.training.optimizer_state, "SecantCurvatureState").previous_params
+    (state,) = find_states(step.training.optimizer_state, ro.phi.SecantCurvatureState)
 
     def mean_loss(parameters: Parameters) -> jax.Array:
         return step.problem.losses(parameters, step.inputs, step.targets)[0].mean()
 
-    return {"gradients_at_previous_params": jax.grad(mean_loss)(previous)}
+    return {"gradients_at_previous_params": jax.grad(mean_loss)(state.previous_params)}
 
 
 def task_boundary(step: Step) -> dict[str, Any]:
@@ -118,57 +120,59 @@ def activities(step: Step) -> dict[str, Any]:
     return {"activities": jax.tree.map(spread, layers, step.training.parameters)}
 
 
-SUPPLIERS: dict[str, tuple[Supply, ...]] = {
-    "autostep": (inputs,),
-    "bayesian_gradient_descent": (perturbed_gradients,),
-    "gauss_newton_curvature": (outputs_fn, outputs_loss_fn),
-    "idbd": (inputs,),
-    "laplace": (per_example_gradients, task_boundary),
-    "memory_aware_synapses": (output_norm_gradients, task_boundary),
-    "mesu": (perturbed_gradients,),
-    "online_ewc": (per_example_gradients, task_boundary),
-    "rwalk": (per_example_gradients, task_boundary),
-    "secant_curvature": (gradients_at_previous_params,),
-    "sliding_threshold": (activities,),
-    "synaptic_intelligence": (task_boundary,),
+# By the name of the extra argument, in the vocabulary of the package.
+SUPPLIERS: dict[str, Supply] = {
+    "activities": activities,
+    "gradients_at_previous_params": gradients_at_previous_params,
+    "inputs": inputs,
+    "output_norm_gradients": output_norm_gradients,
+    "outputs_fn": outputs_fn,
+    "outputs_loss_fn": outputs_loss_fn,
+    "per_example_gradients": per_example_gradients,
+    "perturbations": perturbed_gradients,
+    "perturbed_gradients": perturbed_gradients,
+    "task_boundary": task_boundary,
 }
 
 # What a model must be able to tell of its layers.
-_OBSERVED: dict[Supply, str] = {inputs: "layer_inputs", activities: "layer_activities"}
+OBSERVED = {"inputs": "layer_inputs", "activities": "layer_activities"}
 
 
-def supply_for(phi: str, model: Model) -> Supply | None:
-    """Return what makes the extra arguments of a phi in each step, None where it needs none.
+def supply_for(transformation: optax.GradientTransformation, model: Model) -> Supply | None:
+    """Return what makes the extra arguments of an optimiser in each step, None where it needs no more.
 
     Args:
-        phi: a key of :data:`riemann_optax.examples.train.phis.PHIS`.
-        model: the model to be trained.
+      transformation: an optimiser, or a phi.
+      model: the model to be trained.
 
     Returns:
-        A function of the step, for :func:`riemann_optax.examples.train.loop.train`.
+      A function of the step, for :func:`riemann_optax.examples.train.loop.train`.
 
     Raises:
-        InputError: if the model cannot tell the inputs or the activities that the phi needs.
+      InputError: where the trainer cannot make what is needed, or not with this model.
 
-    Example:
-        >>> from riemann_optax.examples import data, datasets, models
-        >>> model = models.build("mlp", datasets.load("digits"), seed=0)
-        >>> supply_for("activity", model) is None
-        True
-        >>> supply_for("idbd", model) is None
-        False
+    Examples:
+      >>> from riemann_optax.examples import data, datasets, models
+      >>> model = models.build("mlp", datasets.load("digits"), seed=0)
+      >>> supply_for(ro.phi.activity(), model) is None
+      True
+      >>> supply_for(ro.riemannian_sgd(1.0, phi=ro.phi.idbd()), model) is None
+      False
     """
-    suppliers = SUPPLIERS.get(phi, ())
-    for supplier in suppliers:
-        signal = _OBSERVED.get(supplier)
+    needs = [need for need in needs_of(transformation, model.parameters) if need not in ALWAYS_GIVEN]
+    for need in needs:
+        if need not in SUPPLIERS:
+            raise InputError(f"--phi: it reads the extra argument {need}, which the trainer does not make")
+        signal = OBSERVED.get(need)
         if signal is not None and not model.observes(signal):
             able = " or ".join(models_with(signal))
             raise InputError(
-                f"--phi {phi} needs the {supplier.__name__} of every layer, which this model does not tell: "
-                f"use --model {able}, on images"
+                f"--phi: it reads the {need} of every layer, which this model does not tell: use --model "
+                f"{able}, on images"
             )
-    if not suppliers:
+    if not needs:
         return None
+    suppliers = dict.fromkeys(SUPPLIERS[need] for need in needs)
 
     def supply(step: Step) -> dict[str, Any]:
         arguments: dict[str, Any] = {}

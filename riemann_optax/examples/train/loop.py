@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import riemann_optax as ro
+from riemann_optax._tree import find_states
 from riemann_optax.examples.data import PARTS, Dataset, batch_indices
 from riemann_optax.examples.models import Model, Parameters
 from riemann_optax.examples.train.optimizers import energy_spent, recorded_metric
@@ -40,12 +42,12 @@ class Run:
     """One optimiser's run so far.
 
     Attributes:
-        training: weights and optimiser state after ``step`` steps.
-        step: number of steps taken.
-        history: measurements, as plain lists and numbers that JSON can hold: ``layers`` (names of the
-            parameter arrays), ``training`` and ``validation`` (loss and accuracy by step), ``metric``
-            (statistics of E and 1/E per layer by step), ``seconds``, ``compile_seconds`` and ``diverged``
-            (the step at which the loss ceased to be finite, or None).
+      training: weights and optimiser state after ``step`` steps.
+      step: number of steps taken.
+      history: measurements, as plain lists and numbers that JSON can hold: ``layers`` (names of the
+        parameter arrays), ``training`` and ``validation`` (loss and accuracy by step), ``metric``
+        (statistics of E and 1/E per layer by step), ``seconds``, ``compile_seconds`` and ``diverged``
+        (the step at which the loss ceased to be finite, or None).
     """
 
     training: Training
@@ -57,10 +59,10 @@ class Problem:
     """A model and its data: the loss of a batch and the scores of a part.
 
     Args:
-        model: the model in functional form.
-        dataset: the data, which is put on the device here, once. On several devices, the training part stays
-            where it is: each process then brings its share of each batch.
-        placement: the devices.
+      model: the model in functional form.
+      dataset: the data, which is put on the device here, once. On several devices, the training part stays
+        where it is: each process then brings its share of each batch.
+      placement: the devices.
     """
 
     def __init__(self, model: Model, dataset: Dataset, placement: Placement | None = None) -> None:
@@ -110,10 +112,10 @@ class Step(NamedTuple):
     """A step before its update, from which a :data:`Supply` makes what the gradient does not tell.
 
     Attributes:
-        problem: model and data.
-        training: weights and optimiser state before the step.
-        inputs: those of the batch, as :meth:`riemann_optax.examples.data.Dataset.take` gives them.
-        targets: likewise.
+      problem: model and data.
+      training: weights and optimiser state before the step.
+      inputs: those of the batch, as :meth:`riemann_optax.examples.data.Dataset.take` gives them.
+      targets: likewise.
     """
 
     problem: Problem
@@ -122,16 +124,21 @@ class Step(NamedTuple):
     targets: jax.Array
 
 
-# Makes the extra arguments of a phi by name; with ``grad`` among them, that replaces the gradient.
+# What every step gives an optimiser, as Optax's own rules ask for it.
+ALWAYS_GIVEN = ("value", "grad", "value_fn", "obj_fn")
+
+# Makes further extra arguments by name; with ``grad`` among them, that replaces the gradient.
 Supply = Callable[[Step], dict[str, Any]]
 
 
 def evaluation_parameters(training: Training) -> Parameters:
     """Return the weights to score: the average of a schedule-free optimiser, else the weights themselves."""
-    state = optax.tree.get(training.optimizer_state, "ScheduleFreeState", None)
-    if state is None:
-        return training.parameters
-    averaged: Parameters = optax.contrib.schedule_free_eval_params(state, training.parameters)
+    parameters, state = training
+    averaged: Parameters = parameters
+    if find_states(state, ro.ScheduleFreeState):
+        averaged = ro.eval_params(state, parameters)
+    for other in find_states(state, optax.contrib.ScheduleFreeState):
+        averaged = optax.contrib.schedule_free_eval_params(other, parameters)
     return averaged
 
 
@@ -153,7 +160,7 @@ def train_steps(
     ``supply`` makes of the step.
 
     Returns:
-        The new state and, for each step, the batch's loss and accuracy before it, ``f32[steps]``.
+      The new state and, for each step, the batch's loss and accuracy before it, ``f32[steps]``.
     """
 
     def step(training: Training, batch: Any) -> tuple[Training, tuple[jax.Array, jax.Array]]:
@@ -182,9 +189,9 @@ def train_steps(
 def layer_names(parameters: Parameters) -> list[str]:
     """Return the path of each parameter array, in the order of ``jax.tree.leaves``.
 
-    Example:
-        >>> layer_names({"head": {"kernel": 1.0, "bias": 0.0}})
-        ['head/bias', 'head/kernel']
+    Examples:
+      >>> layer_names({"head": {"kernel": 1.0, "bias": 0.0}})
+      ['head/bias', 'head/kernel']
     """
     paths = jax.tree_util.tree_leaves_with_path(parameters)
     return ["/".join(str(key.key) for key in path) for path, _ in paths]
@@ -235,18 +242,18 @@ def train(
     """Train from where ``run`` stands to ``steps`` steps, yielding it after every compiled call.
 
     Args:
-        run: the run to continue; changed in place.
-        problem: model and data.
-        transformation: the optimiser.
-        schedule: its learning rate, only to report effective rates.
-        steps: number of steps of the whole run.
-        batch_size: examples in a batch.
-        seed: the seed of the order of examples.
-        evaluate_every: steps between two validations, a multiple of :data:`CHUNK`.
-        supply: makes the extra arguments that the optimiser's phi needs, if any.
+      run: the run to continue; changed in place.
+      problem: model and data.
+      transformation: the optimiser.
+      schedule: its learning rate, only to report effective rates.
+      steps: number of steps of the whole run.
+      batch_size: examples in a batch.
+      seed: the seed of the order of examples.
+      evaluate_every: steps between two validations, a multiple of :data:`CHUNK`.
+      supply: makes the extra arguments that the optimiser's phi needs, if any.
 
     Yields:
-        ``run``, after its weights and its history have moved on.
+      ``run``, after its weights and its history have moved on.
     """
     compiled: dict[int, Any] = {}
     dataset, placement = problem.dataset, problem.placement

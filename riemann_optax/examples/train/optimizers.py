@@ -8,60 +8,136 @@ import jax
 import optax
 
 import riemann_optax as ro
+from riemann_optax._tree import find_states
 from riemann_optax.examples.errors import InputError
+from riemann_optax.examples.schedule import warmup_constant, warmup_cosine
 from riemann_optax.examples.train.phis import PHIS
+
+OPTIMIZERS = ("riemannian_adamw", "riemannian_sgd", "riemannian_schedule_free")
+_SCHEDULE_FREE = "riemannian_schedule_free"
+# What the aliases measure by themselves.
+_OWN_PHI = {
+    "riemannian_adamw": "factored_activity",
+    "riemannian_sgd": "activity",
+    "riemannian_schedule_free": "factored_activity",
+}
 
 
 class MetricOptions(NamedTuple):
-    """What the command line says about the metric; the defaults are the recommended design.
+    """What the command line says about the metric.
+
+    None stands for the alias's own default. A run in which nothing is said is the alias as it is.
 
     Attributes:
-        optimizer: ``"riemannian_sgd"`` or ``"riemannian_adamw"``.
-        phi: a key of :data:`riemann_optax.examples.train.phis.PHIS`.
-        alpha: the weight of phi in ``E = 1 + alpha * phi``.
-        role: ``"metric"`` divides by E (the paper's equations), ``"inverse_metric"`` multiplies (its text).
-        conformal: the group over which E is rescaled to the mean of phi, or ``"none"``.
-        momentum: Nesterov momentum on the tangent (``b1`` of ``riemannian_adamw``); 0 for none.
-        weight_decay: decoupled weight decay per unit of the size of a steady step.
-        eigenbasis: steps between two refreshes of the eigenbases it all runs in; 0 for none.
+      optimizer: one of :data:`OPTIMIZERS`.
+      phi: a key of :data:`riemann_optax.examples.train.phis.PHIS`.
+      alpha: the weight of phi in ``E``.
+      role: ``"metric"`` divides by E (the paper's equations), ``"inverse_metric"`` multiplies (its text).
+      conformal: the group over which E is rescaled to the mean of phi, or ``"none"``.
+      momentum: ``momentum`` of ``riemannian_sgd``, Nesterov's (0 for none); ``b1`` of the others.
+      weight_decay: strength of decoupled weight decay, times the learning rate.
+      eigenbasis: steps between two refreshes of the eigenbases it all runs in; 0 for none.
     """
 
-    optimizer: str = "riemannian_sgd"
-    phi: str = "factored_activity"
-    alpha: float = 100.0
+    optimizer: str = "riemannian_adamw"
+    phi: str | None = None
+    alpha: float | None = None
     role: Literal["metric", "inverse_metric"] = "metric"
-    conformal: Literal["none", "tree", "leaf", "neuron"] = "tree"
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    conformal: Literal["none", "tree", "leaf", "neuron"] | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
     eigenbasis: int = 0
+
+
+def own_default(optimizer: str, argument: str) -> Any:
+    """Return the default of an argument of one of :data:`OPTIMIZERS`.
+
+    Examples:
+      >>> own_default("riemannian_adamw", "alpha")
+      100.0
+    """
+    return inspect.signature(getattr(ro, optimizer)).parameters[argument].default
+
+
+def schedule_for(optimizer: str, rate: jax.typing.ArrayLike, steps: int) -> optax.Schedule:
+    """Return the schedule of an optimiser: none but a warm-up where averaging takes its place, else a cosine.
+
+    Args:
+      optimizer: one of :data:`OPTIMIZERS`, or a baseline's name.
+      rate: the highest rate; may be traced.
+      steps: number of steps of the whole run.
+
+    Returns:
+      A schedule.
+    """
+    if "schedule_free" in optimizer:
+        return warmup_constant(rate, own_default(_SCHEDULE_FREE, "warmup_steps"))
+    return warmup_cosine(rate, steps)
 
 
 def build_metric(
     options: MetricOptions, learning_rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformationExtraArgs:
-    """Build the metric optimiser, with the recorder of E and of the energy spent."""
-    momentum = options.momentum or None
-    # Momentum by `optax.trace` makes a steady step 1 / (1 - momentum) times the learning rate, where Adam's
-    # running mean leaves it at the rate: for the same decay per step the strength has to make up for that.
-    in_riemannian_sgd = options.optimizer == "riemannian_sgd"
-    weight_decay = options.weight_decay / (1 - options.momentum if in_riemannian_sgd else 1)
-    conformal = None if options.conformal == "none" else options.conformal
-    shared: dict[str, Any] = {
-        "phi": PHIS[options.phi].factory(),
+    """Build the metric optimiser, with the recorder of E and of the energy spent.
+
+    Args:
+      options: what differs from the alias's own defaults.
+      learning_rate: the rate or schedule; a schedule has the warm-up in it.
+
+    Returns:
+      The optimiser.
+
+    Raises:
+      InputError: where the alias refuses an argument; for a schedule-free optimiser in an eigenbasis.
+    """
+    said: dict[str, Any] = {
+        "phi": None if options.phi is None else PHIS[options.phi].factory(),
         "alpha": options.alpha,
-        "role": options.role,
-        "conformal": conformal,
-        "weight_decay": weight_decay,
-        "nesterov": momentum is not None,
-        "record": True,
+        "weight_decay": options.weight_decay,
     }
-    if in_riemannian_sgd:
-        optimizer = ro.riemannian_sgd(learning_rate, momentum=momentum, **shared)
+    if options.optimizer == "riemannian_sgd":
+        said |= {"momentum": options.momentum or None, "nesterov": True if options.momentum else None}
     else:
-        optimizer = ro.riemannian_adamw(learning_rate, b1=options.momentum, **shared)
+        said["b1"] = options.momentum
+    said = {name: value for name, value in said.items() if value is not None}
+    if options.conformal is not None:
+        said["conformal"] = None if options.conformal == "none" else options.conformal
+    if options.optimizer == _SCHEDULE_FREE and callable(learning_rate):
+        said["warmup_steps"] = 0
+    try:
+        optimizer = getattr(ro, options.optimizer)(learning_rate, role=options.role, record=True, **said)
+    except ValueError as error:
+        raise InputError(f"--optimizer {options.optimizer} cannot be built: {error}") from error
     if options.eigenbasis:
+        if options.optimizer == _SCHEDULE_FREE:
+            raise InputError(
+                f"--eigenbasis turns the weights that {_SCHEDULE_FREE} averages: leave it out, or use "
+                "--optimizer riemannian_adamw"
+            )
         optimizer = ro.in_eigenbasis(optimizer, update_every=options.eigenbasis)
     return optax.chain(optimizer, ro.track_energy())
+
+
+def explain(options: MetricOptions) -> str:
+    """Say what E is, in words and the numbers of a run.
+
+    Examples:
+      >>> print(explain(MetricOptions("riemannian_sgd", "maintenance_energy", alpha=3.0)))
+      Each gradient is divided by E = 1 + 3 phi: where E is large, weights move little.
+      phi: what a synapse costs to keep and to use: its strength
+    """
+    alpha = own_default(options.optimizer, "alpha") if options.alpha is None else options.alpha
+    group = own_default(options.optimizer, "conformal") if options.conformal is None else options.conformal
+    scale = f"1 + {alpha:g} phi"
+    if group not in (None, "none"):
+        mean = f"the mean of phi over the {'whole model' if group == 'tree' else group}"
+        scale = f"(m + {alpha:g} phi) / {1 + alpha:g}, m {mean}"
+    if options.role == "metric":
+        says = f"Each gradient is divided by E = {scale}: where E is large, weights move little."
+    else:
+        says = f"Each gradient is multiplied by 1/E = {scale}: where E is large, weights move little."
+    summary = PHIS[_OWN_PHI[options.optimizer] if options.phi is None else options.phi].summary
+    return f"{says}\nphi: {summary[0].lower()}{summary[1:]}"
 
 
 def build_baseline(
@@ -70,20 +146,20 @@ def build_baseline(
     """Build an optimiser from its name in ``optax`` or ``optax.contrib``, with the recorder of energy.
 
     Args:
-        name: such as ``"adamw"``, ``"sgd"`` or ``"muon"``.
-        learning_rate: the rate or schedule.
-        options: further keyword arguments, such as ``{"momentum": 0.9}``.
+      name: such as ``"adamw"``, ``"sgd"`` or ``"muon"``.
+      learning_rate: the rate or schedule.
+      options: further keyword arguments, such as ``{"momentum": 0.9}``.
 
     Returns:
-        The optimiser.
+      The optimiser.
 
     Raises:
-        InputError: if there is no such optimiser, or it does not take these arguments.
+      InputError: if there is no such optimiser, or it does not take these arguments.
 
-    Example:
-        >>> tx = build_baseline("sgd", 0.1, {"momentum": 0.9})
-        >>> isinstance(tx, optax.GradientTransformation)
-        True
+    Examples:
+      >>> tx = build_baseline("sgd", 0.1, {"momentum": 0.9})
+      >>> isinstance(tx, optax.GradientTransformation)
+      True
     """
     factory = getattr(optax, name, None) or getattr(optax.contrib, name, None)
     not_known = InputError(
@@ -109,14 +185,15 @@ def build_baseline(
     return optax.chain(optimizer, ro.track_energy())
 
 
-def recorded_metric(optimizer_state: optax.OptState) -> Any | None:
+def recorded_metric(optimizer_state: optax.OptState) -> ro.RecordMetricState | None:
     """Return the state of :func:`riemann_optax.record_metric` in a chain's state, None if there is none."""
-    return optax.tree.get(optimizer_state, "RecordMetricState", None)
+    return next(iter(find_states(optimizer_state, ro.RecordMetricState)), None)
 
 
 def energy_spent(optimizer_state: optax.OptState) -> float:
     """Return the sum of ``|dw|`` over all weights and steps so far."""
-    return float(optax.tree.get(optimizer_state, "TrackEnergyState").modification)
+    (energy,) = find_states(optimizer_state, ro.TrackEnergyState)
+    return float(energy.modification)
 
 
 def state_bytes(optimizer_state: optax.OptState) -> int:

@@ -1,9 +1,12 @@
-"""The phis that the trainer knows by name: how to make each, and one line for ``--phi help``.
+"""The phis that the trainer knows by name: every public one, and a few made of them.
 
-Those that need more than the gradient, the weights and the batch's loss as a function of the weights
-(``obj_fn``) get it from :mod:`riemann_optax.examples.train.extra_arguments`.
+A phi whose arguments all have defaults is known by its own name, with the first line of its docstring for
+``--phi help``. The tables below say only where the trainer wants something else. What a phi needs beside the
+gradient and the weights it declares itself, and :mod:`riemann_optax.examples.train.extra_arguments` makes it.
 """
 
+import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -17,98 +20,77 @@ class Phi(NamedTuple):
     """An entry of :data:`PHIS`.
 
     Attributes:
-        factory: makes the phi.
-        summary: one line for ``--phi help``.
-        alpha: the default of ``--alpha``, at which the phi is what its source describes.
+      factory: makes the phi.
+      summary: one line for ``--phi help``.
+      alpha: the default of ``--alpha`` in ``E = 1 + alpha * phi``, at which the phi is what its source
+        describes.
+      sized_like_gradient: whether phi is a running size of the gradient, so that dividing by it gives Adam's
+        units of rate.
     """
 
-    factory: Callable[[], optax.GradientTransformationExtraArgs]
+    factory: Callable[[], optax.GradientTransformation]
     summary: str
     alpha: float = 1.0
+    sized_like_gradient: bool = False
 
 
-def plasticity_and_energy() -> optax.GradientTransformationExtraArgs:
-    """Return the paper's own reading of phi: activity plus maintenance energy, each with mean one."""
+def plasticity_and_energy() -> optax.GradientTransformation:
+    """Activity plus maintenance energy, each of mean one: the paper's own reading of phi."""
     parts = (ro.phi.activity(decay=0.97), ro.phi.maintenance_energy())
     return ro.phi.weighted_sum(*[ro.phi.unit_mean(part) for part in parts])
 
 
-def permuted_activity() -> optax.GradientTransformationExtraArgs:
-    """Return the control whose metric has the values of activity, at the wrong weights."""
+def permuted_activity() -> optax.GradientTransformation:
+    """Activity, each weight with the value of another: a control."""
     return ro.phi.permuted(ro.phi.activity(decay=0.97))
 
 
-def leaf_mean_activity() -> optax.GradientTransformationExtraArgs:
-    """Return the control whose metric is the mean activity of each parameter array."""
+def leaf_mean_activity() -> optax.GradientTransformation:
+    """Activity, one value for each parameter array: a control."""
     return ro.phi.leaf_mean(ro.phi.activity(decay=0.97))
 
 
-# The deviation of the published runs on images. Weights drawn from mesu's default prior, of deviation 1,
-# would be those of an untrained network.
-_DEVIATION = 0.06
+def _summary(factory: Callable[..., object]) -> str:
+    """Return the first line of a docstring, without its formula."""
+    first = (inspect.getdoc(factory) or "").splitlines()[0]
+    return re.sub(r",? :math:`[^`]*`", "", first).rstrip(".")
+
+
+def _has_defaults(function: object) -> bool:
+    """Whether this is a function that can be called without arguments, and takes those it has by name."""
+    if not inspect.isfunction(function):
+        return False
+    arguments = inspect.signature(function).parameters.values()
+    return all(
+        argument.kind is argument.KEYWORD_ONLY and argument.default is not argument.empty
+        for argument in arguments
+    )
+
+
+_PUBLIC = {name: getattr(ro.phi, name) for name in ro.phi.__all__ if _has_defaults(getattr(ro.phi, name))}
+_COMPOSED = {made.__name__: made for made in (plasticity_and_energy, permuted_activity, leaf_mean_activity)}
+
+# The decay is that of riemannian_adamw. Weights drawn from mesu's default prior, of deviation 1, would be
+# those of an untrained network: the deviation is that of the published runs on images.
+_ARGUMENTS = {
+    "activity": {"decay": 0.97},
+    "factored_activity": {"decay": 0.97},
+    "per_neuron": {"decay": 0.97},
+    "mesu": {"prior_deviation": 0.06},
+}
+# Negative for harmful weights: E stays positive below an alpha of 1.
+_ALPHAS = {"utility_gate": 0.5}
+_SIZED_LIKE_GRADIENT = {
+    *("activity", "factored_activity", "per_neuron"),
+    *("permuted_activity", "leaf_mean_activity"),
+}
 
 PHIS: dict[str, Phi] = {
-    "activity": Phi(partial(ro.phi.activity, decay=0.97), "root of the running mean of the squared gradient"),
-    "accumulated_activity": Phi(ro.phi.accumulated_activity, "root of the sum of all squared gradients"),
-    "factored_activity": Phi(
-        partial(ro.phi.factored_activity, decay=0.97), "activity of the row times that of the column"
-    ),
-    "per_neuron": Phi(partial(ro.phi.per_neuron, decay=0.97), "activity, one value per neuron"),
-    "bayesian_synapse": Phi(ro.phi.bayesian_synapse, "certainty of a synapse that tracks its own error bar"),
-    "bayesian_gradient_descent": Phi(
-        partial(ro.phi.bayesian_gradient_descent, initial_deviation=_DEVIATION),
-        "certainty learned from gradients at 10 perturbed copies of the weights; keep alpha 1",
-    ),
-    "mesu": Phi(
-        partial(ro.phi.mesu, prior_deviation=_DEVIATION),
-        "bayesian_gradient_descent with a memory window; keep alpha 1",
-    ),
-    "presynaptic_release": Phi(ro.phi.presynaptic_release, "release probability, grown by large gradients"),
-    "sliding_threshold": Phi(
-        ro.phi.sliding_threshold, "mean square activity of the neuron (BCM); needs --model mlp or convnet"
-    ),
-    "idbd": Phi(
-        ro.phi.idbd,
-        "learned rates (published with --learning-rate 1 --momentum 0, alpha 1); needs --model mlp",
-    ),
-    "autostep": Phi(
-        ro.phi.autostep,
-        "idbd that tunes itself (published with --learning-rate 1 --momentum 0, alpha 1); needs --model mlp",
-    ),
-    "secant_curvature": Phi(
-        ro.phi.secant_curvature, "change of gradient over change of weight, both on one batch"
-    ),
-    "hutchinson_curvature": Phi(
-        ro.phi.hutchinson_curvature, "diagonal of the Hessian by one more gradient per step"
-    ),
-    "gauss_newton_curvature": Phi(
-        ro.phi.gauss_newton_curvature, "diagonal of the Gauss-Newton matrix, never negative"
-    ),
-    "online_ewc": Phi(ro.phi.online_ewc, "Fisher information of the finished tasks; an epoch is a task"),
-    "laplace": Phi(
-        ro.phi.laplace, "precision that the finished tasks have added, per example; an epoch is a task"
-    ),
-    "memory_aware_synapses": Phi(
-        ro.phi.memory_aware_synapses, "sensitivity of the output's size; an epoch is a task"
-    ),
-    "synaptic_intelligence": Phi(
-        ro.phi.synaptic_intelligence, "what the weight did for the loss of past tasks; an epoch is a task"
-    ),
-    "rwalk": Phi(
-        ro.phi.rwalk, "Fisher information plus decrease of the loss per distance; an epoch is a task"
-    ),
-    "metaplasticity": Phi(ro.phi.metaplasticity, "stiff towards zero and free away from it"),
-    "utility_gate": Phi(
-        ro.phi.utility_gate,
-        "useful weights move less; negative for harmful ones, so keep alpha below 1 (default 1/2)",
-        alpha=0.5,
-    ),
-    "maintenance_energy": Phi(ro.phi.maintenance_energy, "size of the weight, the cost of keeping it"),
-    "modification_energy": Phi(ro.phi.modification_energy, "how far the weight has moved so far"),
-    "plasticity_and_energy": Phi(plasticity_and_energy, "activity plus maintenance energy, each of mean one"),
-    "multiplicative_geometry": Phi(
-        ro.phi.multiplicative_geometry, "one over the size of the weight: large weights move more"
-    ),
-    "permuted_activity": Phi(permuted_activity, "a control: activity, each weight with that of another"),
-    "leaf_mean_activity": Phi(leaf_mean_activity, "a control: activity, one value per parameter array"),
+    name: Phi(
+        partial(factory, **_ARGUMENTS.get(name, {})),
+        _summary(factory),
+        _ALPHAS.get(name, 1.0),
+        name in _SIZED_LIKE_GRADIENT,
+    )
+    for name, factory in sorted({**_PUBLIC, **_COMPOSED}.items())
 }

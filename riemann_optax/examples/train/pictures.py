@@ -43,11 +43,11 @@ def draw_curves(
     """Draw loss, accuracy and the spread of the effective rates against the step.
 
     Args:
-        histories: the :attr:`.loop.Run.history` of ``"metric"`` and, if it was trained, ``"baseline"``.
-        labels: what to call them.
-        target: the validation loss that counts as reached, drawn as a line; or None.
-        title: the heading.
-        path: the PNG to write.
+      histories: the :attr:`.loop.Run.history` of ``"metric"`` and, if it was trained, ``"baseline"``.
+      labels: what to call them.
+      target: the validation loss that counts as reached, drawn as a line; or None.
+      title: the heading.
+      path: the PNG to write.
     """
     metric_rows = histories["metric"]["metric"]
     figure = Figure(figsize=(13, 4), dpi=150, layout="constrained")
@@ -90,16 +90,17 @@ def draw_curves(
     figure.savefig(path)
 
 
-def draw_metric(history: History, title: str, path: Path) -> None:
+def draw_metric(history: History, title: str, explanation: str, path: Path) -> None:
     """Draw the smallest, the mean and the largest E of each layer against the step.
 
     Of a model with many parameter arrays only the matrices (kernels and embeddings) get a panel; the record
     of the run has all of them.
 
     Args:
-        history: the :attr:`.loop.Run.history` of the metric optimiser.
-        title: the heading.
-        path: the PNG to write.
+      history: the :attr:`.loop.Run.history` of the metric optimiser.
+      title: the heading.
+      explanation: what E is, written below the panels.
+      path: the PNG to write.
     """
     names = history["layers"]
     shown = list(range(len(names)))
@@ -125,7 +126,7 @@ def draw_metric(history: History, title: str, path: Path) -> None:
         if panel + columns >= len(shown):
             axes.xaxis.set_tick_params(labelbottom=True)
         if panel % columns == 0:
-            axes.set_ylabel("E")
-    figure.supxlabel("step", fontsize=10)
+            axes.set_ylabel("E (divides the gradient)")
+    figure.supxlabel(f"step\n\n{explanation}", fontsize=10)
     panels[0, 0].legend(frameon=False, fontsize=8)
     figure.savefig(path)

@@ -19,9 +19,9 @@ class Placement:
     """The devices of a run, and what each of them holds.
 
     Args:
-        shard: ``"none"`` uses one device; ``"data"`` every device of every process, each with a share of the
-            batch and a copy of weights and optimiser state; ``"all"`` gives each a share of those as well
-            (fully sharded data parallelism).
+      shard: ``"none"`` uses one device; ``"data"`` every device of every process, each with a share of the
+        batch and a copy of weights and optimiser state; ``"all"`` gives each a share of those as well
+        (fully sharded data parallelism).
     """
 
     def __init__(self, shard: Shard = "none") -> None:
@@ -69,9 +69,9 @@ class Placement:
     def share(self, size: int) -> slice:
         """Return which part of a batch of ``size`` examples this process has to bring.
 
-        Example:
-            >>> Placement().share(32)
-            slice(0, 32, None)
+        Examples:
+          >>> Placement().share(32)
+          slice(0, 32, None)
         """
         part = size // jax.process_count()
         return slice(jax.process_index() * part, (jax.process_index() + 1) * part)

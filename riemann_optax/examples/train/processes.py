@@ -23,10 +23,10 @@ class Cluster(NamedTuple):
     """Where the processes of a run meet.
 
     Attributes:
-        coordinator: ``host:port`` of process 0, or ``"auto"`` for what JAX finds in its surroundings (Slurm,
-            a cloud's metadata, Kubernetes); None for a single process.
-        processes: how many there are; None for ``"auto"``.
-        process: the number of this one, from 0; None for ``"auto"``.
+      coordinator: ``host:port`` of process 0, or ``"auto"`` for what JAX finds in its surroundings (Slurm,
+        a cloud's metadata, Kubernetes); None for a single process.
+      processes: how many there are; None for ``"auto"``.
+      process: the number of this one, from 0; None for ``"auto"``.
     """
 
     coordinator: str | None = None
@@ -38,7 +38,7 @@ def connect(cluster: Cluster) -> None:
     """Join the other processes; must come before JAX looks for devices. Of a single process: do nothing.
 
     Raises:
-        InputError: if they cannot meet at that address, or JAX finds no surroundings that it knows.
+      InputError: if they cannot meet at that address, or JAX finds no surroundings that it knows.
     """
     if cluster.coordinator is None:
         return
@@ -67,17 +67,17 @@ def by_leader(function: Callable[[], Any]) -> Any:
     """Let the leader alone call ``function``, and return its result in every process.
 
     Args:
-        function: returns something that JSON can hold.
+      function: returns something that JSON can hold.
 
     Returns:
-        What it returned.
+      What it returned.
 
     Raises:
-        InputError: in every process, if it raised one in the leader.
+      InputError: in every process, if it raised one in the leader.
 
-    Example:
-        >>> by_leader(lambda: {"step": 10})
-        {'step': 10}
+    Examples:
+      >>> by_leader(lambda: {"step": 10})
+      {'step': 10}
     """
     if jax.process_count() == 1:
         return function()

@@ -24,10 +24,10 @@ Record = dict[str, Any]
 def steps_to_target(history: dict[str, Any], target: float | None) -> int | None:
     """Return the first validated step whose validation loss is at most the target, None if there is none.
 
-    Example:
-        >>> rows = [{"step": 0, "loss": 2.3}, {"step": 10, "loss": 0.4}, {"step": 20, "loss": 0.5}]
-        >>> steps_to_target({"validation": rows}, 0.5)
-        10
+    Examples:
+      >>> rows = [{"step": 0, "loss": 2.3}, {"step": 10, "loss": 0.4}, {"step": 20, "loss": 0.5}]
+      >>> steps_to_target({"validation": rows}, 0.5)
+      10
     """
     if target is None:
         return None
@@ -38,13 +38,13 @@ def summarise(run: Run, heldout: dict[str, float], learning_rate: float, target:
     """Return the figures of one finished run.
 
     Args:
-        run: the run.
-        heldout: its ``loss`` and ``accuracy`` on the held-out part.
-        learning_rate: the peak of its schedule.
-        target: the validation loss to reach, or None.
+      run: the run.
+      heldout: its ``loss`` and ``accuracy`` on the held-out part.
+      learning_rate: the peak of its schedule.
+      target: the validation loss to reach, or None.
 
     Returns:
-        The figures by name; times in seconds, energy as the sum of ``|dw|`` in units of the weights.
+      The figures by name; times in seconds, energy as the sum of ``|dw|`` in units of the weights.
     """
     final, history = run.history["validation"][-1], run.history
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(run.training.parameters))
@@ -86,7 +86,10 @@ def print_table(record: Record, console: Console) -> None:
     row("held-out loss", *values("heldout_loss", ".4f"))
     row("held-out accuracy", *values("heldout_accuracy", ".2%"))
     if target is not None:
-        reached = ["never" if cell == "-" else cell for cell in values("steps_to_target", "d")]
+        reached = [
+            f"not in {result['steps']} steps" if cell == "-" else cell
+            for cell, result in zip(values("steps_to_target", "d"), results.values(), strict=True)
+        ]
         row(f"steps to validation loss {target:g}", *reached)
     row("seconds of training", *values("seconds", ".1f"))
     row("seconds of compilation", *values("compile_seconds", ".1f"))
@@ -121,12 +124,12 @@ def _finite(value: Any) -> Any:
 def write_record(record: Record, path: Path) -> None:
     """Write a record as JSON, all or nothing; what is not finite becomes null.
 
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_record({"loss": float("nan")}, Path(folder) / "record.json")
-        ...     read_record(Path(folder) / "record.json")
-        {'loss': None}
+    Examples:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     write_record({"loss": float("nan")}, Path(folder) / "record.json")
+      ...     read_record(Path(folder) / "record.json")
+      {'loss': None}
     """
     unfinished = path.with_suffix(".json.unfinished")
     unfinished.write_text(json.dumps(_finite(record), indent=1, allow_nan=False) + "\n")
@@ -137,7 +140,7 @@ def read_record(path: Path) -> Record:
     """Read a record that :func:`write_record` wrote.
 
     Raises:
-        InputError: if there is none, or it is damaged.
+      InputError: if there is none, or it is damaged.
     """
     try:
         record = json.loads(path.read_text())

@@ -12,8 +12,8 @@ class Log:
     """Writes what a run has measured since the last call; use it in a ``with`` block.
 
     Args:
-        folder: where the event files go.
-        run: the run, whose measurements so far are taken as written.
+      folder: where the event files go.
+      run: the run, whose measurements so far are taken as written.
     """
 
     def __init__(self, folder: Path, run: Run) -> None:

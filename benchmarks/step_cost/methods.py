@@ -28,8 +28,8 @@ PEERS: dict[str, Make] = {
 def equations(
     phi: optax.GradientTransformation, momentum: float | None = None
 ) -> optax.GradientTransformation:
-    """Build Eqs. 2 and 3 alone, without what the defaults of the alias add to them."""
-    return ro.riemannian_sgd(RATE, momentum, nesterov=False, phi=phi, alpha=1.0, conformal=None)
+    """Build Eqs. 2 and 3, with momentum if asked for."""
+    return ro.riemannian_sgd(RATE, momentum, phi=phi)
 
 
 METRICS: dict[str, Make] = {
@@ -40,10 +40,11 @@ METRICS: dict[str, Make] = {
     "averaged phi, momentum": lambda: equations(ro.phi.activity(), 0.9),
     "factored phi": lambda: equations(ro.phi.factored_activity()),
     "factored phi, momentum": lambda: equations(ro.phi.factored_activity(), 0.9),
-    "defaults": lambda: ro.riemannian_sgd(RATE),
-    "conformal, momentum": lambda: ro.riemannian_sgd(RATE, phi=ro.phi.activity()),
+    "riemannian_adamw": lambda: ro.riemannian_adamw(RATE),
+    "riemannian_schedule_free": lambda: ro.riemannian_schedule_free(RATE),
+    "conformal, momentum": lambda: ro.riemannian_adamw(RATE, phi=ro.phi.activity()),
     "conformal, momentum, eigenbasis": lambda: ro.in_eigenbasis(
-        ro.riemannian_sgd(RATE, phi=ro.phi.activity(), alpha=30.0)
+        ro.riemannian_adamw(RATE, phi=ro.phi.activity(), alpha=30.0)
     ),
 }
 

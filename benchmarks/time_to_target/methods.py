@@ -1,13 +1,57 @@
-"""How the contestants are built from a learning rate and their other hyper-parameters."""
+"""Who takes part: how each is built from a learning rate and other hyper-parameters, and what is tuned."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 
 import riemann_optax as ro
+from benchmarks.shared.experiment import Role
+from benchmarks.shared.tuning import Point
+from benchmarks.time_to_target import points
+from riemann_optax.examples.schedule import warmup_cosine
 
+Make = Callable[..., optax.GradientTransformation]
 Side = Literal["both", "vector"]  # matrices, or vectors too
+
+DEFAULT_BETAS, TUNED_ADAMW, MUON = "AdamW, default betas", "AdamW", "Muon"
+MOMENTUM, NADAMW, SOAP = "momentum", "NAdamW", "SOAP"
+OURS, FACTORED, EIGENBASIS = "metric", "metric, factored", "metric in the eigenbasis"
+FACTORED_SCHEDULE_FREE, EIGENBASIS_SCHEDULE_FREE = "factored, schedule-free", "eigenbasis, schedule-free"
+VECTORS_SCHEDULE_FREE = "eigenbasis with vectors, schedule-free"
+IN_FRAME = "AdamW in the frame"
+PERMUTED, LEAF_MEAN, NORM_MATCHED = "permuted phi", "leaf-mean phi", "norm-matched base"
+
+
+class Method(NamedTuple):
+    """One optimiser, the hyper-parameters tried with it, and how it is run.
+
+    Attributes:
+      make: from a learning rate (a schedule) and the values of a point to the optimiser. Momentum is
+        written so that a steady step is as long as the rate says, for all: the best rate then moves little
+        from point to point.
+      points: the values tried of all hyper-parameters but the rate. Their number divides
+        ``fine_trials`` of :class:`benchmarks.time_to_target.search.Tuning`, which are dealt out to them.
+      role: what it is in the comparison.
+      needs_loss: whether ``update`` wants ``obj_fn``.
+      constant: whether the rate stays constant after the warm-up instead of falling to 0.
+      evaluated: from the optimiser's state and the parameters to those that are to be judged.
+    """
+
+    make: Make
+    points: tuple[Point, ...]
+    role: Role = "peer"
+    needs_loss: bool = False
+    constant: bool = False
+    evaluated: Callable[[Any, Any], Any] = lambda state, params: params
+
+    def schedule(self, rate: jax.typing.ArrayLike, steps: int) -> optax.Schedule:
+        """Return the learning rate over a run: 5% of warm-up, then a cosine to 0 (or constant)."""
+        if self.constant:
+            return optax.linear_schedule(0.0, rate, max(1, steps // 20))
+        return warmup_cosine(rate, steps)
 
 
 def _momentum(rate: optax.Schedule, momentum: Any, nesterov: bool) -> optax.GradientTransformation:
@@ -35,7 +79,7 @@ def rmsprop(rate: optax.Schedule, decay: Any, momentum: Any) -> optax.GradientTr
 
 
 def adafactor(rate: optax.Schedule, decay_rate: Any, momentum: Any) -> optax.GradientTransformation:
-    """Build Adafactor without the scale of the parameters, which the other contestants do not have either."""
+    """Build Adafactor without the scale of the parameters, which the other methods do not have either."""
     return optax.adafactor(
         rate,
         min_dim_size_to_factor=8,  # the matrices here are small
@@ -108,15 +152,22 @@ def on_covector(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> 
 
 def adamw_in_frame(rate: optax.Schedule, alpha: Any, b1: Any, b2: Any) -> optax.GradientTransformation:
     """Build Riemannian AdamW."""
-    return ro.riemannian_adamw(
-        rate, b1, b2, nesterov=False, phi=ro.phi.activity(decay=0.99), alpha=alpha, conformal=None
-    )
+    return _adam_in_frame(rate, alpha, optax.scale_by_adam(b1, b2))
 
 
 def nadamw_in_frame(rate: optax.Schedule, alpha: Any, b1: Any, b2: Any) -> optax.GradientTransformation:
     """Build Riemannian AdamW with Nesterov momentum."""
-    return ro.riemannian_adamw(
-        rate, b1, b2, nesterov=True, phi=ro.phi.activity(decay=0.99), alpha=alpha, conformal=None
+    return _adam_in_frame(rate, alpha, optax.scale_by_adam(b1, b2, nesterov=True))
+
+
+def _adam_in_frame(
+    rate: optax.Schedule, alpha: Any, adam: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    return optax.chain(
+        ro.compute_metric(ro.phi.activity(decay=0.99), alpha),
+        ro.in_orthonormal_frame(adam),
+        optax.add_decayed_weights(1e-4),
+        optax.scale_by_learning_rate(rate),
     )
 
 
@@ -128,12 +179,14 @@ def _schedule_free(
     return optax.contrib.schedule_free(base, rate, b1)
 
 
-def factored_free(rate: optax.Schedule, alpha: Any, decay: Any, b1: Any) -> optax.GradientTransformation:
+def factored_schedule_free(
+    rate: optax.Schedule, alpha: Any, decay: Any, b1: Any
+) -> optax.GradientTransformation:
     """Build the factored metric under schedule-free averaging: half of the state of Adam."""
     return _schedule_free(rate, b1, stages(ro.phi.factored_activity(decay=decay), alpha))
 
 
-def eigenbasis_free(
+def eigenbasis_schedule_free(
     rate: optax.Schedule, alpha: Any, decay: Any, b1: Any, sides: Side = "both"
 ) -> optax.GradientTransformation:
     """Build the metric in the eigenbasis under schedule-free averaging."""
@@ -141,7 +194,9 @@ def eigenbasis_free(
     return _schedule_free(rate, b1, turned)
 
 
-def soap_free(rate: optax.Schedule, b1: Any, b2: Any, sides: Side = "both") -> optax.GradientTransformation:
+def soap_schedule_free(
+    rate: optax.Schedule, b1: Any, b2: Any, sides: Side = "both"
+) -> optax.GradientTransformation:
     """Build RMSprop in the eigenbasis, the peer of the former."""
     rms = optax.scale_by_rms(b2, eps_in_sqrt=False, bias_correction=True)
     return _schedule_free(rate, b1, ro.in_eigenbasis(rms, sides=sides, second_moments="keep"))
@@ -178,3 +233,50 @@ def leaf_mean(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> op
 def norm_matched(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) -> optax.GradientTransformation:
     """Build Nesterov momentum whose steps are as long as those of the metric."""
     return ro.norm_matched_base(nesterov(1.0, momentum), metric(rate, alpha, decay, momentum))
+
+
+EVALUATED = optax.contrib.schedule_free_eval_params
+
+
+def averaged(make: Make, points: tuple[Point, ...], role: Role = "peer") -> Method:
+    """Return a schedule-free method: its rate stays constant, and averages of iterates are judged."""
+    return Method(make, points, role, constant=True, evaluated=EVALUATED)
+
+
+METHODS: dict[str, Method] = {
+    "SGD": Method(optax.sgd, ({},)),
+    MOMENTUM: Method(heavy_ball, points.MOMENTA),
+    "Nesterov": Method(nesterov, points.MOMENTA),
+    DEFAULT_BETAS: Method(optax.adamw, points.WEIGHT_DECAYS),
+    TUNED_ADAMW: Method(optax.adamw, points.BETAS),
+    NADAMW: Method(optax.nadamw, points.BETAS),
+    "RMSprop with Nesterov": Method(rmsprop, points.RMSPROP),
+    "Adagrad": Method(optax.adagrad, points.ADAGRAD),
+    "Adafactor": Method(adafactor, points.ADAFACTOR),
+    "SM3": Method(sm3, points.SM3),
+    "Lion": Method(optax.lion, points.LION),
+    MUON: Method(optax.contrib.muon, points.MUON),
+    "Sophia": Method(optax.contrib.sophia, points.SOPHIA, needs_loss=True),
+    "schedule-free AdamW": averaged(optax.contrib.schedule_free_adamw, points.BETAS),
+    SOAP: Method(soap, points.SOAP),
+    "SOAP, schedule-free": averaged(soap_schedule_free, points.BETAS),
+    "SOAP with vectors, schedule-free": averaged(partial(soap_schedule_free, sides="vector"), points.BETAS),
+    OURS: Method(metric, points.DESIGNS, "ours"),
+    FACTORED: Method(factored, points.DESIGNS, "ours"),
+    EIGENBASIS: Method(eigenbasis, points.EIGENBASIS, "ours"),
+    FACTORED_SCHEDULE_FREE: averaged(factored_schedule_free, points.SCHEDULE_FREE_FACTORED, "ours"),
+    EIGENBASIS_SCHEDULE_FREE: averaged(eigenbasis_schedule_free, points.SCHEDULE_FREE_DESIGNS, "ours"),
+    VECTORS_SCHEDULE_FREE: averaged(
+        partial(eigenbasis_schedule_free, sides="vector"), points.SCHEDULE_FREE_DESIGNS, "ours"
+    ),
+    "metric, not conformal": Method(plain, points.NOT_CONFORMAL, "design"),
+    "momentum in the frame": Method(in_frame, points.DESIGNS, "design"),
+    "momentum on the covector": Method(on_covector, points.DESIGNS, "design"),
+    IN_FRAME: Method(adamw_in_frame, points.ADAMW_IN_FRAME, "design"),
+    "NAdamW in the frame": Method(nadamw_in_frame, points.NADAMW_IN_FRAME, "design"),
+    "activity and energy": Method(composite, points.COMPOSITE, "design"),
+    "alpha by schedule": Method(alpha_schedule, points.ALPHA_SCHEDULE, "design"),
+    PERMUTED: Method(permuted, points.DESIGNS[:1], "control"),  # it sorts at every step
+    LEAF_MEAN: Method(leaf_mean, points.DESIGNS, "control"),
+    NORM_MATCHED: Method(norm_matched, points.DESIGNS, "control"),
+}

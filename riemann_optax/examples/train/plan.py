@@ -1,0 +1,163 @@
+"""What a run is, before it begins: read from the arguments, checked, and its folder made."""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import optax
+
+from riemann_optax.examples import datasets, models
+from riemann_optax.examples.errors import InputError
+from riemann_optax.examples.train import arguments as command_line
+from riemann_optax.examples.train import processes
+from riemann_optax.examples.train.extra_arguments import supply_for
+from riemann_optax.examples.train.loop import Problem, Supply
+from riemann_optax.examples.train.optimizers import build_baseline, build_metric, explain, schedule_for
+from riemann_optax.examples.train.placement import Placement
+from riemann_optax.examples.train.record import Record, environment, read_record
+
+RECORD, CHECKPOINTS, TENSORBOARD = "record.json", "checkpoints", "tensorboard"
+PICTURES = ("curves.png", "metric.png")
+
+
+class Contestant(NamedTuple):
+    """An optimiser of a run: the metric or the baseline."""
+
+    label: str
+    learning_rate: float
+    schedule: optax.Schedule
+    transformation: optax.GradientTransformationExtraArgs
+    supply: Supply | None = None
+
+
+class Plan(NamedTuple):
+    """A run that can begin.
+
+    Attributes:
+      problem: model, data and devices.
+      contestants: the optimisers, keyed ``"metric"`` and ``"baseline"``.
+      explanation: what E is in this run, in words.
+      steps: number of steps of each optimiser.
+      batch_size: examples in a batch.
+      seed: of the initial weights and of the order of the data.
+      evaluate_every: steps between two validations.
+      checkpoint_every: steps between two checkpoints.
+      target: validation loss whose first step is reported, or None.
+      out: the folder, which is there and can be written to.
+      tensorboard: whether to write TensorBoard logs.
+      quiet: whether to show no progress.
+      record: what is known so far; that of a finished run where there is nothing left to do.
+    """
+
+    problem: Problem
+    contestants: dict[str, Contestant]
+    explanation: str
+    steps: int
+    batch_size: int
+    seed: int
+    evaluate_every: int
+    checkpoint_every: int
+    target: float | None
+    out: Path
+    tensorboard: bool
+    quiet: bool
+    record: Record
+
+
+def prepare(arguments: argparse.Namespace) -> Plan:
+    """Load the data, build model and optimisers, and make the folder; of several processes, each for itself.
+
+    Raises:
+      InputError: for what does not go together; nothing has been written then.
+    """
+    dataset = datasets.load(arguments.data, data_dir=arguments.data_dir, text_file=arguments.text_file)
+    model = models.build(arguments.model, dataset, arguments.seed)
+    if arguments.batch_size > dataset.num_train:
+        raise InputError(
+            f"--batch-size {arguments.batch_size} is more than the {dataset.num_train} training examples: "
+            "give a smaller one"
+        )
+    placement = Placement(arguments.shard)
+    if arguments.batch_size % placement.num_devices:
+        raise InputError(
+            f"--batch-size {arguments.batch_size} cannot be shared evenly by {placement.num_devices} "
+            "devices: give a multiple of that"
+        )
+    contestants = build_contestants(arguments, model)
+    previous: Record | None = processes.by_leader(lambda: prepare_folder(arguments))
+    record: Record = {
+        "status": "running",
+        "title": f"{arguments.model} on {arguments.data}, {arguments.steps} steps, seed {arguments.seed}",
+        "arguments": command_line.as_record(arguments),
+        "data": {"name": dataset.name, **dataset.description},
+        "seeds": {"initial_weights": arguments.seed, "order_of_data": arguments.seed},
+        "target": arguments.target,
+        **environment(),
+    }
+    if previous is not None and previous.get("status") == "finished":
+        record = previous
+    same = {name: getattr(arguments, name) for name in Plan._fields if hasattr(arguments, name)}
+    return Plan(
+        problem=Problem(model, dataset, placement),
+        contestants=contestants,
+        explanation=explain(command_line.metric_options(arguments)),
+        record=record,
+        **same,
+    )
+
+
+def build_contestants(arguments: argparse.Namespace, model: models.Model) -> dict[str, Contestant]:
+    """Build the optimisers that the arguments ask for, keyed ``"metric"`` and ``"baseline"``."""
+    rate = arguments.learning_rate
+    schedule = schedule_for(arguments.optimizer, rate, arguments.steps)
+    metric = build_metric(command_line.metric_options(arguments), schedule)
+    supply = supply_for(metric, model)
+    contestants = {"metric": Contestant(arguments.optimizer, rate, schedule, metric, supply)}
+    if arguments.baseline != "none":
+        rate = arguments.baseline_learning_rate
+        schedule = schedule_for(arguments.baseline, rate, arguments.steps)
+        options = command_line.baseline_options(arguments)
+        baseline = build_baseline(arguments.baseline, schedule, options)
+        contestants["baseline"] = Contestant(arguments.baseline, rate, schedule, baseline)
+    return contestants
+
+
+def prepare_folder(arguments: argparse.Namespace) -> Record | None:
+    """Make the folder of the run fit to write to.
+
+    Returns:
+      The record of the run to resume, or None for a new run.
+
+    Raises:
+      InputError: if the folder cannot be written to, or holds something that the arguments do not allow to
+        be continued or replaced.
+    """
+    folder: Path = arguments.out
+    previous = None
+    if arguments.resume:
+        previous = read_record(folder / RECORD)
+        now = command_line.as_record(arguments)
+        for name in now.keys() - set(command_line.FREE_ON_RESUME):
+            before = previous.get("arguments", {}).get(name)
+            if before != now[name]:
+                option = "--" + name.replace("_", "-")
+                raise InputError(f"--resume: the run in {folder} has {option} {before}: give the same")
+    try:
+        if not arguments.resume and folder.exists() and any(folder.iterdir()):
+            if not arguments.overwrite:
+                raise InputError(f"--out {folder} is not empty: add --resume or --overwrite, or name another")
+            for name in (RECORD, *PICTURES):
+                (folder / name).unlink(missing_ok=True)
+            for name in (CHECKPOINTS, TENSORBOARD):
+                if (folder / name).exists():
+                    shutil.rmtree(folder / name)
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"--out {folder} cannot be written to ({error.strerror or error}): name another folder"
+        ) from error
+    return previous

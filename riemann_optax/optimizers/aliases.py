@@ -1,0 +1,303 @@
+"""The aliases: whole optimisers, each a chain and nothing else."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _check
+from riemann_optax._tree import Group
+from riemann_optax.covector import Covector, map_covectors
+from riemann_optax.edits import on_gradient
+from riemann_optax.edits._edit import stateless_edit
+from riemann_optax.inspect.recording import record_metric
+from riemann_optax.metric import Role, compute_metric
+from riemann_optax.optimizers.momentum import ema, keep_state_types
+from riemann_optax.optimizers.schedule_free import schedule_free
+from riemann_optax.phi import activity, factored_activity
+from riemann_optax.scaling import scale_by_inverse_metric, scale_by_metric
+
+# Where to begin, in each alias's own units of rate; README, the docstrings and the trainer say the same.
+RECOMMENDED_RATES = {
+    "riemannian_sgd": 0.1,
+    "riemannian_adamw": 0.003,
+    "riemannian_schedule_free": 0.003,
+}
+
+
+def riemannian_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float | None = None,
+    nesterov: bool = False,
+    *,
+    phi: optax.GradientTransformation | None = None,
+    alpha: optax.ScalarOrSchedule = 1.0,
+    role: Role = "metric",
+    conformal: Group | None = None,
+    weight_decay: optax.ScalarOrSchedule | None = None,
+    mask: Any = None,
+    decay_in_metric: bool = False,
+    record: bool = False,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient descent under a metric, Eqs. 2 and 3 of the paper and nothing else by default.
+
+    .. math::
+      w \leftarrow w - \eta\,\frac{\nabla f(w)}{E}, \qquad E = 1 + \alpha\,\varphi
+
+    With ``momentum`` m the step is that of ``v = m v + grad / E``. The chain: :func:`scale_by_metric`,
+    ``optax.trace``, decoupled weight decay, ``optax.scale_by_learning_rate``; at ``alpha=0.0`` it equals
+    ``optax.sgd`` bit for bit.
+
+    **Rates** are those of ``optax.sgd``: begin at 0.1, and higher for a larger alpha, because ``E >= 1`` only
+    shrinks steps. To train a network without thinking about alpha use :func:`riemannian_adamw`.
+
+    Args:
+      learning_rate: a number or a schedule.
+      momentum: decay of ``optax.trace`` on the tangent vector, or None. As in ``optax.sgd``, momentum
+        multiplies the size of a steady step by ``1 / (1 - momentum)``.
+      nesterov: whether momentum is Nesterov's.
+      phi: what the metric measures; by default ``phi.activity()``.
+      alpha: the scaling factor: a number, a schedule or a traced scalar.
+      role: ``"metric"`` divides by ``1 + alpha*phi`` (the equations), ``"inverse_metric"`` multiplies by it.
+      conformal: None, or the group over which :func:`compute_metric` takes the scale of the metric.
+      weight_decay: strength of decoupled weight decay, times the learning rate: a number or a schedule; or
+        None.
+      mask: which leaves decay: a tree of booleans or a function of the parameters, as in ``optax.adamw``.
+      decay_in_metric: False decays all weights at the same rate (as AdamW does), outside of the metric and of
+        momentum; True adds the decay to the gradient, not seen by phi: divided by ``E`` (stiff weights decay
+        less) and summed by momentum.
+      record: whether to keep statistics of ``E`` for :func:`metric_statistics`.
+      state_dtype: of momentum and of the default phi; None means the parameters' own for momentum and float32
+        or wider for phi.
+
+    Returns:
+      A gradient transformation.
+
+    Raises:
+      ValueError, TypeError: as the parts of the chain do.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
+      >>> loss = lambda w: (w[0] - 3.0) ** 2 + 50.0 * (w[1] + 2.0) ** 2
+      >>> tx = ro.riemannian_sgd(3.0, phi=ro.phi.secant_curvature(), alpha=10.0)
+      >>> params = jnp.array([1.0, -1.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(40):
+      ...     updates, state = tx.update(jax.grad(loss)(params), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(params)
+      [ 3.0000 -2.0000]
+
+    References:
+      Kang, Son and Joel, *Biological Synaptic Plasticity Based Riemannian Geometry AI Learning Optimization
+      Mechanism*: Eqs. 2 and 3.
+    """
+    _check.check_schedulable("learning_rate", learning_rate)
+    _check.check_state_dtype(state_dtype)
+    if momentum is not None:
+        _check.check_decay(momentum, "momentum")
+    if weight_decay is not None:
+        _check.check_schedulable("weight_decay", weight_decay)
+    if phi is None:
+        phi = activity(state_dtype=state_dtype)
+    edits: list[optax.GradientTransformation] = [record_metric()] if record else []
+    if weight_decay is not None and decay_in_metric:
+        edits.append(on_gradient(optax.add_decayed_weights(weight_decay, mask)))
+    stages = [compute_metric(phi, alpha, role, conformal=conformal), *edits, scale_by_inverse_metric()]
+    if momentum is not None:
+        summed = optax.trace(decay=momentum, nesterov=nesterov, accumulator_dtype=state_dtype)
+        stages.append(keep_state_types(summed))
+    if weight_decay is not None and not decay_in_metric:
+        stages.append(optax.add_decayed_weights(weight_decay, mask))
+    return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))
+
+
+def riemannian_adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.97,
+    eps: float = 1e-8,
+    *,
+    mu_dtype: Any = None,
+    weight_decay: optax.ScalarOrSchedule = 1e-4,
+    mask: Any = None,
+    nesterov: bool = True,
+    phi: optax.GradientTransformation | None = None,
+    alpha: optax.ScalarOrSchedule = 100.0,
+    role: Role = "metric",
+    conformal: Group | None = "tree",
+    record: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""The recommended optimiser: AdamW's arguments, AdamW's rates, half of AdamW's state.
+
+    .. math::
+      u = \frac{\nabla f(w)}{E + \epsilon}, \qquad
+      w \leftarrow w - \eta\,\big(\hat m(u) + \lambda w\big), \qquad
+      E = \frac{\mu + \alpha\,\varphi}{1 + \alpha}, \quad \mu = \mathrm{mean}(\varphi)
+
+    with :math:`\varphi` the root mean square gradient, row times column, and :math:`\hat m` the
+    bias-corrected running mean of Nesterov's kind. The chain: :func:`scale_by_metric` with a conformal
+    metric, :func:`ema`,
+    decoupled weight decay, ``optax.scale_by_learning_rate``.
+
+    **Rates** are those of ``optax.adamw``: take the one you have. If you have none, begin at 0.003 (below a
+    few million weights), at 0.002 for 20 million and at 0.001 above 100 million, as you would for AdamW.
+
+    **State**: one value per weight of a matrix, for the momentum, and one per row and column; AdamW has two.
+
+    Args:
+      learning_rate: a number or a schedule.
+      b1: decay of the running mean of the steps, in [0, 1).
+      b2: decay of the running means in the default phi, in [0, 1); not used where ``phi`` is given.
+      eps: added to ``E``, at least 0.
+      mu_dtype: of the running mean of the steps; None means float32, or wider where the parameter is wider.
+      weight_decay: strength of decoupled weight decay, times the learning rate: a number or a schedule.
+      mask: which leaves decay: a tree of booleans or a function of the parameters.
+      nesterov: whether momentum is Nesterov's, as in ``optax.nadamw``.
+      phi: what the metric measures; by default ``phi.factored_activity(decay=b2)``.
+      alpha: the scaling factor: a number, a schedule or a traced scalar. It bounds how much faster than the
+        mean a weight may move: at most ``1 + alpha`` times.
+      role: ``"metric"`` divides by the metric, ``"inverse_metric"`` multiplies by the same expression.
+      conformal: the group over which the scale of the metric is taken from phi's mean; None for ``1 +
+        alpha*phi``, whose rates are not AdamW's.
+      record: whether to keep statistics of ``E`` for :func:`metric_statistics`.
+
+    Returns:
+      A gradient transformation.
+
+    Raises:
+      ValueError, TypeError: as the parts of the chain do.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = ro.riemannian_adamw(0.003, weight_decay=0.1)
+      >>> params = {"kernel": jnp.ones([2, 3]), "bias": jnp.zeros(3)}
+      >>> state = tx.init(params)
+      >>> gradients = jax.grad(lambda p: jnp.sum(p["kernel"] ** 2) + jnp.sum(p["bias"]))(params)
+      >>> updates, state = tx.update(gradients, state, params)
+      >>> params = optax.apply_updates(params, updates)
+
+    References:
+      Kang, Son and Joel, *Biological Synaptic Plasticity Based Riemannian Geometry AI Learning Optimization
+      Mechanism*: the metric.
+
+      Shazeer and Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost
+      <https://arxiv.org/abs/1804.04235>`_, ICML, 2018: rows times columns.
+
+      Loshchilov and Hutter, `Decoupled Weight Decay Regularization
+      <https://arxiv.org/abs/1711.05101>`_, ICLR, 2019
+    """
+    _check.check_schedulable("learning_rate", learning_rate)
+    _check.check_schedulable("weight_decay", weight_decay)
+    _check.check_decay(b1, "b1")
+    _check.check_state_dtype(mu_dtype, "mu_dtype")
+    metric = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    return optax.chain(
+        metric,
+        ema(b1, nesterov, mu_dtype),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def riemannian_schedule_free(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.97,
+    eps: float = 1e-8,
+    *,
+    warmup_steps: int = 100,
+    weight_decay: optax.ScalarOrSchedule = 1e-4,
+    mask: Any = None,
+    power: float = 2.0,
+    phi: optax.GradientTransformation | None = None,
+    alpha: optax.ScalarOrSchedule = 100.0,
+    role: Role = "metric",
+    conformal: Group | None = "tree",
+    record: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""The same metric without a schedule: no end of the run to choose, no decay of the rate.
+
+    The metric of :func:`riemannian_adamw` inside :func:`schedule_free`, whose averaging takes the place of
+    momentum and of the schedule. **Evaluate and keep** ``ro.eval_params(state, params)``: the parameters that
+    are trained are not the average.
+
+    **Rates** are those of ``optax.adamw`` at their peak: begin at 0.003. The rate rises linearly over the
+    first ``warmup_steps`` and then stays. State: one value per weight of a matrix and one per row and column.
+
+    Args:
+      learning_rate: a number; a schedule is multiplied by the warm-up.
+      b1: how far gradients are taken towards the average, in (0, 1).
+      b2: decay of the running means in the default phi, in [0, 1); not used where ``phi`` is given.
+      eps: added to ``E``, at least 0.
+      warmup_steps: updates until the full rate; 0 for none.
+      weight_decay: strength of decoupled weight decay, times the learning rate: a number or a schedule.
+      mask: which leaves decay: a tree of booleans or a function of the parameters.
+      power: ``r`` of the averaging weights ``(t+1)**r``.
+      phi: what the metric measures; by default ``phi.factored_activity(decay=b2)``.
+      alpha: the scaling factor: a number, a schedule or a traced scalar.
+      role: ``"metric"`` divides by the metric, ``"inverse_metric"`` multiplies by the same expression.
+      conformal: the group over which the scale of the metric is taken from phi's mean, or None.
+      record: whether to keep statistics of ``E`` for :func:`metric_statistics`.
+
+    Returns:
+      A gradient transformation with state :class:`ScheduleFreeState`.
+
+    Raises:
+      ValueError, TypeError: as the parts do.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = ro.riemannian_schedule_free(0.003)
+      >>> params = {"kernel": jnp.ones([2, 3])}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> averaged = ro.eval_params(state, params)  # evaluate these
+
+    References:
+      Defazio et al, `The Road Less Scheduled <https://arxiv.org/abs/2405.15682>`_, NeurIPS, 2024
+    """
+    _check.check_schedulable("learning_rate", learning_rate)
+    _check.check_schedulable("weight_decay", weight_decay)
+    _check.check_count("warmup_steps", warmup_steps, low=0)
+    metric = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    rate = learning_rate
+    if warmup_steps:
+
+        def rate(count: Any) -> Any:
+            full = learning_rate(count) if callable(learning_rate) else learning_rate
+            return full * jnp.minimum(1.0, (count + 1) / warmup_steps)
+
+    base = optax.chain(
+        metric, optax.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate(rate)
+    )
+    return schedule_free(base, b1=b1, power=power)
+
+
+def _adaptive_metric(
+    phi: optax.GradientTransformation | None,
+    alpha: optax.ScalarOrSchedule,
+    b2: float,
+    eps: float,
+    role: Role,
+    conformal: Group | None,
+    record: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """Return the metric whose rates are Adam's."""
+    _check.check_number("eps", eps, low=0.0)
+    _check.check_decay(b2, "b2")
+    edits: list[optax.GradientTransformation] = [] if role == "inverse_metric" else [_add_to_metric(eps)]
+    if record:
+        edits.append(record_metric())
+    phi = factored_activity(decay=b2) if phi is None else phi
+    return scale_by_metric(phi, alpha, *edits, role=role, conformal=conformal)
+
+
+def _add_to_metric(eps: float) -> optax.GradientTransformationExtraArgs:
+    def add(covector: Covector) -> Covector:
+        metric = covector.metric
+        return covector.with_metric(metric + jnp.asarray(eps).astype(metric.dtype))
+
+    return stateless_edit("eps", lambda updates: map_covectors(add, updates))

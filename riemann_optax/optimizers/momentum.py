@@ -1,0 +1,124 @@
+"""Momentum as a mean: a rate then means what it means to Adam."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from riemann_optax import _check, _tree
+
+
+def ema(
+    decay: float = 0.9, nesterov: bool = False, accumulator_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Bias-corrected running mean of the updates, with Nesterov's look-ahead if asked for.
+
+    .. math::
+      m_t = \beta\,m_{t-1} + (1 - \beta)\,u_t, \qquad
+      \hat u_t = \frac{m_t}{1 - \beta^t}
+      \quad\text{or}\quad
+      \hat u_t = \frac{\beta\,m_t}{1 - \beta^{t+1}} + \frac{(1 - \beta)\,u_t}{1 - \beta^t}
+
+    A steady update keeps its size. ``optax.trace``, the momentum of ``optax.sgd``, makes it ``1/(1 - decay)``
+    times as large: with that momentum a rate of Adam's is ten times too high. Without Nesterov this is
+    ``optax.ema``; with it, it is what ``optax.nadam`` does to its first moment.
+
+    State: 1 value per weight. Elementwise, so no collective.
+
+    Args:
+      decay: of the running mean, in [0, 1), per update.
+      nesterov: whether to look ahead.
+      accumulator_dtype: of the mean; None means float32, or wider where the parameter is wider. The mean of
+        complex updates is complex.
+
+    Returns:
+      A gradient transformation with state ``optax.EmaState``. The result has the dtype of the updates.
+
+    Raises:
+      ValueError: for a concrete ``decay`` outside [0, 1), or a dtype that is not real and floating point.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> tx = ro.ema(0.9, nesterov=True)
+      >>> updates = jnp.array([1.0])
+      >>> state = tx.init(updates)
+      >>> for _ in range(2):
+      ...     mean, state = tx.update(updates, state)
+      ...     print(mean)  # NAdam's correction: close to 1, not 1 / (1 - 0.9)
+      [1.474]
+      [1.157]
+
+    References:
+      Dozat, `Incorporating Nesterov Momentum into Adam
+      <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>`_, ICLR workshop, 2016
+    """
+    _check.check_decay(decay)
+    _check.check_state_dtype(accumulator_dtype, "accumulator_dtype")
+
+    def init(params: optax.Params) -> optax.EmaState:
+        _tree.check_inexact(params, "params")
+
+        def zeros(leaf: Any) -> jax.Array:
+            real = _tree.working_dtype(leaf) if accumulator_dtype is None else jnp.dtype(accumulator_dtype)
+            is_complex = jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating)
+            return jnp.zeros_like(leaf, dtype=np.promote_types(real, jnp.complex64) if is_complex else real)
+
+        return optax.EmaState(count=jnp.zeros([], jnp.int32), ema=jax.tree.map(zeros, params))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.EmaState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.EmaState]:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+
+        def wide(u: jax.Array, m: jax.Array) -> Any:
+            return np.promote_types(np.promote_types(u.dtype, m.dtype), _tree.working_dtype(u))
+
+        def average(u: jax.Array, m: jax.Array) -> jax.Array:
+            dtype = wide(u, m)
+            rate = jnp.asarray(decay).astype(_real(dtype))
+            mean: jax.Array = rate * m.astype(dtype) + (1 - rate) * u.astype(dtype)
+            return mean
+
+        def correct(u: jax.Array, mean: jax.Array) -> jax.Array:
+            number = count.astype(_real(mean.dtype))
+            rate = jnp.asarray(decay).astype(number.dtype)
+            if not nesterov:
+                corrected: jax.Array = mean / (1 - rate**number)
+            else:
+                ahead, here = rate / (1 - rate ** (number + 1)), (1 - rate) / (1 - rate**number)
+                corrected = ahead * mean + here * u.astype(mean.dtype)
+            return corrected.astype(u.dtype)
+
+        means = jax.tree.map(average, updates, state.ema)
+        corrected = jax.tree.map(correct, updates, means)
+        stored = jax.tree.map(lambda mean, old: mean.astype(old.dtype), means, state.ema)
+        return corrected, optax.EmaState(count=count, ema=stored)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def keep_state_types(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Return ``tx`` with a state whose dtypes stay those of ``init``.
+
+    Optax's momentum takes the dtype of the gradient: bfloat16 weights with float32 gradients would change
+    the structure of a compiled loop, and refuse the run's own checkpoint.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, new_state = tx.update(updates, state, params, **extra_args)
+        return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _real(dtype: Any) -> Any:
+    return np.empty(0, dtype).real.dtype

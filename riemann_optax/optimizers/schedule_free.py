@@ -1,0 +1,178 @@
+"""Schedule-free averaging: no schedule, and no end of the run to choose."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _check, _tree
+from riemann_optax._check import check_transformation
+from riemann_optax._state_fields import declare_fields
+from riemann_optax.eigenbasis import InEigenbasisState
+
+
+@declare_fields(linear=("iterate",))
+class ScheduleFreeState(NamedTuple):
+    """State of :func:`schedule_free`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      weight_sum: float32 scalar, the sum of the averaging weights so far.
+      iterate: ``z``, where the base optimiser stands, shaped like the parameters; the parameters themselves
+        before the first update.
+      momentum: float32 scalar, ``b1``, which :func:`eval_params` needs.
+      base: the state of the base optimiser.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    weight_sum: jax.Array
+    iterate: optax.Params
+    momentum: jax.Array
+    base: optax.OptState
+
+
+def schedule_free(
+    base: optax.GradientTransformation, *, b1: float = 0.9, power: float = 2.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Average the iterates of ``base`` in the place of a schedule of its rate.
+
+    .. math::
+      z_{t+1} &= z_t + \mathrm{base}(\nabla f(y_t)) \\
+      x_{t+1} &= (1 - c_t)\,x_t + c_t\,z_{t+1}, \qquad c_t = \frac{(t+1)^r}{\sum_{s \le t} (s+1)^r} \\
+      y_{t+1} &= (1 - \beta_1)\,z_{t+1} + \beta_1\,x_{t+1}
+
+    The parameters that are trained are ``y``, where gradients are taken. **Evaluate at x**, which
+    :func:`eval_params` returns. ``base`` includes its learning rate and its sign; weight decay inside it acts
+    on ``y``, as published. State: that of ``base`` and 1 value per weight. No collective.
+
+    Args:
+      base: a whole optimiser without momentum, such as RMSprop or a metric with its learning rate.
+      b1: how far ``y`` lies towards the average, in (0, 1): the momentum of the method.
+      power: ``r``; 0 weighs all iterates alike, 2 the later ones more.
+
+    Returns:
+      A gradient transformation with state :class:`ScheduleFreeState`.
+
+    Raises:
+      ValueError: for a ``b1`` outside (0, 1) or a negative ``power``; at ``update``, where ``params`` are
+        missing.
+      TypeError: where ``base`` is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = ro.schedule_free(optax.sgd(0.5), b1=0.9)
+      >>> params = jnp.array([4.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(20):
+      ...     updates, state = tx.update(2 * params, state, params)  # the loss is the square
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(ro.eval_params(state, params).round(2))
+      [0.]
+
+    References:
+      Defazio et al, `The Road Less Scheduled <https://arxiv.org/abs/2405.15682>`_, NeurIPS, 2024
+    """
+    check_transformation("base", base)
+    _check.check_number("b1", b1, low=0.0, high=1.0, low_open=True, high_open=True)
+    _check.check_number("power", power, low=0.0)
+    base = optax.with_extra_args_support(base)
+
+    def init(params: optax.Params) -> ScheduleFreeState:
+        return ScheduleFreeState(
+            count=jnp.zeros([], jnp.int32),
+            weight_sum=jnp.zeros([], jnp.float32),
+            iterate=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_wide(p)), params),
+            momentum=jnp.asarray(b1, jnp.float32),
+            base=base.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: ScheduleFreeState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScheduleFreeState]:
+        params = _check.require_params(params, "schedule_free")
+        steps, base_state = base.update(updates, state.base, params, **extra_args)
+        weight = (state.count.astype(jnp.float32) + 1) ** power
+        weight_sum = state.weight_sum + weight
+        share = weight / weight_sum
+
+        def current(y: jax.Array, z: jax.Array) -> jax.Array:
+            return jnp.where(state.count == 0, y.astype(z.dtype), z)
+
+        iterate = jax.tree.map(
+            lambda y, z, step: current(y, z) + step.astype(z.dtype), params, state.iterate, steps
+        )
+
+        def move(y: jax.Array, z: jax.Array, new_z: jax.Array) -> jax.Array:
+            # x = (y - (1 - b1) z) / b1, and the new y follows from the new x: y has all that x needs.
+            wide, z = y.astype(new_z.dtype), current(y, z)
+            real = jnp.asarray(share).astype(jnp.real(new_z).dtype)
+            x = (wide - (1 - b1) * z) / b1
+            new_y = (1 - b1) * new_z + b1 * (x + real * (new_z - x))
+            return (new_y - wide).astype(y.dtype)
+
+        moves = jax.tree.map(move, params, state.iterate, iterate)
+        return moves, ScheduleFreeState(
+            count=optax.safe_increment(state.count),
+            weight_sum=weight_sum,
+            iterate=iterate,
+            momentum=jnp.asarray(b1, jnp.float32),
+            base=base_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
+    """Return the weights to evaluate, and to keep, after schedule-free training: ``x``, the average.
+
+    Args:
+      state: the state of an optimiser with one :func:`schedule_free` in it, as
+        :func:`riemannian_schedule_free` makes it. With NNX: ``nnx.pure(optimizer.opt_state)``, and
+        ``nnx.pure(nnx.state(model, nnx.Param))`` for ``params``.
+      params: the parameters that are trained with this state, after its last update.
+
+    Returns:
+      The averaged weights, in structure and dtypes of ``params``.
+
+    Raises:
+      ValueError: where the state holds no or several averages, one of other parameters, or one inside of an
+        eigenbasis.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> tx = ro.riemannian_schedule_free(0.1)
+      >>> params = {"w": jnp.ones(2)}
+      >>> print(ro.eval_params(tx.init(params), params)["w"])  # not trained yet
+      [1. 1.]
+    """
+    found = _tree.find_states(state, ScheduleFreeState)
+    if len(found) != 1:
+        raise ValueError(
+            f"eval_params: the state holds {len(found)} schedule-free averages, and one is needed: pass the "
+            "whole state of riemannian_schedule_free. Other optimisers are evaluated at their own parameters."
+        )
+    for outer in _tree.find_states(state, InEigenbasisState):
+        if _tree.find_states(outer.inner, ScheduleFreeState):
+            raise ValueError(
+                "eval_params: schedule-free averaging inside of in_eigenbasis averages turned weights: put "
+                "in_eigenbasis inside, schedule_free(in_eigenbasis(...)), and evaluate that."
+            )
+    (own,) = found
+    remedy = "pass the parameters that are trained with this state."
+    _check.check_same_structure(own.iterate, params, "the average", "params", remedy)
+
+    def average(y: jax.Array, z: jax.Array) -> jax.Array:
+        y = jnp.asarray(y)
+        x = (y.astype(z.dtype) - (1 - own.momentum) * z) / own.momentum
+        return jnp.where(own.count == 0, y, x.astype(y.dtype))
+
+    return jax.tree.map(average, params, own.iterate)
+
+
+def _wide(leaf: Any) -> Any:
+    is_complex = jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating)
+    return _tree.dtype_of(leaf) if is_complex else _tree.working_dtype(leaf)
