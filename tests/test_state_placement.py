@@ -30,7 +30,7 @@ def make_params(mesh, layout):
 
 OPTIMISERS = {
     "riemannian_sgd": lambda: riemannian_sgd(0.1, momentum=0.9, record=True),
-    "riemannian_adamw": lambda: ro.riemannian_adamw(0.1),
+    "riemannian_adamw": lambda: ro.riemannian_adamw(0.1, phi=ro.phi.activity()),
     "secant": lambda: riemannian_sgd(0.1, phi=ro.phi.secant_curvature()),
     "optax.adam": lambda: optax.adam(0.1),
 }

@@ -135,7 +135,8 @@ ENSEMBLE = {
     "factored": lambda: ro.riemannian_sgd(
         training.RATE, phi=ro.phi.factored_activity(decay=0.97), conformal=None
     ),
-    "riemannian_adamw": lambda: ro.riemannian_adamw(training.RATE),
+    # By default the scale of the metric is that of the whole tree, which is what critics then share.
+    "riemannian_adamw": lambda: ro.riemannian_adamw(training.RATE, conformal="neuron"),
     "in_eigenbasis": lambda: ro.in_eigenbasis(
         ro.riemannian_sgd(training.RATE, phi=ro.phi.factored_activity(decay=0.97), conformal=None),
         sides="smaller",

@@ -27,7 +27,7 @@ def factored_sgd(learning_rate):
 
 # Each optimiser as a function of its learning rate.
 RULES = {
-    "riemannian_sgd": ro.riemannian_sgd,
+    "riemannian_sgd": lambda learning_rate: ro.riemannian_sgd(30 * learning_rate),  # in SGD's units
     "riemannian_adamw": ro.riemannian_adamw,
     "in_eigenbasis": lambda learning_rate: ro.in_eigenbasis(
         factored_sgd(learning_rate), sides="smaller", update_every=2
