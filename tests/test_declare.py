@@ -196,23 +196,22 @@ def test_every_state_of_optax_is_in_the_table_or_refused_by_name(name):
         assert message is None
 
 
-@pytest.mark.parametrize(
-    ("tx", "fields"),
-    [
-        (optax.scale_by_adam(), ["mu"]),
-        (optax.scale_by_adan(), ["m", "v", "g"]),
-        (optax.scale_by_optimistic_gradient(), ["previous_gradient"]),
-        (optax.contrib.scale_by_ademamix(), ["m1", "m2"]),
-        (optax.apply_every(8), ["grad_acc"]),
-        (optax.scale_by_lion(), ["mu"]),
-        (optax.trace(0.9), ["trace"]),
-        (optax.ema(0.9), ["ema"]),
-        (optax.contrib.dog(0.1), ["init_params"]),
-        (optax.contrib.schedule_free_sgd(0.1), ["z"]),
-        (optax.contrib.momo(0.1), ["exp_avg"]),
-    ],
-    ids=str,
-)
+LINEAR = {
+    "adam": (optax.scale_by_adam(), ["mu"]),
+    "adan": (optax.scale_by_adan(), ["m", "v", "g"]),
+    "optimistic_gradient": (optax.scale_by_optimistic_gradient(), ["previous_gradient"]),
+    "ademamix": (optax.contrib.scale_by_ademamix(), ["m1", "m2"]),
+    "apply_every": (optax.apply_every(8), ["grad_acc"]),
+    "lion": (optax.scale_by_lion(), ["mu"]),
+    "trace": (optax.trace(0.9), ["trace"]),
+    "ema": (optax.ema(0.9), ["ema"]),
+    "dog": (optax.contrib.dog(0.1), ["init_params"]),
+    "schedule_free": (optax.contrib.schedule_free_sgd(0.1), ["z"]),
+    "momo": (optax.contrib.momo(0.1), ["exp_avg"]),
+}
+
+
+@pytest.mark.parametrize(("tx", "fields"), LINEAR.values(), ids=LINEAR)
 def test_what_is_linear_is_carried_exactly(tx, fields):
     """What an optimiser remembers in turned coordinates, turned back, is what it remembers in plain ones."""
     inside = ro.in_eigenbasis(tx, update_every=1, decay=0.5)
