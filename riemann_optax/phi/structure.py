@@ -10,6 +10,7 @@ from riemann_optax import _check, _tree
 from riemann_optax._declare import Phi
 from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state
+from riemann_optax.phi._factors import mean_of_products
 from riemann_optax.phi._layers import mean_square_activities
 
 
@@ -21,8 +22,7 @@ class FactoredActivityState(NamedTuple):
       count: int32 scalar, the number of updates so far.
       rows: running mean of the squared gradients of each row, shape (..., rows, 1); for a leaf with fewer
         than two axes that of each weight.
-      columns: the same of each column, shape (..., 1, columns); for a leaf with fewer than two axes the mean
-        of all its weights, which is not used.
+      columns: the same of each column, shape (..., 1, columns); a 0 for a leaf with fewer than two axes.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -86,38 +86,51 @@ def factored_activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: A
             columns=_state.cast_like(jax.tree.map(_column_means, zeros), zeros),
         )
 
-    def update(
+    def factors(r: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if r.ndim < 2:
+            return _tree.power(r, power), jnp.ones_like(r, shape=(1,) * r.ndim)
+        mean = jnp.mean(r, axis=-2, keepdims=True)
+        # The power of each factor, not of their product: a root per row and column, not per weight. The
+        # second is at most columns**power, so that a bound on the first keeps the product finite.
+        share = _tree.power(c / jax.lax.select(mean == 0, jnp.ones_like(mean), mean), power)
+        limit = _limit(r.dtype)
+        raised = _tree.power(r, power)
+        if not _check.is_concrete_number(power) or (limit * max(c.shape[-1], 1)) ** power > limit:
+            raised = jnp.minimum(raised, limit / max(c.shape[-1], 1) ** power)
+        return raised, share
+
+    def update_with_means(
+        over: _tree.Group | None,
         updates: optax.Updates,
         state: FactoredActivityState,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, FactoredActivityState]:
+    ) -> tuple[optax.Updates, Any, FactoredActivityState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
         rows = _state.running_mean(jax.tree.map(_row_means, updates), state.rows, decay)
         columns = _state.running_mean(jax.tree.map(_column_means, updates), state.columns, decay)
-
-        def combine(r: jax.Array, c: jax.Array) -> jax.Array:
-            if r.ndim < 2:
-                return _tree.power(r, power)
-            mean = jnp.mean(r, axis=-2, keepdims=True)
-            # The power of each factor, not of their product: a root per row and column, not per weight. The
-            # second is at most columns**power, so that a bound on the first keeps the product finite.
-            share = _tree.power(c / jnp.where(mean == 0, jnp.ones_like(mean), mean), power)
-            limit = _limit(r.dtype) / max(c.shape[-1], 1) ** power
-            return jnp.minimum(_tree.power(r, power), limit) * share
-
-        values = jax.tree.map(
-            combine, _state.debias(rows, decay, count), _state.debias(columns, decay, count)
+        columns = jax.tree.map(lambda g, c, old: c if g.ndim > 1 else old, updates, columns, state.columns)
+        debiased = (jax.tree.leaves(_state.debias(tree, decay, count)) for tree in (rows, columns))
+        pairs = [factors(r, c) for r, c in zip(*debiased, strict=True)]
+        first, second = (
+            jax.tree.unflatten(jax.tree.structure(updates), [pair[side] for pair in pairs]) for side in (0, 1)
         )
         new_state = FactoredActivityState(
             count=count,
             rows=_state.cast_like(rows, state.rows),
             columns=_state.cast_like(columns, state.columns),
         )
+        means = None if over is None else mean_of_products(first, second, over)
+        return jax.tree.map(jnp.multiply, first, second), means, new_state
+
+    def update(
+        updates: optax.Updates, state: FactoredActivityState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, FactoredActivityState]:
+        values, _, new_state = update_with_means(None, updates, state, params, **extra)
         return values, new_state
 
-    return Phi(init, update, name="factored_activity")
+    return Phi(init, update, name="factored_activity", update_with_means=update_with_means)
 
 
 @declare_fields(squared=("second_moment",))
@@ -288,11 +301,13 @@ def _row_means(gradient: jax.Array) -> jax.Array:
 
 
 def _column_means(gradient: jax.Array) -> jax.Array:
-    """Return the mean square of each column, shape (..., 1, columns), or of the whole leaf."""
-    axis = -2 if gradient.ndim > 1 else None
+    """Return the mean square of each column, shape (..., 1, columns); 0 for less than a matrix."""
+    if gradient.ndim < 2:
+        return jnp.zeros((1,) * gradient.ndim, _tree.working_dtype(gradient))
     # The 2 is there to be another expression than that of the rows. Of one expression XLA makes one array of
     # all squares, which on a CPU costs as much as the whole update; of two it makes none.
-    return _saturate(jnp.mean(jnp.square(2 * _real(gradient)), axis=axis, keepdims=True) / 4)
+    total = jnp.sum(jnp.square(2 * _real(gradient)), axis=-2, keepdims=True)
+    return _saturate(total / (4 * gradient.shape[-2]))
 
 
 def _real(gradient: jax.Array) -> jax.Array:
