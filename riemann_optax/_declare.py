@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import jax
 import optax
 
+from riemann_optax._tree import Group
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 
 T = TypeVar("T")
@@ -24,10 +25,13 @@ class Declaration(NamedTuple):
     Attributes:
       name: what messages and tables call it.
       needs: the extra arguments that its ``update`` reads.
+      update_with_means: of a phi whose group means cost less than a pass over its values, see
+        :func:`update_phi`; otherwise None.
     """
 
     name: str
     needs: tuple[str, ...]
+    update_with_means: Callable[..., Any] | None = None
 
 
 # Names of the phis evaluated so far, where somebody listens; and all declarations initialised so far.
@@ -46,6 +50,7 @@ class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # 
       update: the function of updates, state, params and extra arguments.
       name: what messages and tables call it.
       needs: names from :data:`EXTRA_ARGUMENTS`.
+      update_with_means: see :func:`update_phi`.
 
     Raises:
       ValueError: for a name that is not in the vocabulary.
@@ -58,6 +63,7 @@ class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # 
         *,
         name: str | None = None,
         needs: Iterable[str] = (),
+        update_with_means: Callable[..., Any] | None = None,
     ) -> Self:
         """Make a transformation whose two functions report to whoever listens."""
         if name is None:  # rebuilt, as jax.tree.map rebuilds a NamedTuple: the functions know it already
@@ -70,6 +76,9 @@ class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # 
                     f"{name}: needs must name extra arguments that this package knows, got {need!r}: use one "
                     f"of {', '.join(EXTRA_ARGUMENTS)}."
                 )
+        if update_with_means is not None:
+            own = _reporting_update(update_with_means, declaration)
+            declaration = declaration._replace(update_with_means=own)
         made: Self = super().__new__(
             cls, _reporting_init(init, declaration), _reporting_update(update, declaration)
         )
@@ -146,6 +155,28 @@ def _listened(variable: ContextVar[Any], call: Callable[[], T]) -> tuple[T, list
         return call(), heard
     finally:
         variable.reset(token)
+
+
+def update_phi(
+    phi: optax.GradientTransformationExtraArgs,
+    over: Group | None,
+    updates: Any,
+    state: Any,
+    params: Any,
+    **extra_args: Any,
+) -> tuple[Any, Any, Any]:
+    """Return the values of ``phi``, the means of their groups where it hands them along, and its new state.
+
+    A phi hands them along where it declares ``update_with_means(over, updates, state, params, **extra_args)``
+    with these results, for each leaf the mean over its group in a shape that broadcasts against the leaf.
+    Where ``over`` is None, and from any other phi, the means are None: the caller takes them from the values.
+    """
+    own = phi.declaration.update_with_means if isinstance(phi, Declared) else None
+    if own is None:
+        values, state = phi.update(updates, state, params, **extra_args)
+        return values, None, state
+    values, means, state = own(over, updates, state, params, **extra_args)
+    return values, means, state
 
 
 def names_of(call: Callable[[], T]) -> tuple[T, list[str]]:

@@ -1,12 +1,14 @@
 """What every module needs of a tree: leaf names, working precision, sums over groups and states within it."""
 
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+T = TypeVar("T")
 Group = Literal["leaf", "neuron", "tree"]
 GROUPS: tuple[str, ...] = get_args(Group)
 _HOST = (np.ndarray, np.generic, bool, int, float, complex)
@@ -140,10 +142,26 @@ def power(base: jax.Array, exponent: float) -> jax.Array:
     """
     if isinstance(exponent, int | float) and exponent == 1:
         return base
+    if isinstance(exponent, float) and exponent == 0.5:
+        return _root(base)
     zero = base == 0  # and not "base > 0": a NaN must stay a NaN
-    inner = jnp.where(zero, jnp.ones_like(base), base)
-    raised = jnp.sqrt(inner) if isinstance(exponent, float) and exponent == 0.5 else inner**exponent
-    return jnp.where(zero, jnp.zeros_like(base), raised)
+    inner = jax.lax.select(zero, jnp.ones_like(base), base)
+    return jax.lax.select(zero, jnp.zeros_like(base), inner**exponent)
+
+
+@jax.custom_jvp
+def _root(base: jax.Array) -> jax.Array:
+    """Return the square root; nothing but the root itself, for what follows it is done once for each user."""
+    return jnp.sqrt(base)
+
+
+@_root.defjvp
+def _derivative_of_root(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (base,), (tangent,) = primals, tangents
+    root = jnp.sqrt(base)
+    zero = base == 0
+    slope = 0.5 / jax.lax.select(zero, jnp.ones_like(root), root)
+    return root, jax.lax.select(zero, jnp.zeros_like(slope), slope) * tangent
 
 
 def group_mean(tree: Any, over: Literal["leaf", "tree"]) -> Any:
@@ -153,16 +171,34 @@ def group_mean(tree: Any, over: Literal["leaf", "tree"]) -> Any:
     on what axes mean: :func:`riemann_optax._axes.group_mean`.
     """
     if over == "tree":
-        leaves = jax.tree.leaves(tree)
-        if not leaves:
-            return tree
-        dtype = widest_dtype(tree)
-        # A running sum, not a chain of additions: XLA copies such a chain into the fusion of every leaf, and
-        # compiling takes time that grows with the square of the number of leaves.
-        sums = jnp.stack([jnp.sum(leaf, dtype=dtype) for leaf in leaves])
-        mean = jax.lax.cumsum(sums)[-1] / max(sum(leaf.size for leaf in leaves), 1)
-        return jax.tree.map(lambda leaf: mean.astype(leaf.dtype), tree)
+        return mean_of_sums(jax.tree.map(jnp.sum, tree), sum(leaf.size for leaf in jax.tree.leaves(tree)))
     return jax.tree.map(jnp.mean, tree)
+
+
+def once(function: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Return ``function``, evaluated once for each object: leaves may share a mean."""
+    results: dict[int, tuple[Any, T]] = {}
+
+    def call(argument: Any) -> T:
+        if id(argument) not in results:
+            # The argument is kept too, so that its id stays its own.
+            results[id(argument)] = argument, function(argument)
+        return results[id(argument)][1]
+
+    return call
+
+
+def mean_of_sums(sums: Any, size: int) -> Any:
+    """Return, for every leaf, the mean over all ``size`` weights of a tree, from the sums of its leaves."""
+    leaves = jax.tree.leaves(sums)
+    if not leaves:
+        return sums
+    dtype = widest_dtype(sums)
+    # A running sum, not a chain of additions: XLA copies such a chain into the fusion of every leaf, and
+    # compiling takes time that grows with the square of the number of leaves.
+    total = jax.lax.cumsum(jnp.stack([leaf.astype(dtype) for leaf in leaves]))[-1]
+    mean = total / max(size, 1)
+    return jax.tree.map(lambda leaf: mean.astype(leaf.dtype), sums)
 
 
 def inner(a: Any, b: Any) -> jax.Array:

@@ -10,7 +10,7 @@ import optax
 from riemann_optax import _axes, _check, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._axes import Axes
-from riemann_optax._declare import names_of
+from riemann_optax._declare import names_of, update_phi
 from riemann_optax._tree import GROUPS, Group
 from riemann_optax.covector import Covector, MetricAttachedError, map_covectors, require_covectors
 
@@ -137,8 +137,8 @@ def compute_metric(
             _check.check_same_structure(updates, params, "the tree of gradients", "params", remedy)
         updates, params = _tree.arrays((updates, params))
         try:
-            (values, phi_state), names = names_of(
-                lambda: given.update(updates, state.phi, params, **extra_args)
+            (values, means, phi_state), names = names_of(
+                lambda: update_phi(given, conformal, updates, state.phi, params, **extra_args)
             )
         except (TypeError, ValueError) as error:
             _explain_resized(state.phi, updates, error)
@@ -153,8 +153,10 @@ def compute_metric(
         if conformal is None:
             scales = jax.tree.map(lambda v: _one_plus(v, current_alpha), values)
         else:
-            means = _axes.group_mean(values, conformal, axes)
-            scales = jax.tree.map(lambda v, mean: _around_mean(v, mean, current_alpha), values, means)
+            means = _axes.group_mean(values, conformal, axes) if means is None else means
+            means = jax.tree.map(lambda v, mean: mean.astype(v.dtype), values, means)
+            least = jax.tree.map(_tree.once(lambda mean: _least(mean, current_alpha)), means)
+            scales = jax.tree.map(lambda v, low: low + _share(current_alpha, v.dtype) * v, values, least)
 
         def attach(path: tuple[Any, ...], gradient: Any, value: jax.Array, scale: jax.Array) -> Covector:
             inverted = role == "inverse_metric"
@@ -199,10 +201,16 @@ def _one_plus(value: jax.Array, alpha: Any) -> jax.Array:
     return 1 + scale * jnp.where(unused, jnp.zeros_like(value), value)
 
 
-def _around_mean(value: jax.Array, mean: jax.Array, alpha: Any) -> jax.Array:
-    """Return ``(mean + alpha * phi) / (1 + alpha)``; where the mean is 0, before any gradient, that is 1."""
-    scale = jnp.asarray(alpha).astype(value.dtype)
-    return jnp.where(mean == 0, jnp.ones_like(value), (mean + scale * value) / (1 + scale))
+def _least(mean: jax.Array, alpha: Any) -> jax.Array:
+    """Return ``mean / (1 + alpha)``, the least ``E``; where the mean, and all of phi, is 0 that is 1."""
+    scale = 1 + jnp.asarray(alpha).astype(mean.dtype)
+    return jax.lax.select(mean == 0, jnp.ones_like(mean), mean / scale)
+
+
+def _share(alpha: Any, dtype: Any) -> jax.Array:
+    """Return ``alpha / (1 + alpha)``, the share of phi in ``E``."""
+    scale = jnp.asarray(alpha).astype(dtype)
+    return scale / (1 + scale)
 
 
 def check_phi_values(values: Any, gradients: Any) -> None:

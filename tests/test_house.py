@@ -14,13 +14,13 @@ CAN_RUN_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib",
 # the stations of the chain and the rooms, as updates pass them. Names with an underscore are not public.
 ORDER = {
     "": (
-        *("_version", "_vocabulary", "_state_fields", "_declare", "_tree", "_check", "_axes", "boundary"),
+        *("_version", "_vocabulary", "_state_fields", "_tree", "_declare", "_check", "_axes", "boundary"),
         *("phi", "covector", "_observe", "metric", "edits", "scaling", "eigenbasis", "anchor", "wrappers"),
         *("fields", "geometry", "flow", "inspect", "sharding", "checkpoint", "optimizers"),
         *("testing", "examples"),
     ),
     "phi": (
-        *("_state", "_layers"),
+        *("_state", "_layers", "_factors"),
         *("activity", "combine", "controls", "energy", "presynaptic", "uncertainty", "structure"),
         *("curvature", "gauss_newton", "multiplicative", "gates", "learned_rates", "variational"),
         *("gradient_importance", "path_importance", "rwalk"),

@@ -1,6 +1,7 @@
 """Looking at a metric while it works: statistics of E and the energy spent."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -98,26 +99,33 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
         del params, extra_args
         require_covectors(updates, "record_metric")
         leaves = jax.tree.leaves(updates)
-        ones = jnp.ones([], jnp.float32)
-        metrics = [leaf.metric if isinstance(leaf, Covector) else ones for leaf in leaves]
-        rates = [leaf.inverse_metric if isinstance(leaf, Covector) else ones for leaf in leaves]
-        reductions = (jnp.min, jnp.mean, jnp.max)
 
-        def collect(statistic: Any, values: list[jax.Array], shape: tuple[int, ...] = ()) -> jax.Array:
-            nothing = jnp.broadcast_to(ones, shape)  # as it stands for a Euclidean leaf
-            rows = [statistic(v).astype(jnp.float32) if v.size else nothing for v in values]
-            return jnp.stack(rows) if rows else jnp.ones([0, *shape], jnp.float32)
+        def collect(statistic: Callable[[Covector], jax.Array], length: int) -> jax.Array:
+            euclidean = jnp.ones([length], jnp.float32)
+            carries = [isinstance(leaf, Covector) and leaf.metric.size > 0 for leaf in leaves]
+            rows = [statistic(leaf) if c else euclidean for leaf, c in zip(leaves, carries, strict=True)]
+            return jnp.stack(rows) if rows else jnp.ones([0, length], jnp.float32)
 
-        low, mean, high = (collect(reduction, metrics) for reduction in reductions)
-        # Two reductions of each leaf less to compile: the extremes of the rate are those of the metric.
-        columns = [low, mean, high, 1 / high, collect(jnp.mean, rates), 1 / low]
+        columns = collect(_statistics, 6)
         table = state.metric_quantiles
         if quantiles:
             levels = jnp.asarray(quantiles, jnp.float32)
-            table = collect(lambda m: jnp.quantile(m.astype(jnp.float32), levels), metrics, levels.shape)
-        return updates, RecordMetricState._make([*columns, table, state.leaf_ids])
+            table = collect(lambda c: jnp.quantile(c.metric.astype(jnp.float32), levels), levels.size)
+        numbers = (columns[:, index] for index in range(6))
+        return updates, RecordMetricState._make([*numbers, table, state.leaf_ids])
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _statistics(covector: Covector) -> jax.Array:
+    """Return smallest, mean and largest ``E`` and ``1/E``; the extremes of one are those of the other."""
+    stored, other = covector.metric, covector.inverse_metric
+    if covector.inverted:
+        stored, other = other, stored
+    low, high = jnp.min(stored), jnp.max(stored)
+    rows = [low, jnp.mean(stored), high], [1 / high, jnp.mean(other), 1 / low]
+    first, second = reversed(rows) if covector.inverted else rows
+    return jnp.stack([*first, *second]).astype(jnp.float32)
 
 
 def metric_statistics(state: optax.OptState, params: optax.Params) -> dict[str, dict[str, float]]:

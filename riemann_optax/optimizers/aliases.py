@@ -15,7 +15,7 @@ from riemann_optax.metric import Role, compute_metric
 from riemann_optax.optimizers.momentum import ema, keep_state_types
 from riemann_optax.optimizers.schedule_free import schedule_free
 from riemann_optax.phi import activity, factored_activity
-from riemann_optax.scaling import scale_by_inverse_metric, scale_by_metric
+from riemann_optax.scaling import scale_by_inverse_metric
 
 # Where to begin, in each alias's own units of rate; README, the docstrings and the trainer say the same.
 RECOMMENDED_RATES = {
@@ -137,9 +137,8 @@ def riemannian_adamw(
       E = \frac{\mu + \alpha\,\varphi}{1 + \alpha}, \quad \mu = \mathrm{mean}(\varphi)
 
     with :math:`\varphi` the root mean square gradient, row times column, and :math:`\hat m` the
-    bias-corrected running mean of Nesterov's kind. The chain: :func:`scale_by_metric` with a conformal
-    metric, :func:`ema`,
-    decoupled weight decay, ``optax.scale_by_learning_rate``.
+    bias-corrected running mean of Nesterov's kind. The chain: :func:`compute_metric` with a conformal
+    metric, :func:`ema` as its second stage, decoupled weight decay, ``optax.scale_by_learning_rate``.
 
     **Rates** are those of ``optax.adamw``: take the one you have. If you have none, begin at 0.003 (below a
     few million weights), at 0.002 for 20 million and at 0.001 above 100 million, as you would for AdamW.
@@ -192,9 +191,9 @@ def riemannian_adamw(
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_decay(b1, "b1")
     _check.check_state_dtype(mu_dtype, "mu_dtype")
-    metric = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    stage_1 = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
     return optax.chain(
-        metric,
+        *stage_1,
         ema(b1, nesterov, mu_dtype),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
@@ -262,7 +261,7 @@ def riemannian_schedule_free(
     _check.check_schedulable("learning_rate", learning_rate)
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_count("warmup_steps", warmup_steps, low=0)
-    metric = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    stage_1 = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
     rate = learning_rate
     if warmup_steps:
 
@@ -271,7 +270,10 @@ def riemannian_schedule_free(
             return full * jnp.minimum(1.0, (count + 1) / warmup_steps)
 
     base = optax.chain(
-        metric, optax.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate(rate)
+        *stage_1,
+        scale_by_inverse_metric(),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(rate),
     )
     return schedule_free(base, b1=b1, power=power)
 
@@ -284,15 +286,15 @@ def _adaptive_metric(
     role: Role,
     conformal: Group | None,
     record: bool,
-) -> optax.GradientTransformationExtraArgs:
-    """Return the metric whose rates are Adam's."""
+) -> list[optax.GradientTransformation]:
+    """Return stage 1 with its edits: the metric whose rates are Adam's."""
     _check.check_number("eps", eps, low=0.0)
     _check.check_decay(b2, "b2")
     edits: list[optax.GradientTransformation] = [] if role == "inverse_metric" else [_add_to_metric(eps)]
     if record:
         edits.append(record_metric())
     phi = factored_activity(decay=b2) if phi is None else phi
-    return scale_by_metric(phi, alpha, *edits, role=role, conformal=conformal)
+    return [compute_metric(phi, alpha, role, conformal=conformal), *edits]
 
 
 def _add_to_metric(eps: float) -> optax.GradientTransformationExtraArgs:

@@ -1,5 +1,6 @@
 """Momentum as a mean: a rate then means what it means to Adam."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax import _observe as observe
+from riemann_optax.covector import Covector
 
 
 def ema(
@@ -24,6 +27,9 @@ def ema(
     A steady update keeps its size. ``optax.trace``, the momentum of ``optax.sgd``, makes it ``1/(1 - decay)``
     times as large: with that momentum a rate of Adam's is ten times too high. Without Nesterov this is
     ``optax.ema``; with it, it is what ``optax.nadam`` does to its first moment.
+
+    Between the stages it may stand **in the place of** :func:`scale_by_inverse_metric`: of covectors it
+    averages the tangent vectors, which on a CPU is twice as fast as the two in a row and the same otherwise.
 
     State: 1 value per weight. Elementwise, so no collective.
 
@@ -74,25 +80,36 @@ def ema(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmaState]:
         del params, extra_args
+        observe.metric_used(updates)
         count = optax.safe_increment(state.count)
 
-        def wide(u: jax.Array, m: jax.Array) -> Any:
+        @functools.cache  # scalars once for each dtype, not for each leaf: each is to be compiled
+        def shares(dtype: Any) -> tuple[jax.Array, jax.Array]:
+            rate = jnp.asarray(decay).astype(dtype)
+            return rate, 1 - rate
+
+        @functools.cache
+        def corrections(dtype: Any) -> tuple[jax.Array, jax.Array]:
+            rate, new = shares(dtype)
+            number = count.astype(dtype)
+            if not nesterov:
+                return 1 / (1 - rate**number), jnp.zeros_like(rate)
+            return rate / (1 - rate ** (number + 1)), new / (1 - rate**number)
+
+        def wide(u: Any, m: jax.Array) -> Any:
             return np.promote_types(np.promote_types(u.dtype, m.dtype), _tree.working_dtype(u))
 
-        def average(u: jax.Array, m: jax.Array) -> jax.Array:
+        def average(u: Any, m: jax.Array) -> jax.Array:
             dtype = wide(u, m)
-            rate = jnp.asarray(decay).astype(_real(dtype))
-            mean: jax.Array = rate * m.astype(dtype) + (1 - rate) * u.astype(dtype)
+            old, new = shares(_real(dtype))
+            mean: jax.Array = old * m.astype(dtype) + new * _tangent(u, dtype)
             return mean
 
-        def correct(u: jax.Array, mean: jax.Array) -> jax.Array:
-            number = count.astype(_real(mean.dtype))
-            rate = jnp.asarray(decay).astype(number.dtype)
-            if not nesterov:
-                corrected: jax.Array = mean / (1 - rate**number)
-            else:
-                ahead, here = rate / (1 - rate ** (number + 1)), (1 - rate) / (1 - rate**number)
-                corrected = ahead * mean + here * u.astype(mean.dtype)
+        def correct(u: Any, mean: jax.Array) -> jax.Array:
+            ahead, here = corrections(_real(mean.dtype))
+            corrected = ahead * mean
+            if nesterov:
+                corrected = corrected + _scaled_tangent(u, here, mean.dtype)
             return corrected.astype(u.dtype)
 
         means = jax.tree.map(average, updates, state.ema)
@@ -118,6 +135,25 @@ def keep_state_types(tx: optax.GradientTransformation) -> optax.GradientTransfor
         return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _tangent(update: Any, dtype: Any) -> jax.Array:
+    """Return an update in ``dtype``; of a covector the tangent vector."""
+    if isinstance(update, Covector):
+        return update.with_components(update.components.astype(dtype)).raise_index()
+    return jnp.asarray(update).astype(dtype)
+
+
+def _scaled_tangent(update: Any, factor: jax.Array, dtype: Any) -> jax.Array:
+    """Return ``factor * update``; of a covector a product, where :func:`_tangent` has a quotient.
+
+    On a CPU XLA would keep one quotient with two users in fresh memory of the size of the leaf, which costs
+    more than the whole update. Of two expressions it keeps none.
+    """
+    if isinstance(update, Covector):
+        scaled = update.with_inverse_metric(factor / update.metric)
+        return scaled.with_components(update.components.astype(dtype)).raise_index()
+    return factor * jnp.asarray(update).astype(dtype)
 
 
 def _real(dtype: Any) -> Any:

@@ -99,22 +99,18 @@ def schedule_free(
         weight_sum = state.weight_sum + weight
         share = weight / weight_sum
 
-        def current(y: jax.Array, z: jax.Array) -> jax.Array:
-            return jnp.where(state.count == 0, y.astype(z.dtype), z)
+        def advance(y: jax.Array, z: jax.Array, step: jax.Array) -> jax.Array:
+            return jnp.where(state.count == 0, y.astype(z.dtype), z) + step.astype(z.dtype)
 
-        iterate = jax.tree.map(
-            lambda y, z, step: current(y, z) + step.astype(z.dtype), params, state.iterate, steps
-        )
+        def move(y: jax.Array, z: jax.Array, step: jax.Array) -> jax.Array:
+            # The new y less the old one with x = (y - (1 - b1) (z - step)) / b1 put in, z being the new one:
+            # what read the old z too would make XLA copy it.
+            c = share.astype(jnp.real(z).dtype)
+            own = (1 - b1) * (1 - c) * step.astype(z.dtype)
+            return (own + c * (z - y.astype(z.dtype))).astype(y.dtype)
 
-        def move(y: jax.Array, z: jax.Array, new_z: jax.Array) -> jax.Array:
-            # x = (y - (1 - b1) z) / b1, and the new y follows from the new x: y has all that x needs.
-            wide, z = y.astype(new_z.dtype), current(y, z)
-            real = jnp.asarray(share).astype(jnp.real(new_z).dtype)
-            x = (wide - (1 - b1) * z) / b1
-            new_y = (1 - b1) * new_z + b1 * (x + real * (new_z - x))
-            return (new_y - wide).astype(y.dtype)
-
-        moves = jax.tree.map(move, params, state.iterate, iterate)
+        iterate = jax.tree.map(advance, params, state.iterate, steps)
+        moves = jax.tree.map(move, params, iterate, steps)
         return moves, ScheduleFreeState(
             count=optax.safe_increment(state.count),
             weight_sum=weight_sum,

@@ -1,5 +1,6 @@
 """What the phis share: running means, copies of the parameters and random probes."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,14 @@ from riemann_optax import _tree
 def running_mean(new: Any, mean: Any, decay: Any) -> Any:
     """Return ``decay * mean + (1 - decay) * new`` per leaf, in the working dtype of ``new``."""
 
+    @functools.cache  # scalars once for each dtype, not for each leaf: compiling takes time for all of them
+    def shares(dtype: Any) -> tuple[jax.Array, jax.Array]:
+        rate = jnp.asarray(decay).astype(dtype)
+        return rate, 1 - rate
+
     def average(x: jax.Array, m: jax.Array) -> jax.Array:
-        rate = jnp.asarray(decay).astype(x.dtype)
-        return rate * m.astype(x.dtype) + (1 - rate) * x
+        old, new = shares(x.dtype)
+        return old * m.astype(x.dtype) + new * x
 
     return jax.tree.map(average, new, mean)
 
@@ -23,11 +29,14 @@ def running_mean(new: Any, mean: Any, decay: Any) -> Any:
 def debias(mean: Any, decay: Any, count: jax.Array) -> Any:
     """Divide a running mean by ``1 - decay**count``, the weight its ``count`` terms have together."""
 
-    def correct(m: jax.Array) -> jax.Array:
-        rate = jnp.asarray(decay).astype(m.dtype)
-        return m / (1 - rate ** count.astype(m.dtype))
+    @functools.cache
+    def inverse_weight(dtype: Any) -> jax.Array:
+        rate = jnp.asarray(decay).astype(dtype)
+        inverse: jax.Array = 1 / (1 - rate ** count.astype(dtype))
+        return inverse
 
-    return jax.tree.map(correct, mean)
+    # Multiplied: a quotient per weight would be kept in fresh memory wherever it is used twice.
+    return jax.tree.map(lambda m: m * inverse_weight(m.dtype), mean)
 
 
 def newest_weight(decay: Any, count: jax.Array) -> jax.Array:

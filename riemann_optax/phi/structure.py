@@ -12,6 +12,7 @@ from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._declare import Phi
 from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state
+from riemann_optax.phi._factors import mean_of_products
 from riemann_optax.phi._layers import fan_in, mean_square_activities
 
 
@@ -23,8 +24,7 @@ class FactoredActivityState(NamedTuple):
       count: int32 scalar, the number of updates so far.
       rows: running mean of the squared gradients of each row, shape (..., rows, 1); for a vector that of each
         weight.
-      columns: the same of each column, shape (..., 1, columns); for a vector the mean of all its weights,
-        which is not used.
+      columns: the same of each column, shape (..., 1, columns); a 0 for each vector.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -95,39 +95,54 @@ def factored_activity(
             columns=_state.cast_like(_axes.map_leaves(_column_means, axes, zeros), zeros),
         )
 
-    def update(
+    def factors(
+        read: MatrixAxes | None, gradient: jax.Array, r: jax.Array, c: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        sides = _axes.sides(read)
+        if sides is None:
+            return _tree.power(r, power), jnp.ones_like(c)
+        mean = jnp.mean(r, axis=sides[0], keepdims=True)
+        # The power of each factor, not of their product: a root per row and column, not per weight. The
+        # second is at most columns**power, so that a bound on the first keeps the product finite.
+        share = _tree.power(c / jax.lax.select(mean == 0, jnp.ones_like(mean), mean), power)
+        limit, number = _limit(r.dtype), max(math.prod(c.shape[axis] for axis in sides[1]), 1)
+        raised = _tree.power(r, power)
+        if not _check.is_concrete_number(power) or (limit * number) ** power > limit:
+            raised = jnp.minimum(raised, limit / number**power)
+        return raised, share
+
+    def update_with_means(
+        over: _tree.Group | None,
         updates: optax.Updates,
         state: FactoredActivityState,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, FactoredActivityState]:
+    ) -> tuple[optax.Updates, Any, FactoredActivityState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
         gradients = _tree.bare(updates)
         rows = _state.running_mean(_axes.map_leaves(_row_means, axes, gradients), state.rows, decay)
         columns = _state.running_mean(_axes.map_leaves(_column_means, axes, gradients), state.columns, decay)
-
-        def combine(read: MatrixAxes | None, gradient: jax.Array, r: jax.Array, c: jax.Array) -> jax.Array:
-            sides = _axes.sides(read)
-            if sides is None:
-                return _tree.power(r, power)
-            mean = jnp.mean(r, axis=sides[0], keepdims=True)
-            # The power of each factor, not of their product: a root per row and column, not per weight. The
-            # second is at most columns**power, so that a bound on the first keeps the product finite.
-            share = _tree.power(c / jnp.where(mean == 0, jnp.ones_like(mean), mean), power)
-            limit = _limit(r.dtype) / max(math.prod(c.shape[axis] for axis in sides[1]), 1) ** power
-            return jnp.minimum(_tree.power(r, power), limit) * share
-
-        means = (_state.debias(mean, decay, count) for mean in (rows, columns))
-        values = _axes.map_leaves(combine, axes, gradients, *means)
+        debiased = (_state.debias(tree, decay, count) for tree in (rows, columns))
+        pairs = _axes.map_leaves(factors, axes, gradients, *debiased)
+        first, second = (jax.tree.map(lambda g, pair, i=i: pair[i], gradients, pairs) for i in (0, 1))
         new_state = FactoredActivityState(
             count=count,
             rows=_state.cast_like(rows, state.rows),
             columns=_state.cast_like(columns, state.columns),
         )
-        return _tree.like(values, updates), new_state
+        # The mean over a neuron is the caller's: what the axes mean is what the caller says.
+        means = None if over in (None, "neuron") else mean_of_products(first, second, over)
+        values = jax.tree.map(jnp.multiply, first, second)
+        return _tree.like(values, updates), None if means is None else _tree.like(means, updates), new_state
 
-    return Phi(init, update, name="factored_activity")
+    def update(
+        updates: optax.Updates, state: FactoredActivityState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, FactoredActivityState]:
+        values, _, new_state = update_with_means(None, updates, state, params, **extra)
+        return values, new_state
+
+    return Phi(init, update, name="factored_activity", update_with_means=update_with_means)
 
 
 @declare_fields(squared=("second_moment",), nonnegative=("second_moment",))
@@ -314,15 +329,16 @@ def _row_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
 
 
 def _column_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
-    """Return the mean square of each column, shape (..., 1, columns), or of each vector."""
+    """Return the mean square of each column, shape (..., 1, columns); a 0 for each vector."""
     sides = _axes.sides(read)
     if sides is None:
-        axis = (*read.inputs, *read.outputs) if read is not None else tuple(range(gradient.ndim))
-    else:
-        axis = sides[0]
+        reduced = tuple(range(gradient.ndim)) if read is None else (*read.inputs, *read.outputs)
+        shape = [1 if axis in reduced else length for axis, length in enumerate(gradient.shape)]
+        return jnp.zeros(shape, _tree.working_dtype(gradient))
     # The 2 is there to be another expression than that of the rows. Of one expression XLA makes one array of
     # all squares, which on a CPU costs as much as the whole update; of two it makes none.
-    return _saturate(jnp.mean(jnp.square(2 * _real(gradient)), axis=axis, keepdims=True) / 4)
+    total = jnp.sum(jnp.square(2 * _real(gradient)), axis=sides[0], keepdims=True)
+    return _saturate(total / (4 * math.prod(gradient.shape[axis] for axis in sides[0])))
 
 
 def _real(gradient: jax.Array) -> jax.Array:
