@@ -28,7 +28,7 @@ ALL_REDUCED = {
     "phi.utility_gate:leaf": 2,
     "phi.autostep": 2,
     "phi.autostep:gradients": 2,
-    "phi.factored_activity": 3,
+    "phi.factored_activity": 2,
     "phi.per_neuron": 2,
     "phi.permuted": 2,
     "phi.rwalk": 8,
@@ -49,11 +49,11 @@ ALL_REDUCED = {
     "track_energy": 4,
     "skip_nonfinite": 2,
     "retract:second_order": 4,
-    "riemannian_sgd": 5,
-    "riemannian_sgd:activity": 2,
-    "riemannian_sgd:decay": 15,
-    "riemannian_sgd:decay_in_metric": 3,
-    "riemannian_adamw:decay_in_metric": 2,
+    "riemannian_sgd:decay": 10,  # those of its factored phi, and the statistics of a record
+    "riemannian_sgd:decay_in_metric": 2,
+    "riemannian_adamw": 4,  # those of its factored phi, and the sums of its factors for the scale of the metric
+    "riemannian_adamw:activity": 2,
+    "riemannian_schedule_free": 4,
 }
 ALIASES = "riemannian_"
 
