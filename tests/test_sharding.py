@@ -51,7 +51,7 @@ ALL_REDUCED = {
     "retract:second_order": 4,
     "riemannian_sgd:decay": 10,  # those of its factored phi, and the statistics of a record
     "riemannian_sgd:decay_in_metric": 2,
-    "riemannian_adamw": 4,  # those of its factored phi, and the sums of its factors for the scale of the metric
+    "riemannian_adamw": 4,  # those of its factored phi, and the sums of its factors for the metric's scale
     "riemannian_adamw:activity": 2,
     "riemannian_schedule_free": 4,
 }
