@@ -136,7 +136,7 @@ REDUCING = {
     "factored_activity": lambda axes: stage_1(ro.phi.factored_activity(decay=0.5, axes=axes)),
     "per_neuron": lambda axes: stage_1(ro.phi.per_neuron(decay=0.5, axes=axes)),
     "unit_mean": lambda axes: stage_1(ro.phi.unit_mean(ro.phi.activity(), over="neuron", axes=axes)),
-    "autostep": lambda axes: stage_1(ro.phi.autostep(form="gradients", meta_rate=0.1, axes=axes)),
+    "idbd:gradients": lambda axes: stage_1(ro.phi.idbd(form="gradients", meta_rate=0.1, axes=axes)),
     "conformal": lambda axes: stage_1(conformal="neuron", axes=axes),
     "normalize_metric": lambda axes: optax.chain(stage_1(), ro.normalize_metric("neuron", axes=axes)),
     "competitive_plasticity": lambda axes: optax.chain(

@@ -18,43 +18,6 @@ from .contract.registry import ENTRIES
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
 
-# How many arrays, scalars or one value per neuron, an update all-reduces for a matrix and a vector whose
-# rows are spread over devices. What is not here is elementwise and adds none.
-ALL_REDUCED = {
-    "phi.unit_mean:tree": 2,
-    "phi.unit_mean:leaf": 2,
-    "phi.unit_mean:neuron": 2,
-    "phi.utility_gate": 2,
-    "phi.utility_gate:leaf": 2,
-    "phi.autostep": 2,
-    "phi.autostep:gradients": 2,
-    "phi.factored_activity": 2,
-    "phi.per_neuron": 2,
-    "phi.permuted": 2,
-    "phi.rwalk": 8,
-    "phi.leaf_mean": 2,
-    "norm_matched_base:tree": 4,
-    "norm_matched_base:leaf": 4,
-    "compute_metric:conformal tree": 2,
-    "compute_metric:conformal leaf": 2,
-    "compute_metric:conformal neuron": 2,
-    "compute_metric:conformal inverse_metric": 2,
-    "normalize_metric:tree": 2,
-    "normalize_metric:leaf": 2,
-    "normalize_metric:neuron": 2,
-    "competitive_plasticity:tree": 2,
-    "competitive_plasticity:leaf": 2,
-    "competitive_plasticity:neuron": 2,
-    "record_metric": 12,
-    "track_energy": 4,
-    "skip_nonfinite": 2,
-    "retract:second_order": 4,
-    "riemannian_sgd:decay": 10,  # those of its factored phi, and the statistics of a record
-    "riemannian_sgd:decay_in_metric": 2,
-    "riemannian_adamw": 4,  # those of its factored phi, and the sums of its factors for the metric's scale
-    "riemannian_adamw:activity": 2,
-    "riemannian_schedule_free": 4,
-}
 ALIASES = "riemannian_"
 
 
@@ -92,12 +55,14 @@ ROWS = {"bias": P("devices"), "kernel": P("devices", None)}
 )
 def test_an_update_needs_the_declared_collectives_and_no_other(name):
     found = collectives(ENTRIES[name].build(), ROWS)
-    declared = ALL_REDUCED.get(name, 0)
+    declared = ENTRIES[name].all_reduced
     assert {operation for operation, _ in found} == ({"all-reduce"} if declared else set())
     assert sum(arrays for _, arrays in found) <= declared
 
 
-@pytest.mark.parametrize("name", [name for name in ALL_REDUCED if not name.startswith(ALIASES)])
+@pytest.mark.parametrize(
+    "name", [name for name, entry in ENTRIES.items() if entry.all_reduced and not name.startswith(ALIASES)]
+)
 def test_docstrings_declare_the_collectives(name):
     function = functools.reduce(getattr, name.partition(":")[0].split("."), ro)
     assert re.search("all-reduce|all-gather", function.__doc__)

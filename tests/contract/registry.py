@@ -15,7 +15,9 @@ transformation inside relies on implicit promotion of dtypes, which our own code
 that complex weights are refused, ``reduces_state`` that the state of a leaf may be smaller than the leaf,
 ``loops`` that an update holds a loop, which the tests then only run compiled, ``rounds_weights`` that the
 updated narrow weight is right to its last place, not the update, and ``mixes_weights`` that the step of a
-weight depends on the gradients of others, so that a leaf goes downhill only as a whole.
+weight depends on the gradients of others, so that a leaf goes downhill only as a whole. ``all_reduced`` is
+how many arrays, scalars or one value per neuron, an update all-reduces for a matrix and a vector whose rows
+are spread over devices; what declares none is elementwise.
 """
 
 from collections.abc import Callable
@@ -41,6 +43,7 @@ class Entry(NamedTuple):
     loops: bool = False
     mixes_weights: bool = False
     rounds_weights: bool = False
+    all_reduced: int = 0
 
     def build(self) -> optax.GradientTransformationExtraArgs:
         """Return the optimiser at the entry's own learning rate."""
@@ -92,13 +95,16 @@ def with_last(make_last, **flags) -> Entry:
     )
 
 
-def optimiser(make, learning_rate=1e-3, optax_promotes=False, reduces_state=False, **arguments) -> Entry:
+def optimiser(
+    make, learning_rate=1e-3, optax_promotes=False, reduces_state=False, all_reduced=0, **arguments
+) -> Entry:
     # No functools.partial: inject_hyperparams must see learning_rate and alpha, and nothing else.
     return Entry(
         lambda learning_rate, alpha=1.0: make(learning_rate, alpha=alpha, **arguments),
         learning_rate=learning_rate,
         optax_promotes=optax_promotes,
         reduces_state=reduces_state,
+        all_reduced=all_reduced,
     )
 
 
@@ -147,13 +153,15 @@ ENTRIES: dict[str, Entry] = {
         lambda: ro.phi.product(ro.phi.activity(), ro.phi.maintenance_energy()), learning_rate=5e-3
     ),
     "phi.power": with_phi(lambda: ro.phi.power(ro.phi.hutchinson_curvature(), 0.5), learning_rate=1e-2),
-    "phi.unit_mean:tree": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="tree")),
-    "phi.unit_mean:leaf": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="leaf")),
-    "phi.unit_mean:neuron": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="neuron")),
+    "phi.unit_mean:tree": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="tree"), all_reduced=2),
+    "phi.unit_mean:leaf": with_phi(lambda: ro.phi.unit_mean(ro.phi.activity(), over="leaf"), all_reduced=2),
+    "phi.unit_mean:neuron": with_phi(
+        lambda: ro.phi.unit_mean(ro.phi.activity(), over="neuron"), all_reduced=2
+    ),
     # gates
     "phi.metaplasticity": with_phi(lambda: ro.phi.metaplasticity(strength=0.1)),
-    "phi.utility_gate": with_phi(half_open_gate),
-    "phi.utility_gate:leaf": with_phi(lambda: half_open_gate("leaf")),
+    "phi.utility_gate": with_phi(half_open_gate, all_reduced=2),
+    "phi.utility_gate:leaf": with_phi(lambda: half_open_gate("leaf"), all_reduced=2),
     # uncertainty and learned rates
     "phi.bayesian_gradient_descent": with_phi(
         lambda: ro.phi.bayesian_gradient_descent(initial_deviation=3e-4),
@@ -162,33 +170,37 @@ ENTRIES: dict[str, Entry] = {
     "phi.mesu": with_phi(lambda: ro.phi.mesu(window=1.0), learning_rate=0.1, loops=True),
     "phi.idbd": with_phi(lambda: ro.phi.idbd()),
     "phi.idbd:gradients": with_phi(lambda: ro.phi.idbd(form="gradients")),
-    "phi.autostep": with_phi(lambda: ro.phi.autostep()),
-    "phi.autostep:gradients": with_phi(lambda: ro.phi.autostep(form="gradients"), learning_rate=0.1),
+    "phi.autostep": with_phi(lambda: ro.phi.autostep(), all_reduced=2),
+    "phi.autostep:gradients": with_phi(
+        lambda: ro.phi.autostep(form="gradients"), learning_rate=0.1, all_reduced=2
+    ),
     # structure
-    "phi.factored_activity": with_phi(ro.phi.factored_activity, reduces_state=True),
-    "phi.per_neuron": with_phi(ro.phi.per_neuron, reduces_state=True),
+    "phi.factored_activity": with_phi(ro.phi.factored_activity, reduces_state=True, all_reduced=2),
+    "phi.per_neuron": with_phi(ro.phi.per_neuron, reduces_state=True, all_reduced=2),
     "phi.sliding_threshold": with_phi(lambda: ro.phi.sliding_threshold(), reduces_state=True),
     "phi.gauss_newton_curvature": with_phi(lambda: ro.phi.gauss_newton_curvature(), learning_rate=0.1),
     "phi.multiplicative_geometry": with_phi(lambda: ro.phi.multiplicative_geometry(eps=0.5)),
     # identification controls
-    "phi.permuted": with_phi(lambda: ro.phi.permuted(ro.phi.per_neuron()), reduces_state=True),
-    "phi.leaf_mean": with_phi(lambda: ro.phi.leaf_mean(ro.phi.activity())),
+    "phi.permuted": with_phi(lambda: ro.phi.permuted(ro.phi.per_neuron()), reduces_state=True, all_reduced=2),
+    "phi.leaf_mean": with_phi(lambda: ro.phi.leaf_mean(ro.phi.activity()), all_reduced=2),
     "norm_matched_base:tree": Entry(
         lambda learning_rate, alpha=1.0: ro.norm_matched_base(
             optax.sgd(1.0), riemannian_sgd(learning_rate, alpha=alpha)
-        )
+        ),
+        all_reduced=4,
     ),
     "norm_matched_base:leaf": Entry(
         lambda learning_rate, alpha=1.0: ro.norm_matched_base(
             optax.sgd(1.0), riemannian_sgd(learning_rate, alpha=alpha), over="leaf"
-        )
+        ),
+        all_reduced=4,
     ),
     # consolidation, anchors and noise
     "phi.online_ewc": with_phi(lambda: ro.phi.online_ewc(memory=0.5)),
     "phi.laplace": with_phi(lambda: ro.phi.laplace(memory=0.5)),
     "phi.memory_aware_synapses": with_phi(lambda: ro.phi.memory_aware_synapses(memory=0.5, running=False)),
     "phi.synaptic_intelligence": with_phi(lambda: ro.phi.synaptic_intelligence(memory=0.5)),
-    "phi.rwalk": with_phi(lambda: ro.phi.power(ro.phi.rwalk(interval=2, damping=1.0), 0.5)),
+    "phi.rwalk": with_phi(lambda: ro.phi.power(ro.phi.rwalk(interval=2, damping=1.0), 0.5), all_reduced=8),
     "add_anchored_weights:slow_weights": with_edit(
         lambda: ro.add_anchored_weights(0.1, ro.anchor.slow_weights(decay=0.9), precision="phi")
     ),
@@ -221,25 +233,28 @@ ENTRIES: dict[str, Entry] = {
         lambda: ro.multiply_metric(lambda w: 1 / (abs(w) + 0.5)), role="inverse_metric"
     ),
     # a metric whose scale is phi's own mean
-    "compute_metric:conformal tree": with_phi(ro.phi.activity, conformal="tree"),
-    "compute_metric:conformal leaf": with_phi(ro.phi.activity, conformal="leaf"),
-    "compute_metric:conformal neuron": with_phi(ro.phi.activity, conformal="neuron"),
+    "compute_metric:conformal tree": with_phi(ro.phi.activity, conformal="tree", all_reduced=2),
+    "compute_metric:conformal leaf": with_phi(ro.phi.activity, conformal="leaf", all_reduced=2),
+    "compute_metric:conformal neuron": with_phi(ro.phi.activity, conformal="neuron", all_reduced=2),
     "compute_metric:conformal inverse_metric": with_phi(
-        ro.phi.activity, role="inverse_metric", conformal="tree", learning_rate=4e-3
+        ro.phi.activity, role="inverse_metric", conformal="tree", learning_rate=4e-3, all_reduced=2
     ),
-    "normalize_metric:tree": with_edit(lambda: ro.normalize_metric("tree")),
-    "normalize_metric:leaf": with_edit(lambda: ro.normalize_metric("leaf")),
-    "normalize_metric:neuron": with_edit(lambda: ro.normalize_metric("neuron")),
+    "normalize_metric:tree": with_edit(lambda: ro.normalize_metric("tree"), all_reduced=2),
+    "normalize_metric:leaf": with_edit(lambda: ro.normalize_metric("leaf"), all_reduced=2),
+    "normalize_metric:neuron": with_edit(lambda: ro.normalize_metric("neuron"), all_reduced=2),
     "check_metric": with_edit(ro.check_metric),
     "clip_metric": with_edit(lambda: ro.clip_metric(low=0.5, high=10.0)),
-    "competitive_plasticity:tree": with_edit(lambda: ro.competitive_plasticity(1.0, "tree")),
-    "competitive_plasticity:leaf": with_edit(lambda: ro.competitive_plasticity(1.0)),
-    "competitive_plasticity:neuron": with_edit(lambda: ro.competitive_plasticity(1.0, "neuron")),
+    "competitive_plasticity:tree": with_edit(lambda: ro.competitive_plasticity(1.0, "tree"), all_reduced=2),
+    "competitive_plasticity:leaf": with_edit(lambda: ro.competitive_plasticity(1.0), all_reduced=2),
+    "competitive_plasticity:neuron": with_edit(
+        lambda: ro.competitive_plasticity(1.0, "neuron"), all_reduced=2
+    ),
     # looking at a metric, and guarding it
-    "record_metric": with_edit(ro.record_metric),
-    "track_energy": with_last(ro.track_energy),
+    "record_metric": with_edit(ro.record_metric, all_reduced=12),
+    "track_energy": with_last(ro.track_energy, all_reduced=4),
     "skip_nonfinite": Entry(
-        lambda learning_rate, alpha=1.0: ro.skip_nonfinite(riemannian_sgd(learning_rate, alpha=alpha))
+        lambda learning_rate, alpha=1.0: ro.skip_nonfinite(riemannian_sgd(learning_rate, alpha=alpha)),
+        all_reduced=2,
     ),
     # precision
     "low_precision_state:bfloat16": with_phi(lambda: ro.low_precision_state(ro.phi.activity())),
@@ -274,7 +289,7 @@ ENTRIES: dict[str, Entry] = {
         lambda: ro.retract(ro.fields.Quadratic(0.1), "geodesic"), real_only=True, loops=True
     ),
     "retract:second_order": with_last(
-        lambda: ro.retract(ro.fields.Quadratic(0.1), "second_order"), real_only=True
+        lambda: ro.retract(ro.fields.Quadratic(0.1), "second_order"), real_only=True, all_reduced=4
     ),
     "retract:mirror": with_last(lambda: ro.retract(ro.fields.Absolute(0.1), "mirror"), real_only=True),
     # whole optimisers
@@ -287,6 +302,7 @@ ENTRIES: dict[str, Entry] = {
         phi=ro.phi.factored_activity(decay=0.97),
         weight_decay=1e-5,
         record=True,
+        all_reduced=10,
     ),
     "riemannian_sgd:decay_in_metric": optimiser(
         ro.riemannian_sgd,
@@ -294,12 +310,13 @@ ENTRIES: dict[str, Entry] = {
         phi=ro.phi.factored_activity(decay=0.97),
         weight_decay=1e-5,
         decay_in_metric=True,
+        all_reduced=2,
     ),
-    "riemannian_adamw": optimiser(ro.riemannian_adamw, reduces_state=True),
+    "riemannian_adamw": optimiser(ro.riemannian_adamw, reduces_state=True, all_reduced=4),
     "riemannian_adamw:activity": optimiser(
-        ro.riemannian_adamw, phi=ro.phi.activity(decay=0.97), nesterov=False, conformal="leaf"
+        ro.riemannian_adamw, phi=ro.phi.activity(decay=0.97), nesterov=False, conformal="leaf", all_reduced=2
     ),
-    "riemannian_schedule_free": optimiser(ro.riemannian_schedule_free, reduces_state=True),
+    "riemannian_schedule_free": optimiser(ro.riemannian_schedule_free, reduces_state=True, all_reduced=4),
     "ema": with_last(lambda: ro.ema(0.9)),
     "ema:nesterov": with_last(lambda: ro.ema(0.9, nesterov=True)),
     "schedule_free": Entry(

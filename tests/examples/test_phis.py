@@ -28,8 +28,8 @@ NEEDY_ON_TEXT = [
     if (needs := set(getattr(phi.factory(), "needs", ()))) - set(loop.ALWAYS_GIVEN)
     and not needs & set(supplies.OBSERVED)
 ]
-# The rules that are the whole rate by themselves, as their docstrings say.
-PUBLISHED = ("idbd", "autostep")
+# The rules that are the whole rate by themselves, as their docstrings say: those that learn rates from inputs.
+PUBLISHED = [name for name, phi in PHIS.items() if "inputs" in getattr(phi.factory(), "needs", ())]
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,6 @@ def test_a_need_that_the_trainer_cannot_meet_is_refused(problem):
     ("phi", "signal", "able"),
     [
         ("idbd", "inputs", "mlp"),
-        ("autostep", "inputs", "mlp"),
         ("sliding_threshold", "activities", "mlp or convnet"),
     ],
 )
