@@ -28,7 +28,7 @@ NEEDY_ON_TEXT = [
     if (needs := set(getattr(phi.factory(), "needs", ()))) - set(loop.ALWAYS_GIVEN)
     and not needs & set(supplies.OBSERVED)
 ]
-# The rules that are the whole rate by themselves, as their docstrings say: those that learn rates from inputs.
+# The rules that are the whole rate by themselves, as their docstrings say: they learn it from inputs.
 PUBLISHED = [name for name, phi in PHIS.items() if "inputs" in getattr(phi.factory(), "needs", ())]
 
 
