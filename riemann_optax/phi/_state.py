@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from riemann_optax import _tree
+
+T = TypeVar("T")
 
 
 def running_mean(new: Any, mean: Any, decay: Any) -> Any:
@@ -128,3 +131,33 @@ def random_signs(key: jax.Array, params: Any) -> Any:
         for k, leaf in zip(keys, leaves, strict=False)
     ]
     return jax.tree.unflatten(treedef, signs)
+
+
+def probed_diagonal(
+    state: Any, params: Any, product: Callable[[Any], Any], decay: Any
+) -> tuple[optax.Updates, Any]:
+    """Return the running mean of ``z * A z`` for random signs ``z``, an estimate of a diagonal.
+
+    Args:
+      state: with fields ``count``, ``key`` and ``diagonal``.
+      params: the parameters.
+      product: from a vector ``z`` to ``A z``.
+      decay: of the running mean, which is bias-corrected.
+
+    Returns:
+      The estimate, and the next state.
+    """
+    count = optax.safe_increment(state.count)
+    new_key, probe_key = jax.random.split(state.key)
+    probes = random_signs(probe_key, params)
+    estimates = jax.tree.map(_tree.inner, probes, product(probes))
+    mean = running_mean(estimates, state.diagonal, decay)
+    next_state = state._replace(count=count, key=new_key, diagonal=cast_like(mean, state.diagonal))
+    return debias(mean, decay, count), next_state
+
+
+def probed_state(kind: Callable[..., T], params: Any, key: jax.Array | int, state_dtype: Any) -> T:
+    """Return the first state for :func:`probed_diagonal`."""
+    return kind(
+        count=jnp.zeros([], jnp.int32), key=as_key(key), diagonal=_tree.zeros_like(params, state_dtype)
+    )

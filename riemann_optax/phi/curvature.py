@@ -203,11 +203,7 @@ def hutchinson_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, state
     _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> HutchinsonCurvatureState:
-        return HutchinsonCurvatureState(
-            count=jnp.zeros([], jnp.int32),
-            key=_state.as_key(key),
-            diagonal=_tree.zeros_like(params, state_dtype),
-        )
+        return _state.probed_state(HutchinsonCurvatureState, params, key, state_dtype)
 
     def update(
         updates: optax.Updates,
@@ -219,17 +215,10 @@ def hutchinson_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, state
     ) -> tuple[optax.Updates, HutchinsonCurvatureState]:
         del updates, extra_args
         params = _check.require_params(params, "hutchinson_curvature")
-        obj_fn = required("hutchinson_curvature", "obj_fn", obj_fn)
-        count = optax.safe_increment(state.count)
-        new_key, probe_key = jax.random.split(state.key)
-        probes = _state.random_signs(probe_key, params)
-        _, products = jax.jvp(jax.grad(obj_fn), (params,), (probes,))
-        estimates = jax.tree.map(
-            lambda z, hz: jnp.real(jnp.conj(z) * hz).astype(_tree.working_dtype(z)), probes, products
+        gradient = jax.grad(required("hutchinson_curvature", "obj_fn", obj_fn))
+        mean, new_state = _state.probed_diagonal(
+            state, params, lambda vector: jax.jvp(gradient, (params,), (vector,))[1], decay
         )
-        mean = _state.running_mean(estimates, state.diagonal, decay)
-        values = jax.tree.map(jnp.abs, _state.debias(mean, decay, count))
-        new_state = HutchinsonCurvatureState(count, new_key, _state.cast_like(mean, state.diagonal))
-        return values, new_state
+        return jax.tree.map(jnp.abs, mean), new_state
 
     return Phi(init, update, name="hutchinson_curvature", needs=("obj_fn",))

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _check, _tree
+from riemann_optax import _check
 from riemann_optax._declare import Phi, required
 from riemann_optax._state_fields import declare_fields
-from riemann_optax._tree import inner
 from riemann_optax.phi import _state
 
 
@@ -88,11 +87,7 @@ def gauss_newton_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, sta
     _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> GaussNewtonCurvatureState:
-        return GaussNewtonCurvatureState(
-            count=jnp.zeros([], jnp.int32),
-            key=_state.as_key(key),
-            diagonal=_tree.zeros_like(params, state_dtype),
-        )
+        return _state.probed_state(GaussNewtonCurvatureState, params, key, state_dtype)
 
     def update(
         updates: optax.Updates,
@@ -107,25 +102,15 @@ def gauss_newton_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, sta
         params = _check.require_params(params, "gauss_newton_curvature")
         outputs_fn = required("gauss_newton_curvature", "outputs_fn", outputs_fn)
         outputs_loss_fn = required("gauss_newton_curvature", "outputs_loss_fn", outputs_loss_fn)
-        count = optax.safe_increment(state.count)
-        new_key, probe_key = jax.random.split(state.key)
-        probes = _state.random_signs(probe_key, params)
-        products = _gauss_newton_product(outputs_fn, outputs_loss_fn, params, probes)
-        estimates = jax.tree.map(inner, probes, products)
-        mean = _state.running_mean(estimates, state.diagonal, decay)
-        values = jax.tree.map(lambda d: jnp.maximum(d, 0), _state.debias(mean, decay, count))
-        new_state = GaussNewtonCurvatureState(count, new_key, _state.cast_like(mean, state.diagonal))
-        return values, new_state
+        mean, new_state = _state.probed_diagonal(
+            state,
+            params,
+            lambda vector: _gauss_newton_product(outputs_fn, outputs_loss_fn, params, vector),
+            decay,
+        )
+        return jax.tree.map(lambda d: jnp.maximum(d, 0), mean), new_state
 
-    return Phi(
-        init,
-        update,
-        name="gauss_newton_curvature",
-        needs=(
-            "outputs_fn",
-            "outputs_loss_fn",
-        ),
-    )
+    return Phi(init, update, name="gauss_newton_curvature", needs=("outputs_fn", "outputs_loss_fn"))
 
 
 def _gauss_newton_product(
