@@ -226,7 +226,7 @@ REDUCING = {
             lambda: ro.phi.activity(decay=DECAY),
             activity,
             conformal(group),
-            (lambda group=group: ro.conformal(group),),
+            group,
         )
         for group in ("tree", "leaf", "neuron")
     },
@@ -234,7 +234,7 @@ REDUCING = {
         lambda: ro.phi.factored_activity(decay=DECAY),
         factored,
         conformal("tree"),
-        (lambda: ro.conformal("tree"),),
+        "tree",
     ),
     **{
         f"normalize_metric:{group}": (
@@ -249,8 +249,10 @@ REDUCING = {
 
 
 def two_stages(phi, edits):
+    """Return both stages with the edits between them, or with the group of a conformal factor."""
+    conformal, edits = (edits, ()) if isinstance(edits, str) else (None, edits)
     return optax.chain(
-        ro.compute_metric(phi, 3.0),
+        ro.compute_metric(phi, 3.0, conformal=conformal),
         *(edit() for edit in edits),
         ro.scale_by_inverse_metric(),
         optax.scale(-RATE),
