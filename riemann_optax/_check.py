@@ -105,13 +105,19 @@ def check_same_structure(tree: Any, reference: Any, argument: str, reference_nam
 
 
 def require_params(params: Any, name: str) -> Any:
-    """Return ``params`` as arrays; where they are missing raise an error that names who needs them."""
+    """Return ``params``; where they are missing raise Optax's own error, with the name of who needs them."""
     if params is None:
-        raise ValueError(
-            f"{name}: it needs the current value of the parameters, and you are not passing `params` to "
-            "`update`: call tx.update(gradients, state, params)."
-        )
+        raise ValueError(f"{name}: {_missing_params()}")
     return arrays(params)
+
+
+def _missing_params() -> str:
+    """Return what Optax says where ``params`` are missing; the sentence has no public name of its own."""
+    try:
+        optax.add_decayed_weights(1.0).update({}, optax.EmptyState(), None)
+    except ValueError as error:
+        return str(error)
+    return "update needs params."
 
 
 def check_names(argument: str, value: Any) -> None:

@@ -36,7 +36,7 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
       >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
       >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
       >>> params = jax.device_put(jnp.zeros([8, 4]), NamedSharding(mesh, P("x", None)))
-      >>> tx = ro.riemannian_sgd(0.1)
+      >>> tx = ro.riemannian_sgd(0.1, momentum=0.9)
       >>> shardings = ro.sharding.state_shardings(tx, params)
       >>> state = jax.jit(tx.init, out_shardings=shardings)(params)
       >>> print(tuple(optax.tree.get(state, "trace").sharding.spec))

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
+import riemann_optax as ro
+
 from . import problem
 
 SPECS = {
@@ -90,10 +92,25 @@ def test_types_agree_from_init_to_update_eager_and_jitted(run):
         assert problem.types(updates) == problem.types(run.params)
 
 
+def settled(tree):
+    """Take out of each compensated sum what rounding has put in: that depends on the order of the terms."""
+
+    def settle(node):
+        if not isinstance(node, ro.TrackEnergyState):
+            return node
+        return (
+            np.float64(node.modification) - node.compensation,
+            np.float64(node.total_maintenance) - node.maintenance_compensation,
+            node.maintenance,
+        )
+
+    return jax.tree.map(settle, tree, is_leaf=lambda node: isinstance(node, ro.TrackEnergyState))
+
+
 def test_results_equal_those_of_one_device(entry, run):
     tx = entry.build()
     params = jax.tree.map(jnp.asarray, host_params())
     update = problem.updater(entry, tx)
     alone = two_steps(update, tx.init(params), params)
     on_host = jax.tree.map(np.array, problem.readable((run.states, run.moved, run.updates)))
-    chex.assert_trees_all_close(on_host, problem.readable(alone), rtol=2e-5, atol=1e-6)
+    chex.assert_trees_all_close(settled(on_host), settled(problem.readable(alone)), rtol=2e-5, atol=1e-6)
