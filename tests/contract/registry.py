@@ -6,6 +6,7 @@ An entry's name is the public name, with ``:`` and a note where one transformati
 - ``with_phi(make_phi)``: a phi inside both stages;
 - ``with_edit(make_edit)``: something that stands between the stages;
 - ``with_stage_2(make_stage_2)``: another second stage;
+- ``with_tangent(make_tangent)``: something that stands after stage 2, before the learning rate;
 - ``with_last(make_last)``: something that stands behind the learning rate;
 - ``optimiser(make)``: a whole optimiser, ``make(learning_rate, alpha=alpha)``.
 
@@ -17,7 +18,8 @@ that complex weights are refused, ``reduces_state`` that the state of a leaf may
 updated narrow weight is right to its last place, not the update, and ``mixes_weights`` that the step of a
 weight depends on the gradients of others, so that a leaf goes downhill only as a whole. ``all_reduced`` is
 how many arrays, scalars or one value per neuron, an update all-reduces for a matrix and a vector whose rows
-are spread over devices; what declares none is elementwise.
+are spread over devices; what declares none is elementwise. ``averages_weights`` that an update depends on the
+learning rates of all steps so far.
 """
 
 from collections.abc import Callable
@@ -44,6 +46,7 @@ class Entry(NamedTuple):
     mixes_weights: bool = False
     rounds_weights: bool = False
     all_reduced: int = 0
+    averages_weights: bool = False
 
     def build(self) -> optax.GradientTransformationExtraArgs:
         """Return the optimiser at the entry's own learning rate."""
@@ -86,6 +89,17 @@ def with_stage_2(make_stage_2, **flags) -> Entry:
         )
 
     return Entry(make, **flags)
+
+
+def with_tangent(make_tangent, **flags) -> Entry:
+    return Entry(
+        lambda learning_rate, alpha=1.0: optax.chain(
+            ro.scale_by_metric(ro.phi.activity(), alpha),
+            make_tangent(),
+            optax.scale_by_learning_rate(learning_rate),
+        ),
+        **flags,
+    )
 
 
 def with_last(make_last, **flags) -> Entry:
@@ -316,11 +330,19 @@ ENTRIES: dict[str, Entry] = {
     "riemannian_adamw:activity": optimiser(
         ro.riemannian_adamw, phi=ro.phi.activity(decay=0.97), nesterov=False, conformal="leaf", all_reduced=2
     ),
-    "riemannian_schedule_free": optimiser(ro.riemannian_schedule_free, reduces_state=True, all_reduced=4),
-    "ema": with_last(lambda: ro.ema(0.9)),
-    "ema:nesterov": with_last(lambda: ro.ema(0.9, nesterov=True)),
+    "riemannian_schedule_free": Entry(
+        lambda learning_rate, alpha=1.0: ro.riemannian_schedule_free(learning_rate, alpha=alpha),
+        reduces_state=True,
+        rounds_weights=True,
+        averages_weights=True,
+        all_reduced=4,
+    ),
+    "ema": with_tangent(lambda: ro.ema(0.9)),
+    "ema:nesterov": with_tangent(lambda: ro.ema(0.9, nesterov=True)),
     "schedule_free": Entry(
-        lambda learning_rate, alpha=1.0: ro.schedule_free(riemannian_sgd(learning_rate, alpha=alpha))
+        lambda learning_rate, alpha=1.0: ro.schedule_free(riemannian_sgd(learning_rate, alpha=alpha)),
+        rounds_weights=True,
+        averages_weights=True,
     ),
     "partition_by_kind": Entry(
         lambda learning_rate, alpha=1.0: ro.partition_by_kind(
