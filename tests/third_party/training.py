@@ -25,9 +25,16 @@ def factored_sgd(learning_rate):
     )
 
 
+def in_units_of_sgd(learning_rate):
+    """A rate with which plain steps move the weights by about as much as Adam's."""
+    if callable(learning_rate):
+        return lambda count: 30 * learning_rate(count)
+    return 30 * learning_rate
+
+
 # Each optimiser as a function of its learning rate.
 RULES = {
-    "riemannian_sgd": lambda learning_rate: ro.riemannian_sgd(30 * learning_rate),  # in SGD's units
+    "riemannian_sgd": lambda learning_rate: ro.riemannian_sgd(in_units_of_sgd(learning_rate)),
     "riemannian_adamw": ro.riemannian_adamw,
     "in_eigenbasis": lambda learning_rate: ro.in_eigenbasis(
         factored_sgd(learning_rate), sides="smaller", update_every=2

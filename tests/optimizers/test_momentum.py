@@ -1,0 +1,69 @@
+"""Momentum as a mean and schedule-free averaging, beside Optax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def gradients(step, params):
+    return {"w": params["w"] * jnp.array([1.0, 5.0, 0.1]) + np.random.default_rng(step).normal(size=3)}
+
+
+def path(tx, steps=50):
+    params = {"w": jnp.array([1.0, -2.0, 3.0])}
+    state, update, found = tx.init(params), jax.jit(tx.update), []
+    for step in range(steps):
+        updates, state = update(gradients(step, params), state, params)
+        params = optax.apply_updates(params, updates)
+        found.append(np.asarray(params["w"]))
+    return np.stack(found), params, state
+
+
+def test_without_nesterov_it_is_the_ema_of_optax():
+    ours, theirs = (path(optax.chain(m, optax.scale(-0.1)))[0] for m in (ro.ema(0.9), optax.ema(0.9)))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10)
+
+
+def test_with_nesterov_it_is_the_first_moment_of_nadam():
+    """For gradients of plus and minus one, whose second moment is one."""
+    ours, adam = ro.ema(0.9, nesterov=True), optax.scale_by_adam(0.9, 0.0, 0.0, nesterov=True)
+    state, adam_state = ours.init(jnp.zeros(4)), adam.init(jnp.zeros(4))
+    for step in range(20):
+        signs = jnp.asarray(np.random.default_rng(step).choice([-1.0, 1.0], 4))
+        mean, state = ours.update(signs, state)
+        expected, adam_state = adam.update(signs, adam_state)
+        np.testing.assert_allclose(mean, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_schedule_free_is_that_of_optax_with_equal_weights():
+    ours = ro.schedule_free(optax.sgd(0.05), b1=0.9, power=0.0)
+    theirs = optax.contrib.schedule_free(optax.sgd(0.05), 0.05, b1=0.9, weight_lr_power=0.0)
+    (found, params, state), (expected, other, other_state) = path(ours), path(theirs)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+    average = optax.contrib.schedule_free_eval_params(other_state, other)
+    np.testing.assert_allclose(ro.eval_params(state, params)["w"], average["w"], rtol=1e-8)
+
+
+def test_other_states_are_refused():
+    params = {"w": jnp.zeros(3)}
+    with pytest.raises(ValueError, match="holds 0 schedule-free averages"):
+        ro.eval_params(optax.adam(0.1).init(params), params)
+    turned = ro.in_eigenbasis(ro.riemannian_schedule_free(0.1))
+    with pytest.raises(ValueError, match="averages turned weights"):
+        ro.eval_params(turned.init({"w": jnp.zeros([3, 2])}), {"w": jnp.zeros([3, 2])})
+
+
+def test_the_drop_in_without_momentum_at_a_large_alpha_is_adamw():
+    ours = ro.riemannian_adamw(0.1, b1=0.0, phi=ro.phi.activity(decay=0.9), alpha=1e12, weight_decay=0.01)
+    theirs = optax.adamw(0.1, b1=0.0, b2=0.9, weight_decay=0.01)
+    np.testing.assert_allclose(path(ours)[0], path(theirs)[0], rtol=1e-6)
