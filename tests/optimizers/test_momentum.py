@@ -49,9 +49,9 @@ def test_schedule_free_is_that_of_optax_with_equal_weights():
     ours = ro.schedule_free(optax.sgd(0.05), b1=0.9, power=0.0)
     theirs = optax.contrib.schedule_free(optax.sgd(0.05), 0.05, b1=0.9, weight_lr_power=0.0)
     (found, params, state), (expected, other, other_state) = path(ours), path(theirs)
-    np.testing.assert_allclose(found, expected, rtol=1e-8)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)  # the shares are float32
     average = optax.contrib.schedule_free_eval_params(other_state, other)
-    np.testing.assert_allclose(ro.eval_params(state, params)["w"], average["w"], rtol=1e-8)
+    np.testing.assert_allclose(ro.eval_params(state, params)["w"], average["w"], rtol=1e-5, atol=1e-7)
 
 
 def test_other_states_are_refused():
