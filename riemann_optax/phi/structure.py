@@ -107,7 +107,8 @@ def factored_activity(
         share = _tree.power(c / jax.lax.select(mean == 0, jnp.ones_like(mean), mean), power)
         limit, number = _limit(r.dtype), max(math.prod(c.shape[axis] for axis in sides[1]), 1)
         raised = _tree.power(r, power)
-        if not _check.is_concrete_number(power) or (limit * number) ** power > limit:
+        # By logarithms: the power itself overflows a Python float from about 8 on.
+        if not _check.is_concrete_number(power) or power * math.log(limit * number) > math.log(limit):
             raised = jnp.minimum(raised, limit / number**power)
         return raised, share
 

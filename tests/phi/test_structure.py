@@ -215,3 +215,10 @@ def test_the_product_of_the_largest_factors_is_finite():
     values, _ = phi.update(gradient, phi.init(gradient), gradient)
     np.testing.assert_allclose(values[:, 0], 2.0**126, rtol=1e-5)
     np.testing.assert_array_equal(values[:, 1:], 0)
+
+
+def test_a_high_power_stays_finite():
+    phi = ro.phi.factored_activity(power=9.0)
+    gradients = jnp.full([3, 4], 1e3)
+    values, _ = phi.update(gradients, phi.init(gradients))
+    assert np.isfinite(values).all()
