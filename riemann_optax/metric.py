@@ -1,5 +1,6 @@
 """Stage 1: from a gradient to a covector with its metric; and ways to see that metric."""
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -156,7 +157,8 @@ def compute_metric(
             means = _axes.group_mean(values, conformal, axes) if means is None else means
             means = jax.tree.map(lambda v, mean: mean.astype(v.dtype), values, means)
             least = jax.tree.map(_tree.once(lambda mean: _least(mean, current_alpha)), means)
-            scales = jax.tree.map(lambda v, low: low + _share(current_alpha, v.dtype) * v, values, least)
+            share = functools.cache(lambda dtype: _share(current_alpha, dtype))
+            scales = jax.tree.map(lambda v, low: low + share(v.dtype) * v, values, least)
 
         def attach(path: tuple[Any, ...], gradient: Any, value: jax.Array, scale: jax.Array) -> Covector:
             inverted = role == "inverse_metric"
@@ -202,7 +204,7 @@ def _one_plus(value: jax.Array, alpha: Any) -> jax.Array:
 
 
 def _least(mean: jax.Array, alpha: Any) -> jax.Array:
-    """Return ``mean / (1 + alpha)``, the least ``E``; where the mean, and all of phi, is 0 that is 1."""
+    """Return ``mean / (1 + alpha)``, the least ``E``; where the mean is 0, and so all of phi, that is 1."""
     scale = 1 + jnp.asarray(alpha).astype(mean.dtype)
     return jax.lax.select(mean == 0, jnp.ones_like(mean), mean / scale)
 

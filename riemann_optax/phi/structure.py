@@ -12,7 +12,7 @@ from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._declare import Phi
 from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state
-from riemann_optax.phi._factors import mean_of_products
+from riemann_optax.phi._factors import group_means
 from riemann_optax.phi._layers import fan_in, mean_square_activities
 
 
@@ -24,7 +24,7 @@ class FactoredActivityState(NamedTuple):
       count: int32 scalar, the number of updates so far.
       rows: running mean of the squared gradients of each row, shape (..., rows, 1); for a vector that of each
         weight.
-      columns: the same of each column, shape (..., 1, columns); a 0 for each vector.
+      columns: the same of each column, shape (..., 1, columns); for a vector zeros, which are not used.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -124,18 +124,17 @@ def factored_activity(
         gradients = _tree.bare(updates)
         rows = _state.running_mean(_axes.map_leaves(_row_means, axes, gradients), state.rows, decay)
         columns = _state.running_mean(_axes.map_leaves(_column_means, axes, gradients), state.columns, decay)
-        debiased = (_state.debias(tree, decay, count) for tree in (rows, columns))
-        pairs = _axes.map_leaves(factors, axes, gradients, *debiased)
-        first, second = (jax.tree.map(lambda g, pair, i=i: pair[i], gradients, pairs) for i in (0, 1))
+        columns = _axes.map_leaves(_of_a_matrix, axes, gradients, columns, state.columns)
+        debiased = (_state.debias(mean, decay, count) for mean in (rows, columns))
+        structure: Any = jax.tree.structure(gradients)
+        pairs = structure.flatten_up_to(_axes.map_leaves(factors, axes, gradients, *debiased))
+        first, second = (_tree.like([pair[side] for pair in pairs], updates) for side in (0, 1))
         new_state = FactoredActivityState(
             count=count,
             rows=_state.cast_like(rows, state.rows),
             columns=_state.cast_like(columns, state.columns),
         )
-        # The mean over a neuron is the caller's: what the axes mean is what the caller says.
-        means = None if over in (None, "neuron") else mean_of_products(first, second, over)
-        values = jax.tree.map(jnp.multiply, first, second)
-        return _tree.like(values, updates), None if means is None else _tree.like(means, updates), new_state
+        return jax.tree.map(jnp.multiply, first, second), group_means(first, second, over), new_state
 
     def update(
         updates: optax.Updates, state: FactoredActivityState, params: optax.Params | None = None, **extra: Any
@@ -330,16 +329,21 @@ def _row_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
 
 
 def _column_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
-    """Return the mean square of each column, shape (..., 1, columns); a 0 for each vector."""
+    """Return the mean square of each column, shape (..., 1, columns), or of each vector."""
     sides = _axes.sides(read)
     if sides is None:
-        reduced = tuple(range(gradient.ndim)) if read is None else (*read.inputs, *read.outputs)
-        shape = [1 if axis in reduced else length for axis, length in enumerate(gradient.shape)]
-        return jnp.zeros(shape, _tree.working_dtype(gradient))
+        axis = (*read.inputs, *read.outputs) if read is not None else tuple(range(gradient.ndim))
+    else:
+        axis = sides[0]
     # The 2 is there to be another expression than that of the rows. Of one expression XLA makes one array of
     # all squares, which on a CPU costs as much as the whole update; of two it makes none.
-    total = jnp.sum(jnp.square(2 * _real(gradient)), axis=sides[0], keepdims=True)
-    return _saturate(total / (4 * math.prod(gradient.shape[axis] for axis in sides[0])))
+    return _saturate(jnp.mean(jnp.square(2 * _real(gradient)), axis=axis, keepdims=True) / 4)
+
+
+def _of_a_matrix(read: MatrixAxes | None, gradient: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Return the new state of a matrix; what is none keeps the old one, which is not used."""
+    del gradient
+    return old if _axes.sides(read) is None else new
 
 
 def _real(gradient: jax.Array) -> jax.Array:

@@ -1,0 +1,215 @@
+"""The adaptive aliases against NumPy in float64, and the bounds that they promise."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+RNG = np.random.default_rng(1)
+START = {"w": RNG.standard_normal([4, 3]), "b": RNG.standard_normal(3)}
+SCALES = {"w": np.exp(RNG.standard_normal([4, 3])), "b": np.exp(RNG.standard_normal(3))}
+STEPS = 40
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def gradient(params, step):
+    noise = np.random.default_rng(100 + step)
+    return {name: SCALES[name] * params[name] + noise.standard_normal(params[name].shape) for name in START}
+
+
+def walk(tx, steps=STEPS):
+    """Return the path of the weights, and the last state."""
+    params = jax.tree.map(jnp.asarray, START)
+    state, path = tx.init(params), [START]
+    update = jax.jit(tx.update)
+    for step in range(steps):
+        gradients = jax.tree.map(jnp.asarray, gradient(path[-1], step))
+        updates, state = update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(jax.tree.map(np.asarray, params))
+    return path, state
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("alpha", [2.0, 100.0])
+def test_riemannian_adamw_by_hand(alpha, nesterov):
+    rate, b1, b2, eps, decay = 0.03, 0.8, 0.9, 1e-3, 0.1
+    params = {name: leaf.copy() for name, leaf in START.items()}
+    rows, columns, squares = np.zeros(4), np.zeros(3), np.zeros(3)
+    means = {name: np.zeros_like(leaf) for name, leaf in START.items()}
+    expected = [START]
+    for t in range(1, STEPS + 1):
+        g = gradient(params, t - 1)
+        rows = b2 * rows + (1 - b2) * np.mean(g["w"] ** 2, axis=1)
+        columns = b2 * columns + (1 - b2) * np.mean(g["w"] ** 2, axis=0)
+        squares = b2 * squares + (1 - b2) * g["b"] ** 2
+        total = 1 - b2**t
+        phi = {
+            "w": np.sqrt(np.outer(rows, columns) / np.mean(rows) / total),
+            "b": np.sqrt(squares / total),
+        }
+        mu = np.concatenate([phi["w"].ravel(), phi["b"]]).mean()
+        for name in START:
+            u = g[name] / ((mu + alpha * phi[name]) / (1 + alpha) + eps)
+            means[name] = b1 * means[name] + (1 - b1) * u
+            step = means[name] / (1 - b1**t)
+            if nesterov:
+                step = b1 * means[name] / (1 - b1 ** (t + 1)) + (1 - b1) * u / (1 - b1**t)
+            decayed = decay * params[name] if name == "w" else 0.0
+            params[name] = params[name] - rate * (step + decayed)
+        expected.append({name: leaf.copy() for name, leaf in params.items()})
+    tx = ro.riemannian_adamw(
+        rate, b1, b2, eps, alpha=alpha, nesterov=nesterov, weight_decay=decay, mask={"w": True, "b": False}
+    )
+    chex.assert_trees_all_close(walk(tx)[0], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("over", ["tree", "leaf"])
+def test_means_from_the_factors_are_the_means_of_the_product(over):
+    """What factored_activity hands along is what compute_metric would have taken from its values."""
+    phi = ro.phi.factored_activity()
+    hidden = optax.GradientTransformationExtraArgs(phi.init, phi.update)  # declares nothing
+    shapes = {"matrix": (4, 3), "stack": (2, 3, 5), "vector": (7,), "number": ()}
+    rng = np.random.default_rng(2)
+    ours, plain = (ro.compute_metric(p, 3.0, conformal=over) for p in (phi, hidden))
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    state, other = ours.init(params), plain.init(params)
+    for _ in range(4):
+        gradients = {name: jnp.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()}
+        updates, state = ours.update(gradients, state)
+        expected, other = plain.update(gradients, other)
+        chex.assert_trees_all_close(ro.split(updates), ro.split(expected), rtol=1e-12)
+
+
+def test_schedule_free_by_hand():
+    rate, b1, power = 0.1, 0.8, 2.0
+    x, y, z = ({name: leaf.copy() for name, leaf in START.items()} for _ in range(3))
+    total, expected = 0.0, [START]
+    for step in range(STEPS):
+        g = gradient(y, step)
+        total += (step + 1) ** power
+        share = (step + 1) ** power / total
+        for name in START:
+            z[name] = z[name] - rate * g[name]
+            x[name] = (1 - share) * x[name] + share * z[name]
+            y[name] = (1 - b1) * z[name] + b1 * x[name]
+        expected.append({name: leaf.copy() for name, leaf in y.items()})
+    path, state = walk(ro.schedule_free(optax.sgd(rate), b1=b1, power=power))
+    chex.assert_trees_all_close(path, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(ro.eval_params(state, path[-1]), x, rtol=1e-5, atol=1e-6)
+
+
+def test_warm_up_rises_to_the_rate_and_stays():
+    """The first step of schedule-free is that of its base; the warm-up is counted in float32."""
+    with_it, without = (
+        ro.riemannian_schedule_free(0.1, warmup_steps=steps, weight_decay=0.0) for steps in (10, 0)
+    )
+    first = [walk(tx, steps=1)[0][1] for tx in (with_it, without)]
+    for name, start in START.items():
+        np.testing.assert_allclose(10 * (first[0][name] - start), first[1][name] - start, rtol=1e-6)
+
+
+def test_eval_params_refuses_two_averages_and_other_parameters():
+    params = jax.tree.map(jnp.asarray, START)
+    state = ro.riemannian_schedule_free(0.1).init(params)
+    with pytest.raises(ValueError, match="holds 2 schedule-free averages"):
+        ro.eval_params((state, state), params)
+    with pytest.raises(ValueError, match="params"):
+        ro.eval_params(state, {"w": params["w"]})
+
+
+def least_squares():
+    rng = np.random.default_rng(3)
+    left, _, right = np.linalg.svd(rng.standard_normal([80, 20]), full_matrices=False)
+    inputs = jnp.asarray(left * np.geomspace(1, 0.1, 20) @ right * np.sqrt(80))
+    targets = inputs @ jnp.asarray(rng.standard_normal([20, 5])) + 1.0
+
+    def loss(params):
+        return jnp.mean(jnp.sum((inputs @ params["w"] + params["b"] - targets) ** 2, axis=-1)) / 2
+
+    return loss, {"w": jnp.zeros([20, 5]), "b": jnp.zeros(5)}
+
+
+def losses(tx, steps):
+    loss, params = least_squares()
+
+    def step(carry, _):
+        params, state = carry
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    return jax.lax.scan(step, (params, tx.init(params)), length=steps)[1]
+
+
+def test_a_rate_that_falls_to_0_converges_and_a_constant_one_stalls():
+    """As the docstring says, on a noiseless problem; ``optax.nadam`` at a constant rate does the same."""
+    steps = 20_000
+    for constant in (ro.riemannian_adamw(0.003, weight_decay=0.0), optax.nadam(0.003)):
+        assert jnp.median(losses(constant, steps)[-1000:]) > 1e-8
+    schedule = optax.cosine_decay_schedule(0.003, steps)
+    assert losses(ro.riemannian_adamw(schedule, weight_decay=0.0), steps)[-1] < 1e-20
+
+
+def largest_steps(tx, stream, steps):
+    """Return the largest absolute update of each leaf, in units of the rate."""
+    state, largest = tx.init(stream(0)), {}
+    update = jax.jit(tx.update)
+    for step in range(steps):
+        gradients = stream(step)
+        updates, state = update(gradients, state, gradients)
+        for name, leaf in updates.items():
+            largest[name] = max(largest.get(name, 0.0), float(jnp.max(jnp.abs(leaf))))
+    return largest
+
+
+def heavy_tailed(step):
+    """Rare rows, and gradients that differ by orders of magnitude from step to step."""
+    rng = np.random.default_rng(1000 + step)
+    size = 10.0 ** rng.uniform(-3, 3)
+    seen = rng.random([6, 1]) < 0.05
+    return {
+        "embedding": jnp.asarray(size * seen * rng.standard_normal([6, 4])),
+        "vector": jnp.asarray(size * (rng.random(5) < 0.1) * rng.standard_normal(5)),
+    }
+
+
+@pytest.mark.parametrize(("b1", "b2", "alpha"), [(0.9, 0.97, 100.0), (0.5, 0.9, 2.0)])
+def test_the_bound_on_the_steps_of_a_vector(b1, b2, alpha):
+    """phi is at least ``sqrt(1 - b2) |g|``, ``E`` at least its share of phi; see the docstring."""
+    tx = ro.riemannian_adamw(1.0, b1, b2, alpha=alpha, weight_decay=0.0)
+    bound = (1 + 1 / alpha) / np.sqrt(1 - b2) * (1 + b1 / (1 + b1))
+    assert largest_steps(tx, heavy_tailed, 200)["vector"] <= bound
+
+
+def test_after_a_long_silence_a_vector_moves_less_than_under_adam():
+    def stream(step):
+        return {"vector": jnp.zeros(4).at[0].set(1.0 if step == 1200 else 0.0)}
+
+    ours = largest_steps(ro.riemannian_adamw(1.0, weight_decay=0.0), stream, 1201)["vector"]
+    adam = largest_steps(optax.adam(1.0), stream, 1201)["vector"]
+    np.testing.assert_allclose(ours, 0.19 / np.sqrt(0.03), rtol=0.02)
+    np.testing.assert_allclose(adam, 0.1 / np.sqrt(0.001 / (1 - 0.999**1201)), rtol=1e-4)
+
+
+def test_no_step_before_momentum_exceeds_its_share_of_the_mean():
+    """``|u| <= (1 + alpha) |g| / mean(phi)``, of matrices too."""
+    phi, alpha = ro.phi.factored_activity(decay=0.97), 100.0
+    tx = ro.scale_by_metric(phi, alpha, conformal="tree")
+    state, own = tx.init(heavy_tailed(0)), phi.init(heavy_tailed(0))
+    for step in range(100):
+        gradients = heavy_tailed(step)
+        updates, state = tx.update(gradients, state)
+        values, own = phi.update(gradients, own)
+        mean = np.concatenate([np.ravel(leaf) for leaf in values.values()]).mean()
+        for name, leaf in updates.items():
+            assert np.all(np.abs(leaf) * mean <= (1 + alpha) * np.abs(gradients[name]) * (1 + 1e-9))
