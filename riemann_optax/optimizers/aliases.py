@@ -148,10 +148,9 @@ def riemannian_adamw(
     **Convergence**: at a constant rate the loss stalls where steps are as long as the rate, on a problem
     without noise too, as under ``optax.nadam``. Under a schedule that falls to 0 it converges.
 
-    **The largest step**: a weight of a vector moves by at most ``1.5 (1 + 1/alpha) / sqrt(1 - b2)`` rates,
-    and after a long silence by 1.1, where Adam moves by 3.2. Of a matrix all that is certain is
-    ``|u| <= (1 + alpha) |g| / mean(phi)``: a weight whose row and column were both silent while the rest was
-    busy may move further than under Adam.
+    **The largest step**: under the default phi ``E`` is at least ``sqrt(1 - b2) |grad|``, the root mean
+    square that Adam would remember had every earlier gradient been 0. So ``|u| <= 1 / sqrt(1 - b2)``, Adam's
+    own bound: a weight whose row and column were silent moves no further than under Adam.
 
     Args:
       learning_rate: a number or a schedule.
@@ -299,9 +298,12 @@ def _adaptive_metric(
     _check.check_number("eps", eps, low=0.0)
     _check.check_decay(b2, "b2")
     edits: list[optax.GradientTransformation] = [] if role == "inverse_metric" else [_add_to_metric(eps)]
+    if phi is None:
+        phi = factored_activity(decay=b2)
+        if role == "metric" and conformal is not None:  # E is then a root mean square gradient
+            edits.append(_bound_steps(b2))
     if record:
         edits.append(record_metric())
-    phi = factored_activity(decay=b2) if phi is None else phi
     return [compute_metric(phi, alpha, role, conformal=conformal), *edits]
 
 
@@ -311,3 +313,20 @@ def _add_to_metric(eps: float) -> optax.GradientTransformationExtraArgs:
         return covector.with_metric(metric + jnp.asarray(eps).astype(metric.dtype))
 
     return stateless_edit("eps", lambda updates: map_covectors(add, updates))
+
+
+def _bound_steps(b2: float) -> optax.GradientTransformationExtraArgs:
+    """Keep ``E`` at what the present gradient alone would add to a mean of squares with decay ``b2``.
+
+    Rows times columns know nothing of one weight: in a silent row and column the product is far below the
+    weight's own root mean square, and the step without bound.
+    """
+
+    def bound(covector: Covector) -> Covector:
+        metric = covector.metric
+        share = jnp.sqrt(1 - jnp.asarray(b2).astype(metric.dtype))
+        return covector.with_metric(
+            jnp.maximum(metric, share * jnp.abs(covector.components).astype(metric.dtype))
+        )
+
+    return stateless_edit("bound_steps", lambda updates: map_covectors(bound, updates))
