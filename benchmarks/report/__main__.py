@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     found = suite.load(options.results / "time_to_target")
     for name, draw in pictures.PICTURES.items():
-        draw(found, options.results / name)
+        draw(found.complete, options.results / name)
     options.out.write_text(compose.page(found, options.results))
     Console(highlight=False).print(
         f"wrote {options.out} and {len(pictures.PICTURES)} pictures", soft_wrap=True
