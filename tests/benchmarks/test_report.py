@@ -201,7 +201,7 @@ def test_no_records_no_report(tmp_path, capsys):
 
 
 def test_an_alias_is_judged_with_its_rate_tuned_and_with_nothing_tuned(found):
-    """Its slowness is 9 against 16, and AdamW's trials, dealt out to eight points, miss the rate by half an octave.
+    """Its slowness is 9 against 16; AdamW's trials, dealt out to eight points, are off by half an octave.
 
     The rate .003 is 2**5.38 from the best: nothing arrives there.
     """
