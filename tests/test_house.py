@@ -26,7 +26,10 @@ ORDER = {
         *("gradient_importance", "path_importance", "rwalk"),
     ),
     "edits": ("_edit", "lifting", "rescaling", "competition", "noise", "checking"),
-    "eigenbasis": ("layout", "mesh", "coordinates", "bases", "frame", "task_boundary", "transform"),
+    "eigenbasis": (
+        *("orthonormal", "layout", "account", "mesh", "coordinates", "bases", "schedule", "refresh"),
+        *("frame", "task_boundary", "transform"),
+    ),
     "anchor": ("targets", "importance", "pull"),
     "wrappers": ("_codes", "guard", "precision", "norm_matched", "kinds"),
     "fields": ("_numeric", "base", "closed_forms"),
