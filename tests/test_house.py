@@ -33,7 +33,7 @@ ORDER = {
     "anchor": ("targets", "importance", "pull"),
     "wrappers": ("_codes", "guard", "precision", "norm_matched", "kinds"),
     "fields": ("_numeric", "base", "closed_forms"),
-    "optimizers": ("momentum", "schedule_free", "aliases"),
+    "optimizers": ("momentum", "schedule_free", "aliases", "eigenbasis", "soap"),
     "geometry": ("maps", "retraction", "spectrum"),
     "inspect": ("recording", "describe"),
     "testing": ("field", "phi"),

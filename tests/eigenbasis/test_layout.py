@@ -234,12 +234,12 @@ def test_a_budget_spreads_the_refreshes_over_more_steps():
     assert period == 12
     assert sorted(job.slot for group in groups for job in group) == list(range(12))
     # A side of 32 takes eight times as much and is never divided: what else there is fits beside it or after.
-    groups, period = jobs_of([(16, 16)] * 5 + [(32, 1)], update_every=1, budget=one)
+    groups, period = jobs_of([(16, 16)] * 5 + [(32, 8)], update_every=1, budget=one)
     assert period == 3
     work = [0] * period
     for group in groups:
         work[group[0].slot] += sum(operations(job) for job in group)
-    assert sorted(work) == [5 * one, 5 * one, 8 * one]
+    assert sorted(work) == [5 * one, 5 * one + 14 * 8**3, 8 * one]
 
 
 def test_all_sides_can_be_refreshed_at_one_step():
