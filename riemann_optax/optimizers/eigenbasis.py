@@ -63,8 +63,8 @@ def riemannian_eigenbasis(
 
     **State**: one value per weight of a matrix for the momentum, and factor and basis of the shorter side, in
     bfloat16: 1.5 times the weights of a Transformer with separate query, key and value, and one percent for
-    its vectors; AdamW has 2. **Cost** of an update of an ``n x m`` matrix, n the shorter side: ``6 n**2 m`` operations, and
-    ``14 n**3 / update_every`` for the refresh.
+    its vectors; AdamW has 2. **Cost** of an update of an ``n x m`` matrix, n the shorter side: ``6 n**2 m``
+    operations, and ``14 n**3 / update_every`` for the refresh.
 
     Args:
       learning_rate: a number or a schedule.
