@@ -223,11 +223,6 @@ def first_square(
     """Return the first factor or basis of one side of a leaf, where its sharding wants it."""
     if layout is None or not getattr(layout, side):
         return optax.MaskedNode()
-    if jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating):
-        raise TypeError(
-            "in_eigenbasis: eigenbases are those of real matrices, and a leaf is complex: keep it out with "
-            'optax.masked, or give it sides="none".'
-        )
     square = fill(layout.square(side), state_dtype or _tree.working_dtype(leaf))
     sharding = square_sharding(leaf, layout, side)
     if sharding is None:

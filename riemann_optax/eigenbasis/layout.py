@@ -1,6 +1,7 @@
 """How an array is read as a matrix: which axes are its inputs and outputs, and which sides get a basis."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -92,6 +93,25 @@ class LayoutRules(NamedTuple):
         )
         return [self._layout(*row) for row in rows]
 
+    def layouts_with_warning(self, params: Any) -> list[Layout | None]:
+        """Return the layouts; warn of arrays that are turned though neither name nor shape tells how."""
+        with _axes.listen() as readings:
+            layouts = self.layouts(params)
+        doubtful = []
+        paths, leaves = _axes.leaf_paths(params), jax.tree.leaves(params)
+        for path, leaf, layout in zip(paths, leaves, layouts, strict=True):
+            reading = readings[path]
+            if layout is not None and not reading.certain:
+                said = _axes.in_words(reading.axes, leaf.shape)
+                doubtful.append(f"{jax.tree_util.keystr(path)} {leaf.shape} as {said}")
+        if doubtful:
+            warnings.warn(
+                f"in_eigenbasis reads {'; '.join(doubtful)}, by default: neither name nor shape tells what "
+                'these axes are. Give axes=, such as "scanned" or a dictionary by the names of modules.',
+                stacklevel=3,
+            )
+        return layouts
+
     def sides_of(self, path: tuple[Any, ...], leaf: Any, axes: MatrixAxes | None) -> list["ReadSide"]:
         """Return what becomes of the input side and the output side of a leaf; none where it has no sides."""
         shape = leaf.shape
@@ -115,6 +135,11 @@ class LayoutRules(NamedTuple):
         found = self.sides_of(path, leaf, axes)
         if axes is None or not any(side.blocks for side in found):
             return None
+        if jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating):
+            raise TypeError(
+                f"in_eigenbasis: eigenbases are those of real matrices, and {_tree.leaf_name(path)} is "
+                'complex: keep it out with optax.masked, or give it sides="none".'
+            )
         left, right = found
         chosen = (*axes.inputs, *axes.outputs)
         stacking = tuple(axis for axis in range(len(leaf.shape)) if axis not in chosen)

@@ -186,6 +186,10 @@ def in_eigenbasis(
         argument that cannot be turned, or a field of a state that nobody has declared.
       TypeError: where ``inner`` is no gradient transformation, or a matrix is complex.
 
+    Warns:
+      UserWarning: at ``init``, of arrays that are turned though neither name nor shape tells what their axes
+        are; ``axes`` says it.
+
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
       >>> metric = ro.scale_by_metric(ro.phi.activity(decay=0.9), 100.0, conformal="tree")
@@ -214,11 +218,8 @@ def in_eigenbasis(
     """
     check_transformation("inner", inner)
     _check.check_decay(decay)
-    for name, value in (
-        ("update_every", update_every),
-        ("max_size", max_size),
-        ("refresh_together", refresh_together),
-    ):
+    _check.check_count("update_every", update_every)
+    for name, value in (("max_size", max_size), ("refresh_together", refresh_together)):
         if value is not None:
             _check.check_count(name, value)
     _check.check_number("tau", tau, low=0.0, high=1.0)
@@ -251,7 +252,7 @@ def in_eigenbasis(
         params = _tree.arrays(params)
         bare = _tree.bare(params)
         leaves, structure = jax.tree.flatten(bare)
-        layouts = rules.layouts(bare)
+        layouts = rules.layouts_with_warning(bare)
         inner_state = inner.init(_tree.widen(params))
         # Whatever nobody has declared is refused here, not in the middle of a run.
         coordinate_arrays(inner_state, params, [layout is not None for layout in layouts], extra)

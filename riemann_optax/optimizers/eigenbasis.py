@@ -115,6 +115,7 @@ def riemannian_eigenbasis(
     _check.check_schedulable("learning_rate", learning_rate)
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_decay(b1, "b1")
+    _check.check_decay(b2, "b2")
     _check.check_decay(basis_decay, "basis_decay")
     _check.check_state_dtype(mu_dtype, "mu_dtype")
     _check.check_state_dtype(basis_dtype, "basis_dtype")

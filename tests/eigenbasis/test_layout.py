@@ -1,5 +1,7 @@
 """Which arrays are turned how: kernels of every kind, blocks, one side, vectors, and what is refused."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -246,3 +248,24 @@ def test_all_sides_can_be_refreshed_at_one_step():
     groups, period = jobs_of([(16, 16), (32, 4)], update_every=5, together=None)
     assert period == 5
     assert {job.slot for group in groups for job in group} == {0}
+
+
+def test_what_is_read_by_default_is_warned_of_by_name():
+    tx = ro.in_eigenbasis(optax.identity())
+    kernels = {"conv": {"kernel": jnp.zeros([3, 3, 4, 8])}, "layers": {"kernel": jnp.zeros([7, 4, 8])}}
+    with pytest.warns(UserWarning, match=r"\['layers'\]\['kernel'\] \(7, 4, 8\) as a stack of 7") as caught:
+        tx.init(kernels)
+    assert len(caught) == 1
+    assert "conv" not in str(caught[0].message)
+    with warnings.catch_warnings(action="error"):
+        ro.in_eigenbasis(optax.identity(), axes={"layers": "scanned"}).init(kernels)
+        ro.in_eigenbasis(optax.identity(), sides="none").init(kernels)
+
+
+def test_a_complex_matrix_is_refused_by_name():
+    params = {"a": jnp.ones([2, 3]), "b": jnp.ones([2, 3], jnp.complex64)}
+    with pytest.raises(TypeError, match=r"and the leaf \['b'\] is complex|\['b'\] is complex"):
+        ro.in_eigenbasis(optax.identity()).init(params)
+    ro.in_eigenbasis(optax.identity(), sides=lambda name, leaf: "none" if "b" in name else "both").init(
+        params
+    )
