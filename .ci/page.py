@@ -6,7 +6,9 @@ import re
 import sys
 from pathlib import Path
 
-for code, output in re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", Path(sys.argv[1]).read_text(), re.DOTALL):
+for code, output in re.findall(
+    r"```python\n(.*?)```\n\n```text\n(.*?)```", Path(sys.argv[1]).read_text(), re.DOTALL
+):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, sys.argv[1], "exec"), {"__name__": "__main__"})

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# The pages lie where their links work on the code's own site too; the address without a path leads to the first.
+# Pages lie where their links work in the repository too; the address without a path leads to the first.
 FORWARD = """<!doctype html>
 <meta charset="utf-8"><title>riemann_optax</title>
 <meta http-equiv="refresh" content="0; url=docs/index.html">

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: a page needs no server, script or font from elsewhere."""
+"""Formulas as MathML, which browsers draw themselves: a page needs no script or font from elsewhere."""
 
 from typing import Any
 

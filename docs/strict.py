@@ -1,4 +1,4 @@
-"""What makes the build fail beside a broken link: a public name on no page, an argument without a description."""
+"""What else makes the build fail: a public name on no page, an argument without a description."""
 
 import importlib
 import inspect
@@ -15,7 +15,8 @@ MODULES = (
     *(f"riemann_optax.{address}" for address in ("checkpoint", "sharding", "flow")),
 )
 DIRECTIVE = re.compile(
-    r"^\.\. (?:currentmodule:: (\S+)|auto(?:function|class|exception|data):: (\S+))", re.MULTILINE
+    r"^\.\. (?:(?:current|py:)?module:: (\S+)|(?:auto|py:)(?:function|class|exception|data):: (\S+))",
+    re.MULTILINE,
 )
 
 
@@ -36,10 +37,10 @@ def public() -> dict[str, Any]:
 
 
 def listed(text: str) -> list[str]:
-    """Return the names that a page of the API documents.
+    r"""Return the names that a page of the API documents.
 
     Examples:
-      >>> listed(".. currentmodule:: a.b\\n.. autofunction:: c")
+      >>> listed(".. currentmodule:: a.b\n.. autofunction:: c")
       ['a.b.c']
     """
     module, names = "", []
@@ -51,10 +52,11 @@ def listed(text: str) -> list[str]:
 
 
 def documented(docstring: str, section: str) -> set[str]:
-    """Return the names that a section of a docstring describes.
+    r"""Return the names that a section of a docstring describes.
 
     Examples:
-      >>> sorted(documented("One.\\n\\nArgs:\\n  a, b: two.\\n    more: no.\\n  *c: rest.\\n\\nReturns:\\n  d: no.", "Args"))
+      >>> docstring = "One.\n\nArgs:\n  a, b: two.\n    more: no.\n  *c: rest.\n\nReturns:\n  d: no."
+      >>> sorted(documented(docstring, "Args"))
       ['a', 'b', 'c']
     """
     match = re.search(rf"^{section}:\n((?:  .*\n?|\n)+)", docstring, flags=re.MULTILINE)
@@ -98,9 +100,13 @@ def resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
     found = [name for name in domain.objects if name.split(".")[-1] == last]
     if len(found) != 1:
         return None
-    return domain.resolve_xref(
-        env, node["refdoc"], app.builder, node["reftype"], found[0], node.attributes | {}, content
-    ) if found[0] != node["reftarget"] else None
+    return (
+        domain.resolve_xref(
+            env, node["refdoc"], app.builder, node["reftype"], found[0], node.attributes | {}, content
+        )
+        if found[0] != node["reftarget"]
+        else None
+    )
 
 
 def report(app: Any) -> None:

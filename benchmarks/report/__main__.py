@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.report import compose, pictures, site, suite
+from benchmarks.report import compose, pictures, readme_picture, site, suite
 from benchmarks.shared.command import RESULTS
 from benchmarks.shared.records import Records
 
@@ -16,7 +16,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--out", type=Path, default=RESULTS.parent / "REPORT.md", help="file to write")
-    parser.add_argument("--tables", action="store_true", help="write the tables of README and of the site alone")
+    parser.add_argument("--tables", action="store_true", help="write the pages' tables alone")
     options = parser.parse_args(arguments)
     if not list(options.results.glob("time_to_target/*.jsonl")):
         parser.error(f"--results {options.results} has no records of python -m benchmarks.time_to_target")
@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> None:
         known = site.tables(found, list(Records(RESULTS / "continual.jsonl")), RESULTS)
         for page in site.PAGES:
             page.write_text(site.filled(page.read_text(), known))
-        say(f"wrote the tables of {len(site.PAGES)} pages")
+        readme_picture.draw(RESULTS / "figure1.json", RESULTS / readme_picture.NAME)
+        say(f"wrote README's picture and the tables of {len(site.PAGES)} pages")
     if options.tables:
         return
     for name, draw in pictures.PICTURES.items():

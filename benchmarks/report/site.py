@@ -1,4 +1,4 @@
-"""The tables of README and of the site, from the records alone, and the program that writes them into the pages.
+"""The tables of README and of the site, from the records alone, and what writes them into the pages.
 
 A page marks the place of a table by two comments, ``<!-- records: NAME -->`` and ``<!-- end -->``.
 """
@@ -135,6 +135,7 @@ def streams_table(entries: Sequence[Any]) -> str:
             continue
         ours = next(row for row in found if row.method == about.ours)
         rival = next(row for row in found if about.methods[row.method].role == "peer")
+        better = ours.mean > rival.mean if about.higher else ours.mean < rival.mean
         interval = f"{rival.difference:+.3g} [{rival.low:+.3g}, {rival.high:+.3g}]"
         lines.append(
             [
@@ -143,7 +144,7 @@ def streams_table(entries: Sequence[Any]) -> str:
                 f"{ours.mean:.3g}",
                 f"{rival.method}: {rival.mean:.3g}",
                 interval,
-                "**ours**" if ours.mean != rival.mean and (ours.mean > rival.mean) == about.higher else "rival",
+                "**ours**" if better else "rival",
             ]
         )
     headings = ["stream", "measure", "ours", "best rival", "rival less ours, paired [95%]", "ahead"]
@@ -215,10 +216,10 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
 
 
 def filled(text: str, known: dict[str, Callable[[], str]]) -> str:
-    """Return a page with the tables of the records in their places.
+    r"""Return a page with the tables of the records in their places.
 
     Examples:
-      >>> filled("<!-- records: one -->\\nold\\n<!-- end -->", {"one": lambda: "new"})
-      '<!-- records: one -->\\nnew\\n\\n<!-- end -->'
+      >>> filled("<!-- records: one -->\nold\n<!-- end -->", {"one": lambda: "new"})
+      '<!-- records: one -->\nnew\n\n<!-- end -->'
     """
     return PLACE.sub(lambda place: f"{place[1]}{known[place[2]]()}\n\n{place[3]}", text)

@@ -17,7 +17,7 @@ from riemann_optax.optimizers.schedule_free import schedule_free
 from riemann_optax.phi import activity, factored_activity
 from riemann_optax.scaling import scale_by_inverse_metric
 
-# Where to begin, in each alias's own units of rate; README, the docstrings and the trainer say the same.
+# Where to begin, in each alias's own units of rate; the site, the docstrings and the trainer say the same.
 RECOMMENDED_RATES = {
     "riemannian_sgd": 0.1,
     "riemannian_adamw": 0.003,
