@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     if options.tables:
         return
     for name, draw in pictures.PICTURES.items():
-        draw(found, options.results / name)
+        draw(found.complete, options.results / name)
     options.out.write_text(compose.page(found, options.results))
     say(f"wrote {options.out} and {len(pictures.PICTURES)} pictures", soft_wrap=True)
 
