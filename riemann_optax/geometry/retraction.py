@@ -43,7 +43,7 @@ def retract(field: MetricField, kind: Retraction = "geodesic") -> optax.Gradient
       kind: one of the above.
 
     Returns:
-      A gradient transformation without state. It must see updates as they will be applied: behind the
+      A gradient transformation without state. It must see updates as they will be applied: after the
       learning rate. Needs ``params``; keeps the dtypes of the updates.
 
     Raises:
