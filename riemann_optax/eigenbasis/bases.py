@@ -61,7 +61,7 @@ def has_turned(correlation: jax.Array, basis: jax.Array, tau: float) -> jax.Arra
     correlation = _of_size_one(correlation)
     product = jnp.matmul(correlation, basis, precision=EXACT)
     turned = jnp.matmul(jnp.swapaxes(basis, -1, -2), product, precision=EXACT)
-    diagonal = jnp.eye(basis.shape[-1], dtype=bool)
+    diagonal = jnp.broadcast_to(jnp.eye(basis.shape[-1], dtype=bool), turned.shape)
     off, whole = (
         jnp.sqrt(jnp.sum(jnp.square(part), axis=(-2, -1)))
         for part in (jnp.where(diagonal, jnp.zeros_like(turned), turned), turned)

@@ -57,7 +57,7 @@ def _householder(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     size = matrices.shape[-1]
-    unit = jnp.eye(size, dtype=matrices.dtype)
+    unit = jnp.broadcast_to(jnp.eye(size, dtype=matrices.dtype), matrices.shape)
     shift = _SHIFT * float(jnp.finfo(matrices.dtype).eps) * size**0.5  # type: ignore[no-untyped-call]
 
     def one_round(basis: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -81,7 +81,7 @@ def refreshed(
     change = found if rules.tau == 0 else found & has_turned(correlation, old, rules.tau)
     # What is stored is what coordinates refer to, so the change is that between rounded bases.
     stored = jnp.where(change[:, None, None], spread(new), old).astype(bases[0].dtype)
-    unit = jnp.eye(old.shape[-1], dtype=dtype)
+    unit = jnp.broadcast_to(jnp.eye(old.shape[-1], dtype=dtype), old.shape)
     vectors = jnp.einsum("...ij,...ik->...jk", old, stored.astype(dtype), precision=EXACT)
     vectors = jnp.where(change[:, None, None], vectors, unit)
     if rules.mix:

@@ -151,8 +151,14 @@ def _after_the_first(adam: optax.GradientTransformation) -> optax.GradientTransf
             return jax.tree.map(lambda x: jnp.where(first, jnp.zeros_like(x), x), tree)
 
         # Of a gradient of 0 the moments stay 0: only the count has to be put back.
-        updates, adam_state = adam.update(unless_first(updates), state.adam, params)
+        updates, adam_state = adam.update(unless_first(jax.tree.map(_bounded, updates)), state.adam, params)
         adam_state = adam_state._replace(count=unless_first(adam_state.count))
         return unless_first(updates), SoapState(optax.safe_increment(state.count), adam_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _bounded(gradient: jax.Array) -> jax.Array:
+    """Bound a gradient so far that its square stays finite."""
+    bound = 2.0**500 if gradient.dtype.itemsize > 4 else 2.0**60
+    return jnp.clip(gradient, -bound, bound)

@@ -338,7 +338,10 @@ ENTRIES: dict[str, Entry] = {
         mixes_weights=True,
     ),
     "soap": Entry(
-        lambda learning_rate, alpha=1.0: ro.soap(learning_rate, precondition_frequency=2, weight_decay=1e-4),
+        lambda learning_rate, alpha=1.0: optax.chain(
+            ro.scale_by_metric(ro.phi.activity(), alpha),
+            ro.soap(learning_rate, precondition_frequency=2, weight_decay=1e-4, one_sided=True),
+        ),
         real_only=True,
         reduces_state=True,
         optax_promotes=True,
