@@ -1,5 +1,6 @@
 """What every module needs of a tree: leaf names, working precision, sums over groups and states within it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args
 
@@ -171,7 +172,8 @@ def group_mean(tree: Any, over: Literal["leaf", "tree"]) -> Any:
     on what axes mean: :func:`riemann_optax._axes.group_mean`.
     """
     if over == "tree":
-        return mean_of_sums(jax.tree.map(jnp.sum, tree), sum(leaf.size for leaf in jax.tree.leaves(tree)))
+        leaves = jax.tree.leaves(tree)
+        return mean_of_sums([jnp.sum(leaf) for leaf in leaves], sum(leaf.size for leaf in leaves), tree)
     return jax.tree.map(jnp.mean, tree)
 
 
@@ -188,17 +190,16 @@ def once(function: Callable[[Any], T]) -> Callable[[Any], T]:
     return call
 
 
-def mean_of_sums(sums: Any, size: int) -> Any:
-    """Return, for every leaf, the mean over all ``size`` weights of a tree, from the sums of its leaves."""
-    leaves = jax.tree.leaves(sums)
-    if not leaves:
-        return sums
+def mean_of_sums(sums: list[jax.Array], size: int, like: Any) -> Any:
+    """Return, for every leaf of ``like``, the mean over ``size`` weights of which ``sums`` are the parts."""
+    if not sums:
+        return like
     dtype = widest_dtype(sums)
     # A running sum, not a chain of additions: XLA copies such a chain into the fusion of every leaf, and
     # compiling takes time that grows with the square of the number of leaves.
-    total = jax.lax.cumsum(jnp.stack([leaf.astype(dtype) for leaf in leaves]))[-1]
-    mean = total / max(size, 1)
-    return jax.tree.map(lambda leaf: mean.astype(leaf.dtype), sums)
+    mean = jax.lax.cumsum(jnp.stack([part.astype(dtype) for part in sums]) / max(size, 1))[-1]
+    cast = functools.cache(mean.astype)
+    return jax.tree.map(lambda leaf: cast(leaf.dtype), like)
 
 
 def inner(a: Any, b: Any) -> jax.Array:

@@ -96,17 +96,16 @@ def factored_activity(
         )
 
     def factors(
-        read: MatrixAxes | None, gradient: jax.Array, r: jax.Array, c: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        sides = _axes.sides(read)
+        read: MatrixAxes | None, rows: jax.Array, debiased: jax.Array, columns: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        raised, sides = _tree.power(debiased, power), _axes.sides(read)
         if sides is None:
-            return _tree.power(r, power), jnp.ones_like(c)
-        mean = jnp.mean(r, axis=sides[0], keepdims=True)
+            return raised, None
+        mean = jnp.mean(rows, axis=sides[0], keepdims=True)
         # The power of each factor, not of their product: a root per row and column, not per weight. The
         # second is at most columns**power, so that a bound on the first keeps the product finite.
-        share = _tree.power(c / jax.lax.select(mean == 0, jnp.ones_like(mean), mean), power)
-        limit, number = _limit(r.dtype), max(math.prod(c.shape[axis] for axis in sides[1]), 1)
-        raised = _tree.power(r, power)
+        share = _tree.power(columns / jax.lax.select(mean == 0, jnp.ones_like(mean), mean), power)
+        limit, number = _limit(rows.dtype), max(math.prod(columns.shape[axis] for axis in sides[1]), 1)
         # By logarithms: the power itself overflows a Python float from about 8 on.
         if not _check.is_concrete_number(power) or power * math.log(limit * number) > math.log(limit):
             raised = jnp.minimum(raised, limit / number**power)
@@ -121,20 +120,29 @@ def factored_activity(
     ) -> tuple[optax.Updates, Any, FactoredActivityState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        gradients = _tree.bare(updates)
-        rows = _state.running_mean(_axes.map_leaves(_row_means, axes, gradients), state.rows, decay)
-        columns = _state.running_mean(_axes.map_leaves(_column_means, axes, gradients), state.columns, decay)
-        columns = _axes.map_leaves(_of_a_matrix, axes, gradients, columns, state.columns)
-        debiased = (_state.debias(mean, decay, count) for mean in (rows, columns))
-        structure: Any = jax.tree.structure(gradients)
-        pairs = structure.flatten_up_to(_axes.map_leaves(factors, axes, gradients, *debiased))
-        first, second = (_tree.like([pair[side] for pair in pairs], updates) for side in (0, 1))
-        new_state = FactoredActivityState(
-            count=count,
-            rows=_state.cast_like(rows, state.rows),
-            columns=_state.cast_like(columns, state.columns),
+        bare = _tree.bare(updates)
+        gradients, structure = jax.tree.flatten(bare)
+        reads = _axes.read(bare, axes)
+        old_rows, old_columns = (structure.flatten_up_to(tree) for tree in (state.rows, state.columns))
+        average = _state.averaging(decay)
+        rows = list(map(average, map(_row_means, reads, gradients), old_rows))
+        columns = [
+            # Of what is no matrix it is not used, and stays as it is.
+            old if _axes.sides(read) is None else average(_column_means(read, gradient), old)
+            for read, gradient, old in zip(reads, gradients, old_columns, strict=True)
+        ]
+        pairs = list(map(factors, reads, rows, _state.debias(rows, decay, count), columns))
+        values = [first if second is None else first * second for first, second in pairs]
+        means = group_means(pairs, over)
+        rows, columns = (
+            jax.tree.unflatten(structure, _state.cast_like(new, old))
+            for new, old in ((rows, old_rows), (columns, old_columns))
         )
-        return jax.tree.map(jnp.multiply, first, second), group_means(first, second, over), new_state
+        return (
+            _tree.like(values, updates),
+            None if means is None else _tree.like(means, updates),
+            FactoredActivityState(count, rows, columns),
+        )
 
     def update(
         updates: optax.Updates, state: FactoredActivityState, params: optax.Params | None = None, **extra: Any
@@ -338,12 +346,6 @@ def _column_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
     # The 2 is there to be another expression than that of the rows. Of one expression XLA makes one array of
     # all squares, which on a CPU costs as much as the whole update; of two it makes none.
     return _saturate(jnp.mean(jnp.square(2 * _real(gradient)), axis=axis, keepdims=True) / 4)
-
-
-def _of_a_matrix(read: MatrixAxes | None, gradient: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """Return the new state of a matrix; what is none keeps the old one, which is not used."""
-    del gradient
-    return old if _axes.sides(read) is None else new
 
 
 def _real(gradient: jax.Array) -> jax.Array:
