@@ -130,13 +130,13 @@ def squared_magnitude(leaf: Any) -> jax.Array:
     The magnitude saturates at 2**63 (2**511 in float64), whose square is still finite, so that one huge but
     finite gradient cannot turn a running mean into infinity for good. NaN stays NaN.
     """
-    absolute = magnitude(leaf)
-    limit = 2.0**511 if absolute.dtype.itemsize > 4 else 2.0**63
-    return jnp.square(jnp.minimum(absolute, limit))
+    leaf = jnp.asarray(leaf)
+    square = jnp.square(magnitude(leaf) if jnp.iscomplexobj(leaf) else to_working_dtype(leaf))
+    return jnp.minimum(square, 2.0**1022 if square.dtype.itemsize > 4 else 2.0**126)
 
 
-def power(base: jax.Array, exponent: float) -> jax.Array:
-    """Return ``base**exponent`` for ``base >= 0`` with a zero, not a NaN, derivative at zero.
+def power(base: T, exponent: float) -> T:
+    """Return ``base**exponent`` for ``base >= 0``, a tree, with a zero, not a NaN, derivative at zero.
 
     A unit that is dead for one batch has a running mean of exactly 0, where the derivative of a root is
     infinite: without the guard, learning a hyper-parameter through the update would return NaN.
@@ -145,24 +145,32 @@ def power(base: jax.Array, exponent: float) -> jax.Array:
         return base
     if isinstance(exponent, float) and exponent == 0.5:
         return _root(base)
-    zero = base == 0  # and not "base > 0": a NaN must stay a NaN
-    inner = jax.lax.select(zero, jnp.ones_like(base), base)
-    return jax.lax.select(zero, jnp.zeros_like(base), inner**exponent)
+
+    def raised(base: jax.Array) -> jax.Array:
+        zero = base == 0  # and not "base > 0": a NaN must stay a NaN
+        inner = jax.lax.select(zero, jnp.ones_like(base), base)
+        return jax.lax.select(zero, jnp.zeros_like(base), inner**exponent)
+
+    return jax.tree.map(raised, base)
 
 
 @jax.custom_jvp
-def _root(base: jax.Array) -> jax.Array:
+def _root(base: T) -> T:
     """Return the square root; nothing but the root itself, for what follows it is done once for each user."""
-    return jnp.sqrt(base)
+    return jax.tree.map(jnp.sqrt, base)
 
 
 @_root.defjvp
-def _derivative_of_root(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _derivative_of_root(primals: tuple[T], tangents: tuple[T]) -> tuple[T, T]:
     (base,), (tangent,) = primals, tangents
-    root = jnp.sqrt(base)
-    zero = base == 0
-    slope = 0.5 / jax.lax.select(zero, jnp.ones_like(root), root)
-    return root, jax.lax.select(zero, jnp.zeros_like(slope), slope) * tangent
+    root = _root(base)
+
+    def derivative(root: jax.Array, tangent: jax.Array) -> jax.Array:
+        zero = root == 0
+        slope = 0.5 / jax.lax.select(zero, jnp.ones_like(root), root)
+        return jax.lax.select(zero, jnp.zeros_like(slope), slope) * tangent
+
+    return root, jax.tree.map(derivative, root, tangent)
 
 
 def group_mean(tree: Any, over: Literal["leaf", "tree"]) -> Any:

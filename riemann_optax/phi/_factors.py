@@ -1,6 +1,8 @@
 """Means of a phi that is the product of two factors, from the factors: no pass over the weights."""
 
+import functools
 import math
+import operator
 from collections import defaultdict
 
 import jax
@@ -21,37 +23,34 @@ def group_means(pairs: list[Pair], over: _tree.Group | None) -> list[jax.Array] 
         return None
     sizes = [math.prod(a.shape if b is None else np.broadcast_shapes(a.shape, b.shape)) for a, b in pairs]
     if over == "leaf":
-        return [_sum_of_product(*pair) / size for pair, size in zip(pairs, sizes, strict=True)]
+        return [jnp.sum(_first_summed(*pair)) / size for pair, size in zip(pairs, sizes, strict=True)]
     means: list[jax.Array] = _tree.mean_of_sums(_sums_of_alike(pairs), sum(sizes), [a for a, _ in pairs])
     return means
 
 
-def _sums_of_alike(pairs: list[Pair]) -> list[jax.Array]:
-    """Return the sums over all pairs of one shape, dtype and sharding together.
+# So many arrays are added in one kernel: of kernels that are alike XLA compiles one.
+_TOGETHER = 16
 
-    A few reductions of stacked factors in the place of several for each leaf: the time to compile them, and
-    on a GPU to launch them, is then that of the kinds of leaves.
+
+def _sums_of_alike(pairs: list[Pair]) -> list[jax.Array]:
+    """Return parts of the sum over all pairs.
+
+    Pairs of one shape, dtype and sharding are summed together: their second factors, each times the sum of
+    its first, are added first. That is fewer reductions than one for each leaf, each of which XLA would
+    compile, and a GPU launch. (Of a stack XLA makes reductions of each again.)
     """
     alike = defaultdict(list)
     for a, b in pairs:
-        alike[jax.typeof(a), b if b is None else jax.typeof(b)].append((a, b))
-    stacks = [
-        [None if factor[0] is None else jnp.stack(factor) for factor in zip(*same, strict=True)]
-        for same in alike.values()
+        alike[jax.typeof(a), b if b is None else jax.typeof(b)].append(_first_summed(a, b))
+    groups = [
+        same[start : start + _TOGETHER] for same in alike.values() for start in range(0, len(same), _TOGETHER)
     ]
-    return [_sum_of_product(*stack, own=1) for stack in stacks]
+    return [jnp.sum(functools.reduce(operator.add, group)) for group in groups]
 
 
-def _sum_of_product(a: jax.Array, b: jax.Array | None, own: int = 0) -> jax.Array:
-    """Return ``sum(a * b)``; where one of the two does not vary along an axis the other is summed first.
-
-    The first ``own`` axes are no axes of the product: they stack pairs.
-    """
-    if b is None:
-        return jnp.sum(a)
-    of_a = tuple(axis for axis in range(own, a.ndim) if b.shape[axis] == 1)
-    of_b = tuple(axis for axis in range(own, a.ndim) if a.shape[axis] == 1 and axis not in of_a)
-    return jnp.sum(_sum(a, of_a) * _sum(b, of_b))
+def _first_summed(a: jax.Array, b: jax.Array | None) -> jax.Array:
+    """Return an array with the sum of ``a * b``: the axes along which ``b`` does not vary are summed."""
+    return a if b is None else _sum(a, tuple(axis for axis in range(a.ndim) if b.shape[axis] == 1)) * b
 
 
 def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

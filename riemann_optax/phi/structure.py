@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from riemann_optax import _axes, _check, _tree
@@ -12,7 +13,7 @@ from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._declare import Phi
 from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state
-from riemann_optax.phi._factors import group_means
+from riemann_optax.phi._factors import Pair, group_means
 from riemann_optax.phi._layers import fan_in, mean_square_activities
 
 
@@ -95,22 +96,6 @@ def factored_activity(
             columns=_state.cast_like(_axes.map_leaves(_column_means, axes, zeros), zeros),
         )
 
-    def factors(
-        read: MatrixAxes | None, rows: jax.Array, debiased: jax.Array, columns: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None]:
-        raised, sides = _tree.power(debiased, power), _axes.sides(read)
-        if sides is None:
-            return raised, None
-        mean = jnp.mean(rows, axis=sides[0], keepdims=True)
-        # The power of each factor, not of their product: a root per row and column, not per weight. The
-        # second is at most columns**power, so that a bound on the first keeps the product finite.
-        share = _tree.power(columns / jax.lax.select(mean == 0, jnp.ones_like(mean), mean), power)
-        limit, number = _limit(rows.dtype), max(math.prod(columns.shape[axis] for axis in sides[1]), 1)
-        # By logarithms: the power itself overflows a Python float from about 8 on.
-        if not _check.is_concrete_number(power) or power * math.log(limit * number) > math.log(limit):
-            raised = jnp.minimum(raised, limit / number**power)
-        return raised, share
-
     def update_with_means(
         over: _tree.Group | None,
         updates: optax.Updates,
@@ -131,7 +116,7 @@ def factored_activity(
             old if _axes.sides(read) is None else average(_column_means(read, gradient), old)
             for read, gradient, old in zip(reads, gradients, old_columns, strict=True)
         ]
-        pairs = list(map(factors, reads, rows, _state.debias(rows, decay, count), columns))
+        pairs = _factors(reads, _state.debias(rows, decay, count), rows, columns, power)
         values = [first if second is None else first * second for first, second in pairs]
         means = group_means(pairs, over)
         rows, columns = (
@@ -226,7 +211,7 @@ def per_neuron(
         squares = jax.tree.map(_tree.squared_magnitude, gradients)
         means = jax.tree.map(_saturate, _axes.group_mean(squares, "neuron", axes))
         second_moment = _state.running_mean(means, state.second_moment, decay)
-        values = jax.tree.map(lambda v: _tree.power(v, power), _state.debias(second_moment, decay, count))
+        values = _tree.power(_state.debias(second_moment, decay, count), power)
         new_state = PerNeuronState(count, _state.cast_like(second_moment, state.second_moment))
         return _tree.like(jax.tree.map(_spread, values, gradients), updates), new_state
 
@@ -326,6 +311,35 @@ def sliding_threshold(*, decay: float = 0.99, axes: Axes = "flax", state_dtype: 
         )
 
     return Phi(init, update, name="sliding_threshold", needs=("activities",))
+
+
+def _factors(
+    reads: list[MatrixAxes | None],
+    debiased: list[jax.Array],
+    rows: list[jax.Array],
+    columns: list[jax.Array],
+    power: float,
+) -> list[Pair]:
+    """Return the two factors of phi for each leaf; of what is no matrix the second is None."""
+    matrices = [index for index, read in enumerate(reads) if _axes.sides(read) is not None]
+    shares = {index: _share(_axes.sides(reads[index]), rows[index], columns[index]) for index in matrices}
+    # The power of each factor, not of their product: a root per row and column, not per weight.
+    raised, shares = _tree.power((debiased, shares), power)
+    for index in matrices:
+        # A share is at most columns**power, so that a bound on the first factor keeps the product finite.
+        _, outputs = _axes.sides(reads[index])
+        number = max(math.prod(columns[index].shape[axis] for axis in outputs), 1)
+        limit = _limit(rows[index].dtype)
+        # By logarithms: the power itself overflows a Python float from about 8 on.
+        if not _check.is_concrete_number(power) or power * math.log(limit * number) > math.log(limit):
+            raised[index] = jnp.minimum(raised[index], limit / number**power)
+    return [(first, shares.get(index)) for index, first in enumerate(raised)]
+
+
+def _share(sides: _axes.Sides, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Return each column's mean square over that of the whole matrix; 0 where all are 0."""
+    mean = jnp.mean(rows, axis=sides[0], keepdims=True)
+    return columns / jnp.maximum(mean, np.finfo(mean.dtype).tiny)
 
 
 def _row_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
