@@ -92,8 +92,9 @@ def factored_activity(
         zeros = _tree.zeros_like(_tree.bare(params), state_dtype)
         return FactoredActivityState(
             count=jnp.zeros([], jnp.int32),
-            rows=_state.cast_like(_axes.map_leaves(_row_means, axes, zeros), zeros),
-            columns=_state.cast_like(_axes.map_leaves(_column_means, axes, zeros), zeros),
+            # Sums of zeros: zeros of their own shape with the placement of what is left of the axes.
+            rows=_axes.map_leaves(lambda read, x: _sum(x, _row_axes(read)), axes, zeros),
+            columns=_axes.map_leaves(lambda read, x: _sum(x, _column_axes(read, x.ndim)), axes, zeros),
         )
 
     def update_with_means(
@@ -342,24 +343,38 @@ def _share(sides: _axes.Sides, rows: jax.Array, columns: jax.Array) -> jax.Array
     return columns / jnp.maximum(mean, np.finfo(mean.dtype).tiny)
 
 
+def _row_axes(read: MatrixAxes | None) -> tuple[int, ...]:
+    """Return the axes that rows extend over: none where there are no rows, but single weights."""
+    sides = _axes.sides(read)
+    return () if sides is None else sides[1]
+
+
+def _column_axes(read: MatrixAxes | None, ndim: int) -> tuple[int, ...]:
+    """Return the axes that columns extend over; all of those of a vector."""
+    sides = _axes.sides(read)
+    if sides is not None:
+        return sides[0]
+    return tuple(range(ndim)) if read is None else (*read.inputs, *read.outputs)
+
+
+def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sum(x, axis=axes, keepdims=True) if axes else jnp.array(x, copy=True)
+
+
 def _row_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
     """Return the mean square of each row, shape (..., rows, 1), or the squares of what is no matrix."""
-    sides = _axes.sides(read)
-    if sides is None:
+    axes = _row_axes(read)
+    if not axes:
         return _tree.squared_magnitude(gradient)
-    return _saturate(jnp.mean(jnp.square(_real(gradient)), axis=sides[1], keepdims=True))
+    return _saturate(jnp.mean(jnp.square(_real(gradient)), axis=axes, keepdims=True))
 
 
 def _column_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
-    """Return the mean square of each column, shape (..., 1, columns), or of each vector."""
-    sides = _axes.sides(read)
-    if sides is None:
-        axis = (*read.inputs, *read.outputs) if read is not None else tuple(range(gradient.ndim))
-    else:
-        axis = sides[0]
+    """Return the mean square of each column of a matrix, shape (..., 1, columns)."""
+    axes = _column_axes(read, gradient.ndim)
     # The 2 is there to be another expression than that of the rows. Of one expression XLA makes one array of
     # all squares, which on a CPU costs as much as the whole update; of two it makes none.
-    return _saturate(jnp.mean(jnp.square(2 * _real(gradient)), axis=axis, keepdims=True) / 4)
+    return _saturate(jnp.mean(jnp.square(2 * _real(gradient)), axis=axes, keepdims=True) / 4)
 
 
 def _real(gradient: jax.Array) -> jax.Array:
