@@ -135,7 +135,7 @@ def squared_magnitude(leaf: Any) -> jax.Array:
     return jnp.minimum(square, 2.0**1022 if square.dtype.itemsize > 4 else 2.0**126)
 
 
-def power(base: T, exponent: float) -> T:
+def power(base: Any, exponent: float) -> Any:
     """Return ``base**exponent`` for ``base >= 0``, a tree, with a zero, not a NaN, derivative at zero.
 
     A unit that is dead for one batch has a running mean of exactly 0, where the derivative of a root is
@@ -155,13 +155,13 @@ def power(base: T, exponent: float) -> T:
 
 
 @jax.custom_jvp
-def _root(base: T) -> T:
+def _root(base: Any) -> Any:
     """Return the square root; nothing but the root itself, for what follows it is done once for each user."""
     return jax.tree.map(jnp.sqrt, base)
 
 
 @_root.defjvp
-def _derivative_of_root(primals: tuple[T], tangents: tuple[T]) -> tuple[T, T]:
+def _derivative_of_root(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     (base,), (tangent,) = primals, tangents
     root = _root(base)
 

@@ -107,6 +107,7 @@ def factored_activity(
         del params, extra_args
         count = optax.safe_increment(state.count)
         bare = _tree.bare(updates)
+        structure: Any
         gradients, structure = jax.tree.flatten(bare)
         reads = _axes.read(bare, axes)
         old_rows, old_columns = (structure.flatten_up_to(tree) for tree in (state.rows, state.columns))
@@ -322,13 +323,13 @@ def _factors(
     power: float,
 ) -> list[Pair]:
     """Return the two factors of phi for each leaf; of what is no matrix the second is None."""
-    matrices = [index for index, read in enumerate(reads) if _axes.sides(read) is not None]
-    shares = {index: _share(_axes.sides(reads[index]), rows[index], columns[index]) for index in matrices}
+    found = map(_axes.sides, reads)
+    matrices = {index: sides for index, sides in enumerate(found) if sides is not None}
+    shares = {index: _share(sides, rows[index], columns[index]) for index, sides in matrices.items()}
     # The power of each factor, not of their product: a root per row and column, not per weight.
     raised, shares = _tree.power((debiased, shares), power)
-    for index in matrices:
+    for index, (_, outputs) in matrices.items():
         # A share is at most columns**power, so that a bound on the first factor keeps the product finite.
-        _, outputs = _axes.sides(reads[index])
         number = max(math.prod(columns[index].shape[axis] for axis in outputs), 1)
         limit = _limit(rows[index].dtype)
         # By logarithms: the power itself overflows a Python float from about 8 on.
