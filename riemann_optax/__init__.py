@@ -2,7 +2,7 @@
 
 import importlib
 
-from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, testing
+from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, supply, testing
 from riemann_optax._axes import MatrixAxes, kernel_axes
 from riemann_optax._version import __version__ as __version__
 from riemann_optax.anchor.pull import AnchoredWeightsState, add_anchored_weights
@@ -46,6 +46,7 @@ from riemann_optax.optimizers import (
     schedule_free,
 )
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
+from riemann_optax.supply import value_and_grad
 from riemann_optax.wrappers import (
     LowPrecisionState,
     MasterWeightsState,
@@ -120,8 +121,10 @@ __all__ = [
     "sharding",
     "skip_nonfinite",
     "split",
+    "supply",
     "testing",
     "track_energy",
+    "value_and_grad",
 ]
 
 
