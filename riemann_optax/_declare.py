@@ -190,7 +190,8 @@ def needs_of(tx: optax.GradientTransformation, params: optax.Params) -> tuple[st
     Makes the state of ``tx`` in the abstract, and so computes nothing. Optax's own transformations are known
     by their states.
     """
-    state, declarations = _listened(_initialised, lambda: jax.eval_shape(tx.init, params))
+    # A new function each time: of the same one JAX remembers the result, and there is nothing to hear.
+    state, declarations = _listened(_initialised, lambda: jax.eval_shape(lambda p: tx.init(p), params))
     needed = {need for declaration in declarations for need in declaration.needs}
 
     def note(node: Any) -> bool:

@@ -29,18 +29,17 @@ class Functional(NamedTuple):
       model: the module.
       graph: its static structure.
       boxed: the trained parameters, in their variables.
-      rest: all other state: statistics, counters and keys of random numbers.
+      params: their arrays, as the optimiser's transformation sees them.
+      boxed_rest: all other variables: statistics, counters and keys of random numbers.
+      rest: their arrays before the step, which the variables of the model will not be after it.
     """
 
     model: Any
     graph: Any
     boxed: Any
+    params: Any
+    boxed_rest: Any
     rest: Any
-
-    @property
-    def params(self) -> Any:
-        """The parameters as the optimiser's transformation sees them."""
-        return _tree.bare(self.boxed)
 
     def evaluate(self, loss: Callable[[Any], Any], params: Any, example: Any = None) -> tuple[Any, Any]:
         """Return the loss at parameters and the state after it, which is this one's before.
@@ -50,12 +49,22 @@ class Functional(NamedTuple):
           params: the parameters.
           example: the number of the example, to have random numbers of its own; None for a batch.
         """
-        rest = self.rest if example is None else _of_example(self.rest, example)
+        rest = self.rest if example is None else self._of_example(example)
         copy = nnx.merge(self.graph, params, rest)
         if calls.is_watched():
             _watch(copy, params)
         result = loss(copy)
         return result, _tree.bare(nnx.state(copy, self.others(copy)))
+
+    def _of_example(self, example: Any) -> Any:
+        """Return the state with random numbers of one example's own."""
+        boxes = jax.tree.leaves(self.boxed_rest, is_leaf=lambda node: isinstance(node, nnx.Variable))
+        leaves, structure = jax.tree.flatten(self.rest)
+        own = [
+            jax.random.fold_in(leaf, example) if isinstance(box, nnx.RngKey) else leaf
+            for box, leaf in zip(boxes, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(structure, own)
 
     def others(self, copy: Any) -> Any:
         """Return a filter of all variables of a copy but the trained ones."""
@@ -68,13 +77,13 @@ class Functional(NamedTuple):
 
     def write_back(self, rest: Any) -> None:
         """Put the state after the evaluation into the user's model."""
-        nnx.update(self.model, _tree.like(rest, self.rest))
+        nnx.update(self.model, _tree.like(rest, self.boxed_rest))
 
 
 def functional(model: Any, wrt: Any) -> Functional:
     """Split a module into what is trained, ``wrt`` (``nnx.Param`` where None), and the rest."""
     graph, boxed, rest = nnx.split(model, nnx.Param if wrt is None else wrt, ...)
-    return Functional(model, graph, boxed, rest)
+    return Functional(model, graph, boxed, _tree.bare(boxed), rest, _tree.bare(rest))
 
 
 def is_model(model: Any) -> bool:
@@ -86,17 +95,6 @@ def _plain(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(
         str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path
     )
-
-
-def _of_example(rest: Any, example: Any) -> Any:
-    """Return the state with the keys of random numbers of one example."""
-
-    def fold(variable: Any) -> Any:
-        if isinstance(variable, nnx.RngKey):
-            return variable.replace(jax.random.fold_in(variable[...], example))
-        return variable
-
-    return jax.tree.map(fold, rest, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
 def _watch(copy: Any, params: Any) -> None:
@@ -184,7 +182,7 @@ def _call(layer: Any, received: Any, sent: Any, again: Callable[[], Any], statis
 
         def patches() -> Any:
             unit = nnx.Param(calls.unit_kernel(kernel.shape, kernel.ndim - 1, kernel.dtype))
-            with _instead(layer, kernel=unit, bias=None):
+            with _instead(layer, kernel=unit, bias=None, use_bias=False):
                 seen = again()
             return seen.reshape(*seen.shape[:-1], *kernel.shape[:-1])
 

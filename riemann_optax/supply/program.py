@@ -41,6 +41,7 @@ _OF_ONE_VALUE = {
     *("add", "sub", "mul", "div", "max", "min", "pow", "integer_pow", "select_n", "clamp", "add_any"),
     *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "broadcast_in_dim", "copy_p"),
 }
+_LINEAR = {*("add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "broadcast_in_dim", "name")}
 
 
 def mark(name: str, value: Any) -> None:
@@ -82,9 +83,8 @@ def _evaluate(jaxpr: Any, consts: Any, arguments: Any, found: dict[str, Any]) ->
             marks.append((name, equation.invars[0]))
         results = _results(equation, incoming, found)
         values.update(zip(equation.outvars, results, strict=True))
-    users = _users(jaxpr) if marks else {}
     for name, variable in marks:
-        found[name] = read(variable), read(_after_nonlinearity(variable, users))
+        found[name] = read(variable), read(_after_nonlinearity(variable, jaxpr))
     return [read(variable) for variable in jaxpr.outvars]
 
 
@@ -144,37 +144,41 @@ def _has_marks(jaxpr: Any) -> bool:
     )
 
 
-def _users(jaxpr: Any) -> dict[Any, list[Any]]:
-    """Return the equations that read each variable."""
-    users: dict[Any, list[Any]] = {}
+def _after_nonlinearity(variable: Any, jaxpr: Any) -> Any:
+    """Return the variable after the functions of this one alone that follow, element by element.
+
+    Of all that is computed from this one alone there must be one variable that everything else uses; and a
+    scaling alone, such as that of an attention's queries, is no nonlinearity.
+    """
+    own, used = {variable}, {out for out in jaxpr.outvars if not isinstance(out, jax.extend.core.Literal)}
+    closed = {equation.invars[0] for equation in jaxpr.eqns if _mark_name(equation) in (OUTPUTS, BORDER)}
+    bent = False
     for equation in jaxpr.eqns:
-        for variable in equation.invars:
-            if not isinstance(variable, jax.extend.core.Literal):
-                users.setdefault(variable, []).append(equation)
-    return users
+        read = [one for one in equation.invars if not isinstance(one, jax.extend.core.Literal)]
+        if equation.primitive.name == "name" or own.isdisjoint(read):
+            continue
+        if own.isdisjoint(closed.intersection(read)) and _is_elementwise(equation, variable, own):
+            own.update(equation.outvars)
+            bent = bent or not _is_linear(equation) or len(own.intersection(read)) > 1
+        else:
+            used.update(read)
+    ends = [one for one in own if one in used or one in closed]
+    return ends[0] if bent and len(ends) == 1 else variable
 
 
-def _after_nonlinearity(variable: Any, users: dict[Any, list[Any]]) -> Any:
-    """Return the variable after the functions of this one alone that directly follow, element by element."""
-    while True:
-        following = [equation for equation in users.get(variable, ()) if equation.primitive.name != "name"]
-        marked = any(_mark_name(equation) in (OUTPUTS, BORDER) for equation in users.get(variable, ()))
-        if marked or len(following) != 1 or not _is_elementwise(following[0], variable):
-            return variable
-        variable = following[0].outvars[0]
-
-
-def _is_elementwise(equation: Any, variable: Any) -> bool:
-    """Return whether an equation changes a value element by element, by nothing but itself and numbers."""
+def _is_elementwise(equation: Any, variable: Any, own: set[Any]) -> bool:
+    """Return whether an equation makes of one value another, element by element, by it and numbers alone."""
     if len(equation.outvars) != 1 or equation.outvars[0].aval.shape != variable.aval.shape:
         return False
-    others = [other for other in equation.invars if other is not variable]
-    if any(other.aval.shape for other in others):
-        return False
+    for other in equation.invars:
+        if other.aval.shape and (isinstance(other, jax.extend.core.Literal) or other not in own):
+            return False
+    return _plain(equation)
+
+
+def _is_linear(equation: Any) -> bool:
     inside = _inner(equation)
-    if inside and _CALLS.match(equation.primitive.name):
-        return all(_plain(inner) for jaxpr in inside[:1] for inner in _opened(jaxpr).eqns)
-    return not inside and _plain(equation)
+    return all(map(_is_linear, _opened(inside[0]).eqns)) if inside else equation.primitive.name in _LINEAR
 
 
 def _plain(equation: Any) -> bool:

@@ -157,6 +157,11 @@ class Recorder:
         Raises:
           ValueError: that names the leaves of which nothing was seen.
         """
+        # A library may trace a function more often than the program runs it.
+        self.marks = {
+            index: [made for made in marks if made.name in found] for index, marks in self.marks.items()
+        }
+        self.marks = {index: marks for index, marks in self.marks.items() if marks}
         lacking = [index for index in range(len(self.leaves)) if index not in (*self.marks, *self.constant)]
         if lacking:
             raise ValueError(_not_observed(self, lacking))

@@ -68,7 +68,9 @@ def test_statistics_and_counters_of_nnx_are_those_after_one_evaluation():
     """Whatever is evaluated beside: as if the loss had been differentiated once."""
     ours, theirs = models.ConvNet(nnx.Rngs(0)), models.ConvNet(nnx.Rngs(0))
     needs = ("per_example_gradients", "activities", "inputs", "outputs_fn", "output_norm_gradients")
-    _, gradients, extra = ro.value_and_grad(models.of_convnet, needs, statistics="running")(ours, models.IMAGES)
+    _, gradients, extra = ro.value_and_grad(models.of_convnet, needs, statistics="running")(
+        ours, models.IMAGES
+    )
     extra["outputs_fn"](nnx.state(ours, nnx.Param))
     _, their_gradients = nnx.value_and_grad(models.of_convnet)(theirs, models.IMAGES)
     close(nnx.to_pure_dict(gradients), nnx.to_pure_dict(their_gradients))
@@ -141,6 +143,7 @@ def test_output_norm_gradients_are_those_of_a_loop():
     case = models.CASES["haiku"]
     params = case.make()
     _, _, extra = ro.value_and_grad(case.loss, "output_norm_gradients")(params, case.batch)
+
     def norm(params, x):
         return jnp.sum(models.PERCEPTRON.apply(params, x[None]) ** 2)
 
@@ -150,7 +153,9 @@ def test_output_norm_gradients_are_those_of_a_loop():
 
 def test_batch_norm_is_refused_by_name_or_takes_running_statistics():
     model = models.ConvNet(nnx.Rngs(0), rate=0.0)
-    with pytest.raises(ValueError, match=r"BatchNorm \(norm\), which mixes the examples of a batch: give value"):
+    with pytest.raises(
+        ValueError, match=r"BatchNorm \(norm\), which mixes the examples of a batch: give value"
+    ):
         ro.value_and_grad(models.of_convnet, "per_example_gradients")(model, models.IMAGES)
     step = ro.value_and_grad(models.of_convnet, "per_example_gradients", statistics="running")
     # The statistics as they are before this step.
@@ -270,7 +275,9 @@ def test_the_outputs_and_the_loss_of_the_outputs():
 
 def test_outputs_that_are_not_seen_are_asked_for():
     _, _, extra = ro.value_and_grad(quadratic, ro.phi.gauss_newton_curvature())(W, DATA)
-    with pytest.raises(ValueError, match=r"outputs of the model were not seen in the loss function: mark them"):
+    with pytest.raises(
+        ValueError, match=r"outputs of the model were not seen in the loss function: mark them"
+    ):
         extra["outputs_fn"](W)
 
 
@@ -281,10 +288,7 @@ def test_inputs_of_an_nnx_model():
     images = models.IMAGES["images"]
     padded = jnp.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)])  # "SAME" for stride 2
     patches = jnp.stack(
-        [
-            jnp.stack([padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] for j in range(2)], 1)
-            for i in range(2)
-        ],
+        [jnp.stack([padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] for j in range(2)], 1) for i in range(2)],
         1,
     )
     close(inputs["convolution"]["kernel"], patches)
@@ -312,6 +316,7 @@ def test_activities_of_an_nnx_model():
 
 def layer_calls(params, tokens):
     """The transformer by hand, without dropout: what each layer receives and sends on."""
+
     def dense(p, x):
         return x @ p["kernel"] + p["bias"]
 
@@ -328,14 +333,23 @@ def layer_calls(params, tokens):
     )
     weights = jax.nn.softmax(jnp.einsum("bqhs,bkhs->bhqk", query, key) / jnp.sqrt(2.0))
     mixed = jnp.einsum("bhqk,bkhs->bqhs", weights, value)
-    stream = stream + jnp.einsum("bqhs,hsd->bqd", mixed, attention["out"]["kernel"]) + attention["out"]["bias"]
+    stream = (
+        stream + jnp.einsum("bqhs,hsd->bqd", mixed, attention["out"]["kernel"]) + attention["out"]["bias"]
+    )
     two = norm(stream)
     normed_two = two * block["mlp_norm"]["scale"] + block["mlp_norm"]["bias"]
     hidden = jax.nn.gelu(dense(block["mlp_in"], normed_two))
     stream = stream + dense(block["mlp_out"], hidden)
     inputs = {
-        "one": one, "normed": normed, "mixed": mixed, "two": two, "normed_two": normed_two, "hidden": hidden,
-        "stream": stream, "query": query, "logits": dense(params["head"], stream),
+        "one": one,
+        "normed": normed,
+        "mixed": mixed,
+        "two": two,
+        "normed_two": normed_two,
+        "hidden": hidden,
+        "stream": stream,
+        "query": query,
+        "logits": dense(params["head"], stream),
     }
     return inputs
 
@@ -442,15 +456,12 @@ def test_linen_layers_of_a_scan():
         def __call__(self, x, _):
             return jnp.tanh(linen.Dense(3, name="dense")(x)), None
 
-    stack = linen.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)(name="layers")
-
     class Model(linen.Module):
         @linen.compact
         def __call__(self, x):
             layers = linen.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
             return layers(name="layers")(x, None)[0]
 
-    del stack
     model, x = Model(), models.VECTORS["x"]
     params = model.init(jax.random.key(0), x)["params"]
 
@@ -511,6 +522,7 @@ def test_a_layer_that_is_called_twice_has_seen_both():
 
 def test_tied_weights_are_observed_where_they_are_a_layer():
     """A variable that two modules share is one parameter."""
+
     class Tied(nnx.Module):
         def __init__(self, rngs):
             self.first = nnx.Linear(3, 3, rngs=rngs)
@@ -539,7 +551,9 @@ def test_a_state_that_is_needed_is_asked_for(need):
         step(W, DATA, state=optax.sgd(0.1).init(W))
     matrix = {"w": models.array(0, 4, 4)}
     turned = ro.in_eigenbasis(sgd_with(phi))
-    with pytest.raises(ValueError, match=rf"^{need}: the phi that reads it works in the coordinates of in_eig"):
+    with pytest.raises(
+        ValueError, match=rf"^{need}: the phi that reads it works in the coordinates of in_eig"
+    ):
         ro.value_and_grad(lambda p, b: jnp.sum(p["w"] ** 2), turned)(matrix, DATA, state=turned.init(matrix))
 
 
@@ -561,10 +575,13 @@ def test_what_no_loss_tells_is_passed_on():
 
 @pytest.mark.parametrize("search", ["zoom", "backtracking"])
 def test_optax_line_searches_get_what_they_read(search):
-    make = {"zoom": optax.scale_by_zoom_linesearch, "backtracking": optax.scale_by_backtracking_linesearch}
+    searches = {
+        "zoom": lambda: optax.scale_by_zoom_linesearch(max_linesearch_steps=5),
+        "backtracking": lambda: optax.scale_by_backtracking_linesearch(max_backtracking_steps=5),
+    }
     # A phi that reads the loss, and one that reads gradients, before the search.
     tx = optax.chain(
-        ro.scale_by_metric(ro.phi.secant_curvature(), 1.0), optax.scale(-1.0), make[search](max_linesearch_steps=5)
+        ro.scale_by_metric(ro.phi.secant_curvature(), 1.0), optax.scale(-1.0), searches[search]()
     )
     step = ro.value_and_grad(quadratic, tx)
     w, state = W, tx.init(W)
@@ -584,7 +601,9 @@ def test_what_a_state_does_not_tell_is_asked_for_by_name():
     assert extra == {"value": value}
     plateau = optax.contrib.reduce_on_plateau()
     assert set(ro.value_and_grad(quadratic, plateau)(W, DATA)[2]) == {"value"}
-    with pytest.raises(ValueError, match=r"^needs must be an optimiser or names of extra arguments, got 'val'"):
+    with pytest.raises(
+        ValueError, match=r"^needs must be an optimiser or names of extra arguments, got 'val'"
+    ):
         ro.value_and_grad(quadratic, "val")
 
 
