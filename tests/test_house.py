@@ -33,18 +33,18 @@ ORDER = {
     "fields": ("_numeric", "base", "closed_forms"),
     "optimizers": ("momentum", "schedule_free", "aliases"),
     "geometry": ("maps", "retraction", "spectrum"),
-    "inspect": ("recording", "describe"),
+    "inspect": ("recording", "live", "describe"),
     "supply": (
         *("program", "taps", "calls", "flax_nnx", "flax_linen", "haiku_modules", "equinox_modules"),
         *("functional", "making", "step"),
     ),
-    "testing": ("field", "phi"),
+    "testing": ("field", "phi", "examples"),
     "examples": (
         *("errors", "data", "hub", "datasets", "models", "schedule"),
         *("train", "compare", "linen_loop"),
     ),
     "examples/train": (
-        *("phis", "optimizers", "placement", "loop", "processes", "extra_arguments", "record"),
+        *("phis", "chooser", "optimizers", "placement", "loop", "processes", "record"),
         *("checkpoint", "display", "pictures", "tensorboard", "arguments", "plan", "__main__"),
     ),
 }

@@ -52,7 +52,7 @@ class Functional(NamedTuple):
         rest = self.rest if example is None else self._of_example(example)
         copy = nnx.merge(self.graph, params, rest)
         if calls.is_watched():
-            _watch(copy, params)
+            watch(copy, params)
         result = loss(copy)
         return result, _tree.bare(nnx.state(copy, self.others(copy)))
 
@@ -97,14 +97,22 @@ def _plain(path: tuple[Any, ...]) -> tuple[str, ...]:
     )
 
 
-def _watch(copy: Any, params: Any) -> None:
+def watch(copy: Any, params: Any = None) -> None:
+    """Watch the layers of a copy, which must belong to the evaluation under way alone.
+
+    Args:
+      copy: the module.
+      params: its parameters, by whose paths its variables are known; None knows them by their arrays.
+    """
+    recorder = taps.recording()
     leaves = {
         _plain(path): index for index, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))
     }
-    nodes = list(nnx.iter_graph(copy))
-    for path, node in nodes:
+    for path, node in list(nnx.iter_graph(copy)):
         if isinstance(node, nnx.Variable):
             index = leaves.get(tuple(map(str, path)))
+            if params is None and recorder is not None:
+                index = recorder.index(node.get_raw_value())
             if index is not None:
                 node.set_metadata(**{taps.METADATA: index})
         elif isinstance(node, nnx.Dropout | _Known):

@@ -4,13 +4,14 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from riemann_optax.supply import calls
 
+T = TypeVar("T")
 _INTERCEPTING = {"flax.linen": "flax_linen", "haiku": "haiku_modules"}
 
 
@@ -71,6 +72,34 @@ def functional(model: Any, wrt: Any = None) -> Any:
     params = jax.tree.map(lambda leaf: leaf if trained(leaf) else None, model)
     others = jax.tree.map(lambda leaf: None if trained(leaf) else leaf, model)
     return Functional(params, others)
+
+
+def watch(model: T) -> T:
+    """Let the layers of an NNX module be observed that the loss function itself has put together.
+
+    For loops in functional form: ``model = ro.supply.watch(nnx.merge(graph, params))``. A module that is given
+    to :func:`riemann_optax.value_and_grad` as it is needs no such line. Outside of it this does nothing.
+
+    Args:
+      model: a module that belongs to this evaluation alone, as ``nnx.merge`` makes it.
+
+    Returns:
+      The same module.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> from flax import nnx
+      >>> graph, params = nnx.split(nnx.Linear(2, 1, rngs=nnx.Rngs(0)))
+      >>> def loss(params, batch):
+      ...     return jnp.mean(ro.supply.watch(nnx.merge(graph, params))(batch) ** 2)
+      >>> step = ro.value_and_grad(loss, needs="inputs")
+      >>> _, _, extra = step(nnx.to_pure_dict(params), jnp.array([[1.0, 2.0]]))
+      >>> print(extra["inputs"]["bias"], extra["inputs"]["kernel"])
+      1.0 [[1. 2.]]
+    """
+    if calls.is_watched() and "flax.nnx" in sys.modules and _room("flax_nnx").is_model(model):
+        _room("flax_nnx").watch(model)
+    return model
 
 
 @contextlib.contextmanager

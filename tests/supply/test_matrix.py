@@ -26,7 +26,9 @@ def make_phi(name, case):
 
 
 def optimiser(name, case):
-    return ro.riemannian_sgd(0.01, phi=make_phi(name, case), alpha=PHIS[name].alpha, conformal=None, momentum=None)
+    return ro.riemannian_sgd(
+        0.01, phi=make_phi(name, case), alpha=PHIS[name].alpha, conformal=None, momentum=None
+    )
 
 
 def nnx_step(case, name):
