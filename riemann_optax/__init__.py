@@ -38,12 +38,15 @@ from riemann_optax.inspect import (
 from riemann_optax.metric import ComputeMetricState, compute_metric, split
 from riemann_optax.optimizers import (
     ScheduleFreeState,
+    SoapState,
     ema,
     eval_params,
     riemannian_adamw,
+    riemannian_eigenbasis,
     riemannian_schedule_free,
     riemannian_sgd,
     schedule_free,
+    soap,
 )
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
 from riemann_optax.wrappers import (
@@ -75,6 +78,7 @@ __all__ = [
     "NormMatchedBaseState",
     "RecordMetricState",
     "ScheduleFreeState",
+    "SoapState",
     "Spectrum",
     "TrackEnergyState",
     "add_anchored_weights",
@@ -112,6 +116,7 @@ __all__ = [
     "record_metric",
     "retract",
     "riemannian_adamw",
+    "riemannian_eigenbasis",
     "riemannian_schedule_free",
     "riemannian_sgd",
     "scale_by_inverse_metric",
@@ -119,6 +124,7 @@ __all__ = [
     "schedule_free",
     "sharding",
     "skip_nonfinite",
+    "soap",
     "split",
     "testing",
     "track_energy",

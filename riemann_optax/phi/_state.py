@@ -50,7 +50,7 @@ def debias(mean: Any, decay: Any, count: jax.Array) -> Any:
 def newest_weight(decay: Any, count: jax.Array) -> jax.Array:
     """Return the weight of the newest of ``count`` terms in a bias-corrected running mean.
 
-    ``mean += weight * (new - mean)`` is then that mean itself; a decay of 1 makes it the plain mean.
+    ``mean += weight * (new - mean)`` gives exactly that mean; a decay of 1 makes it the plain mean.
     """
     rate = wide_scalar(1.0 - decay)
     number = count.astype(rate.dtype)
