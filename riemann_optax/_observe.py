@@ -32,7 +32,7 @@ class Observer:
 
 
 def _trace_state() -> Any:
-    # Where JAX 0.8 and 0.9 keep it is deprecated since, and where it is now they do not know.
+    # JAX 0.8 and 0.9 keep it in jax.core, later releases in jax.extend.core.
     module = jax.extend.core if hasattr(jax.extend.core, "get_opaque_trace_state") else jax.core
     return module.get_opaque_trace_state(convention="riemann_optax")
 

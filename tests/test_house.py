@@ -35,7 +35,7 @@ ORDER = {
     "fields": ("_numeric", "base", "closed_forms"),
     "optimizers": ("momentum", "schedule_free", "aliases", "eigenbasis", "soap"),
     "geometry": ("maps", "retraction", "spectrum"),
-    "inspect": ("recording", "describe"),
+    "inspect": ("recording", "_evaluate", "describe"),
     "testing": ("field", "phi"),
     "examples": (
         *("errors", "data", "hub", "datasets", "models", "schedule"),

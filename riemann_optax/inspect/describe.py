@@ -11,7 +11,11 @@ from riemann_optax import _axes, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._check import check_transformation
 from riemann_optax._declare import Phi
+<<<<<<< HEAD
 from riemann_optax.eigenbasis import InEigenbasisState
+=======
+from riemann_optax.inspect._evaluate import evaluate, is_small
+>>>>>>> cost
 from riemann_optax.metric import compute_metric
 from riemann_optax.scaling import scale_by_inverse_metric
 
@@ -224,7 +228,7 @@ def _read(
     bases: list[str] = []
     readings: dict[Any, Any] = {}
 
-    def read(params: Any, gradients: Any, state: Any) -> jax.Array:
+    def read(params: Any, gradients: Any, state: Any) -> list[jax.Array]:
         gradients = jax.tree.map(jnp.ones_like, params) if gradients is None else gradients
         with observe.listen() as observer, _axes.listen() as heard:
             tx.update(gradients, tx.init(params) if state is None else state, params, **extra_args)
@@ -232,15 +236,35 @@ def _read(
         bases[:] = observer.bases
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(gradients)]
         phis[:] = [observer.phis.get(path, "phi") if path in observer.metrics else "" for path in paths]
-        metrics = [observer.metrics.get(path, jnp.ones([])) for path in paths]
-        extremes = [(jnp.min(m), jnp.max(m)) if m.size else (jnp.ones([]), jnp.ones([])) for m in metrics]
-        return jnp.asarray(extremes).reshape(-1, 2)
+        return [observer.metrics.get(path, jnp.ones([])) for path in paths]
 
+<<<<<<< HEAD
     try:  # one program: outside of jit each operation is compiled by itself for each shape
         return phis, np.asarray(jax.jit(read)(params, gradients, state)), readings, bases
     except Exception:  # a metric in a branch can be read outside of jit only, where all other errors return
         with jax.disable_jit():
             return phis, np.asarray(read(params, gradients, state)), readings, bases
+=======
+    arguments = (params, gradients, state)
+    try:
+        if is_small(arguments):  # compiling takes time for each shape, and outside of jit for each operation
+            metrics = evaluate(jax.make_jaxpr(read)(*arguments), *jax.tree.leaves(arguments))
+            return phis, _extremes(metrics), readings
+        extremes = jax.jit(lambda *arguments: [_extremes_of_leaf(m, jnp) for m in read(*arguments)])
+        return phis, np.asarray(extremes(*arguments)).reshape(-1, 2), readings
+    except Exception:  # a metric in a branch can be read outside of jit only, where all other errors return
+        with jax.disable_jit():
+            return phis, _extremes(read(*arguments)), readings
+
+
+def _extremes(metrics: list[Any]) -> np.ndarray[Any, Any]:
+    """Return the smallest and largest ``E`` of each leaf."""
+    return np.asarray([_extremes_of_leaf(np.asarray(metric), np) for metric in metrics]).reshape(-1, 2)
+
+
+def _extremes_of_leaf(metric: Any, numpy: Any) -> tuple[Any, Any]:
+    return (numpy.min(metric), numpy.max(metric)) if metric.size else (1.0, 1.0)
+>>>>>>> cost
 
 
 def _state_bytes(
