@@ -2,7 +2,7 @@
 
 import importlib
 
-from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, testing
+from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, supply, testing
 from riemann_optax._axes import MatrixAxes, kernel_axes
 from riemann_optax._version import __version__ as __version__
 from riemann_optax.anchor.pull import AnchoredWeightsState, add_anchored_weights
@@ -31,6 +31,7 @@ from riemann_optax.inspect import (
     TrackEnergyState,
     describe,
     metric_at,
+    metric_scalars,
     metric_statistics,
     record_metric,
     track_energy,
@@ -49,6 +50,7 @@ from riemann_optax.optimizers import (
     soap,
 )
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
+from riemann_optax.supply import value_and_grad
 from riemann_optax.wrappers import (
     LowPrecisionState,
     MasterWeightsState,
@@ -103,6 +105,7 @@ __all__ = [
     "low_precision_state",
     "master_weights",
     "metric_at",
+    "metric_scalars",
     "metric_statistics",
     "multiply_metric",
     "norm_matched_base",
@@ -126,8 +129,10 @@ __all__ = [
     "skip_nonfinite",
     "soap",
     "split",
+    "supply",
     "testing",
     "track_energy",
+    "value_and_grad",
 ]
 
 

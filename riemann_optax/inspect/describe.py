@@ -11,11 +11,8 @@ from riemann_optax import _axes, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._check import check_transformation
 from riemann_optax._declare import Phi
-<<<<<<< HEAD
 from riemann_optax.eigenbasis import InEigenbasisState
-=======
 from riemann_optax.inspect._evaluate import evaluate, is_small
->>>>>>> cost
 from riemann_optax.metric import compute_metric
 from riemann_optax.scaling import scale_by_inverse_metric
 
@@ -238,23 +235,16 @@ def _read(
         phis[:] = [observer.phis.get(path, "phi") if path in observer.metrics else "" for path in paths]
         return [observer.metrics.get(path, jnp.ones([])) for path in paths]
 
-<<<<<<< HEAD
-    try:  # one program: outside of jit each operation is compiled by itself for each shape
-        return phis, np.asarray(jax.jit(read)(params, gradients, state)), readings, bases
-    except Exception:  # a metric in a branch can be read outside of jit only, where all other errors return
-        with jax.disable_jit():
-            return phis, np.asarray(read(params, gradients, state)), readings, bases
-=======
     arguments = (params, gradients, state)
     try:
         if is_small(arguments):  # compiling takes time for each shape, and outside of jit for each operation
             metrics = evaluate(jax.make_jaxpr(read)(*arguments), *jax.tree.leaves(arguments))
-            return phis, _extremes(metrics), readings
+            return phis, _extremes(metrics), readings, bases
         extremes = jax.jit(lambda *arguments: [_extremes_of_leaf(m, jnp) for m in read(*arguments)])
-        return phis, np.asarray(extremes(*arguments)).reshape(-1, 2), readings
+        return phis, np.asarray(extremes(*arguments)).reshape(-1, 2), readings, bases
     except Exception:  # a metric in a branch can be read outside of jit only, where all other errors return
         with jax.disable_jit():
-            return phis, _extremes(read(*arguments)), readings
+            return phis, _extremes(read(*arguments)), readings, bases
 
 
 def _extremes(metrics: list[Any]) -> np.ndarray[Any, Any]:
@@ -264,7 +254,6 @@ def _extremes(metrics: list[Any]) -> np.ndarray[Any, Any]:
 
 def _extremes_of_leaf(metric: Any, numpy: Any) -> tuple[Any, Any]:
     return (numpy.min(metric), numpy.max(metric)) if metric.size else (1.0, 1.0)
->>>>>>> cost
 
 
 def _state_bytes(
