@@ -340,8 +340,9 @@ ENTRIES: dict[str, Entry] = {
     "soap": Entry(
         lambda learning_rate, alpha=1.0: optax.chain(
             ro.scale_by_metric(ro.phi.activity(), alpha),
-            ro.soap(learning_rate, precondition_frequency=2, weight_decay=1e-4, one_sided=True),
+            ro.soap(learning_rate, precondition_frequency=2, weight_decay=1e-3, one_sided=True),
         ),
+        learning_rate=1e-2,  # the first update only decays, which narrow weights must show
         real_only=True,
         reduces_state=True,
         optax_promotes=True,
