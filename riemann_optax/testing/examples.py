@@ -51,7 +51,7 @@ def check_examples(
     whole, mean = loss(batch), float(np.mean([loss(one) for one in ones]))
     if not np.isclose(whole, mean, rtol=rtol, atol=rtol * 1e-3):
         raise AssertionError(
-            f"the loss of the batch is {whole:g}, and the mean of those of its examples is {mean:g}: something "
-            "in it mixes the examples (a statistic over the batch, a contrast between them), it is a sum, or "
+            f"the loss of the batch is {whole:g}, and the mean of those of its examples is {mean:g}: something in "
+            "it mixes the examples (a statistic over the batch, a contrast between them), it is a sum, or "
             "dropout is on. Per-example gradients would be those of another network."
         )
