@@ -39,12 +39,15 @@ from riemann_optax.inspect import (
 from riemann_optax.metric import ComputeMetricState, compute_metric, split
 from riemann_optax.optimizers import (
     ScheduleFreeState,
+    SoapState,
     ema,
     eval_params,
     riemannian_adamw,
+    riemannian_eigenbasis,
     riemannian_schedule_free,
     riemannian_sgd,
     schedule_free,
+    soap,
 )
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
 from riemann_optax.supply import value_and_grad
@@ -77,6 +80,7 @@ __all__ = [
     "NormMatchedBaseState",
     "RecordMetricState",
     "ScheduleFreeState",
+    "SoapState",
     "Spectrum",
     "TrackEnergyState",
     "add_anchored_weights",
@@ -115,6 +119,7 @@ __all__ = [
     "record_metric",
     "retract",
     "riemannian_adamw",
+    "riemannian_eigenbasis",
     "riemannian_schedule_free",
     "riemannian_sgd",
     "scale_by_inverse_metric",
@@ -122,6 +127,7 @@ __all__ = [
     "schedule_free",
     "sharding",
     "skip_nonfinite",
+    "soap",
     "split",
     "supply",
     "testing",

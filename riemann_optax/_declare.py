@@ -102,7 +102,7 @@ class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # 
 
 
 class Phi(Declared):
-    """A phi: a :class:`Declared` transformation from the gradient tree to the tree of phi values.
+    """A phi: an Optax transformation from the gradient tree to the tree of phi values, with a name and needs.
 
     Args:
       init: builds the state from the parameters, with ``jnp.zeros_like`` so that shardings carry over.

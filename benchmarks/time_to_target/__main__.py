@@ -17,11 +17,12 @@ from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.defaults import choices
 from benchmarks.time_to_target.freeze import frozen
-from benchmarks.time_to_target.methods import METHODS, OURS
+from benchmarks.time_to_target.methods import ALIASES, METHODS, OURS, recommended_exponent
 from benchmarks.time_to_target.search import FULL, QUICK, Search, sanity
 from benchmarks.time_to_target.table import table
 from benchmarks.time_to_target.targets import NAMES, TARGETS, Targets
-from benchmarks.time_to_target.tasks import TASKS, quick
+from benchmarks.time_to_target.task import quick
+from benchmarks.time_to_target.tasks import TASKS
 
 QUICK_TASKS = ("regression", "digits_mlp")
 QUICK_METHODS = ("momentum", "AdamW", "metric")
@@ -100,6 +101,8 @@ def main(arguments: list[str]) -> None:
                 for target in NAMES:
                     best = one.best(trials, target)
                     one.fresh(best.point, best.exponent)
+                if name in ALIASES:
+                    one.fresh({}, recommended_exponent(name))
     for task_name, records in all_records.items():
         console.print(table(task_name, records))
 

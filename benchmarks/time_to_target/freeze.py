@@ -9,7 +9,7 @@ from benchmarks.time_to_target.methods import METHODS, MOMENTUM, TUNED_ADAMW
 from benchmarks.time_to_target.runs import untrained
 from benchmarks.time_to_target.search import FULL, Search
 from benchmarks.time_to_target.targets import Targets
-from benchmarks.time_to_target.tasks import Task
+from benchmarks.time_to_target.task import Task
 
 # The points, and the fine trials, that the baselines had when the targets were frozen; more came later.
 BASELINES = {MOMENTUM: 4, TUNED_ADAMW: 6}

@@ -1,5 +1,6 @@
 """Who takes part: how each is built from a learning rate and other hyper-parameters, and what is tuned."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,7 @@ from benchmarks.shared.experiment import Role
 from benchmarks.shared.tuning import Point
 from benchmarks.time_to_target import points
 from riemann_optax.examples.schedule import warmup_cosine
+from riemann_optax.optimizers import RECOMMENDED_RATES
 
 Make = Callable[..., optax.GradientTransformation]
 Side = Literal["both", "vector"]  # matrices, or vectors too
@@ -21,6 +23,7 @@ MOMENTUM, NADAMW, SOAP = "momentum", "NAdamW", "SOAP"
 OURS, FACTORED, EIGENBASIS = "metric", "metric, factored", "metric in the eigenbasis"
 FACTORED_SCHEDULE_FREE, EIGENBASIS_SCHEDULE_FREE = "factored, schedule-free", "eigenbasis, schedule-free"
 VECTORS_SCHEDULE_FREE = "eigenbasis with vectors, schedule-free"
+DROP_IN, SCHEDULE_FREE = "riemannian_adamw", "riemannian_schedule_free"
 IN_FRAME = "AdamW in the frame"
 PERMUTED, LEAF_MEAN, NORM_MATCHED = "permuted phi", "leaf-mean phi", "norm-matched base"
 
@@ -238,12 +241,31 @@ def norm_matched(rate: optax.Schedule, alpha: Any, decay: Any, momentum: Any) ->
 EVALUATED = optax.contrib.schedule_free_eval_params
 
 
-def averaged(make: Make, points: tuple[Point, ...], role: Role = "peer") -> Method:
+def averaged(
+    make: Make,
+    points: tuple[Point, ...],
+    role: Role = "peer",
+    evaluated: Callable[[Any, Any], Any] = EVALUATED,
+) -> Method:
     """Return a schedule-free method: its rate stays constant, and averages of iterates are judged."""
-    return Method(make, points, role, constant=True, evaluated=EVALUATED)
+    return Method(make, points, role, constant=True, evaluated=evaluated)
 
 
-METHODS: dict[str, Method] = {
+# Whole optimisers at their own defaults: nothing but the rate is tuned. The warm-up is the suite's.
+ALIASES: dict[str, Method] = {
+    DROP_IN: Method(ro.riemannian_adamw, ({},), "ours"),
+    SCHEDULE_FREE: averaged(
+        partial(ro.riemannian_schedule_free, warmup_steps=0), ({},), "ours", ro.eval_params
+    ),
+}
+
+
+def recommended_exponent(alias: str) -> float:
+    """Return where the library tells people to begin, as a power of two."""
+    return round(math.log2(RECOMMENDED_RATES[alias]), 4)
+
+
+METHODS: dict[str, Method] = ALIASES | {
     "SGD": Method(optax.sgd, ({},)),
     MOMENTUM: Method(heavy_ball, points.MOMENTA),
     "Nesterov": Method(nesterov, points.MOMENTA),

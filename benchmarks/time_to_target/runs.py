@@ -11,7 +11,7 @@ import optax
 
 from benchmarks.shared.tuning import Point
 from benchmarks.time_to_target.methods import Method
-from benchmarks.time_to_target.tasks import Task
+from benchmarks.time_to_target.task import Task
 
 
 class Run(NamedTuple):

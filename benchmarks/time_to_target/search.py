@@ -12,7 +12,7 @@ from benchmarks.shared.tuning import Point
 from benchmarks.time_to_target.methods import METHODS, Method
 from benchmarks.time_to_target.runs import Run, Trainer, untrained, zero_rate
 from benchmarks.time_to_target.targets import NAMES, Targets
-from benchmarks.time_to_target.tasks import Task
+from benchmarks.time_to_target.task import Task
 
 MISS = 2.0  # budgets that a miss counts as, where a finite number is wanted
 LATE = 0.8  # of the budget: the loss of a baseline there becomes a target

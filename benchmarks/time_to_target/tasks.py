@@ -10,50 +10,11 @@ import optax
 from flax import nnx
 
 from benchmarks.time_to_target import networks
+from benchmarks.time_to_target.other_kinds import recurrent, tabular
+from benchmarks.time_to_target.task import SPARING, Task, batches_of, weights_of
 from riemann_optax.examples import data, models
 
-FIRST_FRESH_SEED = 300
 PROBE = 256  # training examples whose loss is followed: always the same, so that it has no sampling noise
-
-
-class Task(NamedTuple):
-    """A training problem. All randomness comes from keys, so that a seed determines a run.
-
-    Attributes:
-      steps: length of a run, over which the learning rate falls to 0.
-      init: from an integer seed to the initial parameters.
-      sample: from a random key to a batch.
-      loss: of parameters and a batch.
-      followed: the loss that has to reach the target, of parameters alone: on training examples.
-      held_out: the same on examples not trained on, or None where there are none.
-      tuning_seeds: on which everything is chosen.
-      fresh_seeds: on which what has been chosen is reported.
-      evaluations: in a run, evenly spaced: steps to a target are known to that share of the budget.
-    """
-
-    steps: int
-    init: Callable[[int], Any]
-    sample: Callable[[jax.Array], Any]
-    loss: Callable[[Any, Any], jax.Array]
-    followed: Callable[[Any], jax.Array]
-    held_out: Callable[[Any], jax.Array] | None = None
-    tuning_seeds: range = range(4)
-    fresh_seeds: range = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 20)
-    evaluations: int = 100
-
-
-def quick(task: Task) -> Task:
-    """Return a task so short that it shows nothing."""
-    fresh = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 2)
-    return task._replace(steps=20, tuning_seeds=range(1), fresh_seeds=fresh)
-
-
-# What the tasks that take longest do with less of.
-SPARING = {
-    "tuning_seeds": range(1),
-    "fresh_seeds": range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 10),
-    "evaluations": 50,
-}
 
 
 def regression() -> Task:
@@ -126,18 +87,8 @@ def digits(part: str, rows: int | None = None) -> Digits:
     return Digits(*map(jnp.asarray, chosen))
 
 
-def _weights(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Callable[..., Any], Callable[[int], Any]]:
-    """Return the function of parameters and inputs that a module is, and the parameters of a seed."""
-    graph = models.functional(nnx.eval_shape(lambda: make(nnx.Rngs(0)))).graph
-
-    def apply(params: Any, *inputs: jax.Array) -> Any:
-        return nnx.merge(graph, params)(*inputs)
-
-    return apply, lambda seed: models.functional(make(nnx.Rngs(seed))).parameters
-
-
 def _classification(make: Callable[[nnx.Rngs], nnx.Module], steps: int, **options: Any) -> Task:
-    apply, init = _weights(make)
+    apply, init = weights_of(make)
     train, probe, held_out = digits("train"), digits("train", PROBE), digits("heldout")
 
     def loss(params: Any, batch: Digits) -> jax.Array:
@@ -147,22 +98,12 @@ def _classification(make: Callable[[nnx.Rngs], nnx.Module], steps: int, **option
     return Task(
         steps=steps,
         init=init,
-        sample=_batches_of(train, 32),
+        sample=batches_of(train, 32),
         loss=loss,
         followed=lambda params: loss(params, probe),
         held_out=lambda params: loss(params, held_out),
         **options,
     )
-
-
-def _batches_of(rows: Any, size: int) -> Callable[[jax.Array], Any]:
-    count = len(jax.tree.leaves(rows)[0])
-
-    def sample(key: jax.Array) -> Any:
-        indices = jax.random.randint(key, [size], 0, count)
-        return jax.tree.map(lambda array: array[indices], rows)
-
-    return sample
 
 
 def digits_mlp() -> Task:
@@ -182,7 +123,7 @@ def digits_mixer() -> Task:
 
 def auto_encoder() -> Task:
     """A deep tanh auto-encoder on the digits; squared error summed over pixels."""
-    apply, init = _weights(lambda rngs: networks.AutoEncoder(rngs=rngs))
+    apply, init = weights_of(lambda rngs: networks.AutoEncoder(rngs=rngs))
     train, probe, held_out = (
         images.reshape(-1, 64)
         for images in (digits("train").images, digits("train", PROBE).images, digits("heldout").images)
@@ -194,7 +135,7 @@ def auto_encoder() -> Task:
     return Task(
         steps=800,
         init=init,
-        sample=_batches_of(train, 64),
+        sample=batches_of(train, 64),
         loss=loss,
         followed=lambda params: loss(params, probe),
         held_out=lambda params: loss(params, held_out),
@@ -204,12 +145,12 @@ def auto_encoder() -> Task:
 def variational() -> Task:
     """A variational auto-encoder on the digits; the negative lower bound, in nats per image."""
     code = 8
-    apply, init = _weights(lambda rngs: networks.VariationalAutoEncoder(code=code, rngs=rngs))
+    apply, init = weights_of(lambda rngs: networks.VariationalAutoEncoder(code=code, rngs=rngs))
     train, probe, held_out = (
         images.reshape(-1, 64)
         for images in (digits("train").images, digits("train", PROBE).images, digits("heldout").images)
     )
-    batches = _batches_of(train, 64)
+    batches = batches_of(train, 64)
 
     def bound(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         images, noise = batch
@@ -237,7 +178,7 @@ def language_model() -> Task:
         {name: jnp.asarray(array) for name, array in dataset.parts[part].items()}
         for part in ("train", "validation")
     )
-    apply, init = _weights(lambda rngs: models.Transformer(dataset.num_classes, window, rngs=rngs))
+    apply, init = weights_of(lambda rngs: models.Transformer(dataset.num_classes, window, rngs=rngs))
 
     def loss(params: Any, tokens: tuple[jax.Array, jax.Array]) -> jax.Array:
         inputs, targets = tokens
@@ -272,4 +213,6 @@ TASKS: dict[str, Callable[[], Task]] = {
     "auto_encoder": auto_encoder,
     "variational": variational,
     "language_model": language_model,
+    "recurrent": recurrent,
+    "tabular": tabular,
 }

@@ -17,11 +17,12 @@ from riemann_optax.optimizers.schedule_free import schedule_free
 from riemann_optax.phi import activity, factored_activity
 from riemann_optax.scaling import scale_by_inverse_metric
 
-# Where to begin, in each alias's own units of rate; README, the docstrings and the trainer say the same.
+# Where to begin, in each alias's own units of rate; the site, the docstrings and the trainer say the same.
 RECOMMENDED_RATES = {
     "riemannian_sgd": 0.1,
     "riemannian_adamw": 0.003,
     "riemannian_schedule_free": 0.003,
+    "riemannian_eigenbasis": 0.003,
 }
 
 
@@ -45,12 +46,12 @@ def riemannian_sgd(
     .. math::
       w \leftarrow w - \eta\,\frac{\nabla f(w)}{E}, \qquad E = 1 + \alpha\,\varphi
 
-    With ``momentum`` m the step is that of ``v = m v + grad / E``. The chain: :func:`scale_by_metric`,
+    With ``momentum`` m the step is ``v``, with ``v = m v + grad / E``. The chain: :func:`scale_by_metric`,
     ``optax.trace``, decoupled weight decay, ``optax.scale_by_learning_rate``; at ``alpha=0.0`` it equals
     ``optax.sgd`` bit for bit.
 
-    **Rates** are those of ``optax.sgd``: begin at 0.1, and higher for a larger alpha, because ``E >= 1`` only
-    shrinks steps. To train a network without thinking about alpha use :func:`riemannian_adamw`.
+    **Rates** have the units of ``optax.sgd``: begin at 0.1, and higher for a larger alpha, because ``E >= 1``
+    only shrinks steps. To train a network without thinking about alpha use :func:`riemannian_adamw`.
 
     Args:
       learning_rate: a number or a schedule.
@@ -137,21 +138,21 @@ def riemannian_adamw(
       E = \frac{\mu + \alpha\,\varphi}{1 + \alpha}, \quad \mu = \mathrm{mean}(\varphi)
 
     with :math:`\varphi` the root mean square gradient, row times column, and :math:`\hat m` the
-    bias-corrected running mean of Nesterov's kind. The chain: :func:`compute_metric` with a conformal
+    bias-corrected running mean with Nesterov's look-ahead. The chain: :func:`compute_metric` with a conformal
     metric, :func:`ema` as its second stage, decoupled weight decay, ``optax.scale_by_learning_rate``.
 
-    **Rates** are those of ``optax.adamw``: take the one you have. If you have none, begin at 0.003 (below a
-    few million weights), at 0.002 for 20 million and at 0.001 above 100 million, as you would for AdamW.
+    **Rates** have the units of ``optax.adamw``: take the one you have. If you have none, begin at 0.003
+    (below a few million weights), at 0.002 for 20 million and at 0.001 above 100 million, as you would for
+    AdamW.
 
     **State**: one value per weight of a matrix, for the momentum, and one per row and column; AdamW has two.
 
     **Convergence**: at a constant rate the loss stalls where steps are as long as the rate, on a problem
     without noise too, as under ``optax.nadam``. Under a schedule that falls to 0 it converges.
 
-    **The largest step**: a weight of a vector moves by at most ``1.5 (1 + 1/alpha) / sqrt(1 - b2)`` rates,
-    and after a long silence by 1.1, where Adam moves by 3.2. Of a matrix all that is certain is
-    ``|u| <= (1 + alpha) |g| / mean(phi)``: a weight whose row and column were both silent while the rest was
-    busy may move further than under Adam.
+    **The largest step**: under the default phi ``E`` is at least ``sqrt(1 - b2) |grad|``, the root mean
+    square that Adam would remember had every earlier gradient been 0. So ``|u| <= 1 / sqrt(1 - b2)``, Adam's
+    own bound: a weight whose row and column were silent moves no further than under Adam.
 
     Args:
       learning_rate: a number or a schedule.
@@ -199,7 +200,7 @@ def riemannian_adamw(
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_decay(b1, "b1")
     _check.check_state_dtype(mu_dtype, "mu_dtype")
-    stage_1 = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
     return optax.chain(
         *stage_1,
         ema(b1, nesterov, mu_dtype),
@@ -230,8 +231,9 @@ def riemannian_schedule_free(
     momentum and of the schedule. **Evaluate and keep** ``ro.eval_params(state, params)``: the parameters that
     are trained are not the average.
 
-    **Rates** are those of ``optax.adamw`` at their peak: begin at 0.003. The rate rises linearly over the
-    first ``warmup_steps`` and then stays. State: one value per weight of a matrix and one per row and column.
+    **Rates** have the units of ``optax.adamw``, at their peak: begin at 0.003. The rate rises linearly over
+    the first ``warmup_steps`` and then stays. State: one value per weight of a matrix and one per row and
+    column.
 
     Args:
       learning_rate: a number; a schedule is multiplied by the warm-up.
@@ -269,7 +271,7 @@ def riemannian_schedule_free(
     _check.check_schedulable("learning_rate", learning_rate)
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_count("warmup_steps", warmup_steps, low=0)
-    stage_1 = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
     rate = learning_rate
     if warmup_steps:
 
@@ -286,7 +288,7 @@ def riemannian_schedule_free(
     return schedule_free(base, b1=b1, power=power)
 
 
-def _adaptive_metric(
+def adaptive_metric(
     phi: optax.GradientTransformation | None,
     alpha: optax.ScalarOrSchedule,
     b2: float,
@@ -299,9 +301,12 @@ def _adaptive_metric(
     _check.check_number("eps", eps, low=0.0)
     _check.check_decay(b2, "b2")
     edits: list[optax.GradientTransformation] = [] if role == "inverse_metric" else [_add_to_metric(eps)]
+    if phi is None:
+        phi = factored_activity(decay=b2)
+        if role == "metric" and conformal is not None:  # E is then a root mean square gradient
+            edits.append(_bound_steps(b2))
     if record:
         edits.append(record_metric())
-    phi = factored_activity(decay=b2) if phi is None else phi
     return [compute_metric(phi, alpha, role, conformal=conformal), *edits]
 
 
@@ -311,3 +316,20 @@ def _add_to_metric(eps: float) -> optax.GradientTransformationExtraArgs:
         return covector.with_metric(metric + jnp.asarray(eps).astype(metric.dtype))
 
     return stateless_edit("eps", lambda updates: map_covectors(add, updates))
+
+
+def _bound_steps(b2: float) -> optax.GradientTransformationExtraArgs:
+    """Keep ``E`` at what the present gradient alone would add to a mean of squares with decay ``b2``.
+
+    Rows times columns know nothing of one weight: in a silent row and column the product is far below the
+    weight's own root mean square, and the step without bound.
+    """
+
+    def bound(covector: Covector) -> Covector:
+        metric = covector.metric
+        share = jnp.sqrt(1 - jnp.asarray(b2).astype(metric.dtype))
+        return covector.with_metric(
+            jnp.maximum(metric, share * jnp.abs(covector.components).astype(metric.dtype))
+        )
+
+    return stateless_edit("bound_steps", lambda updates: map_covectors(bound, updates))

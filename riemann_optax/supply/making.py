@@ -84,9 +84,9 @@ class Evaluation(NamedTuple):
         lengths = {leaf.shape[0] for leaf in jax.tree.leaves(self.batch) if jnp.ndim(leaf)}
         if len(lengths) != 1:
             raise ValueError(
-                f"batch: its arrays have first axes of lengths {sorted(lengths)}: examples lie along the "
-                "first axis of all of them (numbers without axes are shared); give what else the loss needs as "
-                "further arguments of the step."
+                f"batch: its arrays have first axes of lengths {sorted(lengths)}: examples lie along "
+                "the first axis of all of them (numbers without axes are shared); give what else the loss needs "
+                "as further arguments of the step."
             )
         return int(lengths.pop())
 

@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ORDER = (
     ("shared",),
     ("continual", "eigenbasis", "figure1", "geometry_picture", "step_cost", "time_to_target"),
+    ("drop_in",),
     ("report",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -18,7 +18,8 @@ from benchmarks.time_to_target.methods import METHODS, MOMENTUM, OURS, TUNED_ADA
 from benchmarks.time_to_target.runs import Run, Trainer
 from benchmarks.time_to_target.search import FULL, Search, Trial, Tuning
 from benchmarks.time_to_target.targets import TARGETS, Targets
-from benchmarks.time_to_target.tasks import TASKS, Task
+from benchmarks.time_to_target.task import Task
+from benchmarks.time_to_target.tasks import TASKS
 
 SMALL = Tuning((-6, -4, -2, 0), fine_trials=32, fine_octaves=2.0, widenings=2)
 

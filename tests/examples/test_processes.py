@@ -148,6 +148,6 @@ def test_a_port_in_use_ends_in_one_line():
         taken.bind(("localhost", 0))
         taken.listen()
         address = f"localhost:{taken.getsockname()[1]}"
-        with pytest.raises(InputError, match=f"--coordinator {address}: no meeting there") as caught:
+        with pytest.raises(InputError, match=f"--coordinator {address}: could not connect") as caught:
             processes.connect(processes.Cluster(address, 2, 0))
     assert "\n" not in str(caught.value)

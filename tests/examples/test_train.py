@@ -283,7 +283,7 @@ def test_a_damaged_run_is_refused_in_one_line(unbroken, tmp_path, capsys, damage
         (["--coordinator", "auto", "--processes", "2"], r"--processes is not used by --coordinator auto"),
         (
             ["--coordinator", "auto"],
-            r"--coordinator auto: no meeting there \(.*\): give HOST:PORT, --processes",
+            r"--coordinator auto: could not connect \(.*\): give HOST:PORT, --processes",
         ),
         (["--shard", "data", "--batch-size", "12"], r"--batch-size 12 cannot be shared evenly by 8 devices"),
         (["--resume", "--overwrite"], r"argument --overwrite: not allowed with argument --resume"),

@@ -1,0 +1,63 @@
+"""Training runs of the optimisers at one rate, kept as soon as they are done."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import riemann_optax as ro
+from benchmarks.drop_in.shapes import Shape, task
+from benchmarks.shared.records import Records
+from benchmarks.shared.statistics import numbers
+from benchmarks.time_to_target.methods import Method
+from benchmarks.time_to_target.runs import Trainer
+
+ADAMW, NADAMW, OURS = "optax.adamw", "optax.nadamw", "ro.riemannian_adamw"
+METHODS = {
+    ADAMW: Method(optax.adamw, ({},)),
+    NADAMW: Method(optax.nadamw, ({},)),
+    OURS: Method(ro.riemannian_adamw, ({},), "ours"),
+}
+RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
+
+
+class Run(NamedTuple):
+    """What one run measured.
+
+    Attributes:
+      validation: loss at the end on text that was not trained on, in nats per byte; infinite if it diverged.
+      state: bytes of the optimiser's state per byte of parameters.
+      weights: their number.
+      seconds_per_step: of training, without compiling.
+    """
+
+    validation: float
+    state: float
+    weights: int
+    seconds_per_step: float
+
+
+class Laboratory:
+    """The runs of all optimisers."""
+
+    def __init__(self, records: Records, progress: Callable[[str], None] = lambda text: None) -> None:
+        """``progress`` is told what is run next."""
+        self._records, self._progress = records, progress
+        self._last: tuple[Any, Trainer] | None = None
+
+    def run(self, shape: Shape, name: str, rate: float, seed: int) -> Run:
+        """Return a run, from the records or by training."""
+        key = {"shape": shape._asdict(), "optimizer": name, "rate": rate, "seed": seed}
+
+        def make() -> dict[str, Any]:
+            self._progress(f"width {shape.width}, depth {shape.depth}: {name} at {rate:g}, seed {seed}")
+            if self._last is None or self._last[0] != (shape, name):
+                self._last = (shape, name), Trainer(task(shape), METHODS[name])
+            trainer = self._last[1]
+            run = trainer(rate, {}, seed)
+            weights = sum(leaf.size for leaf in jax.tree.leaves(trainer.parameters(seed)))
+            return Run(float(run.loss[-1]), trainer.state_bytes, weights, run.seconds / shape.steps)._asdict()
+
+        found = self._records.get(key, make)
+        return Run(**found | {"validation": float(numbers([found["validation"]])[0])})
