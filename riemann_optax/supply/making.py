@@ -85,8 +85,8 @@ class Evaluation(NamedTuple):
         if len(lengths) != 1:
             raise ValueError(
                 f"batch: its arrays have first axes of lengths {sorted(lengths)}: examples lie along "
-                "the first axis of all of them (numbers without axes are shared); give what else the loss needs "
-                "as further arguments of the step."
+                "the first axis of all of them (numbers without axes are shared); give what else the loss "
+                "needs as further arguments of the step."
             )
         return int(lengths.pop())
 
