@@ -16,7 +16,8 @@ def metric_scalars(
     """Return what the recorders in an optimiser's state know, as a flat dictionary of Python numbers.
 
     For a writer of logs: ``writer.write_scalars(step, scalars)`` of ``clu``, ``wandb.log(scalars, step)``, or
-    ``for name, value in scalars.items(): writer.add_scalar(name, value, step)`` of TensorBoard. It copies a few
+    ``for name, value in scalars.items(): writer.add_scalar(name, value, step)`` of TensorBoard. It copies a
+    few
     numbers for each leaf to the host, so call it every so many steps, outside of ``jit``; a step itself does
     nothing more than ``record_metric`` (``record=True`` of the aliases) and ``track_energy`` do.
 

@@ -118,7 +118,7 @@ def watch(copy: Any, params: Any = None) -> None:
         elif isinstance(node, nnx.Dropout | _Known):
             node._watched_name = ".".join(map(str, path)) or "the model itself"
             node.__class__ = _watched(type(node))
-    if hasattr(type(copy), "__call__"):
+    if callable(copy):
         copy.__class__ = _outermost(type(copy))
 
 

@@ -1,4 +1,4 @@
-"""Any model as a function of what is trained in it: NNX modules, and trees of arrays of all other libraries."""
+"""Any model as a function of what is trained in it: NNX modules, and trees of all other libraries."""
 
 import contextlib
 import importlib
@@ -77,7 +77,8 @@ def functional(model: Any, wrt: Any = None) -> Any:
 def watch(model: T) -> T:
     """Let the layers of an NNX module be observed that the loss function itself has put together.
 
-    For loops in functional form: ``model = ro.supply.watch(nnx.merge(graph, params))``. A module that is given
+    For loops in functional form: ``model = ro.supply.watch(nnx.merge(graph, params))``. A module that is
+    given
     to :func:`riemann_optax.value_and_grad` as it is needs no such line. Outside of it this does nothing.
 
     Args:

@@ -28,7 +28,7 @@ def _intercept(go_on: Callable[..., Any], arguments: Any, keywords: Any, context
         arguments, keywords = _statistics(module, arguments, keywords)
     sent = go_on(*arguments, **keywords)
     recorder = taps.recording()
-    known = isinstance(module, haiku.Linear | haiku.Embed) or isinstance(module, (*_NORMS, *_CONVOLUTIONS))
+    known = isinstance(module, (haiku.Linear, haiku.Embed, *_NORMS, *_CONVOLUTIONS))
     if recorder is not None and arguments and known:
         calls.show(_call(module, recorder, arguments[0], sent), recorder)
     return sent

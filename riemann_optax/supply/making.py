@@ -84,9 +84,9 @@ class Evaluation(NamedTuple):
         lengths = {leaf.shape[0] for leaf in jax.tree.leaves(self.batch) if jnp.ndim(leaf)}
         if len(lengths) != 1:
             raise ValueError(
-                f"batch: its arrays have first axes of lengths {sorted(lengths)}: examples lie along the first "
-                "axis of all of them (numbers without axes are shared); give what else the loss needs as "
-                "further arguments of the step."
+                f"batch: its arrays have first axes of lengths {sorted(lengths)}: examples lie along "
+                "the first axis of all of them (numbers without axes are shared); give what else the loss "
+                "needs as further arguments of the step."
             )
         return int(lengths.pop())
 
@@ -221,8 +221,8 @@ def _phi_state(evaluation: Evaluation, need: str, kind: type[Any]) -> Any:
     """
     if evaluation.state is None:
         raise ValueError(
-            f"{need} depends on the optimiser's state: give it to the step, step(model, batch, state=...), an "
-            "nnx.Optimizer, a TrainState or the state of the transformation."
+            f"{need} depends on the optimiser's state: give it to the step, step(model, batch, state=...): "
+            "an nnx.Optimizer, a TrainState or the state of the transformation."
         )
     state = _tree.bare(getattr(evaluation.state, "opt_state", evaluation.state))
     if any(_tree.find_states(node, kind) for node in _tree.find_states(state, InEigenbasisState)):

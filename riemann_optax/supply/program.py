@@ -102,8 +102,8 @@ def _results(equation: Any, incoming: list[Any], found: dict[str, Any]) -> list[
     if kind == "scan":
         return _scan(equation.params, incoming, found)
     raise ValueError(
-        f"a layer inside of {kind} cannot be observed: its values differ in number or shape from call to call; "
-        "use jax.lax.scan or a Python loop there, or keep its parameters out of this phi with optax.partition."
+        f"a layer inside of {kind} cannot be observed: its values differ from call to call; "
+        "use jax.lax.scan or a Python loop there, or keep its parameters out of this phi (optax.partition)."
     )
 
 

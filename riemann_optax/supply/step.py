@@ -40,30 +40,35 @@ def value_and_grad(
       value, gradients, extra = step(params, batch, state=opt_state)             # all others
       updates, opt_state = tx.update(gradients, opt_state, params, **extra)
 
-    ``extra`` holds what the phis in ``needs`` declare, and nothing else; with another phi the loop stays as it
+    ``extra`` holds what the phis in ``needs`` declare, and nothing else; with another phi the loop stays as
+    it
     is. A pure function for trees (under ``jit``, ``lax.scan``, on any mesh); the variables of an NNX module
     (statistics, random numbers) are brought up to date in place, under ``nnx.jit`` as without.
 
     All evaluations of one step take the same random numbers: those of ``key``, or those in the NNX module. So
     a gradient at other weights (``secant_curvature``, the variational phis), or a product with the Hessian,
-    sees the dropout masks of the gradient. A single example (``per_example_gradients``) has a mask of its own.
+    sees the dropout masks of the gradient. A single example (``per_example_gradients``) has a mask of its
+    own.
 
     Cost beside the gradient: for ``obj_fn`` what is done with it; for ``gradients_at_previous_params`` a
-    gradient; for ``perturbed_gradients`` ``samples`` of them, in the place of the gradient; for ``inputs`` and
-    ``activities`` a forward pass that XLA shares with the gradient's; for ``per_example_gradients`` the time of
-    about a gradient and the memory of ``chunk_size`` copies of the parameters at work, and of one copy for each
-    example in the result.
+    gradient; for ``perturbed_gradients`` ``samples`` of them, in the place of the gradient; for ``inputs``
+    and ``activities`` a forward pass that XLA shares with the gradient's; for ``per_example_gradients`` the
+    time of
+    about a gradient and the memory of ``chunk_size`` copies of the parameters at work, and of one copy for
+    each example in the result.
 
     Args:
       loss_fn: ``loss_fn(model, batch, *arguments)``, a mean over the examples, which lie along the first axis
-        of each array of the batch; with a random key, ``loss_fn(model, batch, *arguments, key=key)``. The model
+        of each array of the batch; with a random key, ``loss_fn(model, batch, *arguments, key=key)``. The
+        model
         is a Flax NNX module, or any tree: the parameters of Linen or Haiku, an Equinox model. Of a tree the
         floating-point and complex arrays are differentiated, and the gradient of all else is None.
       needs: the optimiser whose declared needs are met; or names of ``riemann_optax.phi.EXTRA_ARGUMENTS``; or
         a sequence of both, such as ``(tx, "value")`` for ``optax.polyak_sgd``, whose state does not tell.
       has_aux: whether the loss returns ``(value, aux)``.
       wrt: which variables of an NNX module are trained; None means ``nnx.Param``.
-      chunk_size: how many examples, or perturbed copies of the weights, are differentiated at once. None means
+      chunk_size: how many examples, or perturbed copies of the weights, are differentiated at once. None
+      means
         all examples, and one copy.
       samples: how many perturbed copies, of the variational phis.
       num_terms: of how many terms the loss is the mean, for the variational phis, which take their sum: a
@@ -73,11 +78,12 @@ def value_and_grad(
         seen: :func:`riemann_optax.testing.check_examples` finds it.
 
     Returns:
-      ``step(model, batch, *arguments, state=None, key=None, **passed_on)``, which returns ``(value, gradients,
+      ``step(model, batch, *arguments, state=None, key=None, **passed_on)``, which returns ``(value,
+      gradients,
       extra)``, or ``((value, aux), gradients, extra)``. ``state`` is the optimiser's (an ``nnx.Optimizer``, a
       ``TrainState``, or the state itself), for those phis that are differentiated at places of their own.
-      ``passed_on`` are extra arguments that no loss function tells, such as ``task_boundary``; what is given by
-      name is not made. Gradients of complex weights are conjugated, as Optax takes them.
+      ``passed_on`` are extra arguments that no loss function tells, such as ``task_boundary``; what is
+      given by name is not made. Gradients of complex weights are conjugated, as Optax takes them.
 
     Raises:
       ValueError: for a need that is not in the vocabulary; at the step, where one cannot be met: the message

@@ -114,7 +114,8 @@ class Mark(NamedTuple):
     Attributes:
       name: of the mark in the program.
       axes: how many of its last axes belong to the weights of one layer.
-      ndim: the number of axes of the weights in this call: one less than they have where a scan stacks layers.
+      ndim: the number of axes of the weights in this call: one less than they have where a scan stacks
+      layers.
     """
 
     name: str
@@ -185,7 +186,7 @@ class Recorder:
             value.shape[value.ndim - axes :] != values[0].shape[values[0].ndim - axes :] for value in values
         ):
             raise ValueError(
-                f"the {self.signal} of {_tree.leaf_name(self.paths[index])} differ in shape between the calls "
+                f"the {self.signal} of {_tree.leaf_name(self.paths[index])} differ in shape between calls "
                 "of its layer: keep it out of this phi with optax.partition."
             )
         rows = [value.reshape(-1, *value.shape[value.ndim - axes :]) for value in values]

@@ -37,7 +37,7 @@ def check_examples(
       >>> check_examples(lambda w, x: jnp.mean((w * (x - x.mean())) ** 2), jnp.array(2.0), batch)
       Traceback (most recent call last):
           ...
-      AssertionError: the loss of the batch is 18.6667, and the mean of those of its examples is 0...
+      AssertionError: the loss of the batch is 18.6667, the mean of those of its examples 0...
     """
     parts = functional(model)
 
@@ -51,7 +51,7 @@ def check_examples(
     whole, mean = loss(batch), float(np.mean([loss(one) for one in ones]))
     if not np.isclose(whole, mean, rtol=rtol, atol=rtol * 1e-3):
         raise AssertionError(
-            f"the loss of the batch is {whole:g}, and the mean of those of its examples is {mean:g}: something "
+            f"the loss of the batch is {whole:g}, the mean of those of its examples {mean:g}: something "
             "in it mixes the examples (a statistic over the batch, a contrast between them), it is a sum, or "
             "dropout is on. Per-example gradients would be those of another network."
         )

@@ -1,5 +1,6 @@
 """Four small models of four libraries, each with a loss, a batch, and what a step needs beside."""
 
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -61,7 +62,7 @@ class Case(NamedTuple):
     loss: Any
     batch: Any
     axes: Any = "flax"
-    options: dict = {}
+    options: Any = MappingProxyType({})
     key: bool = False
 
 

@@ -253,7 +253,7 @@ def test_perturbed_gradients_are_of_the_summed_loss_at_the_perturbed_weights(num
 def test_the_gradient_at_the_previous_weights_is_of_this_batch():
     tx = sgd_with(ro.phi.secant_curvature())
     step = ro.value_and_grad(quadratic, tx)
-    state, w = tx.init(W), W
+    state, w, previous = tx.init(W), W, None
     for index in range(3):
         batch = {"x": models.array(10 + index, 6, 3), "y": DATA["y"]}
         _, gradients, extra = step(w, batch, state=state)

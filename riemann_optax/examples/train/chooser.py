@@ -1,4 +1,4 @@
-"""Which phi to try: questions, and for each of its phis what it needs and what it costs. One table, as data."""
+"""Which phi to try: questions, and for each phi what it needs and what it costs. One table, as data."""
 
 import functools
 from collections.abc import Mapping
