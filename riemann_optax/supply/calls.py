@@ -65,13 +65,13 @@ def show(call: Call, recorder: Recorder) -> None:
         _, before = recorder.sent[id(call.received)]
     else:
         before = []
-    own = [part for part in (weight, bias) if part is not None and part.leaf is not None]
+    own = [(part.leaf, part.ndim) for part in (weight, bias) if part is not None and part.leaf is not None]
     for leaf, ndim in before:  # a layer and the normalisation behind it are one layer of neurons
         recorder.marks[leaf].pop()
         recorder.keep(leaf, call.sent, call.output_axes, ndim)
-    for part in own:
-        recorder.keep(part.leaf, call.sent, call.output_axes, part.ndim)
-    recorder.sent[id(call.sent)] = call.sent, [*before, *((part.leaf, part.ndim) for part in own)]
+    for leaf, ndim in own:
+        recorder.keep(leaf, call.sent, call.output_axes, ndim)
+    recorder.sent[id(call.sent)] = call.sent, [*before, *own]
 
 
 def border(value: Any, recorder: Recorder) -> None:

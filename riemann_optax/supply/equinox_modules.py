@@ -63,7 +63,8 @@ def _call(layer: Any, recorder: taps.Recorder, received: Any, sent: Any, again: 
 
         def normalised() -> Any:
             bias = getattr(layer, "bias", None)
-            unit = {"weight": jnp.ones_like(layer.weight)}
+            weight: Any = layer.weight
+            unit = {"weight": jnp.ones_like(weight)}
             return again(_with(layer, **unit, **({} if bias is None else {"bias": jnp.zeros_like(bias)})))
 
         axes = layer.weight.ndim if layer.weight is not None else 1

@@ -1,6 +1,6 @@
 """Layers of Flax Linen, imported where Linen is: watched by ``nn.intercept_methods``."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,7 +98,8 @@ def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any, again:
         shape = (
             recorder.leaves[call.weight.leaf].shape if call.weight and call.weight.leaf is not None else ()
         )
-        shape = shape[-(len(module.kernel_size) + 2) :]
+        sizes = module.kernel_size
+        shape = shape[-((len(sizes) if isinstance(sizes, Sequence) else 1) + 2) :]
 
         def patches() -> Any:
             unit = calls.unit_kernel(shape, len(shape) - 1, module.param_dtype)

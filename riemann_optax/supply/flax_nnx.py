@@ -69,7 +69,7 @@ class Functional(NamedTuple):
     def others(self, copy: Any) -> Any:
         """Return a filter of all variables of a copy but the trained ones."""
         trained = {_plain(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.params)}
-        return lambda path, variable: tuple(map(str, path)) not in trained
+        return lambda path, _: tuple(str(part) for part in path) not in trained
 
     def gradients(self, gradients: Any) -> Any:
         """Return gradients in the form that ``nnx.Optimizer`` takes."""
@@ -82,7 +82,8 @@ class Functional(NamedTuple):
 
 def functional(model: Any, wrt: Any) -> Functional:
     """Split a module into what is trained, ``wrt`` (``nnx.Param`` where None), and the rest."""
-    graph, boxed, rest = nnx.split(model, nnx.Param if wrt is None else wrt, ...)
+    split: Any = nnx.split  # its type does not say that two filters make two states
+    graph, boxed, rest = split(model, nnx.Param if wrt is None else wrt, ...)
     return Functional(model, graph, boxed, _tree.bare(boxed), rest, _tree.bare(rest))
 
 
@@ -116,10 +117,13 @@ def watch(copy: Any, params: Any = None) -> None:
             if index is not None:
                 node.set_metadata(**{taps.METADATA: index})
         elif isinstance(node, nnx.Dropout | _Known):
-            node._watched_name = ".".join(map(str, path)) or "the model itself"
-            node.__class__ = _watched(type(node))
+            watched: Any = node
+            watched._watched_name = ".".join(map(str, path)) or "the model itself"
+            kind: Any = type(node)
+            watched.__class__ = _watched(kind)
     if callable(copy):
-        copy.__class__ = _outermost(type(copy))
+        outer: Any = type(copy)
+        copy.__class__ = _outermost(outer)
 
 
 _Known = _LAYERS[0]

@@ -49,7 +49,8 @@ def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any) -> Cal
     bias = next((found[name] for name in ("b", "offset") if name in found), None)
     call = Call(received, sent, weight, bias, lambda: received)
     if isinstance(module, haiku.Embed):
-        return call._replace(inputs=lambda: calls.one_hot(received, module.vocab_size))
+        size: Any = module.vocab_size
+        return call._replace(inputs=lambda: calls.one_hot(received, size))
     if isinstance(module, _NORMS):
         return call._replace(normalises=True, refused="a scale of Haiku's, whose inputs it does not show")
     if isinstance(module, _CONVOLUTIONS):

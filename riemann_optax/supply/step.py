@@ -1,7 +1,7 @@
 """value_and_grad: from one loss function to the value, the gradient and whatever else an optimiser reads."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import optax
@@ -14,7 +14,7 @@ from riemann_optax.supply.calls import Statistics
 from riemann_optax.supply.functional import functional
 from riemann_optax.supply.making import Evaluation, Options
 
-Needs = optax.GradientTransformation | str | Sequence[Any]
+Needs: TypeAlias = optax.GradientTransformation | str | Sequence[Any]
 
 
 def value_and_grad(

@@ -131,7 +131,8 @@ def first_of_an_epoch(problem: Problem, state: optax.OptState, targets: int) -> 
     steps_per_epoch = max(1, problem.dataset.num_train // targets)
     # Some states count from the last boundary and some from the start: this is right for both.
     (count,) = (node.count for node in nodes)
-    return (count > 0) & (count % steps_per_epoch == 0)
+    begins: jax.Array = (count > 0) & (count % steps_per_epoch == 0)
+    return begins
 
 
 def evaluation_parameters(training: Training) -> Parameters:
