@@ -35,6 +35,7 @@ SLOW = (
     "tests/test_notebooks.py",
     "tests/test_sharding.py",
     "tests/test_state_placement.py",
+    "tests/supply/test_matrix.py",
     "tests/wrappers/test_precision.py",
     "riemann_optax/examples",
 )

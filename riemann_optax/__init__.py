@@ -2,7 +2,7 @@
 
 import importlib
 
-from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, testing
+from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, supply, testing
 from riemann_optax._axes import MatrixAxes, kernel_axes
 from riemann_optax._version import __version__ as __version__
 from riemann_optax.anchor.pull import AnchoredWeightsState, add_anchored_weights
@@ -31,6 +31,7 @@ from riemann_optax.inspect import (
     TrackEnergyState,
     describe,
     metric_at,
+    metric_scalars,
     metric_statistics,
     record_metric,
     track_energy,
@@ -38,14 +39,18 @@ from riemann_optax.inspect import (
 from riemann_optax.metric import ComputeMetricState, compute_metric, split
 from riemann_optax.optimizers import (
     ScheduleFreeState,
+    SoapState,
     ema,
     eval_params,
     riemannian_adamw,
+    riemannian_eigenbasis,
     riemannian_schedule_free,
     riemannian_sgd,
     schedule_free,
+    soap,
 )
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
+from riemann_optax.supply import value_and_grad
 from riemann_optax.wrappers import (
     LowPrecisionState,
     MasterWeightsState,
@@ -75,6 +80,7 @@ __all__ = [
     "NormMatchedBaseState",
     "RecordMetricState",
     "ScheduleFreeState",
+    "SoapState",
     "Spectrum",
     "TrackEnergyState",
     "add_anchored_weights",
@@ -99,6 +105,7 @@ __all__ = [
     "low_precision_state",
     "master_weights",
     "metric_at",
+    "metric_scalars",
     "metric_statistics",
     "multiply_metric",
     "norm_matched_base",
@@ -112,6 +119,7 @@ __all__ = [
     "record_metric",
     "retract",
     "riemannian_adamw",
+    "riemannian_eigenbasis",
     "riemannian_schedule_free",
     "riemannian_sgd",
     "scale_by_inverse_metric",
@@ -119,9 +127,12 @@ __all__ = [
     "schedule_free",
     "sharding",
     "skip_nonfinite",
+    "soap",
     "split",
+    "supply",
     "testing",
     "track_energy",
+    "value_and_grad",
 ]
 
 

@@ -22,6 +22,7 @@ RECOMMENDED_RATES = {
     "riemannian_sgd": 0.1,
     "riemannian_adamw": 0.003,
     "riemannian_schedule_free": 0.003,
+    "riemannian_eigenbasis": 0.003,
 }
 
 
@@ -199,7 +200,7 @@ def riemannian_adamw(
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_decay(b1, "b1")
     _check.check_state_dtype(mu_dtype, "mu_dtype")
-    stage_1 = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
     return optax.chain(
         *stage_1,
         ema(b1, nesterov, mu_dtype),
@@ -270,7 +271,7 @@ def riemannian_schedule_free(
     _check.check_schedulable("learning_rate", learning_rate)
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_count("warmup_steps", warmup_steps, low=0)
-    stage_1 = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
     rate = learning_rate
     if warmup_steps:
 
@@ -287,7 +288,7 @@ def riemannian_schedule_free(
     return schedule_free(base, b1=b1, power=power)
 
 
-def _adaptive_metric(
+def adaptive_metric(
     phi: optax.GradientTransformation | None,
     alpha: optax.ScalarOrSchedule,
     b2: float,

@@ -30,7 +30,7 @@ def digits():
 
 def start(digits, shard):
     """A problem, its optimiser and a run of no steps, as the trainer makes them from its arguments."""
-    contestant = plan.build_contestants(command_line.parse(ARGUMENTS), digits[0])["metric"]
+    contestant = plan.build_contestants(command_line.parse(ARGUMENTS))["metric"]
     problem = loop.Problem(*digits, Placement(shard))
     return problem, contestant, loop.start(problem, contestant.transformation)
 

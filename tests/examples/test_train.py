@@ -42,7 +42,7 @@ def final_training(folder, *arguments):
     model = models.build("mlp", dataset, parsed.seed)
     problem = loop.Problem(model, dataset)
     result = {}
-    for name, contestant in plan.build_contestants(parsed, model).items():
+    for name, contestant in plan.build_contestants(parsed).items():
         with checkpoint.Checkpoints(folder / "checkpoints" / name) as checkpoints:
             restored = checkpoints.restore(loop.start(problem, contestant.transformation))
         assert restored.step == 40
