@@ -202,8 +202,8 @@ counts as a miss.
 
 ## Which part of it is the metric's
 
-Peers with the same settings gain most of what the metric gains over AdamW: bias correction, a tuned memory and
-momentum, Nesterov's momentum, averaging, a basis. Steps over the steps of such a twin:
+Peers with the same settings gain most of what the metric gains over AdamW: bias correction, a tuned memory
+and momentum, Nesterov's momentum, averaging, a basis. Steps over the steps of such a twin:
 
 {twins_table(suite)}
 
