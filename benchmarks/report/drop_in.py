@@ -92,11 +92,17 @@ seeds:
 """
 
 
-def chapter(records: Records) -> str:
-    """Return the chapter, empty without records."""
+def shapes_table(records: Records) -> str:
+    """Lay out AdamW beside ours on every shape that is recorded, empty where none is."""
     found = {label: recorded(records, shape, (ADAMW, OURS)) for label, shape in SHAPES.items()}
     found = {label: runs for label, runs in found.items() if runs}
-    if not found:
+    return _shapes_table(found) if found else ""
+
+
+def chapter(records: Records) -> str:
+    """Return the chapter, empty without records."""
+    shapes = shapes_table(records)
+    if not shapes:
         return ""
     return f"""\
 ## At AdamW's rate, no worse
@@ -105,7 +111,7 @@ def chapter(records: Records) -> str:
 several shapes: the loss in nats per byte on text that was not trained on, at {len(RATES)} rates from
 {RATES[0]:g} to {RATES[-1]:g}, one seed each.
 
-{_shapes_table(found)}
+{shapes}
 {_million(records)}
 ![Loss by rate for each shape](results/drop_in.png)
 """

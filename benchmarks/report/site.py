@@ -11,10 +11,11 @@ from typing import Any
 
 from benchmarks.continual.streams import STREAMS
 from benchmarks.continual.summary import Row, rows, sweep_rows
-from benchmarks.report import short
+from benchmarks.report import drop_in, short
 from benchmarks.report.continual import BOUNDED, PENALTY, PERMUTED_DIGITS, SLOW, found_streams
 from benchmarks.report.suite import Suite
 from benchmarks.shared.markdown import number, table, title
+from benchmarks.shared.records import Records
 from benchmarks.time_to_target.methods import (
     DEFAULT_BETAS,
     EIGENBASIS,
@@ -210,6 +211,7 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
         "figure1": lambda: figure1_table(read("figure1.json")),
         "step_cost": lambda: step_cost_table(read("step_cost.json")),
         "eigenbasis": lambda: eigenbasis_table(read("language_model.json")),
+        "drop_in": lambda: drop_in.shapes_table(Records(results / "drop_in.jsonl")),
         "streams": lambda: streams_table(entries),
         "slowly_changing": lambda: slow_table(entries),
         "permuted_digits": lambda: permuted_table(entries),
