@@ -11,7 +11,7 @@ PAGES = Path(__file__).parent / "api"
 # The modules that users type; what each declares public is in its ``__all__`` or has no underscore.
 MODULES = (
     "riemann_optax",
-    *(f"riemann_optax.{room}" for room in ("phi", "anchor", "fields", "geometry", "testing")),
+    *(f"riemann_optax.{room}" for room in ("phi", "supply", "anchor", "fields", "geometry", "testing")),
     *(f"riemann_optax.{address}" for address in ("checkpoint", "sharding", "flow")),
 )
 DIRECTIVE = re.compile(

@@ -56,7 +56,7 @@ parameters, on the last task. *step*: seconds of a whole training step over Adam
 
 ### What the metric's direction does
 
-Which share of each gain survives when what is said to cause it is taken away. On the tasks it is the
+How much of each gain remains when a control removes the metric's direction. On the tasks it is the
 gain of "{OURS}" over the re-tuned base (the better of momentum and Nesterov, both tuned), in the logarithm
 of the steps to the near target; on the streams the gain over tuned plain SGD. The controls, each tuned
 anew: the same values of phi shuffled within each leaf (*permuted phi*), one value per leaf (*leaf-mean
@@ -65,7 +65,7 @@ phi*), the base's direction at the metric's step length (*norm-matched base*), e
 
 {parts.controls_table(suite, entries)}
 
-Controls of the controls: nothing is learned by doing nothing.
+Sanity check: at learning rate 0 the loss stays where it started.
 
 {parts.sanity_table(suite)}
 

@@ -92,7 +92,7 @@ def recommendations(suite: Suite, everything: Suite, entries: continual.Entries)
         rival = next(row for row in found[continual.SLOW] if stream.methods[row.method].role == "peer")
         rows.append(
             [
-                "a stream that changes and must not be unlearned for",
+                "a task that keeps changing, where the network must stay able to learn",
                 "activity metric, pull to the initial weights and idle noise between the stages",
                 f"error {ours.mean:.3f}; {rival.method} {rival.mean:.3f}, paired {rival.difference:+.3f} "
                 f"[{rival.low:+.3f}, {rival.high:+.3f}] over {rival.seeds} seeds",
@@ -202,9 +202,8 @@ counts as a miss.
 
 ## Which part of it is the metric's
 
-Most of what the metric gains over AdamW it shares with peers that are given the same liberties: bias
-correction, a memory and a momentum that are tuned, Nesterov's momentum, averaging, a basis. Steps over those
-of such a twin:
+Peers with the same settings gain most of what the metric gains over AdamW: bias correction, a tuned memory
+and momentum, Nesterov's momentum, averaging, a basis. Steps over the steps of such a twin:
 
 {twins_table(suite)}
 
