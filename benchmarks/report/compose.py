@@ -48,7 +48,8 @@ stronger had.
 Geometric means of the median steps, over those of tuned {TUNED_ADAMW}; a miss (at least half of the
 fresh seeds) counts as {MISS:g} budgets, and their number stands beside. *energy*: `sum |dw|` up to the
 far target over that of {DEFAULT_BETAS}, over the tasks where both reach it. *state*: bytes per byte of
-parameters, on the last task. *step*: seconds of a whole training step over AdamW's.
+parameters, on the last task. *step*: seconds of a whole training step over AdamW's; none for the two aliases,
+which shared their machine with other work (`python -m benchmarks.step_cost` measures them).
 
 {parts.suite_table(suite)}
 
