@@ -12,7 +12,7 @@ PAGES = Path(__file__).parent / "api"
 MODULES = (
     "riemann_optax",
     *(f"riemann_optax.{room}" for room in ("phi", "supply", "anchor", "fields", "geometry", "testing")),
-    *(f"riemann_optax.{address}" for address in ("checkpoint", "sharding", "flow")),
+    *(f"riemann_optax.{address}" for address in ("checkpoint", "sharding", "flow", "plot")),
 )
 DIRECTIVE = re.compile(
     r"^\.\. (?:(?:current|py:)?module:: (\S+)|(?:auto|py:)(?:function|class|exception|data):: (\S+))",

@@ -137,7 +137,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import ``flow`` when it is asked for: it alone needs diffrax."""
-    if name == "flow":
-        return importlib.import_module("riemann_optax.flow")
+    """Import ``flow`` and ``plot`` when they are asked for: they alone need diffrax and matplotlib."""
+    if name in ("flow", "plot"):
+        return importlib.import_module(f"riemann_optax.{name}")
     raise AttributeError(f"module 'riemann_optax' has no attribute {name!r}")

