@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent
 SLOW = (
     "tests/benchmarks",
     "tests/contract",
+    "tests/docs",
     "tests/examples",
     "tests/third_party",
     "tests/trust",
@@ -32,9 +33,9 @@ SLOW = (
     "tests/test_flow.py",
     "tests/test_learning_alpha.py",
     "tests/test_notebooks.py",
-    "tests/test_readme.py",
     "tests/test_sharding.py",
     "tests/test_state_placement.py",
+    "tests/supply/test_matrix.py",
     "tests/wrappers/test_precision.py",
     "riemann_optax/examples",
 )

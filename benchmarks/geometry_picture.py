@@ -25,15 +25,16 @@ HESSIAN = np.array([[2.5, 0.5], [0.5, 1.1]])
 MINIMUM = np.array([0.7, 1.4])
 START = np.array([2.6, 0.7])
 RATES = (0.12, 0.6)
+MESSAGES = {0.12: "all steps follow the gradient flow", 0.6: "only the mirror step keeps every sign"}
 STEPS = 12
 FAR = 4.0  # a path is not followed beyond this
 FIELD = ro.fields.Multiplicative()
 # Told apart without colour by line and marker.
 STYLES = {
-    "euler": ("Euler", {"color": "#d95f02", "linestyle": ":", "marker": "^", "markersize": 7}),
+    "euler": ("Euler", {"color": "#b84e00", "linestyle": ":", "marker": "^", "markersize": 7}),
     "geodesic": ("geodesic", {"color": "#1f78b4", "linestyle": "--", "marker": "s", "markersize": 6}),
     "mirror": (
-        "mirror (exponentiated gradient)",
+        "mirror",
         {"color": "black", "linestyle": "-", "marker": "o", "markersize": 5},
     ),
 }
@@ -68,17 +69,17 @@ def draw_panel(axes: Axes, curve: np.ndarray, paths: dict[str, np.ndarray], rate
     heights = np.asarray(jax.vmap(jax.vmap(loss))(jnp.stack([first, second], axis=-1)))
     axes.contour(first, second, heights, levels=np.geomspace(0.01, 8.0, 14), colors="0.82", linewidths=0.7)
     axes.axvline(0.0, color="0.55", linewidth=0.8)
-    axes.plot(curve[:, 0], curve[:, 1], color="0.35", linewidth=5, alpha=0.45, label="gradient flow (Eq. 2)")
-    for kind, (label, style) in STYLES.items():
-        axes.plot(paths[kind][:, 0], paths[kind][:, 1], linewidth=1.3, label=label, **style)
+    axes.plot(curve[:, 0], curve[:, 1], color="0.35", linewidth=5, alpha=0.45)
+    for kind, (_, style) in STYLES.items():
+        axes.plot(paths[kind][:, 0], paths[kind][:, 1], linewidth=1.3, **style)
     for name, point, marker, shift in (("start", START, "D", (-6, 10)), ("minimum", MINIMUM, "*", (12, 4))):
         axes.plot(*point, marker=marker, color="white", markeredgecolor="black", markersize=11, zorder=20)
-        axes.annotate(name, point, xytext=shift, textcoords="offset points", fontsize=11)
+        axes.annotate(name, point, xytext=shift, textcoords="offset points", fontsize=12)
     axes.set_aspect("equal")
     axes.set_xlim(first.min(), first.max())
     axes.set_ylim(second.min(), second.max())
-    axes.set_title(f"rate {rate:g}", fontsize=11, loc="left")
-    axes.set_ylabel("weight 2")
+    axes.set_title(f"Rate {rate:g}: {MESSAGES[rate]}", fontsize=13, loc="left")
+    axes.set_ylabel("weight 2", fontsize=12)
 
 
 def draw(path: Path) -> dict[tuple[str, float], np.ndarray]:
@@ -89,9 +90,18 @@ def draw(path: Path) -> dict[tuple[str, float], np.ndarray]:
     figure = Figure(figsize=(8.2, 8.0), layout="constrained")
     for axes, rate in zip(figure.subplots(len(RATES), 1, sharex=True), RATES, strict=True):
         draw_panel(axes, curve, {kind: paths[kind, rate] for kind in STYLES}, rate)
-    axes.set_xlabel("weight 1")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(f"E = 1/|w|: {STEPS} steps on one convex quadratic loss", fontsize=13)
+    axes.set_xlabel("weight 1", fontsize=12)
+    # Each line is named where it is by itself: the steps in the lower panel, the flow where it is bent.
+    for kind, place, align in (
+        ("euler", (-0.95, 0.69), "left"),
+        ("geodesic", (-0.06, 1.45), "right"),
+        ("mirror", (0.3, 1.0), "right"),
+    ):
+        label, style = STYLES[kind]
+        axes.text(*place, label, color=style["color"], fontsize=12, ha=align, va="bottom")
+    for panel in figure.axes:
+        panel.text(1.05, 0.95, "gradient flow (Eq. 2)", color="0.3", fontsize=12, va="bottom")
+    figure.suptitle(f"{STEPS} steps under E = 1/|w| on one convex quadratic loss", fontsize=14)
     figure.savefig(path, dpi=110)
     return paths
 

@@ -2,7 +2,7 @@
 
 import importlib
 
-from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, testing
+from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, supply, testing
 from riemann_optax._axes import MatrixAxes, kernel_axes
 from riemann_optax._version import __version__ as __version__
 from riemann_optax.anchor.isometry import IsometryPullState, add_isometry_pull
@@ -32,6 +32,7 @@ from riemann_optax.inspect import (
     TrackEnergyState,
     describe,
     metric_at,
+    metric_scalars,
     metric_statistics,
     record_metric,
     track_energy,
@@ -39,14 +40,18 @@ from riemann_optax.inspect import (
 from riemann_optax.metric import ComputeMetricState, compute_metric, split
 from riemann_optax.optimizers import (
     ScheduleFreeState,
+    SoapState,
     ema,
     eval_params,
     riemannian_adamw,
+    riemannian_eigenbasis,
     riemannian_schedule_free,
     riemannian_sgd,
     schedule_free,
+    soap,
 )
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
+from riemann_optax.supply import value_and_grad
 from riemann_optax.wrappers import (
     LowPrecisionState,
     MasterWeightsState,
@@ -80,6 +85,7 @@ __all__ = [
     "RecordMetricState",
     "RestartAtBoundaryState",
     "ScheduleFreeState",
+    "SoapState",
     "Spectrum",
     "TrackEnergyState",
     "add_anchored_weights",
@@ -105,6 +111,7 @@ __all__ = [
     "low_precision_state",
     "master_weights",
     "metric_at",
+    "metric_scalars",
     "metric_statistics",
     "multiply_metric",
     "norm_matched_base",
@@ -119,6 +126,7 @@ __all__ = [
     "restart_at_boundary",
     "retract",
     "riemannian_adamw",
+    "riemannian_eigenbasis",
     "riemannian_schedule_free",
     "riemannian_sgd",
     "scale_by_inverse_metric",
@@ -126,9 +134,12 @@ __all__ = [
     "schedule_free",
     "sharding",
     "skip_nonfinite",
+    "soap",
     "split",
+    "supply",
     "testing",
     "track_energy",
+    "value_and_grad",
 ]
 
 

@@ -199,7 +199,10 @@ def group_mean(tree: Any, over: Group, axes: Axes = "flax") -> Any:
     return map_leaves(mean, axes, tree)
 
 
-def sides(axes: MatrixAxes | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+Sides = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def sides(axes: MatrixAxes | None) -> Sides | None:
     """Return the axes of the two sides of a matrix, as they come in the array; None where it is no matrix."""
     if axes is None or not (axes.inputs and axes.outputs):
         return None

@@ -14,7 +14,7 @@ import jax
 import optax
 
 from riemann_optax._tree import Group
-from riemann_optax._vocabulary import EXTRA_ARGUMENTS
+from riemann_optax._vocabulary import EXTRA_ARGUMENTS, OPTAX_NEEDS
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # 
 
 
 class Phi(Declared):
-    """A phi: a :class:`Declared` transformation from the gradient tree to the tree of phi values.
+    """A phi: an Optax transformation from the gradient tree to the tree of phi values, with a name and needs.
 
     Args:
       init: builds the state from the parameters, with ``jnp.zeros_like`` so that shardings carry over.
@@ -187,10 +187,18 @@ def names_of(call: Callable[[], T]) -> tuple[T, list[str]]:
 def needs_of(tx: optax.GradientTransformation, params: optax.Params) -> tuple[str, ...]:
     """Return the extra arguments that anything within ``tx`` reads, in the order of the vocabulary.
 
-    Makes the state of ``tx`` in the abstract, and so computes nothing.
+    Makes the state of ``tx`` in the abstract, and so computes nothing. Optax's own transformations are known
+    by their states.
     """
-    _, declarations = _listened(_initialised, lambda: jax.eval_shape(tx.init, params))
+    # A new function each time: of the same one JAX remembers the result, and there is nothing to hear.
+    state, declarations = _listened(_initialised, lambda: jax.eval_shape(lambda p: tx.init(p), params))
     needed = {need for declaration in declarations for need in declaration.needs}
+
+    def note(node: Any) -> bool:
+        needed.update(OPTAX_NEEDS.get(type(node).__name__, ()))
+        return False
+
+    jax.tree.leaves(state, is_leaf=note)
     return tuple(name for name in EXTRA_ARGUMENTS if name in needed)
 
 

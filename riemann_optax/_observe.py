@@ -1,6 +1,6 @@
 """How metric_at and describe look into an update under way: the stages report, if somebody listens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -21,16 +21,18 @@ class Observer:
     Attributes:
       metrics: the metric ``E`` by the path of its leaf; the product where stage 2 came several times.
       phis: the name of the phi by the path of its leaf.
+      bases: a line for each leaf with a side that an eigenbasis could turn.
     """
 
     def __init__(self) -> None:
         self.metrics: dict[Path, jax.Array] = {}
         self.phis: dict[Path, str] = {}
+        self.bases: list[str] = []
         self.trace_state = _trace_state()
 
 
 def _trace_state() -> Any:
-    # Where JAX 0.8 and 0.9 keep it is deprecated since, and where it is now they do not know.
+    # JAX 0.8 and 0.9 keep it in jax.core, later releases in jax.extend.core.
     module = jax.extend.core if hasattr(jax.extend.core, "get_opaque_trace_state") else jax.core
     return module.get_opaque_trace_state(convention="riemann_optax")
 
@@ -55,6 +57,13 @@ def phi_used(names: list[str], updates: optax.Updates) -> None:
     if observer is not None:
         for path, _ in jax.tree_util.tree_leaves_with_path(updates):
             observer.phis[path] = ", ".join(names) or "undeclared"
+
+
+def basis_used(account: Callable[[], list[str]]) -> None:
+    """Report what an eigenbasis turns; the account is made only if somebody listens."""
+    observer = _listening.get()
+    if observer is not None:
+        observer.bases += account()
 
 
 def metric_used(updates: optax.Updates) -> None:

@@ -1,5 +1,6 @@
 """What every module needs of a tree: leaf names, working precision, sums over groups and states within it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args
 
@@ -129,13 +130,13 @@ def squared_magnitude(leaf: Any) -> jax.Array:
     The magnitude saturates at 2**63 (2**511 in float64), whose square is still finite, so that one huge but
     finite gradient cannot turn a running mean into infinity for good. NaN stays NaN.
     """
-    absolute = magnitude(leaf)
-    limit = 2.0**511 if absolute.dtype.itemsize > 4 else 2.0**63
-    return jnp.square(jnp.minimum(absolute, limit))
+    leaf = jnp.asarray(leaf)
+    square = jnp.square(magnitude(leaf) if jnp.iscomplexobj(leaf) else to_working_dtype(leaf))
+    return jnp.minimum(square, 2.0**1022 if square.dtype.itemsize > 4 else 2.0**126)
 
 
-def power(base: jax.Array, exponent: float) -> jax.Array:
-    """Return ``base**exponent`` for ``base >= 0`` with a zero, not a NaN, derivative at zero.
+def power(base: Any, exponent: float) -> Any:
+    """Return ``base**exponent`` for ``base >= 0``, a tree, with a zero, not a NaN, derivative at zero.
 
     A unit that is dead for one batch has a running mean of exactly 0, where the derivative of a root is
     infinite: without the guard, learning a hyper-parameter through the update would return NaN.
@@ -144,24 +145,32 @@ def power(base: jax.Array, exponent: float) -> jax.Array:
         return base
     if isinstance(exponent, float) and exponent == 0.5:
         return _root(base)
-    zero = base == 0  # and not "base > 0": a NaN must stay a NaN
-    inner = jax.lax.select(zero, jnp.ones_like(base), base)
-    return jax.lax.select(zero, jnp.zeros_like(base), inner**exponent)
+
+    def raised(base: jax.Array) -> jax.Array:
+        zero = base == 0  # and not "base > 0": a NaN must stay a NaN
+        inner = jax.lax.select(zero, jnp.ones_like(base), base)
+        return jax.lax.select(zero, jnp.zeros_like(base), inner**exponent)
+
+    return jax.tree.map(raised, base)
 
 
 @jax.custom_jvp
-def _root(base: jax.Array) -> jax.Array:
+def _root(base: Any) -> Any:
     """Return the square root; nothing but the root itself, for what follows it is done once for each user."""
-    return jnp.sqrt(base)
+    return jax.tree.map(jnp.sqrt, base)
 
 
 @_root.defjvp
-def _derivative_of_root(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _derivative_of_root(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     (base,), (tangent,) = primals, tangents
-    root = jnp.sqrt(base)
-    zero = base == 0
-    slope = 0.5 / jax.lax.select(zero, jnp.ones_like(root), root)
-    return root, jax.lax.select(zero, jnp.zeros_like(slope), slope) * tangent
+    root = _root(base)
+
+    def derivative(root: jax.Array, tangent: jax.Array) -> jax.Array:
+        zero = root == 0
+        slope = 0.5 / jax.lax.select(zero, jnp.ones_like(root), root)
+        return jax.lax.select(zero, jnp.zeros_like(slope), slope) * tangent
+
+    return root, jax.tree.map(derivative, root, tangent)
 
 
 def group_mean(tree: Any, over: Literal["leaf", "tree"]) -> Any:
@@ -171,7 +180,8 @@ def group_mean(tree: Any, over: Literal["leaf", "tree"]) -> Any:
     on what axes mean: :func:`riemann_optax._axes.group_mean`.
     """
     if over == "tree":
-        return mean_of_sums(jax.tree.map(jnp.sum, tree), sum(leaf.size for leaf in jax.tree.leaves(tree)))
+        leaves = jax.tree.leaves(tree)
+        return mean_of_sums([jnp.sum(leaf) for leaf in leaves], sum(leaf.size for leaf in leaves), tree)
     return jax.tree.map(jnp.mean, tree)
 
 
@@ -188,17 +198,16 @@ def once(function: Callable[[Any], T]) -> Callable[[Any], T]:
     return call
 
 
-def mean_of_sums(sums: Any, size: int) -> Any:
-    """Return, for every leaf, the mean over all ``size`` weights of a tree, from the sums of its leaves."""
-    leaves = jax.tree.leaves(sums)
-    if not leaves:
-        return sums
+def mean_of_sums(sums: list[jax.Array], size: int, like: Any) -> Any:
+    """Return, for every leaf of ``like``, the mean over ``size`` weights of which ``sums`` are the parts."""
+    if not sums:
+        return like
     dtype = widest_dtype(sums)
     # A running sum, not a chain of additions: XLA copies such a chain into the fusion of every leaf, and
     # compiling takes time that grows with the square of the number of leaves.
-    total = jax.lax.cumsum(jnp.stack([leaf.astype(dtype) for leaf in leaves]))[-1]
-    mean = total / max(size, 1)
-    return jax.tree.map(lambda leaf: mean.astype(leaf.dtype), sums)
+    mean = jax.lax.cumsum(jnp.stack([part.astype(dtype) for part in sums]) / max(size, 1))[-1]
+    cast = functools.cache(mean.astype)
+    return jax.tree.map(lambda leaf: cast(leaf.dtype), like)
 
 
 def inner(a: Any, b: Any) -> jax.Array:

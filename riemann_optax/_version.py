@@ -1,3 +1,8 @@
-"""The release, in one place: the build, the package and the manifests of checkpoints read it here."""
+"""The release, which the git tag gave the installed package; manifests of checkpoints read it here."""
 
-__version__ = "0.1.0"
+from importlib import metadata
+
+try:
+    __version__ = metadata.version("riemann-optax")
+except metadata.PackageNotFoundError:  # a copy of the source that is not installed
+    __version__ = "0.0.0"

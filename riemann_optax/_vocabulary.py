@@ -114,3 +114,14 @@ EXTRA_ARGUMENTS: dict[str, ExtraArgument] = {
         ),
     )
 }
+
+# What Optax's own transformations read, by the classes of their states: not all of them are public. The state
+# of optax.scale_by_polyak, which reads the value, is empty and tells nothing.
+OPTAX_NEEDS: dict[str, tuple[str, ...]] = {
+    "HutchinsonState": ("obj_fn",),
+    "MomoAdamState": ("value",),
+    "MomoState": ("value",),
+    "ReduceLROnPlateauState": ("value",),
+    "ScaleByBacktrackingLinesearchState": ("value", "grad", "value_fn"),
+    "ScaleByZoomLinesearchState": ("value", "grad", "value_fn"),
+}

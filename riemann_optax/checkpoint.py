@@ -36,12 +36,13 @@ from riemann_optax._version import __version__
 
 # To be raised by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint
 # of an older format is restored unless it holds one of the states that have changed since.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _CHANGED_IN = {
     "LowPrecisionState": 2,
     "RecordMetricState": 2,
     "TrackEnergyState": 2,
     "RWalkState": 2,
+    "InEigenbasisState": 3,
 }  # the state, and the format since which it is what it is
 
 _WIDENED = ("float32[]", "float64[]")
@@ -64,7 +65,7 @@ def manifest(tree: Any) -> dict[str, Any]:
       >>> state = ro.phi.activity().init({"w": jnp.zeros([3, 2])})
       >>> manifest = ro.checkpoint.manifest(state)
       >>> print(manifest["format"], manifest["states"])
-      2 {'': 'ActivityState'}
+      3 {'': 'ActivityState'}
       >>> print(manifest["arrays"])
       {'.count': 'int32[]', ".second_moment['w']": 'float32[3,2]'}
     """

@@ -50,9 +50,9 @@ def gradient_flow(
       field: the metric field of Eq. 2, or None for Eq. 1.
       t: the final time, positive; or an array of increasing times at which to keep the weights, the last of
         which is the final one.
-      stop_loss: stop where the loss falls to this value, at the very time it does. That time is kept behind
-        those of ``t`` that come before it, and what would follow is infinite; ``solution.event_mask`` tells
-        whether it happened.
+      stop_loss: stop as soon as the loss reaches this value. ``solution.ts`` then holds the requested times
+        before that moment, the moment itself, and infinity for the rest; ``solution.event_mask`` says whether
+        it happened.
       solver: a diffrax solver; by default ``diffrax.Tsit5()``. Where the Hessian under the metric has a very
         large condition number, ``diffrax.Kvaerno5()`` needs fewer steps.
       step_size: None for adaptive steps, or the length of constant ones (``solver=diffrax.Euler()`` with

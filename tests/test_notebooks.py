@@ -33,8 +33,8 @@ def text_of(output):
     return json.dumps([output.get("text", ""), data])
 
 
-def test_there_are_six_and_readme_links_each(path):
-    assert [notebook.stem[:2] for notebook in NOTEBOOKS] == [f"{number}_" for number in range(1, 7)]
+def test_there_are_seven_and_readme_links_each(path):
+    assert [notebook.stem[:2] for notebook in NOTEBOOKS] == [f"{number}_" for number in range(1, 8)]
     assert f"(notebooks/{path.name})" in (ROOT / "README.md").read_text()
 
 
@@ -43,8 +43,8 @@ def test_the_first_code_cell_installs_on_colab_alone(path):
     installs = "".join(code[0]["source"])
     assert installs == (
         "import sys\n\n"
-        'if "google.colab" in sys.modules:  # on Colab: install the package; elsewhere: nothing\n'
-        '    %pip install -q "riemann-optax[notebooks]"'
+        'if "google.colab" in sys.modules:  # on Colab, after !git clone into /content; elsewhere nothing\n'
+        '    %pip install -q "/content/riemann_optax[notebooks]"'
     )
     assert not any("%pip" in "".join(cell["source"]) for cell in code[1:])
 

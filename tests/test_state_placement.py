@@ -69,7 +69,7 @@ def test_state_lies_beside_its_parameters_under_jit(axis_type, layout, name):
 
 
 def test_plain_jit_of_init_replicates_on_an_auto_mesh():
-    """The trap that state_shardings is for: 8 times the bytes. If JAX mends it, say so in README."""
+    """The trap that state_shardings is for: 8 times the bytes. If JAX mends it, change docs/recipes."""
     mesh = make_mesh(AxisType.Auto)
     params, tx = make_params(mesh, "fully sharded"), optax.trace(0.9)
     device = jax.devices()[0]

@@ -11,11 +11,10 @@ from rich.progress import Progress
 from benchmarks.drop_in.picture import draw
 from benchmarks.drop_in.report import curves_table, million_table
 from benchmarks.drop_in.runs import ADAMW, NADAMW, OURS, RATES, Laboratory, Run
-from benchmarks.drop_in.shapes import MILLION, SHAPES, Shape
+from benchmarks.drop_in.shapes import MILLION, SEEDS, SHAPES, TUNING_SEED, Shape
 from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
 from benchmarks.shared.records import Records
 
-TUNING_SEED, SEEDS = 0, (10, 11, 12)
 PARTS = ("shapes", "million")
 TINY = Shape(width=16, depth=1, batch=2, window=8, steps=10)
 

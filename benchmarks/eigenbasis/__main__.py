@@ -12,14 +12,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.eigenbasis import cost
+from benchmarks.eigenbasis import cost, forms
 from benchmarks.eigenbasis.methods import METHODS
 from benchmarks.eigenbasis.report import LEGEND, Row, claims, content, draw, table
 from benchmarks.eigenbasis.runs import FULL, FULL_GRID, QUICK, QUICK_GRID, Laboratory
 from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
 from benchmarks.shared.records import Records, write_record
 
-PARTS = ("quality", "cost")
+PARTS = ("forms", "quality", "cost")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -29,10 +29,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--out",
         type=Path,
         default=RESULTS,
-        help="folder for language_model.json and .png and for eigenbasis_cost.json",
+        help="folder for eigenbasis_forms.json, language_model.json and .png, and eigenbasis_cost.json",
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="both by default")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS[:1],
+        help="forms (the default): all forms and peers; quality: an older protocol; cost: counted, not timed",
+    )
     parser.add_argument("--runs", type=Path, help="file that keeps each run as it is done, to go on from")
+    parser.add_argument("--full", action="store_true", help="forms at 0.65 million weights, on five seeds")
+    parser.add_argument("--only", nargs="+", choices=forms.FORMS, metavar="FORM", help="only these forms")
     parser.add_argument("--quick", action="store_true", help="training for twenty steps, which shows nothing")
     return parse_with_folder(parser, arguments)
 
@@ -62,11 +70,34 @@ def quality(options: argparse.Namespace, command: list[str], console: Console) -
         path.unlink()  # all of it that matters is in the record
 
 
+def compare(options: argparse.Namespace, command: list[str], console: Console) -> None:
+    """Compare all forms and peers, write the record and print the table; a stopped run goes on."""
+    size = forms.QUICK if options.quick else forms.FULL if options.full else forms.SMALL
+    path = options.runs or options.out / "eigenbasis_forms.runs.jsonl"
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("forms", total=None)
+        rows = forms.compare(
+            options.only or list(forms.FORMS),
+            size,
+            Records(path, command),
+            lambda text: progress.update(task, description=text),
+        )
+    write_record(options.out / "eigenbasis_forms.json", command, forms.content(size, rows))
+    console.print(forms.table(rows))
+    for claim, holds in forms.claims(rows).items():
+        console.print(f"{claim}: {'holds' if holds else 'DOES NOT HOLD'}.", soft_wrap=True)
+    if options.runs is None:
+        path.unlink()  # all of it that matters is in the record
+
+
 def main(arguments: list[str]) -> None:
     """Run the parts that are asked for."""
     options = parse(arguments)
     command = ["python", "-m", "benchmarks.eigenbasis", *["--quick"] * options.quick]
+    command += ["--full"] * options.full
     console = wide_console()
+    if "forms" in options.parts:
+        compare(options, command, console)
     if "quality" in options.parts:
         quality(options, command, console)
     if "cost" in options.parts:

@@ -26,8 +26,8 @@ EVERY = (10, 50)
 
 
 def metric(**options: Any) -> optax.GradientTransformation:
-    """Build the recommended metric with Nesterov momentum in the eigenbasis."""
-    return ro.in_eigenbasis(metric_with_momentum(), **options)
+    """Build the metric with Nesterov momentum in the eigenbasis, refreshed by Householder QR."""
+    return ro.in_eigenbasis(metric_with_momentum(), orthonormalisation="householder", **options)
 
 
 # Each with the bytes per weight that its state may have at most.

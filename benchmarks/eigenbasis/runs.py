@@ -1,13 +1,14 @@
 """Training runs on the language model, and the choice of each method's rate."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from benchmarks.eigenbasis.methods import METHODS
 from benchmarks.shared.experiment import Method, Size
@@ -60,7 +61,17 @@ class Run(NamedTuple):
     seconds: float
 
 
-def trainer(method: Method, steps: int, batch: int, window: int) -> Callable[[float, int], Run]:
+def language_model(dataset: data.Dataset, seed: int, width: int, depth: int) -> models.Model:
+    """Build the Transformer of this benchmark; its initial weights are a function of the seed alone."""
+    window = dataset.input_shape[0]
+    return models.functional(
+        models.Transformer(dataset.num_classes, window, width, depth, rngs=nnx.Rngs(seed))
+    )
+
+
+def trainer(
+    method: Method, steps: int, batch: int, window: int, width: int = 64, depth: int = 2
+) -> Callable[[float, int], Run]:
     """Return a function that trains at a rate on a seed, compiled once for all of its calls.
 
     Args:
@@ -68,6 +79,8 @@ def trainer(method: Method, steps: int, batch: int, window: int) -> Callable[[fl
       steps: of a run.
       batch: windows in a batch.
       window: bytes of context.
+      width: of the Transformer.
+      depth: of the Transformer, in blocks.
     """
     dataset = data.load_text(window=window)
     train, validation = (
@@ -76,7 +89,7 @@ def trainer(method: Method, steps: int, batch: int, window: int) -> Callable[[fl
     )
     windows = dataset.evaluation_indices("validation")
     windows = jnp.asarray(windows[: len(windows) // batch * batch].reshape(-1, batch))
-    model = models.build("transformer", dataset, seed=0)
+    model = language_model(dataset, 0, width, depth)
 
     def loss(params: Any, part: dict[str, jax.Array], indices: jax.Array) -> jax.Array:
         inputs, targets = dataset.take(part, indices)
@@ -98,7 +111,7 @@ def trainer(method: Method, steps: int, batch: int, window: int) -> Callable[[fl
 
     def run(rate: float, seed: int) -> Run:
         began = time.perf_counter()
-        params = models.build("transformer", dataset, seed=seed).parameters
+        params = language_model(dataset, seed, width, depth).parameters
         batches = np.stack(
             [data.batch_indices(dataset.num_train, batch, seed, step) for step in range(steps)]
         )
@@ -119,9 +132,14 @@ class Laboratory:
     """The runs of all methods at one size, each kept as soon as it is done."""
 
     def __init__(
-        self, records: Records, size: Size, progress: Callable[[str], None] = lambda text: None
+        self,
+        records: Records,
+        size: Size,
+        progress: Callable[[str], None] = lambda text: None,
+        methods: Mapping[str, Method] = METHODS,
     ) -> None:
         """``progress`` is told what is run next."""
+        self._methods = methods
         self._records, self._size, self._progress = records, size, progress
         self._trainers: dict[str, Callable[[float, int], Run]] = {}
 
@@ -133,7 +151,7 @@ class Laboratory:
         def make() -> dict[str, Any]:
             self._progress(f"{name}: rate {rate:g}, seed {seed}")
             if name not in self._trainers:
-                self._trainers[name] = trainer(METHODS[name], **self._size.length)
+                self._trainers[name] = trainer(self._methods[name], **self._size.length)
             return self._trainers[name](rate, seed)._asdict()
 
         found = self._records.get(key, make)
@@ -142,7 +160,7 @@ class Laboratory:
 
     def tune(self, grid: Grid) -> tuple[dict[str, int], dict[str, dict[int, float]]]:
         """Return the best exponent of each tuned method, and the mean tuning loss of all of one grid."""
-        tuned = [name for name, method in METHODS.items() if method.point_of is None]
+        tuned = [name for name, method in self._methods.items() if method.point_of is None]
         exponents = list(grid.exponents)
         for widening in range(grid.widenings + 1):
             losses = {

@@ -1,4 +1,4 @@
-"""Write the report and its pictures from the recorded results alone."""
+"""Write the report, its pictures and the tables of README and of the site from the recorded results alone."""
 
 import argparse
 import sys
@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.report import compose, pictures, suite
+from benchmarks.report import compose, pictures, readme_picture, site, suite
 from benchmarks.shared.command import RESULTS
+from benchmarks.shared.records import Records
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -15,6 +16,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--out", type=Path, default=RESULTS.parent / "REPORT.md", help="file to write")
+    parser.add_argument("--tables", action="store_true", help="write the pages' tables alone")
     options = parser.parse_args(arguments)
     if not list(options.results.glob("time_to_target/*.jsonl")):
         parser.error(f"--results {options.results} has no records of python -m benchmarks.time_to_target")
@@ -22,15 +24,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> None:
-    """Read the records, draw the pictures beside them, write the page."""
+    """Read the records, draw the pictures beside them, write the pages."""
     options = parse(arguments)
     found = suite.load(options.results / "time_to_target")
+    say = Console(highlight=False).print
+    if options.results == RESULTS:  # the pages show the committed records, never those of a trial
+        known = site.tables(found, list(Records(RESULTS / "continual.jsonl")), RESULTS)
+        for page in site.PAGES:
+            page.write_text(site.filled(page.read_text(), known))
+        readme_picture.draw(RESULTS / "figure1.json", RESULTS / readme_picture.NAME)
+        say(f"wrote README's picture and the tables of {len(site.PAGES)} pages")
+    if options.tables:
+        return
     for name, draw in pictures.PICTURES.items():
-        draw(found, options.results / name)
+        draw(found.complete, options.results / name)
     options.out.write_text(compose.page(found, options.results))
-    Console(highlight=False).print(
-        f"wrote {options.out} and {len(pictures.PICTURES)} pictures", soft_wrap=True
-    )
+    say(f"wrote {options.out} and {len(pictures.PICTURES)} pictures", soft_wrap=True)
 
 
 if __name__ == "__main__":

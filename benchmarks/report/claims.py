@@ -8,6 +8,7 @@ from benchmarks.report.suite import Suite, energy_ratio, judged, mean_against
 from benchmarks.shared.statistics import geometric_mean
 from benchmarks.time_to_target.methods import (
     DEFAULT_BETAS,
+    DROP_IN,
     EIGENBASIS,
     EIGENBASIS_SCHEDULE_FREE,
     FACTORED,
@@ -16,6 +17,7 @@ from benchmarks.time_to_target.methods import (
     MUON,
     NADAMW,
     OURS,
+    SCHEDULE_FREE,
     TUNED_ADAMW,
     VECTORS_SCHEDULE_FREE,
 )
@@ -45,8 +47,32 @@ class Claim(NamedTuple):
         return bool(self.value >= self.bound if self.at_least else self.value <= self.bound)
 
 
+BOUNDS = {DROP_IN: 0.8, SCHEDULE_FREE: 0.65}  # of tuned AdamW's steps, with only the rate tuned
+
+
+def of_aliases(suite: Suite) -> list[Claim]:
+    """Return the claims about whole optimisers, whose defaults nobody tuned on these tasks."""
+    result = []
+    for alias, bound in BOUNDS.items():
+        if alias not in suite.everywhere("far"):
+            continue
+        tuned = _steps(suite, "far", alias, TUNED_ADAMW, bound)
+        result.append(tuned._replace(note="; ".join(filter(None, ["only its rate tuned", tuned.note]))))
+        rows = {task: suite.recommended("far", task, alias) for task in suite.tasks}
+        if all(rows.values()):
+            result.append(
+                Claim(
+                    f"steps to the far target, {alias} at its recommended rate over {TUNED_ADAMW}",
+                    mean_against(suite, rows),
+                    1.0,
+                    "nothing tuned" + _missing([task for task, row in rows.items() if _missed(row)]),
+                )
+            )
+    return result
+
+
 def claims(suite: Suite) -> list[Claim]:
-    """Return all claims about the suite."""
+    """Return all claims about the tasks on which every method has been run."""
     result = [
         _steps(suite, "near", FACTORED, MOMENTUM, 0.5),
         _steps(suite, "far", FACTORED, DEFAULT_BETAS, 0.75),

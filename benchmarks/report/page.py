@@ -8,9 +8,10 @@ import numpy as np
 
 from benchmarks.report import continual
 from benchmarks.report.claims import Claim
-from benchmarks.report.suite import Suite, energy_ratio, identified, judged
+from benchmarks.report.suite import Suite, energy_ratio, identified, judged, mean_against
 from benchmarks.shared.markdown import number, quartiles, table, title
 from benchmarks.time_to_target.methods import (
+    ALIASES,
     DEFAULT_BETAS,
     LEAF_MEAN,
     METHODS,
@@ -24,7 +25,10 @@ from benchmarks.time_to_target.methods import (
 from benchmarks.time_to_target.search import MISS
 from benchmarks.time_to_target.summary import trials
 from benchmarks.time_to_target.targets import NAMES, TARGETS
+from riemann_optax.optimizers import RECOMMENDED_RATES
 
+# Peers with nothing tuned but the rate; AdamW with its betas tuned is what they are measured by.
+AS_PUBLISHED = (DEFAULT_BETAS, TUNED_ADAMW, NADAMW, "schedule-free AdamW", "Muon", "Adafactor", MOMENTUM)
 KINDS = {"ours": "ours", "design": "another form of ours", "control": "control", "peer": ""}
 
 
@@ -54,7 +58,7 @@ def suite_table(suite: Suite) -> str:
         energy, count = energy_ratio(suite, "far", name, DEFAULT_BETAS) if name in names else (np.nan, 0)
         rows.append(
             [
-                f"**{name}**" if METHODS[name].role == "ours" else name,
+                _emphasised(name),
                 KINDS[METHODS[name].role],
                 number(means("far", name)),
                 str(len(suite.misses("far", name))),
@@ -79,6 +83,41 @@ def suite_table(suite: Suite) -> str:
         "trials",
     ]
     return table(headings, rows)
+
+
+def aliases_table(suite: Suite) -> str:
+    """Lay out the whole optimisers over all tasks, the fewest steps first."""
+    everywhere = suite.everywhere("far")
+    names = [name for name in (*ALIASES, *AS_PUBLISHED) if name in everywhere]
+    rows = []
+    for name in sorted(names, key=lambda name: suite.ratio("far", name, TUNED_ADAMW, MISS)):
+        steps = [
+            cell
+            for target in ("far", "near")
+            for cell in (
+                number(suite.ratio(target, name, TUNED_ADAMW, MISS)),
+                str(len(suite.misses(target, name))),
+            )
+        ]
+        rows.append(
+            [_emphasised(name), *steps, f"{state_of(suite, name):.1f}", *_at_recommended(suite, name)]
+        )
+    headings = ["optimiser", "steps, far", "misses", "steps, near", "misses", "state"]
+    return table([*headings, "recommended rate", "steps, far", "misses"], rows)
+
+
+def _at_recommended(suite: Suite, name: str) -> list[str]:
+    """Return the cells of an alias at its recommended rate."""
+    found = {task: suite.recommended("far", task, name) for task in suite.tasks} if name in ALIASES else {}
+    rows = {task: row for task, row in found.items() if row is not None}
+    if len(rows) < len(suite.tasks):
+        return ["-", "-", "-"]
+    misses = sum(np.isinf(row.median_steps) for row in rows.values())
+    return [f"{RECOMMENDED_RATES[name]:g}", number(mean_against(suite, rows)), str(misses)]
+
+
+def _emphasised(name: str) -> str:
+    return f"**{name}**" if METHODS[name].role == "ours" else name
 
 
 def state_of(suite: Suite, name: str) -> float:

@@ -28,38 +28,48 @@ from benchmarks.time_to_target.search import MISS
 from benchmarks.time_to_target.summary import trials
 from benchmarks.time_to_target.targets import NAMES
 
-# Colours that can be told apart, also by those who see fewer of them; ours are the solid lines.
+# Few lines have a colour, one that the colour-blind can tell apart; ours are solid and thick. The other peers
+# are the grey background.
+GREY = "#c8c8c8"
 COLOURS = {
-    OURS: "#d55e00",
-    FACTORED: "#cc79a7",
-    EIGENBASIS: "#882255",
-    MOMENTUM: "#999999",
+    MOMENTUM: GREY,
+    NADAMW: GREY,
+    "RMSprop with Nesterov": GREY,
+    MUON: GREY,
+    "Lion": GREY,
     DEFAULT_BETAS: "#56b4e9",
     TUNED_ADAMW: "#0072b2",
-    NADAMW: "#009e73",
-    "RMSprop with Nesterov": "#e69f00",
-    MUON: "#000000",
+    "schedule-free AdamW": "#8a7a00",
     SOAP: "#117733",
-    "schedule-free AdamW": "#aa9900",
-    "Lion": "#6699cc",
+    OURS: "#d55e00",
+    FACTORED: "#c2569b",
+    EIGENBASIS: "#882255",
 }
+BACKGROUND = "other peers"
 
 
 def _style(name: str) -> dict[str, Any]:
     ours = METHODS[name].role == "ours"
     return {
         "color": COLOURS[name],
-        "linewidth": 2.2 if ours else 1.3,
-        "linestyle": "-" if ours else "--",
-        "label": name,
+        "linewidth": 2.4 if ours else 1.4,
+        "linestyle": "-" if ours or COLOURS[name] == GREY else "--",
+        "label": name if COLOURS[name] != GREY else BACKGROUND,
     }
 
 
 def _finish(figure: Any, axes: np.ndarray, path: Path) -> None:
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    named = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
+    figure.legend(
+        list(named.values()),
+        list(named),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=11,
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -72,14 +82,18 @@ def draw_profiles(suite: Suite, path: Path) -> None:
         names = [name for name in COLOURS if name in suite.everywhere(target)]
         for name, shares in profile(suite, target, names, factors).items():
             axis.plot(factors, shares, **_style(name))
-        axis.set(title=f"the {target} target", xlabel="steps, over those of the task's best", ylim=(0, 1.02))
+        axis.set(
+            title=f"the {target} target", xlabel="steps, as a multiple of the task's best", ylim=(0, 1.02)
+        )
     axes[0].set_ylabel("share of runs that have reached it")
+    figure.suptitle("How many runs arrive, and how soon: higher is better", fontsize=14)
     _finish(figure, axes, path)
 
 
 def draw_by_trials(suite: Suite, path: Path) -> None:
     """Draw the steps to the far target that the best of k trials is expected to need."""
-    draw_tasks(suite, path, _by_trials, "trials", "steps to the far target, tuning seeds")
+    title = "Steps to the far target after so many trials of tuning: lower is better"
+    draw_tasks(suite, path, _by_trials, title, "trials of tuning", "steps to the far target, tuning seeds")
 
 
 def _by_trials(axis: Any, suite: Suite, task: str, name: str) -> None:
@@ -92,7 +106,12 @@ def _by_trials(axis: Any, suite: Suite, task: str, name: str) -> None:
 
 def draw_sensitivity(suite: Suite, path: Path) -> None:
     """Draw how steps to the near target depend on the rate, at the first point of each method."""
-    draw_tasks(suite, path, _sensitivity, "rate, over the best", "steps to the near target, over the best")
+    title = "What a wrong learning rate costs: a flat line forgives"
+    labels = (
+        "learning rate / best rate",
+        "steps to the near target / fewest steps",
+    )
+    draw_tasks(suite, path, _sensitivity, title, *labels)
 
 
 def _sensitivity(axis: Any, suite: Suite, task: str, name: str) -> None:
@@ -110,7 +129,15 @@ def _sensitivity(axis: Any, suite: Suite, task: str, name: str) -> None:
 
 def draw_energy(suite: Suite, path: Path) -> None:
     """Draw the loss against the energy spent on changing weights, median over the fresh seeds."""
-    draw_tasks(suite, path, _energy, "energy, sum |dw|", "followed loss")
+    title = "Loss by the energy spent on changing weights: further left is cheaper"
+    draw_tasks(
+        suite,
+        path,
+        _energy,
+        title,
+        "energy: sum of |dw|",
+        "training loss",
+    )
 
 
 def _energy(axis: Any, suite: Suite, task: str, name: str) -> None:
@@ -122,7 +149,12 @@ def _energy(axis: Any, suite: Suite, task: str, name: str) -> None:
 
 
 def draw_tasks(
-    suite: Suite, path: Path, draw: Callable[[Any, Suite, str, str], None], xlabel: str, ylabel: str
+    suite: Suite,
+    path: Path,
+    draw: Callable[[Any, Suite, str, str], None],
+    title: str,
+    xlabel: str,
+    ylabel: str,
 ) -> None:
     """Draw one panel per task with one line per method."""
     columns = 3
@@ -134,12 +166,13 @@ def draw_tasks(
     for axis, task in zip(axes.flat, suite.tasks, strict=False):
         for name in names:
             draw(axis, suite, task, name)
-        axis.set_title(task.replace("_", " "))
+        axis.set_title(task.replace("_", " "), fontsize=12)
     for axis in axes.flat[len(suite.tasks) :]:
         axis.remove()
     for axis in axes[-1]:
         axis.set_xlabel(xlabel)
-    figure.supylabel(ylabel, fontsize="medium")
+    figure.supylabel(ylabel, fontsize=12)
+    figure.suptitle(title, fontsize=14)
     _finish(figure, axes, path)
 
 

@@ -5,10 +5,11 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from benchmarks.report import continual
-from benchmarks.report.suite import Suite, identified, judged, mean_against
+from benchmarks.report.suite import Suite, identified, mean_against
 from benchmarks.shared.markdown import number, table, title
 from benchmarks.time_to_target.methods import (
     DEFAULT_BETAS,
+    DROP_IN,
     EIGENBASIS,
     EIGENBASIS_SCHEDULE_FREE,
     FACTORED,
@@ -19,11 +20,13 @@ from benchmarks.time_to_target.methods import (
     NORM_MATCHED,
     OURS,
     PERMUTED,
+    SCHEDULE_FREE,
     SOAP,
     TUNED_ADAMW,
     VECTORS_SCHEDULE_FREE,
 )
 from benchmarks.time_to_target.search import MISS
+from riemann_optax.optimizers import RECOMMENDED_RATES
 
 NESTEROV_RMSPROP, FREE_ADAMW = "RMSprop with Nesterov", "schedule-free AdamW"
 # Ours beside the peer that has the same momentum, bias correction, averaging and basis.
@@ -43,23 +46,32 @@ def over(suite: Suite, name: str, other: str) -> str:
     return number(suite.ratio("far", name, other, MISS))
 
 
-def recommendations(suite: Suite, entries: continual.Entries) -> str:
-    """Lay out what to take for what."""
-    own = {task: row.own for task, row in judged(suite)[FACTORED].items()}
-    defaults = f"{number(mean_against(suite, own))} x the steps of {TUNED_ADAMW} tuned over rate and betas, "
-    defaults += f"{number(mean_against(suite, own, DEFAULT_BETAS))} x those at its default betas, in half of "
-    defaults += "its state; only its rate was tuned, and the other tasks chose the rest"
+def of_alias(suite: Suite, alias: str) -> str:
+    """Say what an alias did with nothing but its rate tuned, and with nothing tuned."""
+    if alias not in suite.everywhere("far"):
+        return "not run yet"
+    said = (
+        f"{over(suite, alias, TUNED_ADAMW)} x the steps of {TUNED_ADAMW} tuned over rate and betas, only its "
+    )
+    said += f"own rate tuned; {over(suite, alias, DEFAULT_BETAS)} x those of {DEFAULT_BETAS}"
+    rows = {task: suite.recommended("far", task, alias) for task in suite.tasks}
+    if all(rows.values()):
+        said += f"; {number(mean_against(suite, rows))} x at {RECOMMENDED_RATES[alias]:g}, nothing tuned"
+    return said
+
+
+def recommendations(suite: Suite, everything: Suite, entries: continual.Entries) -> str:
+    """Lay out what to take for what: ``suite`` has all methods, ``everything`` all tasks."""
     steps = {
         name: suite.steps("far", "regression", name) for name in (MOMENTUM, FACTORED, VECTORS_SCHEDULE_FREE)
     }
     smooth = "; ".join(f"{name}: {number(value, 0)}" for name, value in steps.items())
     rows = [
-        ["a Flax model and time to tune a rate", "`ro.riemannian_sgd(rate)`, rates round 0.003", defaults],
+        ["a model that AdamW trains", f"`ro.{DROP_IN}` at AdamW's rate", of_alias(everything, DROP_IN)],
         [
             "the same, and a run without a fixed end",
-            "the factored metric without momentum in `optax.contrib.schedule_free`",
-            f"{over(suite, FACTORED_SCHEDULE_FREE, TUNED_ADAMW)} x tuned {TUNED_ADAMW}, "
-            f"{over(suite, FACTORED_SCHEDULE_FREE, NADAMW)} x tuned {NADAMW}, in half of the state of either",
+            f"`ro.{SCHEDULE_FREE}`",
+            of_alias(everything, SCHEDULE_FREE),
         ],
         [
             "matrices, and memory to spare",
@@ -80,7 +92,7 @@ def recommendations(suite: Suite, entries: continual.Entries) -> str:
         rival = next(row for row in found[continual.SLOW] if stream.methods[row.method].role == "peer")
         rows.append(
             [
-                "a stream that changes and must not be unlearned for",
+                "a task that keeps changing, where the network must stay able to learn",
                 "activity metric, pull to the initial weights and idle noise between the stages",
                 f"error {ours.mean:.3f}; {rival.method} {rival.mean:.3f}, paired {rival.difference:+.3f} "
                 f"[{rival.low:+.3f}, {rival.high:+.3f}] over {rival.seeds} seeds",
@@ -150,16 +162,17 @@ def behind(ahead: Sequence[str], parts: Collection[str]) -> str:
     return "; ".join(said)
 
 
-def losses(suite: Suite, entries: continual.Entries) -> str:
+def losses(suite: Suite, everything: Suite, entries: continual.Entries) -> str:
     """List where ours loses."""
     lines = []
-    slower = []
-    for task, row in judged(suite)[FACTORED].items():
-        own, tuned = row.own.median_steps, suite.steps("far", task, TUNED_ADAMW)
-        if own > tuned:
-            slower.append(f"{title(task)} ({number(own, 0)}, against {number(tuned, 0)})")
-    if slower:
-        lines.append(f"The default needs more steps than tuned {TUNED_ADAMW} on {', '.join(slower)}.")
+    for alias in (DROP_IN, SCHEDULE_FREE):
+        slower = []
+        for task in everything.tasks if alias in everything.everywhere("far") else ():
+            own, tuned = (everything.steps("far", task, name) for name in (alias, TUNED_ADAMW))
+            if own > tuned:
+                slower.append(f"{title(task)} ({number(own, 0)}, against {number(tuned, 0)})")
+        if slower:
+            lines.append(f"`ro.{alias}` needs more steps than tuned {TUNED_ADAMW} on {', '.join(slower)}.")
     ratios = {name: suite.ratio("far", name, TUNED_ADAMW, MISS) for name in suite.everywhere("far")}
     ahead = sorted((name for name in ratios if ratios[name] < ratios[FACTORED]), key=ratios.__getitem__)
     if ahead:
@@ -174,7 +187,7 @@ def losses(suite: Suite, entries: continual.Entries) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def opening(suite: Suite, entries: continual.Entries, targets: str) -> str:
+def opening(suite: Suite, everything: Suite, entries: continual.Entries, targets: str) -> str:
     """Return the first page."""
     return f"""\
 # Where the metric wins, where it does not, and why
@@ -185,13 +198,12 @@ counts as a miss.
 
 ## What to use when
 
-{recommendations(suite, entries)}
+{recommendations(suite, everything, entries)}
 
 ## Which part of it is the metric's
 
-Most of what the metric gains over AdamW it shares with peers that are given the same liberties: bias
-correction, a memory and a momentum that are tuned, Nesterov's momentum, averaging, a basis. Steps over those
-of such a twin:
+Peers with the same settings gain most of what the metric gains over AdamW: bias correction, a tuned memory
+and momentum, Nesterov's momentum, averaging, a basis. Steps over the steps of such a twin:
 
 {twins_table(suite)}
 
@@ -201,7 +213,7 @@ form: half of the state, a finite alpha, edits between the stages, and phis that
 
 ## What loses
 
-{losses(suite, entries)}
+{losses(suite, everything, entries)}
 
 `kfac-jax` 0.0.8 does not run on the JAX used here, so it is no peer.
 

@@ -10,11 +10,13 @@ from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import geometric_mean
 from benchmarks.time_to_target.defaults import Choice, choices
 from benchmarks.time_to_target.methods import (
+    ALIASES,
     LEAF_MEAN,
     NORM_MATCHED,
     OURS,
     PERMUTED,
     TUNED_ADAMW,
+    recommended_exponent,
 )
 from benchmarks.time_to_target.search import MISS
 from benchmarks.time_to_target.summary import Row, chosen, fresh
@@ -62,6 +64,23 @@ class Suite(NamedTuple):
         if any(np.isinf(other_steps) for _, other_steps in pairs):
             return np.nan
         return geometric_mean(steps / other_steps for steps, other_steps in pairs)
+
+    def on(self, tasks: Iterable[str]) -> "Suite":
+        """Return the same for some of the tasks."""
+        kept = list(tasks)
+        rows = {target: {task: by_task[task] for task in kept} for target, by_task in self.rows.items()}
+        return Suite({task: self.records[task] for task in kept}, rows)
+
+    @property
+    def complete(self) -> "Suite":
+        """The tasks on which every method has been run, whether the aliases have or not."""
+        tables = self.rows[NAMES[-1]]
+        known = {name for table in tables.values() for name in table} - set(ALIASES)
+        return self.on(task for task, table in tables.items() if known <= set(table))
+
+    def recommended(self, target: str, task: str, alias: str) -> Row | None:
+        """Return an alias at its recommended rate, nothing tuned; None where it has not been run."""
+        return fresh(self.records[task], alias, {}, recommended_exponent(alias), target)
 
     def misses(self, target: str, name: str) -> list[str]:
         """Return the tasks on which at least half of the seeds miss the target."""

@@ -32,7 +32,7 @@ def measure(names: list[str]) -> dict[str, dict[str, Any]]:
     """Return, by optimiser, the collectives of an update and the state's bytes per device over the ideal.
 
     Parameters are fully sharded (FSDP), the state starts from ``jax.jit(tx.init)`` for Optax's optimisers, as
-    most training programs start it, and from ``ro.sharding.init`` for ours, as README says.
+    most training programs start it, and from ``ro.sharding.init`` for ours, as the page on devices says.
     """
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 

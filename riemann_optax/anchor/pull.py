@@ -47,7 +47,7 @@ def add_anchored_weights(
     then ``lr * rate * phi / (1 + lr * rate * phi)`` of the distance: an implicit step of the penalty, stable
     at any strength, where the plain penalty diverges once ``lr * rate * phi > 2``.
 
-    State: that of the anchor, and of ``precision`` where it is a phi. Elementwise, so no collective.
+    State: the anchor's, and the precision's where it is a phi. Elementwise, so no collective.
 
     Args:
       rate: strength of the pull, at least 0: a number, a schedule of the update count, or a traced scalar.

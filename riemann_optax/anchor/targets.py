@@ -139,7 +139,7 @@ def benna_fusi_chain(
 
     with ``u_0`` the weight itself: communicating vessels, each twice as wide as the one before and joined by
     a tube half as wide, so that copy ``k`` takes about ``4**k / coupling`` updates to follow and memories
-    fade like a power of time. The weight's own share of the first tube is the pull: behind stage 2,
+    fade like a power of time. The weight's own share of the first tube is the pull: after stage 2,
     ``add_anchored_weights(coupling / learning_rate, benna_fusi_chain(coupling=coupling))`` is the published
     synapse, which keeps ``sum C_k u_k`` over the weight and its copies. With ``leak=True`` it is equal to the
     authors' equations in float64.
@@ -149,9 +149,9 @@ def benna_fusi_chain(
     Args:
       copies: ``K``, the number of slow copies, at least 1.
       coupling: ``g_0``, the share of the distance between the weight and its first copy exchanged per update,
-        in (0, 1]. Default 1/8, that of Kaplanis et al.
-      leak: whether the last copy has a further tube, to 0: then everything decays in the end, as published;
-        by default the last vessel is closed.
+        in (0, 1]. Default 1/8, as in Kaplanis et al.
+      leak: if True the last copy decays towards 0, as published, so that every memory fades; by default it
+        does not.
       state_dtype: of the copies; None means float32, or wider where the parameter is wider.
 
     Returns:
@@ -246,7 +246,8 @@ def task_boundary_weights(*, from_start: bool = False) -> optax.GradientTransfor
     """Anchor: the parameters at the last task boundary.
 
     A boundary is announced by the extra argument ``task_boundary`` of ``update`` (one boolean: this update is
-    the first of a new task) or by :func:`riemann_optax.consolidate`; one before the first update is none.
+    the first of a new task) or by :func:`riemann_optax.consolidate`. One before the first update is
+    ignored.
     Weighted by a precision, the pull is that of elastic weight consolidation, or of the Laplace rule:
     ``add_anchored_weights(rate, task_boundary_weights(), precision="phi")`` between the stages.
 

@@ -20,7 +20,7 @@ def check_metric() -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A gradient transformation without state, to be placed between the two stages, and before
-      :func:`competitive_plasticity`, whose losers have an infinite ``E`` by intention.
+      :func:`competitive_plasticity`, where frozen weights have an infinite ``E`` by design.
 
     Raises:
       ValueError: at ``update``, where no leaf carries a metric.

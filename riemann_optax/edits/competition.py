@@ -26,9 +26,9 @@ def competitive_plasticity(
 
     By default each leaf competes by itself, as each layer does in the paper; with ``compute_metric(...,
     alpha=0)`` this is then the published rule, equal to it in float64. Learning modifies few synapses at a
-    time, which saves the energy of modification: count it with :func:`track_energy`. A rate of 0 is stored as
-    such: nothing is infinite, though whoever asks for ``E`` there is told infinity. Place it behind the other
-    edits of the metric. Momentum behind stage 2 moves weights after they have lost.
+    time, which saves the energy of modification: count it with :func:`track_energy`. Losing weights
+    store a rate of exactly 0, so no infinity enters the update; reading ``E`` there gives infinity. Place it
+    after the other edits of the metric. Momentum after stage 2 still moves losing weights.
 
     No state. The threshold is found exactly, bit by bit: 31 passes over the steps (63 in float64), and under
     sharding as many all-reduces of one count per group, but nothing is sorted or gathered.

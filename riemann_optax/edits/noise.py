@@ -1,4 +1,4 @@
-"""Noise under a metric: it shakes idle synapses and spares busy ones."""
+"""Noise under a metric: large on idle weights, small on busy ones."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ def add_metric_noise(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Add the noise that makes descent under a metric sample :math:`e^{-f/T}` (Riemannian Langevin).
 
-    Place it between the stages, behind the edits of the metric, with the learning rate of the chain::
+    Place it between the stages, after the edits of the metric, with the learning rate of the chain::
 
         optax.chain(
             ro.compute_metric(phi, alpha),
@@ -49,7 +49,7 @@ def add_metric_noise(
 
     The noise has covariance ``2 T lr g**-1``. Where ``E`` depends on the weights, give its ``field``: without
     the middle term, the drift, the stationary law is ``E exp(-f/T)``, which is wrong. Where ``E`` depends on
-    the gradients of the past the law is approximate. Momentum or clipping behind stage 2 would change it too.
+    the gradients of the past the law is approximate. Momentum or clipping after stage 2 would change it too.
     The step is Euler-Maruyama: exact as the learning rate goes to 0.
 
     State: one key. No collective; each draw has the sharding of its leaf (under ``shard_map`` give each
@@ -132,7 +132,7 @@ def add_metric_noise(
 def add_idle_noise(
     learning_rate: optax.ScalarOrSchedule, scale: optax.ScalarOrSchedule, key: jax.Array | int = 0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Add noise of size ``scale / sqrt(E)`` to each step: it re-seeds idle synapses and spares busy ones.
+    r"""Add noise of size ``scale / sqrt(E)`` to each step: large on idle weights, small on busy ones.
 
     .. math::
       \Delta w = -\eta\,\frac{\nabla f}{E} + \frac{\mathrm{scale}}{\sqrt E}\;\xi, \qquad \xi \sim N(0, 1)
@@ -141,7 +141,7 @@ def add_idle_noise(
     searching. It is :func:`add_metric_noise` at the temperature ``scale**2 / (2 * learning_rate)``, without
     the claim to sample anything; its size does not follow a schedule of the learning rate.
 
-    Place it between the stages, behind the edits of the metric. State: one key. No collective; each draw has
+    Place it between the stages, after the edits of the metric. State: one key. No collective; each draw has
     the sharding of its leaf. A synapse that may not move (``1/E = 0``) gets no noise, nor does any at a
     learning rate of 0. Leaves without a metric have ``E = 1``.
 

@@ -15,6 +15,8 @@ from riemann_optax.eigenbasis import bases
 from riemann_optax.eigenbasis.coordinates import Coordinates, is_masked
 from riemann_optax.eigenbasis.layout import Layout
 from riemann_optax.eigenbasis.mesh import on_auto_mesh, square_sharding
+from riemann_optax.eigenbasis.refresh import first_bases
+from riemann_optax.eigenbasis.schedule import Job
 
 
 class Frame(NamedTuple):
@@ -113,7 +115,6 @@ def averaged(
     factors: list[Any],
     side: Literal["left", "right"],
     decay: Any,
-    precision: Any,
 ) -> list[Any]:
     """Return the running means of the correlations of one side with these gradients taken in."""
 
@@ -125,7 +126,7 @@ def averaged(
                 continue
             matrices = layout.matrices(_bounded(_tree.to_working_dtype(gradient)))
             rate = jnp.asarray(decay).astype(matrices.dtype)
-            correlation = bases.correlations(matrices, side, precision)
+            correlation = bases.correlations(matrices, side)
             mean = rate * factor.astype(matrices.dtype) + (1 - rate) * correlation
             new.append(mean.astype(factor.dtype))
         return new
@@ -139,28 +140,35 @@ def _bounded(gradient: jax.Array) -> jax.Array:
     return jnp.clip(gradient, -bound, bound)
 
 
-def decompose_first(groups: list[list[bases.Job]], squares: dict[str, list[Any]], count: jax.Array) -> None:
-    """Put the eigenvectors of the first factors into the bases, at the first update."""
-    alike: dict[tuple[tuple[int, ...], str], list[bases.Job]] = {}
+def decompose_first(groups: list[list[Job]], squares: dict[str, list[Any]], count: jax.Array) -> jax.Array:
+    """Put the eigenvectors of the first factors into the bases, at the first update.
+
+    Returns how many factors had none.
+    """
+    alike: dict[tuple[int, str], list[Job]] = {}
     for job in (job for group in groups for job in group):
-        alike.setdefault((job.shape, str(job.dtype)), []).append(job)
+        alike.setdefault((job.shape[-1], str(job.dtype)), []).append(job)
+    kept = jnp.zeros([], jnp.int32)
     for jobs in alike.values():
         factors = [squares[f"{job.side}_factors"][job.leaf] for job in jobs]
         old = [squares[f"{job.side}_bases"][job.leaf] for job in jobs]
 
         def choose(
             count: jax.Array, factors: list[jax.Array], old: list[jax.Array], dtype: Any = jobs[0].dtype
-        ) -> list[jax.Array]:
+        ) -> tuple[list[jax.Array], jax.Array]:
             return jax.lax.cond(  # type: ignore[no-any-return]
                 count == 0,
-                lambda factors, old: bases.first_bases(factors, old, dtype),
-                lambda factors, old: old,
+                lambda factors, old: first_bases(factors, old, dtype),
+                lambda factors, old: (old, jnp.zeros([], jnp.int32)),
                 factors,
                 old,
             )
 
-        for job, basis in zip(jobs, on_auto_mesh(choose, old, count, factors, old), strict=True):
+        new, failed = on_auto_mesh(choose, (old, count), count, factors, old)
+        kept = kept + failed
+        for job, basis in zip(jobs, new, strict=True):
             squares[f"{job.side}_bases"][job.leaf] = basis
+    return kept
 
 
 def without_noise(
@@ -215,11 +223,6 @@ def first_square(
     """Return the first factor or basis of one side of a leaf, where its sharding wants it."""
     if layout is None or not getattr(layout, side):
         return optax.MaskedNode()
-    if jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating):
-        raise TypeError(
-            "in_eigenbasis: eigenbases are those of real matrices, and a leaf is complex: keep it out with "
-            'optax.masked, or give it sides="none".'
-        )
     square = fill(layout.square(side), state_dtype or _tree.working_dtype(leaf))
     sharding = square_sharding(leaf, layout, side)
     if sharding is None:
@@ -235,7 +238,7 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 
 def identity(shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Return the first bases."""
+    """Return the bases before there is a gradient."""
     return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
 
 

@@ -1,6 +1,7 @@
 """How an array is read as a matrix: which axes are its inputs and outputs, and which sides get a basis."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,6 +13,10 @@ from riemann_optax._axes import Axes, MatrixAxes
 
 Side = Literal["both", "smaller", "input", "output", "none", "vector"]
 SIDES: tuple[str, ...] = get_args(Side)
+
+# Operations of a side of size n: of each weight in an update, n times; of a refresh, n**3 times.
+TURNING = 6  # three products: its correlations, into the basis, and back
+REFRESHING = 14  # the products and solves of Cholesky QR
 ChooseSide = Callable[[str, Any], Side]
 
 
@@ -66,14 +71,20 @@ class LayoutRules(NamedTuple):
     Attributes:
       sides: one choice for all leaves, or a function of name and leaf.
       axes: how arrays are read; see :func:`riemann_optax._axes.read`.
-      max_size: the largest side with one basis.
-      block_size: the size of blocks of a larger side, None to leave it alone.
+      max_size: the largest side with one basis, or None.
+      block_size: the size of blocks of a side that is too large, None to leave it alone.
+      max_state: the most values of factor and basis that a side may keep per weight of its matrix.
+      max_operations: the most operations that a side may cost per weight and update.
+      update_every: steps between two refreshes.
     """
 
     sides: Side | ChooseSide
     axes: Axes
-    max_size: int
-    block_size: int | None
+    max_size: int | None = None
+    block_size: int | None = None
+    max_state: float = 16.0
+    max_operations: float = 1e5
+    update_every: int = 10
 
     def layouts(self, params: Any) -> list[Layout | None]:
         """Return the layout of each leaf, None where nothing is turned."""
@@ -82,41 +93,102 @@ class LayoutRules(NamedTuple):
         )
         return [self._layout(*row) for row in rows]
 
-    def _layout(self, path: tuple[Any, ...], leaf: Any, axes: MatrixAxes | None) -> Layout | None:
+    def layouts_with_warning(self, params: Any) -> list[Layout | None]:
+        """Return the layouts; warn of arrays that are turned though neither name nor shape tells how."""
+        with _axes.listen() as readings:
+            layouts = self.layouts(params)
+        doubtful = []
+        paths, leaves = _axes.leaf_paths(params), jax.tree.leaves(params)
+        for path, leaf, layout in zip(paths, leaves, layouts, strict=True):
+            reading = readings[path]
+            if layout is not None and not reading.certain:
+                said = _axes.in_words(reading.axes, leaf.shape)
+                doubtful.append(f"{jax.tree_util.keystr(path)} {leaf.shape} as {said}")
+        if doubtful:
+            warnings.warn(
+                f"in_eigenbasis reads {'; '.join(doubtful)}, by default: neither name nor shape tells what "
+                'these axes are. Give axes=, such as "scanned" or a dictionary by the names of modules.',
+                stacklevel=3,
+            )
+        return layouts
+
+    def sides_of(self, path: tuple[Any, ...], leaf: Any, axes: MatrixAxes | None) -> list["ReadSide"]:
+        """Return what becomes of the input side and the output side of a leaf; none where it has no sides."""
         shape = leaf.shape
-        side = self.sides(jax.tree_util.keystr(path), leaf) if callable(self.sides) else self.sides
-        _check.check_choice(f"sides of {_tree.leaf_name(path)}", side, SIDES)
-        if side == "none" or not shape or axes is None or (not axes.outputs and side != "vector"):
+        chosen = self.sides(jax.tree_util.keystr(path), leaf) if callable(self.sides) else self.sides
+        _check.check_choice(f"sides of {_tree.leaf_name(path)}", chosen, SIDES)
+        if not shape or 0 in shape or axes is None or (not axes.outputs and chosen != "vector"):
+            return []
+        rows, columns = (math.prod(shape[axis] for axis in side) for side in (axes.inputs, axes.outputs))
+        wanted = {
+            "left": chosen in ("both", "input", "vector") or (chosen == "smaller" and rows <= columns),
+            "right": chosen in ("both", "output", "vector") or (chosen == "smaller" and rows > columns),
+        }
+        # A vector is turned because somebody has asked for it, whatever it costs per weight.
+        bounded = bool(axes.outputs)
+        return [
+            self._side(rows, columns, wanted["left"], chosen, bounded),
+            self._side(columns, rows, wanted["right"], chosen, bounded),
+        ]
+
+    def _layout(self, path: tuple[Any, ...], leaf: Any, axes: MatrixAxes | None) -> Layout | None:
+        found = self.sides_of(path, leaf, axes)
+        if axes is None or not any(side.blocks for side in found):
             return None
+        if jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating):
+            raise TypeError(
+                f"in_eigenbasis: eigenbases are those of real matrices, and {_tree.leaf_name(path)} is "
+                'complex: keep it out with optax.masked, or give it sides="none".'
+            )
+        left, right = found
         chosen = (*axes.inputs, *axes.outputs)
-        stacking = tuple(axis for axis in range(len(shape)) if axis not in chosen)
-        fan_in = math.prod(shape[axis] for axis in axes.inputs)
-        fan_out = math.prod(shape[axis] for axis in axes.outputs)
-        left = side in ("both", "input", "vector") or (side == "smaller" and fan_in <= fan_out)
-        right = side in ("both", "output", "vector") or (side == "smaller" and fan_in > fan_out)
-        rows, columns = self._blocks(fan_in), self._blocks(fan_out)
-        left, right = left and rows is not None, right and columns is not None
-        if 0 in shape or not (left or right):  # without entries there is nothing to turn
-            return None
+        stacking = tuple(axis for axis in range(len(leaf.shape)) if axis not in chosen)
         return Layout(
             permutation=(*stacking, *axes.inputs, *axes.outputs),
             num_inputs=len(axes.inputs),
-            stack=tuple(shape[axis] for axis in stacking),
-            rows=rows if left and rows else (1, fan_in),
-            columns=columns if right and columns else (1, fan_out),
-            left=left,
-            right=right,
+            stack=tuple(leaf.shape[axis] for axis in stacking),
+            rows=left.blocks or (1, left.size),
+            columns=right.blocks or (1, right.size),
+            left=left.blocks is not None,
+            right=right.blocks is not None,
         )
 
-    def _blocks(self, size: int) -> tuple[int, int] | None:
-        """Return number and size of the blocks of a side, None where it is left alone."""
+    def _side(self, size: int, other: int, wanted: bool, chosen: str, bounded: bool) -> "ReadSide":
+        if not wanted:
+            return ReadSide(size, None, f'sides is "{chosen}"')
         if size == 1:
-            return None
-        if size <= self.max_size:
-            return 1, size
-        if self.block_size is None:
-            return None
-        for blocks in range(-(-size // self.block_size), 2 * size // self.block_size + 1):
-            if size % blocks == 0:
-                return blocks, size // blocks
-        return None
+            return ReadSide(size, None, "of size 1")
+        reason = self._too_large(size, other, bounded)
+        if not reason:
+            return ReadSide(size, (1, size))
+        if self.block_size is not None:
+            for blocks in range(-(-size // self.block_size), 2 * size // self.block_size + 1):
+                if size % blocks == 0 and not self._too_large(size // blocks, other, bounded):
+                    return ReadSide(size, (blocks, size // blocks), reason)
+        return ReadSide(size, None, reason)
+
+    def _too_large(self, block: int, other: int, bounded: bool) -> str:
+        """Return why blocks of this size are not turned, empty where they are."""
+        if self.max_size is not None and block > self.max_size:
+            return f"longer than max_size, {self.max_size}"
+        state = 2 * block / other
+        if bounded and state > self.max_state:
+            return f"{state:.3g} values of state per weight, and max_state is {self.max_state:g}"
+        operations = TURNING * block + REFRESHING * block**2 / (other * self.update_every)
+        if bounded and operations > self.max_operations:
+            return f"{operations:.3g} operations per weight, and max_operations is {self.max_operations:g}"
+        return ""
+
+
+class ReadSide(NamedTuple):
+    """One side of a leaf.
+
+    Attributes:
+      size: its length.
+      blocks: number and size of its bases, None where it is left alone.
+      reason: why it is left alone, or turned in blocks.
+    """
+
+    size: int
+    blocks: tuple[int, int] | None
+    reason: str = ""

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _axes, _check, _tree
+from riemann_optax import _observe as observe
 from riemann_optax._axes import Axes
 from riemann_optax._check import check_transformation
 from riemann_optax._state_fields import StateFields
-from riemann_optax.eigenbasis import bases
+from riemann_optax.eigenbasis.account import account
 from riemann_optax.eigenbasis.coordinates import Coordinates, coordinate_arrays, is_masked
 from riemann_optax.eigenbasis.frame import (
     Frame,
@@ -24,7 +25,9 @@ from riemann_optax.eigenbasis.frame import (
     zeros,
 )
 from riemann_optax.eigenbasis.layout import SIDES, ChooseSide, LayoutRules, Side
-from riemann_optax.eigenbasis.mesh import on_auto_mesh
+from riemann_optax.eigenbasis.orthonormal import METHODS, Method
+from riemann_optax.eigenbasis.refresh import Refresh, RefreshRules, refresh_group, saturated_sum
+from riemann_optax.eigenbasis.schedule import schedule
 from riemann_optax.eigenbasis.task_boundary import consolidated_if, enclosed, enclosed_like, opened
 
 MATRICES = ("left_factors", "right_factors", "left_bases", "right_bases")
@@ -43,6 +46,8 @@ class InEigenbasisState(NamedTuple):
       left_bases: orthogonal matrices, eigenvectors in columns.
       right_bases: the same for the other side.
       previous_gradients: of the last update, if it is their differences that are correlated.
+      kept_bases: int32 scalar, how often a basis was due and none was found that is orthonormal, or finite;
+        the old one was kept. :func:`describe` shows it.
       inner: the state of the inner transformation, in the coordinates of these bases; in a
         :class:`BoundaryInEigenbasisState` where something in it consolidates.
     """
@@ -53,6 +58,7 @@ class InEigenbasisState(NamedTuple):
     left_bases: Any
     right_bases: Any
     previous_gradients: Any
+    kept_bases: jax.Array
     inner: optax.OptState
 
 
@@ -62,15 +68,20 @@ def in_eigenbasis(
     decay: float = 0.95,
     update_every: int = 10,
     sides: Side | ChooseSide = "both",
-    max_size: int = 8192,
+    max_size: int | None = None,
     block_size: int | None = None,
+    max_state: float = 16.0,
+    max_operations: float = 1e5,
     axes: Axes = "flax",
     state_dtype: Any = None,
     correlate: Literal["gradients", "gradient_differences"] = "gradients",
     second_moments: Literal["mix", "keep"] = "mix",
     linear_fields: Sequence[str] = (),
     squared_fields: Sequence[str] = (),
-    refresh_together: int = 1,
+    tau: float = 0.0,
+    refresh_together: int | None = 1,
+    refresh_budget: float | None = None,
+    orthonormalisation: Method = "auto",
     precision: jax.lax.PrecisionLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Run ``inner`` in the eigenbasis of each matrix's input and output correlations.
@@ -85,7 +96,9 @@ def in_eigenbasis(
     ``optax.scale_by_adam`` inside this is SOAP. The bases are the eigenvectors of the first gradient's
     correlations, so that no update is skipped and a turned problem has a turned trajectory; later, after an
     update, one power iteration and a QR decomposition bring a side of a matrix up to date every
-    ``update_every`` steps, the sides taking turns so that each step has a similar share of the work.
+    ``update_every`` steps, the sides taking turns so that each step has a similar share of the work. On a GPU
+    or TPU the decomposition is made of matrix products. Where it finds no orthonormal basis the old one is
+    kept, and ``kept_bases`` of the state counts it.
 
     **What inner sees.** Gradients *and parameters* in the coordinates of the bases, in the shape of the leaf
     and in float32 or wider: a phi of the weights, an anchor or weight decay inside is one of the turned
@@ -106,8 +119,13 @@ def in_eigenbasis(
 
     **Which arrays.** Axes are read as rows and columns by ``axes``, by default :func:`kernel_axes`: dense,
     convolutional, attention and stacked kernels. Vectors, and stacks of them, stay diagonal unless
-    ``sides="vector"``. A side of more than ``max_size``, such as a vocabulary, is left alone, or turned in
-    equal blocks of at most ``block_size`` (left alone if no block of at least half that divides it).
+    ``sides="vector"``. A side is left alone where it costs too much for what it is: where factor and basis
+    hold more than ``max_state`` values per weight of the matrix (``2 n / m`` for the side n of ``n x m``, so
+    8192 of a vocabulary of 8192 x 512 is left alone and 2048 of 512 x 2048 is turned), where it takes more
+    than ``max_operations`` per weight and update (``6 n + 14 n**2 / (m update_every)``), or where it is
+    longer than ``max_size``. With ``block_size`` such a side is turned in equal blocks of at most that, if
+    one of at least half that divides it. :func:`describe` lists what is turned, what is not and why, and
+    what it costs.
 
     **Cost.** State of a square matrix, factors and bases: 16 bytes per weight, 8 with
     ``state_dtype=jnp.bfloat16``, half of either for one side. For an ``n x n`` matrix an update is ``12
@@ -130,8 +148,10 @@ def in_eigenbasis(
       sides: ``"both"``, ``"smaller"`` (only the shorter side, rows if they are equal), ``"input"``,
         ``"output"``, ``"none"``, or ``"vector"``, which is both, and 1-D arrays as well; or a function of a
         leaf's name (as ``jax.tree_util.keystr`` writes its path) and the leaf that returns one of them.
-      max_size: the longest side with one basis.
-      block_size: of the blocks of longer sides; None leaves them alone.
+      max_size: the longest side with one basis, or None for any.
+      block_size: of the blocks of sides that are too large; None leaves them alone.
+      max_state: the most values of factor and basis per weight, for one side of a matrix.
+      max_operations: the most operations per weight and update, for one side of a matrix.
       axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, or a function of a leaf's name
         and the leaf that returns its :class:`MatrixAxes`, or None to leave it alone; or a dictionary of these
         by the names of modules.
@@ -145,9 +165,18 @@ def in_eigenbasis(
       linear_fields: names of further fields of states that are linear in gradients or weights, for state
         classes that are not yours to declare.
       squared_fields: names of further fields that are second moments.
+      tau: refresh a side only if it has turned: if of ``Q^T L Q`` more than this share, in Frobenius norm, is
+        off the diagonal; 0 refreshes always. A published range is 0.01 to 0.1; bases of bfloat16 are never
+        nearer than 0.005.
       refresh_together: how many sides of the same size are refreshed at the same step; on a mesh, its
-        devices.
-      precision: of the products, as in ``jnp.matmul``.
+        devices. None refreshes all sides at one step, as published, and that step is long.
+      refresh_budget: the most operations that refreshes may take in one step; a side of size n takes ``14
+        n**3``. Where they do not fit into ``update_every`` steps, each side waits longer. One side, or
+        ``refresh_together`` of them, is never divided.
+      orthonormalisation: ``"householder"``, ``"cholesky"``, or ``"auto"``, which is the first on a CPU and
+        the second elsewhere.
+      precision: of the products that turn gradients and updates and carry averages, as in ``jnp.matmul``.
+        Those that decide a basis are always in full precision.
 
     Returns:
       A gradient transformation with state :class:`InEigenbasisState`.
@@ -156,6 +185,10 @@ def in_eigenbasis(
       ValueError: for an argument outside its range, axes that a leaf does not have, or at ``update`` an extra
         argument that cannot be turned, or a field of a state that nobody has declared.
       TypeError: where ``inner`` is no gradient transformation, or a matrix is complex.
+
+    Warns:
+      UserWarning: at ``init``, of arrays that are turned though neither name nor shape tells what their axes
+        are; ``axes`` says it.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
@@ -174,20 +207,31 @@ def in_eigenbasis(
       Vyas et al, `SOAP: Improving and Stabilizing Shampoo using Adam <https://arxiv.org/abs/2409.11321>`_,
       ICLR, 2025
 
+      Eschenhagen et al, `Purifying Shampoo: Investigating Shampoo's Heuristics by Decomposing its
+      Preconditioner <https://arxiv.org/abs/2506.03595>`_, 2025: ``tau``
+
+      Fukaya et al, `Shifted Cholesky QR for Computing the QR Factorization of Ill-Conditioned Matrices
+      <https://doi.org/10.1137/18M1218212>`_, SIAM Journal on Scientific Computing, 2020
+
       Gupta, Koren and Singer, `Shampoo: Preconditioned Stochastic Tensor Optimization
       <https://arxiv.org/abs/1802.09568>`_, ICML, 2018
     """
     check_transformation("inner", inner)
     _check.check_decay(decay)
-    for name, value in (
-        ("update_every", update_every),
-        ("max_size", max_size),
-        ("refresh_together", refresh_together),
-    ):
-        _check.check_count(name, value)
+    _check.check_count("update_every", update_every)
+    for name, value in (("max_size", max_size), ("refresh_together", refresh_together)):
+        if value is not None:
+            _check.check_count(name, value)
+    _check.check_number("tau", tau, low=0.0, high=1.0)
+    if refresh_budget is not None:
+        _check.check_number("refresh_budget", refresh_budget, low=0.0, low_open=True)
+    _check.check_choice("orthonormalisation", orthonormalisation, METHODS)
     if block_size is not None:
         _check.check_count("block_size", block_size, low=2)
-        _check.check_number("block_size", block_size, high=max_size)
+        if max_size is not None:
+            _check.check_number("block_size", block_size, high=max_size)
+    _check.check_number("max_state", max_state, low=0.0)
+    _check.check_number("max_operations", max_operations, low=0.0)
     if not callable(sides):
         _check.check_choice("sides", sides, SIDES)
     _axes.check_axes(axes)
@@ -199,15 +243,16 @@ def in_eigenbasis(
     _check.check_names("squared_fields", squared_fields)
     inner = optax.with_extra_args_support(inner)
     extra = StateFields(tuple(linear_fields), tuple(squared_fields))
-    rules = LayoutRules(sides, axes, max_size, block_size)
-    mix, differences = second_moments == "mix", correlate == "gradient_differences"
+    rules = LayoutRules(sides, axes, max_size, block_size, max_state, max_operations, update_every)
+    differences = correlate == "gradient_differences"
+    refresh_rules = RefreshRules(second_moments == "mix", tau, orthonormalisation, precision)
 
     def init(params: optax.Params) -> InEigenbasisState:
         _tree.check_inexact(params, "params")
         params = _tree.arrays(params)
         bare = _tree.bare(params)
         leaves, structure = jax.tree.flatten(bare)
-        layouts = rules.layouts(bare)
+        layouts = rules.layouts_with_warning(bare)
         inner_state = inner.init(_tree.widen(params))
         # Whatever nobody has declared is refused here, not in the middle of a run.
         coordinate_arrays(inner_state, params, [layout is not None for layout in layouts], extra)
@@ -234,6 +279,7 @@ def in_eigenbasis(
                     for leaf, layout in zip(leaves, layouts, strict=True)
                 ],
             ),
+            kept_bases=jnp.zeros([], jnp.int32),
             inner=enclosed(inner_state),
         )
 
@@ -248,34 +294,36 @@ def in_eigenbasis(
         bare = _tree.bare(updates)
         gradients, structure = jax.tree.flatten(bare)
         layouts = rules.layouts(bare)
+        observe.basis_used(lambda: account(bare, rules, state_dtype))
         check_made_for(bare, layouts, state.left_factors, state.right_factors)
         matrices = {name: _leaves_up_to(structure, getattr(state, name)) for name in MATRICES}
         previous = _leaves_up_to(structure, state.previous_gradients)
         sources = _differences(gradients, previous, state.count) if differences else gradients
         for side in ("left", "right"):
             factors = matrices[f"{side}_factors"]
-            matrices[f"{side}_factors"] = averaged(sources, layouts, factors, side, decay, precision)
+            matrices[f"{side}_factors"] = averaged(sources, layouts, factors, side, decay)
         dtypes = [_tree.working_dtype(gradient) for gradient in gradients]
-        groups = bases.schedule(layouts, dtypes, update_every, refresh_together)
+        groups, period = schedule(layouts, dtypes, update_every, refresh_together, refresh_budget)
         shapes = [gradient.shape for gradient in gradients]
 
         def coordinates(inner_state: optax.OptState) -> list[list[Coordinates]]:
             turned = [layout is not None for layout in layouts]
             return coordinate_arrays(inner_state, updates, turned, extra)
 
-        def refresh(inner_state: optax.OptState) -> optax.OptState:
+        def refresh(inner_state: optax.OptState) -> tuple[optax.OptState, jax.Array]:
             found = coordinates(inner_state)
             arrays, inner_structure = jax.tree.flatten(inner_state)
+            kept = jnp.zeros([], jnp.int32)
             for group in groups:
-                work = bases.Refresh(group, layouts, shapes, found, update_every, mix, precision)
-                _refresh(work, state.count, matrices, arrays)
-            return jax.tree.unflatten(inner_structure, arrays)
+                work = Refresh(group, layouts, shapes, found, period, refresh_rules)
+                kept = kept + refresh_group(work, state.count, matrices, arrays)
+            return jax.tree.unflatten(inner_structure, arrays), kept
 
         inner_state, pending = opened(state.inner)
         if differences:
-            inner_state = refresh(inner_state)
+            inner_state, kept = refresh(inner_state)
         else:
-            decompose_first(groups, matrices, state.count)
+            kept = decompose_first(groups, matrices, state.count)
         frame = Frame(layouts, matrices["left_bases"], matrices["right_bases"], precision)
         if not differences:
             inner_state = frame.enter_captured(inner_state, coordinates(inner_state), state.count)
@@ -293,7 +341,8 @@ def in_eigenbasis(
         )
         tangent = frame.leave(turned, updates)
         if not differences:
-            inner_state = refresh(inner_state)
+            inner_state, failed = refresh(inner_state)
+            kept = kept + failed
         else:
             previous = [
                 old if is_masked(old) else jnp.array(gradient, dtype=old.dtype, copy=True)
@@ -302,26 +351,12 @@ def in_eigenbasis(
         return tangent, InEigenbasisState(
             count=optax.safe_increment(state.count),
             previous_gradients=jax.tree.unflatten(structure, previous),
+            kept_bases=saturated_sum(state.kept_bases, kept),
             inner=enclosed_like(state.inner, inner_state),
             **{name: jax.tree.unflatten(structure, matrices[name]) for name in MATRICES},
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _refresh(
-    work: bases.Refresh, count: jax.Array, matrices: dict[str, list[Any]], arrays: list[jax.Array]
-) -> None:
-    """Do the work of one group if its turn has come; put what is new into ``matrices`` and ``arrays``."""
-    positions = {one.position for job in work.group for one in work.coordinates[job.leaf]}
-    factors = [matrices[f"{job.side}_factors"][job.leaf] for job in work.group]
-    old = [matrices[f"{job.side}_bases"][job.leaf] for job in work.group]
-    averaged = {position: arrays[position] for position in positions}
-    new, moved = on_auto_mesh(work.run, (old, averaged), count, factors, old, averaged)
-    for job, basis in zip(work.group, new, strict=True):
-        matrices[f"{job.side}_bases"][job.leaf] = basis
-    for position, array in moved.items():
-        arrays[position] = array
 
 
 def _differences(gradients: list[Any], previous: list[Any], count: jax.Array) -> list[Any]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from riemann_optax import supply
 from riemann_optax.examples.data import Dataset
 from riemann_optax.examples.errors import InputError
 
@@ -41,25 +42,10 @@ class MLP(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Map images ``[batch, height, width, channels]`` to logits ``[batch, num_classes]``."""
-        return self._activities(images)[-1]
-
-    def _activities(self, images: jax.Array) -> list[jax.Array]:
-        activities = [images.reshape(images.shape[0], -1)]
+        received = images.reshape(images.shape[0], -1)
         for layer in self.hidden:
-            activities.append(nnx.relu(layer(activities[-1])))
-        return [*activities, self.head(activities[-1])]
-
-    def layer_inputs(self, images: jax.Array) -> dict[str, Any]:
-        """Return what each layer receives, ``[batch, fan_in]``, by its name."""
-        return self._by_layer(self._activities(images)[:-1])
-
-    def layer_activities(self, images: jax.Array) -> dict[str, Any]:
-        """Return what the neurons of each layer send on, ``[batch, neurons]``, by its name."""
-        return self._by_layer(self._activities(images)[1:])
-
-    @staticmethod
-    def _by_layer(signals: list[jax.Array]) -> dict[str, Any]:
-        return {"hidden": dict(enumerate(signals[:-1])), "head": signals[-1]}
+            received = nnx.relu(layer(received))
+        return self.head(received)
 
 
 def _halve(images: jax.Array) -> jax.Array:
@@ -96,23 +82,12 @@ class ConvNet(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Map images ``[batch, height, width, channels]`` to logits ``[batch, num_classes]``."""
-        return self._activities(images)[-1]
-
-    def _activities(self, images: jax.Array) -> list[jax.Array]:
-        activities, received = [], images
+        received = images
         for depth, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            activities.append(nnx.relu(norm(convolution(received))))
-            received = _halve(activities[-1]) if depth in (0, 2) else activities[-1]
-        return [*activities, self.head(received.reshape(images.shape[0], -1))]
-
-    def layer_activities(self, images: jax.Array) -> dict[str, Any]:
-        """Return what the neurons of each layer send on, ``[batch, ..., neurons]``, by its name.
-
-        A convolution and the normalisation behind it are one layer of neurons.
-        """
-        *hidden, logits = self._activities(images)
-        by_depth = dict(enumerate(hidden))
-        return {"convolutions": by_depth, "norms": by_depth, "head": logits}
+            received = nnx.relu(norm(convolution(received)))
+            if depth in (0, 2):
+                received = _halve(received)
+        return self.head(received.reshape(images.shape[0], -1))
 
 
 class Block(nnx.Module):
@@ -188,17 +163,8 @@ class Model(NamedTuple):
 
     def apply(self, parameters: Parameters, inputs: jax.Array) -> jax.Array:
         """Return the logits of ``inputs`` under ``parameters``."""
-        logits: jax.Array = nnx.merge(self.graph, parameters)(inputs)
+        logits: jax.Array = supply.watch(nnx.merge(self.graph, parameters))(inputs)
         return logits
-
-    def observes(self, signal: str) -> bool:
-        """Return whether the model can :meth:`observe` a signal."""
-        return hasattr(nnx.merge(self.graph, self.parameters), signal)
-
-    def observe(self, signal: str, parameters: Parameters, inputs: jax.Array) -> dict[str, Any]:
-        """Return the ``"layer_inputs"`` or ``"layer_activities"``, by the names in the parameters."""
-        signals: dict[str, Any] = getattr(nnx.merge(self.graph, parameters), signal)(inputs)
-        return signals
 
 
 def functional(module: nnx.Module) -> Model:
@@ -209,16 +175,6 @@ def functional(module: nnx.Module) -> Model:
 
 _MODULES: dict[str, type[nnx.Module]] = {"mlp": MLP, "convnet": ConvNet, "transformer": Transformer}
 MODELS = tuple(_MODULES)
-
-
-def models_with(signal: str) -> list[str]:
-    """Return the names of the models that can :meth:`Model.observe` a signal.
-
-    Examples:
-      >>> models_with("layer_activities")
-      ['mlp', 'convnet']
-    """
-    return [name for name, module in _MODULES.items() if hasattr(module, signal)]
 
 
 def build(name: str, dataset: Dataset, seed: int) -> Model:

@@ -19,16 +19,14 @@ _LARGEST_CORRECTION = 0.75
 def retract(field: MetricField, kind: Retraction = "geodesic") -> optax.GradientTransformationExtraArgs:
     r"""Turn the tangent vector ``u`` that a chain arrives at into a step on the manifold (last in a chain).
 
-    =================  ======================================================================================
-    ``kind``           the step ``d``
-    =================  ======================================================================================
-    ``"euler"``        :math:`u` itself
-    ``"geodesic"``     the exponential map: :math:`\int_w^{w+d}\sqrt{E} = \sqrt{E(w)}\,u`, exact; separable
-                       fields only
-    ``"second_order"`` :math:`u - \Gamma(u, u)/2`, the geodesic to second order; any field
-    ``"mirror"``       mirror descent: :math:`\int_w^{w+d} E = E(w)\,u`, a straight line in the dual variable;
-                       separable fields only
-    =================  ======================================================================================
+    ``kind`` chooses the step ``d``:
+
+    - ``"euler"``: :math:`u` itself;
+    - ``"geodesic"``: the exponential map, :math:`\int_w^{w+d}\sqrt{E} = \sqrt{E(w)}\,u`, exact; separable
+      fields only;
+    - ``"second_order"``: :math:`u - \Gamma(u, u)/2`, the geodesic to second order; any field;
+    - ``"mirror"``: mirror descent, :math:`\int_w^{w+d} E = E(w)\,u`, a straight line in the dual variable;
+      separable fields only.
 
     All agree to first order, and all follow the gradient flow to first order in the rate: the geodesic buys
     invariance to re-parameterisation, not accuracy. The correction of ``"second_order"`` is taken only where
@@ -45,7 +43,7 @@ def retract(field: MetricField, kind: Retraction = "geodesic") -> optax.Gradient
       kind: one of the above.
 
     Returns:
-      A gradient transformation without state. It must see updates as they will be applied: behind the
+      A gradient transformation without state. It must see updates as they will be applied: after the
       learning rate. Needs ``params``; keeps the dtypes of the updates.
 
     Raises:

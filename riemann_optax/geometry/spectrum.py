@@ -214,8 +214,8 @@ def _ends(
         return np.sort(eigenvalues)
 
     top = largest(apply)
-    # Find small eigenvalues as the largest ones of the shifted operator: asked for by themselves, relative to
-    # their own size, they would not converge, and they are known to the rounding of the largest one only.
+    # Find small eigenvalues as the largest ones of the shifted operator: relative to their own size they
+    # would not converge, and they are known to the rounding of the largest one only.
     shift = float(np.abs(top).max())
     bottom = shift - largest(lambda vector: shift * vector - apply(vector))[::-1]
     return np.concatenate([bottom, top])

@@ -11,6 +11,8 @@ from riemann_optax import _axes, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._check import check_transformation
 from riemann_optax._declare import Phi
+from riemann_optax.eigenbasis import InEigenbasisState
+from riemann_optax.inspect._evaluate import evaluate, is_small
 from riemann_optax.metric import compute_metric
 from riemann_optax.scaling import scale_by_inverse_metric
 
@@ -100,12 +102,15 @@ class Description(NamedTuple):
       gradients: which gradients ``E`` was evaluated at.
       axes: how arrays were read that are neither a plain matrix nor one vector, and which of them by default,
         because neither name nor shape tells.
+      bases: which sides of each leaf an eigenbasis turns, which not and why, and what it costs; and how often
+        a basis was due and the old one was kept, because none was found.
     """
 
     leaves: tuple[LeafDescription, ...]
     shared_state_bytes: int
     gradients: str
     axes: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return the table."""
@@ -118,6 +123,7 @@ class Description(NamedTuple):
         lines.insert(1, "  ".join("-" * width for width in widths))
         lines.append(f"shared state: {self.shared_state_bytes} bytes; E at {self.gradients}")
         lines += [f"read as: {line}" for line in self.axes]
+        lines += [f"eigenbasis: {line}" for line in self.bases]
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -193,7 +199,7 @@ def describe(
         tx = optax.with_extra_args_support(tx_or_phi)
     where = "gradients of 1" if gradients is None else "the given gradients"
     params, gradients, state, extra_args = _tree.bare((params, gradients, state, extra_args))
-    phis, extremes, readings = _read(tx, params, gradients, state, extra_args)
+    phis, extremes, readings, bases = _read(tx, params, gradients, state, extra_args)
     sizes, shared = _state_bytes(tx, jax.eval_shape(tx.init, params) if state is None else state, params)
     rows = [
         LeafDescription(jax.tree_util.keystr(path), np.shape(leaf), phi, float(low), float(high), size)
@@ -201,32 +207,53 @@ def describe(
             jax.tree_util.tree_leaves_with_path(params), phis, extremes, sizes, strict=True
         )
     ]
-    return Description(tuple(rows), shared, where, _axes.remarks(params, readings))
+    bases += _kept_bases(state)
+    return Description(tuple(rows), shared, where, _axes.remarks(params, readings), tuple(bases))
+
+
+def _kept_bases(state: optax.OptState) -> list[str]:
+    states = [] if state is None else _tree.find_states(state, InEigenbasisState)
+    kept = sum(int(one.kept_bases) for one in states)
+    return [f"{kept} times no orthonormal basis was found, and the old one was kept"] if kept else []
 
 
 def _read(
     tx: optax.GradientTransformationExtraArgs, params: Any, gradients: Any, state: Any, extra_args: Any
-) -> tuple[list[str], np.ndarray[Any, Any], dict[Any, Any]]:
-    """Return the phi and the extremes of ``E`` of each leaf at one update, and how leaves were read."""
+) -> tuple[list[str], np.ndarray[Any, Any], dict[Any, Any], list[str]]:
+    """Return phi and extremes of ``E`` of each leaf at one update, how leaves were read, and what turns."""
     phis: list[str] = []
+    bases: list[str] = []
     readings: dict[Any, Any] = {}
 
-    def read(params: Any, gradients: Any, state: Any) -> jax.Array:
+    def read(params: Any, gradients: Any, state: Any) -> list[jax.Array]:
         gradients = jax.tree.map(jnp.ones_like, params) if gradients is None else gradients
         with observe.listen() as observer, _axes.listen() as heard:
             tx.update(gradients, tx.init(params) if state is None else state, params, **extra_args)
         readings.update(heard)
+        bases[:] = observer.bases
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(gradients)]
         phis[:] = [observer.phis.get(path, "phi") if path in observer.metrics else "" for path in paths]
-        metrics = [observer.metrics.get(path, jnp.ones([])) for path in paths]
-        extremes = [(jnp.min(m), jnp.max(m)) if m.size else (jnp.ones([]), jnp.ones([])) for m in metrics]
-        return jnp.asarray(extremes).reshape(-1, 2)
+        return [observer.metrics.get(path, jnp.ones([])) for path in paths]
 
-    try:  # one program: outside of jit each operation is compiled by itself for each shape
-        return phis, np.asarray(jax.jit(read)(params, gradients, state)), readings
+    arguments = (params, gradients, state)
+    try:
+        if is_small(arguments):  # compiling takes time for each shape, and outside of jit for each operation
+            metrics = evaluate(jax.make_jaxpr(read)(*arguments), *jax.tree.leaves(arguments))
+            return phis, _extremes(metrics), readings, bases
+        extremes = jax.jit(lambda *arguments: [_extremes_of_leaf(m, jnp) for m in read(*arguments)])
+        return phis, np.asarray(extremes(*arguments)).reshape(-1, 2), readings, bases
     except Exception:  # a metric in a branch can be read outside of jit only, where all other errors return
         with jax.disable_jit():
-            return phis, np.asarray(read(params, gradients, state)), readings
+            return phis, _extremes(read(*arguments)), readings, bases
+
+
+def _extremes(metrics: list[Any]) -> np.ndarray[Any, Any]:
+    """Return the smallest and largest ``E`` of each leaf."""
+    return np.asarray([_extremes_of_leaf(np.asarray(metric), np) for metric in metrics]).reshape(-1, 2)
+
+
+def _extremes_of_leaf(metric: Any, numpy: Any) -> tuple[Any, Any]:
+    return (numpy.min(metric), numpy.max(metric)) if metric.size else (1.0, 1.0)
 
 
 def _state_bytes(

@@ -50,7 +50,7 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
     leaf, which XLA combines; quantiles sort, and therefore gather, each leaf.
 
     Args:
-      quantiles: which quantiles of ``E`` to keep besides, each in [0, 1].
+      quantiles: which quantiles of ``E`` to keep as well, each in [0, 1].
 
     Returns:
       A gradient transformation with state :class:`RecordMetricState`, ones before the first update.
@@ -220,7 +220,7 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
     transient part of a weight alone and write down what is consolidated; here a weight has no such part, and
     all of it is maintained.
 
-    Passes updates through, so it must see them as they will be applied: behind the learning rate. Needs
+    Passes updates through, so it must see them as they will be applied: after the learning rate. Needs
     ``params``. Under sharding one all-reduce per leaf and sum, which XLA combines.
 
     Returns:

@@ -17,11 +17,12 @@ from riemann_optax.optimizers.schedule_free import schedule_free
 from riemann_optax.phi import activity, factored_activity
 from riemann_optax.scaling import scale_by_inverse_metric
 
-# Where to begin, in each alias's own units of rate; README, the docstrings and the trainer say the same.
+# Where to begin, in each alias's own units of rate; the site, the docstrings and the trainer say the same.
 RECOMMENDED_RATES = {
     "riemannian_sgd": 0.1,
     "riemannian_adamw": 0.003,
     "riemannian_schedule_free": 0.003,
+    "riemannian_eigenbasis": 0.003,
 }
 
 
@@ -45,12 +46,12 @@ def riemannian_sgd(
     .. math::
       w \leftarrow w - \eta\,\frac{\nabla f(w)}{E}, \qquad E = 1 + \alpha\,\varphi
 
-    With ``momentum`` m the step is that of ``v = m v + grad / E``. The chain: :func:`scale_by_metric`,
+    With ``momentum`` m the step is ``v``, with ``v = m v + grad / E``. The chain: :func:`scale_by_metric`,
     ``optax.trace``, decoupled weight decay, ``optax.scale_by_learning_rate``; at ``alpha=0.0`` it equals
     ``optax.sgd`` bit for bit.
 
-    **Rates** are those of ``optax.sgd``: begin at 0.1, and higher for a larger alpha, because ``E >= 1`` only
-    shrinks steps. To train a network without thinking about alpha use :func:`riemannian_adamw`.
+    **Rates** have the units of ``optax.sgd``: begin at 0.1, and higher for a larger alpha, because ``E >= 1``
+    only shrinks steps. To train a network without thinking about alpha use :func:`riemannian_adamw`.
 
     Args:
       learning_rate: a number or a schedule.
@@ -137,11 +138,12 @@ def riemannian_adamw(
       E = \frac{\mu + \alpha\,\varphi}{1 + \alpha}, \quad \mu = \mathrm{mean}(\varphi)
 
     with :math:`\varphi` the root mean square gradient, row times column, and :math:`\hat m` the
-    bias-corrected running mean of Nesterov's kind. The chain: :func:`compute_metric` with a conformal
+    bias-corrected running mean with Nesterov's look-ahead. The chain: :func:`compute_metric` with a conformal
     metric, :func:`ema` as its second stage, decoupled weight decay, ``optax.scale_by_learning_rate``.
 
-    **Rates** are those of ``optax.adamw``: take the one you have. If you have none, begin at 0.003 (below a
-    few million weights), at 0.002 for 20 million and at 0.001 above 100 million, as you would for AdamW.
+    **Rates** have the units of ``optax.adamw``: take the one you have. If you have none, begin at 0.003
+    (below a few million weights), at 0.002 for 20 million and at 0.001 above 100 million, as you would for
+    AdamW.
 
     **State**: one value per weight of a matrix, for the momentum, and one per row and column; AdamW has two.
 
@@ -198,7 +200,7 @@ def riemannian_adamw(
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_decay(b1, "b1")
     _check.check_state_dtype(mu_dtype, "mu_dtype")
-    stage_1 = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
     return optax.chain(
         *stage_1,
         ema(b1, nesterov, mu_dtype),
@@ -229,8 +231,9 @@ def riemannian_schedule_free(
     momentum and of the schedule. **Evaluate and keep** ``ro.eval_params(state, params)``: the parameters that
     are trained are not the average.
 
-    **Rates** are those of ``optax.adamw`` at their peak: begin at 0.003. The rate rises linearly over the
-    first ``warmup_steps`` and then stays. State: one value per weight of a matrix and one per row and column.
+    **Rates** have the units of ``optax.adamw``, at their peak: begin at 0.003. The rate rises linearly over
+    the first ``warmup_steps`` and then stays. State: one value per weight of a matrix and one per row and
+    column.
 
     Args:
       learning_rate: a number; a schedule is multiplied by the warm-up.
@@ -268,7 +271,7 @@ def riemannian_schedule_free(
     _check.check_schedulable("learning_rate", learning_rate)
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_count("warmup_steps", warmup_steps, low=0)
-    stage_1 = _adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
     rate = learning_rate
     if warmup_steps:
 
@@ -285,7 +288,7 @@ def riemannian_schedule_free(
     return schedule_free(base, b1=b1, power=power)
 
 
-def _adaptive_metric(
+def adaptive_metric(
     phi: optax.GradientTransformation | None,
     alpha: optax.ScalarOrSchedule,
     b2: float,

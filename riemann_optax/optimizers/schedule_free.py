@@ -44,7 +44,7 @@ def schedule_free(
 
     The parameters that are trained are ``y``, where gradients are taken. **Evaluate at x**, which
     :func:`eval_params` returns. ``base`` includes its learning rate and its sign; weight decay inside it acts
-    on ``y``, as published. State: that of ``base`` and 1 value per weight. No collective.
+    on ``y``, as published. State: the base's, and 1 value per weight. No collective.
 
     Args:
       base: a whole optimiser without momentum, such as RMSprop or a metric with its learning rate.

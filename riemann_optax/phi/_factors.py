@@ -1,7 +1,9 @@
 """Means of a phi that is the product of two factors, from the factors: no pass over the weights."""
 
+import functools
 import math
-from typing import Any
+import operator
+from collections import defaultdict
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +11,46 @@ import numpy as np
 
 from riemann_optax import _tree
 
+Pair = tuple[jax.Array, jax.Array | None]
 
-def group_means(first: Any, second: Any, over: _tree.Group | None) -> Any:
-    """Return the mean of ``first * second`` over each leaf or over the tree, and None for any other group.
 
-    Two trees of arrays, which broadcast to the leaves and have all of their axes.
+def group_means(pairs: list[Pair], over: _tree.Group | None) -> list[jax.Array] | None:
+    """Return the mean of the product of each pair, or of all together; None for any other group.
+
+    The two factors of a pair broadcast to the leaf and have all of its axes; a second factor of None is 1.
     """
     if over not in ("leaf", "tree"):
         return None
-    sizes = jax.tree.map(lambda a, b: math.prod(np.broadcast_shapes(a.shape, b.shape)), first, second)
-    sums = jax.tree.map(_sum_of_product, first, second)
+    sizes = [math.prod(a.shape if b is None else np.broadcast_shapes(a.shape, b.shape)) for a, b in pairs]
     if over == "leaf":
-        return jax.tree.map(jnp.divide, sums, sizes)
-    return _tree.mean_of_sums(sums, sum(jax.tree.leaves(sizes)))
+        return [jnp.sum(_first_summed(*pair)) / size for pair, size in zip(pairs, sizes, strict=True)]
+    means: list[jax.Array] = _tree.mean_of_sums(_sums_of_alike(pairs), sum(sizes), [a for a, _ in pairs])
+    return means
 
 
-def _sum_of_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return ``sum(a * b)``; where one of the two does not vary along an axis the other is summed first."""
-    of_a = tuple(axis for axis in range(a.ndim) if b.shape[axis] == 1)
-    of_b = tuple(axis for axis in range(a.ndim) if a.shape[axis] == 1 and axis not in of_a)
-    return jnp.sum(_sum(a, of_a) * _sum(b, of_b))
+# So many arrays are added in one kernel: of kernels that are alike XLA compiles one.
+_TOGETHER = 16
+
+
+def _sums_of_alike(pairs: list[Pair]) -> list[jax.Array]:
+    """Return parts of the sum over all pairs.
+
+    Pairs of one shape, dtype and sharding are summed together: their second factors, each times the sum of
+    its first, are added first. That is fewer reductions than one for each leaf, each of which XLA would
+    compile, and a GPU launch. (Of a stack XLA makes reductions of each again.)
+    """
+    alike = defaultdict(list)
+    for a, b in pairs:
+        alike[jax.typeof(a), b if b is None else jax.typeof(b)].append(_first_summed(a, b))
+    groups = [
+        same[start : start + _TOGETHER] for same in alike.values() for start in range(0, len(same), _TOGETHER)
+    ]
+    return [jnp.sum(functools.reduce(operator.add, group)) for group in groups]
+
+
+def _first_summed(a: jax.Array, b: jax.Array | None) -> jax.Array:
+    """Return an array with the sum of ``a * b``: the axes along which ``b`` does not vary are summed."""
+    return a if b is None else _sum(a, tuple(axis for axis in range(a.ndim) if b.shape[axis] == 1)) * b
 
 
 def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -16,6 +16,11 @@ T = TypeVar("T")
 
 def running_mean(new: Any, mean: Any, decay: Any) -> Any:
     """Return ``decay * mean + (1 - decay) * new`` per leaf, in the working dtype of ``new``."""
+    return jax.tree.map(averaging(decay), new, mean)
+
+
+def averaging(decay: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Return the function of a new value and a running mean behind :func:`running_mean`."""
 
     @functools.cache  # scalars once for each dtype, not for each leaf: compiling takes time for all of them
     def shares(dtype: Any) -> tuple[jax.Array, jax.Array]:
@@ -26,7 +31,7 @@ def running_mean(new: Any, mean: Any, decay: Any) -> Any:
         old, new = shares(x.dtype)
         return old * m.astype(x.dtype) + new * x
 
-    return jax.tree.map(average, new, mean)
+    return average
 
 
 def debias(mean: Any, decay: Any, count: jax.Array) -> Any:
@@ -45,7 +50,7 @@ def debias(mean: Any, decay: Any, count: jax.Array) -> Any:
 def newest_weight(decay: Any, count: jax.Array) -> jax.Array:
     """Return the weight of the newest of ``count`` terms in a bias-corrected running mean.
 
-    ``mean += weight * (new - mean)`` is then that mean itself; a decay of 1 makes it the plain mean.
+    ``mean += weight * (new - mean)`` gives exactly that mean; a decay of 1 makes it the plain mean.
     """
     rate = wide_scalar(1.0 - decay)
     number = count.astype(rate.dtype)

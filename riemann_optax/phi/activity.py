@@ -76,7 +76,7 @@ def activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
         count = optax.safe_increment(state.count)
         squares = jax.tree.map(_tree.squared_magnitude, updates)
         mean = _state.running_mean(squares, state.second_moment, decay)
-        values = jax.tree.map(lambda v: _tree.power(v, power), _state.debias(mean, decay, count))
+        values = _tree.power(_state.debias(mean, decay, count), power)
         return values, ActivityState(count, _state.cast_like(mean, state.second_moment))
 
     return Phi(init, update, name="activity")
@@ -153,7 +153,7 @@ def accumulated_activity(*, power: float = 0.5, memory: float = 1.0, state_dtype
             return jnp.minimum(kept + square, np.finfo(square.dtype).max)
 
         total = jax.tree.map(accumulate, updates, state.sum_of_squares)
-        values = jax.tree.map(lambda s: _tree.power(s, power), total)
+        values = _tree.power(total, power)
         return values, AccumulatedActivityState(_state.cast_like(total, state.sum_of_squares))
 
     return Phi(init, update, name="accumulated_activity")
@@ -247,7 +247,7 @@ def surprise(
             lambda g, m: _tree.squared_magnitude(g.astype(m.dtype) - m), updates, expected
         )
         variance = _state.running_mean(distances, state.variance, decay)
-        values = jax.tree.map(lambda v: _tree.power(v, power), _state.debias(variance, decay, count))
+        values = _tree.power(_state.debias(variance, decay, count), power)
         return values, SurpriseState(
             count=count,
             expected=_state.cast_like(expected, state.expected),

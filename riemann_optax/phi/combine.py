@@ -28,7 +28,7 @@ class CombinedState(NamedTuple):
 def weighted_sum(*phis: optax.GradientTransformation, weights: Sequence[float] | None = None) -> Phi:
     r"""Weighted sum of phis, :math:`\varphi = \sum_k c_k\,\varphi_k`: the paper's plasticity plus energy.
 
-    ``phi >= 0`` where all phis and weights are. State and collectives: those of its parts.
+    ``phi >= 0`` where all phis and weights are. State and collectives: the sum over its parts.
 
     Args:
       *phis: the phis to add, at least one.
@@ -73,7 +73,7 @@ def weighted_sum(*phis: optax.GradientTransformation, weights: Sequence[float] |
 def product(*phis: optax.GradientTransformation) -> Phi:
     r"""Product of phis, :math:`\varphi = \prod_k \varphi_k`: stiff only where all of them are large.
 
-    ``phi >= 0`` where all phis are. State and collectives: those of its parts.
+    ``phi >= 0`` where all phis are. State and collectives: the sum over its parts.
 
     Args:
       *phis: the phis to multiply, at least one.
@@ -151,7 +151,7 @@ def power(phi: optax.GradientTransformation, exponent: float) -> Phi:
 def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree", axes: Axes = "flax") -> Phi:
     r"""Divide a phi by its mean, :math:`\varphi_i / \mathrm{mean}(\varphi)`, so that alpha has no units.
 
-    ``phi >= 0`` where ``phi`` is. Where the mean is 0 the result is 0. State: that of ``phi``. Under sharding
+    ``phi >= 0`` where ``phi`` is. Where the mean is 0 the result is 0. State: phi's. Under sharding
     one all-reduce per leaf, which XLA combines.
 
     Args:

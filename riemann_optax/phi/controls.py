@@ -17,7 +17,7 @@ class PermutedState(NamedTuple):
     """State of :func:`permuted`.
 
     Attributes:
-      key: the random key of the permutations, the same for good.
+      key: the random key of the permutations, fixed for the run.
       phi: the state of the phi.
     """
 
@@ -33,13 +33,14 @@ def permuted(phi: optax.GradientTransformation, *, key: jax.Array | int = 0) -> 
     does as well, it is not *which* weight is stiff that helped, and what looked like a gain of the metric is
     a gain of its learning rate.
 
-    The permutation is drawn once and kept. A fresh one for every update would give each weight the same
-    average rate, so that over time it would be :func:`leaf_mean` with noise; a fixed one leaves each weight
-    the steady, slowly changing ``E`` that a real metric gives it, and takes away nothing but its own.
+    The permutation is fixed for the run. It is not stored: each update recomputes it from the key. A fresh
+    one for every update would give each weight the same average rate, so that over time it would be
+    :func:`leaf_mean` with noise; a fixed one leaves each weight the steady, slowly changing ``E`` that a real
+    metric gives it, and takes away nothing but its own.
 
-    ``phi >= 0`` where ``phi`` is. State: that of ``phi`` (the permutation is drawn anew from the key). Under
-    sharding each leaf is gathered, one all-gather per leaf; under ``shard_map`` a permutation stays within
-    the shard. Sorts each leaf at every update: a control, not a method.
+    ``phi >= 0`` where ``phi`` is. State: phi's, and a key. Under sharding each leaf is gathered, one
+    all-gather per leaf; under ``shard_map`` a permutation stays within the shard. Sorts each leaf at every
+    update: a control, not a method.
 
     Args:
       phi: any phi.

@@ -93,7 +93,7 @@ def utility_gate(
     tree, so this is a gate and not a lock. The published stand-alone code at rate ``lr`` is ours at ``lr``;
     the paper's algorithm, without the factor 2, ours at ``lr / 2``. The whole rule also has noise inside the
     gate and weight decay outside of it: put ``on_gradient(optax.add_noise(...))`` between the stages and
-    ``optax.add_decayed_weights`` behind them.
+    ``optax.add_decayed_weights`` after them.
 
     Equal in float64 to the paper's rule, where mean and maximum are corrected for their bias alike, so that
     the correction cancels. The authors' program corrects the mean alone: its gate starts at ``sigmoid(U /

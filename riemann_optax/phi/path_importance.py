@@ -79,7 +79,7 @@ def synaptic_intelligence(*, damping: float = 0.1, memory: float = 1.0, state_dt
     whole task. The sum over all weights of ``-g dw`` is the decrease of the loss, up to the second order of
     each step; under minibatch noise it overestimates. Phi stays as it is within a task.
 
-    The gradients must be those of the task alone, as published: put a pull to old weights behind this stage,
+    The gradients must come from the task alone, as published: put a pull to old weights after this stage,
     with ``add_anchored_weights`` between the stages or after them. The published penalty ``c * sum Omega (w -
     w_old)**2`` is ``add_anchored_weights(2 * c, anchor.task_boundary_weights(), precision="phi")``. Equal to
     the authors' program in float64.

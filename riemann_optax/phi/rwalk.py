@@ -145,7 +145,7 @@ def rwalk(
     and new score to the old instead of replacing it. The penalty ``lambda * sum phi (w - w_old)**2`` is
     ``add_anchored_weights(2 * lambda, anchor.task_boundary_weights(), precision="phi")``.
 
-    The gradients must be those of the task alone: put a pull to old weights behind this stage. With
+    The gradients must come from the task alone: put a pull to old weights after this stage. With
     ``per_example_gradients`` (a leading batch axis) ``F`` is the empirical Fisher; **without them it is the
     batched Fisher**, as in the published code.
 

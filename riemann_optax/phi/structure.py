@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from riemann_optax import _axes, _check, _tree
@@ -12,7 +13,7 @@ from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._declare import Phi
 from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state
-from riemann_optax.phi._factors import group_means
+from riemann_optax.phi._factors import Pair, group_means
 from riemann_optax.phi._layers import fan_in, mean_square_activities
 
 
@@ -91,26 +92,10 @@ def factored_activity(
         zeros = _tree.zeros_like(_tree.bare(params), state_dtype)
         return FactoredActivityState(
             count=jnp.zeros([], jnp.int32),
-            rows=_state.cast_like(_axes.map_leaves(_row_means, axes, zeros), zeros),
-            columns=_state.cast_like(_axes.map_leaves(_column_means, axes, zeros), zeros),
+            # Sums of zeros: zeros of their own shape with the placement of what is left of the axes.
+            rows=_axes.map_leaves(lambda read, x: _sum(x, _row_axes(read)), axes, zeros),
+            columns=_axes.map_leaves(lambda read, x: _sum(x, _column_axes(read, x.ndim)), axes, zeros),
         )
-
-    def factors(
-        read: MatrixAxes | None, gradient: jax.Array, r: jax.Array, c: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        sides = _axes.sides(read)
-        if sides is None:
-            return _tree.power(r, power), jnp.ones_like(c)
-        mean = jnp.mean(r, axis=sides[0], keepdims=True)
-        # The power of each factor, not of their product: a root per row and column, not per weight. The
-        # second is at most columns**power, so that a bound on the first keeps the product finite.
-        share = _tree.power(c / jax.lax.select(mean == 0, jnp.ones_like(mean), mean), power)
-        limit, number = _limit(r.dtype), max(math.prod(c.shape[axis] for axis in sides[1]), 1)
-        raised = _tree.power(r, power)
-        # By logarithms: the power itself overflows a Python float from about 8 on.
-        if not _check.is_concrete_number(power) or power * math.log(limit * number) > math.log(limit):
-            raised = jnp.minimum(raised, limit / number**power)
-        return raised, share
 
     def update_with_means(
         over: _tree.Group | None,
@@ -121,20 +106,30 @@ def factored_activity(
     ) -> tuple[optax.Updates, Any, FactoredActivityState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        gradients = _tree.bare(updates)
-        rows = _state.running_mean(_axes.map_leaves(_row_means, axes, gradients), state.rows, decay)
-        columns = _state.running_mean(_axes.map_leaves(_column_means, axes, gradients), state.columns, decay)
-        columns = _axes.map_leaves(_of_a_matrix, axes, gradients, columns, state.columns)
-        debiased = (_state.debias(mean, decay, count) for mean in (rows, columns))
-        structure: Any = jax.tree.structure(gradients)
-        pairs = structure.flatten_up_to(_axes.map_leaves(factors, axes, gradients, *debiased))
-        first, second = (_tree.like([pair[side] for pair in pairs], updates) for side in (0, 1))
-        new_state = FactoredActivityState(
-            count=count,
-            rows=_state.cast_like(rows, state.rows),
-            columns=_state.cast_like(columns, state.columns),
+        bare = _tree.bare(updates)
+        structure: Any
+        gradients, structure = jax.tree.flatten(bare)
+        reads = _axes.read(bare, axes)
+        old_rows, old_columns = (structure.flatten_up_to(tree) for tree in (state.rows, state.columns))
+        average = _state.averaging(decay)
+        rows = list(map(average, map(_row_means, reads, gradients), old_rows))
+        columns = [
+            # Of what is no matrix it is not used, and stays as it is.
+            old if _axes.sides(read) is None else average(_column_means(read, gradient), old)
+            for read, gradient, old in zip(reads, gradients, old_columns, strict=True)
+        ]
+        pairs = _factors(reads, _state.debias(rows, decay, count), rows, columns, power)
+        values = [first if second is None else first * second for first, second in pairs]
+        means = group_means(pairs, over)
+        rows, columns = (
+            jax.tree.unflatten(structure, _state.cast_like(new, old))
+            for new, old in ((rows, old_rows), (columns, old_columns))
         )
-        return jax.tree.map(jnp.multiply, first, second), group_means(first, second, over), new_state
+        return (
+            _tree.like(values, updates),
+            None if means is None else _tree.like(means, updates),
+            FactoredActivityState(count, rows, columns),
+        )
 
     def update(
         updates: optax.Updates, state: FactoredActivityState, params: optax.Params | None = None, **extra: Any
@@ -218,7 +213,7 @@ def per_neuron(
         squares = jax.tree.map(_tree.squared_magnitude, gradients)
         means = jax.tree.map(_saturate, _axes.group_mean(squares, "neuron", axes))
         second_moment = _state.running_mean(means, state.second_moment, decay)
-        values = jax.tree.map(lambda v: _tree.power(v, power), _state.debias(second_moment, decay, count))
+        values = _tree.power(_state.debias(second_moment, decay, count), power)
         new_state = PerNeuronState(count, _state.cast_like(second_moment, state.second_moment))
         return _tree.like(jax.tree.map(_spread, values, gradients), updates), new_state
 
@@ -320,30 +315,67 @@ def sliding_threshold(*, decay: float = 0.99, axes: Axes = "flax", state_dtype: 
     return Phi(init, update, name="sliding_threshold", needs=("activities",))
 
 
+def _factors(
+    reads: list[MatrixAxes | None],
+    debiased: list[jax.Array],
+    rows: list[jax.Array],
+    columns: list[jax.Array],
+    power: float,
+) -> list[Pair]:
+    """Return the two factors of phi for each leaf; of what is no matrix the second is None."""
+    found = map(_axes.sides, reads)
+    matrices = {index: sides for index, sides in enumerate(found) if sides is not None}
+    shares = {index: _share(sides, rows[index], columns[index]) for index, sides in matrices.items()}
+    # The power of each factor, not of their product: a root per row and column, not per weight.
+    raised, shares = _tree.power((debiased, shares), power)
+    for index, (_, outputs) in matrices.items():
+        # A share is at most columns**power, so that a bound on the first factor keeps the product finite.
+        number = max(math.prod(columns[index].shape[axis] for axis in outputs), 1)
+        limit = _limit(rows[index].dtype)
+        # By logarithms: the power itself overflows a Python float from about 8 on.
+        if not _check.is_concrete_number(power) or power * math.log(limit * number) > math.log(limit):
+            raised[index] = jnp.minimum(raised[index], limit / number**power)
+    return [(first, shares.get(index)) for index, first in enumerate(raised)]
+
+
+def _share(sides: _axes.Sides, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Return each column's mean square over that of the whole matrix; 0 where all are 0."""
+    mean = jnp.mean(rows, axis=sides[0], keepdims=True)
+    return columns / jnp.maximum(mean, np.finfo(mean.dtype).tiny)
+
+
+def _row_axes(read: MatrixAxes | None) -> tuple[int, ...]:
+    """Return the axes that rows extend over: none where there are no rows, but single weights."""
+    sides = _axes.sides(read)
+    return () if sides is None else sides[1]
+
+
+def _column_axes(read: MatrixAxes | None, ndim: int) -> tuple[int, ...]:
+    """Return the axes that columns extend over; all of those of a vector."""
+    sides = _axes.sides(read)
+    if sides is not None:
+        return sides[0]
+    return tuple(range(ndim)) if read is None else (*read.inputs, *read.outputs)
+
+
+def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sum(x, axis=axes, keepdims=True) if axes else jnp.array(x, copy=True)
+
+
 def _row_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
     """Return the mean square of each row, shape (..., rows, 1), or the squares of what is no matrix."""
-    sides = _axes.sides(read)
-    if sides is None:
+    axes = _row_axes(read)
+    if not axes:
         return _tree.squared_magnitude(gradient)
-    return _saturate(jnp.mean(jnp.square(_real(gradient)), axis=sides[1], keepdims=True))
+    return _saturate(jnp.mean(jnp.square(_real(gradient)), axis=axes, keepdims=True))
 
 
 def _column_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
-    """Return the mean square of each column, shape (..., 1, columns), or of each vector."""
-    sides = _axes.sides(read)
-    if sides is None:
-        axis = (*read.inputs, *read.outputs) if read is not None else tuple(range(gradient.ndim))
-    else:
-        axis = sides[0]
+    """Return the mean square of each column of a matrix, shape (..., 1, columns)."""
+    axes = _column_axes(read, gradient.ndim)
     # The 2 is there to be another expression than that of the rows. Of one expression XLA makes one array of
     # all squares, which on a CPU costs as much as the whole update; of two it makes none.
-    return _saturate(jnp.mean(jnp.square(2 * _real(gradient)), axis=axis, keepdims=True) / 4)
-
-
-def _of_a_matrix(read: MatrixAxes | None, gradient: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """Return the new state of a matrix; what is none keeps the old one, which is not used."""
-    del gradient
-    return old if _axes.sides(read) is None else new
+    return _saturate(jnp.mean(jnp.square(2 * _real(gradient)), axis=axes, keepdims=True) / 4)
 
 
 def _real(gradient: jax.Array) -> jax.Array:

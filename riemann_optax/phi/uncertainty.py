@@ -69,7 +69,8 @@ def bayesian_synapse(
         means, new_state = mean_square.update(updates, state)
 
         def precision(v: jax.Array) -> jax.Array:
-            root = jnp.asarray(learning_rate_sgd / learning_rate).astype(v.dtype) * _tree.power(v, 0.5)
+            ratio = jnp.asarray(learning_rate_sgd / learning_rate).astype(v.dtype)
+            root: jax.Array = ratio * _tree.power(v, 0.5)
             # Equal to sqrt(1/4 + root**2) - 1/2 without its cancellation where root is small and its overflow
             # where root is large.
             return root * (root / (jnp.hypot(jnp.full_like(root, 0.5), root) + 0.5))

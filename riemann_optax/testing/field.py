@@ -38,7 +38,7 @@ def check_field(
     points: int = 3,
     seed: int = 0,
 ) -> FieldReport:
-    """Try a metric field of one's own and say in words what it breaks.
+    """Try a metric field of one's own and list what is wrong.
 
     Tried of every field, at random points: structure, shapes and dtypes of ``E``; that it is positive, finite
     and the same each time and under ``jit``; that its derivative agrees with differences. Of a separable

@@ -1,4 +1,4 @@
-"""check_phi: whether a user's own phi keeps the contract, and in words what it breaks."""
+"""check_phi: whether a user's own phi keeps the contract, and a list of what is wrong."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ def check_phi(
     seed: int = 0,
     **extra_args: Any,
 ) -> PhiReport:
-    """Run the contract of a phi on a phi of one's own and say in words what it breaks.
+    """Run the contract of a phi on a phi of one's own and list what is wrong.
 
     Tried: ``init`` on arrays, on abstract arrays and under ``optax.tree.map_params``; ``update`` on float32,
     bfloat16 and float16 leaves; structure, shapes, dtypes; a state whose structure, shapes and dtypes stay;

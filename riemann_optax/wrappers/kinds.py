@@ -69,9 +69,8 @@ def partition_by_kind(
     ``partition_by_kind(ro.riemannian_adamw(0.003), norm=optax.adam(0.003))``. Means over
     ``"tree"`` then run over the parameters of one kind.
 
-    Rows of an embedding that got no gradient: without momentum and weight decay they do not move, whatever
-    the metric; phi ages all the same, so that ``activity`` forgets at its decay per update, not per
-    occurrence, and a rare row finds a smaller ``E``, and so a larger step, when it comes up again.
+    An embedding row without a gradient does not move (without momentum and weight decay), but its phi still
+    decays at every update. When the row occurs again its ``E`` is smaller, and its step larger.
 
     Args:
       default: the optimiser of every kind not named.

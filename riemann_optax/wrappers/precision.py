@@ -95,12 +95,12 @@ def low_precision_state(
     add up like the increments of the running mean itself, in bfloat16 to a standard deviation of about ``0.25
     * step / sqrt(1 - decay)``.
 
-    Compressed are the float32 arrays of the state with at least one axis, or two for ``"int8"``: biases are
-    few, and cut by a mesh their blocks would be too. Counters, scalars, complex and float64 arrays, and what
-    is stored in fewer than four bytes already, are kept as they are.
+    Only float32 arrays with at least one axis are compressed (two for ``"int8"``: biases are small, and a
+    mesh would cut their blocks). Counters, scalars, complex and float64 arrays, and what is stored in fewer
+    than four bytes already, are kept as they are.
 
-    State: 2 bytes per value, or ``1 + 4 / block_size``. No collective, for random bits are a hash of an
-    element's place in its array; so results do not depend on how it is sharded. With ``"int8"`` the blocks
+    State: 2 bytes per value, or ``1 + 4 / block_size``. No collective: random bits are a hash of an
+    element's place in its array, so results do not depend on the sharding. With ``"int8"`` the blocks
     have to lie within a device: a last axis sharded so that they do not is refused on an Explicit mesh, and
     costs communication on an Auto one.
 

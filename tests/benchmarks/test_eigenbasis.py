@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.eigenbasis import __main__ as command
-from benchmarks.eigenbasis import cost, report, runs
+from benchmarks.eigenbasis import cost, forms, report, runs
 from benchmarks.eigenbasis.methods import METHODS, MUON, OURS, OURS_SELDOM
 from benchmarks.shared.experiment import Size
 from benchmarks.shared.records import Records
@@ -84,7 +84,7 @@ def test_the_report_says_what_holds(faked, tmp_path):
 
 
 def test_the_command_writes_both_records_and_the_picture(faked, tmp_path, capsys):
-    command.main(["--quick", "--out", str(tmp_path)])
+    command.main(["--quick", "--parts", "quality", "cost", "--out", str(tmp_path)])
     quality = json.loads((tmp_path / "language_model.json").read_text())
     # On seeds 10 and 11 at the rate 0.02, the best of a grid that is not widened: 1.4 + 2 + 0.105 + 0.03.
     assert quality["rows"][0]["loss"]["mean"] == pytest.approx(3.535)
@@ -115,3 +115,31 @@ def test_operations_are_those_counted_by_hand():
     assert sum(spent for _, spent, branch in costs if not branch) == 12 * n**3
     refreshing = sum(spent for _, spent, branch in costs if branch)
     assert refreshing == pytest.approx(2 * (2 + 8 / 3 + 2 + 2 * 2) * n**3)
+
+
+def test_the_forms_are_compared_and_a_stopped_comparison_goes_on(tmp_path, capsys):
+    kept, names = tmp_path / "runs.jsonl", [forms.ADAMW, forms.MUON, forms.ONE_SIDED]
+    arguments = ["--quick", "--out", str(tmp_path), "--runs", str(kept), "--only", *names]
+    command.main(arguments)
+    record = json.loads((tmp_path / "eigenbasis_forms.json").read_text())
+    assert [row["form"] for row in record["rows"]] == names
+    by_name = {row["form"]: row for row in record["rows"]}
+    assert by_name[forms.ADAMW]["state"] == pytest.approx(2, abs=0.01)
+    assert 1 < by_name[forms.ONE_SIDED]["state"] < 2
+    assert by_name[forms.ADAMW]["refresh"] is None
+    assert by_name[forms.ONE_SIDED]["longest"] >= by_name[forms.ONE_SIDED]["step"] / 2
+    assert np.all(np.isfinite(by_name[forms.ONE_SIDED]["validation_by_seed"]))
+    lines = kept.read_text().count("\n")
+    shown = capsys.readouterr().out
+    assert "state" in shown
+    assert f"{forms.ONE_SIDED}: state" in shown
+    command.main(arguments)
+    assert kept.read_text().count("\n") == lines
+
+
+def test_steps_to_a_loss_are_read_from_the_mean_curve():
+    curves = [[3.0, 2.0, 1.0], [3.0, 2.2, 1.0]]
+    cost_of_none = forms.Cost(2.0, 1.0, 1.0, None, 1.0)
+    row = forms.Row("form", 0.01, [runs.Run(1.0, 1.0, curve, 1.0) for curve in curves], cost_of_none)
+    assert row.reached(2.1) == 2 * runs.BIN
+    assert row.reached(0.5) == np.inf

@@ -1,4 +1,4 @@
-"""The geometry picture shows what the README says of it."""
+"""The geometry picture shows what the site says of it."""
 
 import jax
 import jax.numpy as jnp

@@ -336,6 +336,25 @@ ENTRIES: dict[str, Entry] = {
     "riemannian_adamw:activity": optimiser(
         ro.riemannian_adamw, phi=ro.phi.activity(decay=0.97), nesterov=False, conformal="leaf", all_reduced=2
     ),
+    "riemannian_eigenbasis": Entry(
+        lambda learning_rate, alpha=1.0: ro.riemannian_eigenbasis(learning_rate, alpha=alpha, update_every=2),
+        real_only=True,
+        reduces_state=True,
+        loops=True,
+        mixes_weights=True,
+    ),
+    "soap": Entry(
+        lambda learning_rate, alpha=1.0: optax.chain(
+            ro.scale_by_metric(ro.phi.activity(), alpha),
+            ro.soap(learning_rate, precondition_frequency=2, weight_decay=1e-3, one_sided=True),
+        ),
+        learning_rate=1e-2,  # the first update only decays, which narrow weights must show
+        real_only=True,
+        reduces_state=True,
+        optax_promotes=True,
+        loops=True,
+        mixes_weights=True,
+    ),
     "riemannian_schedule_free": Entry(
         lambda learning_rate, alpha=1.0: ro.riemannian_schedule_free(learning_rate, alpha=alpha),
         reduces_state=True,

@@ -54,7 +54,7 @@ SAMPLED = {"phi.bayesian_gradient_descent", "phi.mesu"}
 ROUNDED = {"low_precision_state:bfloat16": 2e-2, "low_precision_state:int8": 0.3}
 # A basis is known to the precision over the distance of its eigenvalues, and a secant to the precision over
 # the size of a step, which is 1e-5 of a weight at first.
-SENSITIVE = {"in_eigenbasis": 2e-3, "phi.secant_curvature": 2e-2}
+SENSITIVE = {"in_eigenbasis": 2e-3, "riemannian_eigenbasis": 2e-3, "soap": 2e-3, "phi.secant_curvature": 2e-2}
 
 
 def host_params():

@@ -1,5 +1,7 @@
 """Which arrays are turned how: kernels of every kind, blocks, one side, vectors, and what is refused."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import optax
 import pytest
 
 import riemann_optax as ro
+from riemann_optax.eigenbasis.account import account
 from riemann_optax.eigenbasis.frame import Frame
 from riemann_optax.eigenbasis.layout import LayoutRules
+from riemann_optax.eigenbasis.schedule import operations, schedule
 
 
 def shapes_of_bases(params, **options):
@@ -174,3 +178,94 @@ def test_gradients_of_examples_and_functions_of_the_weights_are_turned_too():
     np.testing.assert_allclose(turned["obj_fn"](entered, 3), jnp.sum(weights["w"] ** 3), rtol=1e-4)
     np.testing.assert_allclose(frame.leave(entered, weights)["w"], weights["w"], rtol=1e-4, atol=1e-5)
     assert turned["value"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "left", "right", "said"),
+    [
+        ((8192, 512), {}, None, (1, 512, 512), "inputs 8192 left alone (32 values of state per weight, and"),
+        ((512, 2048), {}, (1, 512, 512), (1, 2048, 2048), "outputs 2048 turned: 33.6 MB of state"),
+        ((512, 2048), {"max_state": 2}, (1, 512, 512), None, "outputs 2048 left alone (8 values of state"),
+        ((784, 10), {}, None, (1, 10, 10), "outputs 10 turned: 800 B of state"),
+        ((8192, 64), {"block_size": 512}, (16, 512, 512), (1, 64, 64), "turned in 16 blocks of 512 (256 val"),
+        ((32768, 32768), {}, None, None, "operations per weight, and max_operations is 100000"),
+        ((64, 64), {"max_size": 8}, None, None, "left alone (longer than max_size, 8)"),
+        ((64, 64), {"sides": "smaller"}, (1, 64, 64), None, 'outputs 64 left alone (sides is "smaller")'),
+    ],
+)
+def test_what_costs_too_much_is_left_alone_and_the_account_says_why(shape, options, left, right, said):
+    assert shapes_of_bases(jax.ShapeDtypeStruct(shape, jnp.float32), **options) == [left, right]
+    rules = LayoutRules(options.pop("sides", "both"), "flax", **options)
+    (line,) = account(jax.ShapeDtypeStruct(shape, jnp.float32), rules, None)
+    assert said in line
+
+
+def test_describe_shows_what_is_turned_and_what_could_not_be():
+    params = {"w": jnp.ones([40, 2]), "b": jnp.ones(2)}
+    tx = optax.chain(ro.in_eigenbasis(ro.scale_by_metric(ro.phi.activity(), 1.0)), optax.scale(-1.0))
+    lines = ro.describe(tx, params).bases
+    assert lines == (
+        "['w'] (40, 2): inputs 40 left alone (40 values of state per weight, and max_state is 16); "
+        "outputs 2 turned: 32 B of state, 960 FLOP an update, 112 FLOP every 10",
+    )
+    _, state = tx.update({"w": jnp.full([40, 2], jnp.nan), "b": jnp.ones(2)}, tx.init(params), params)
+    shown = ro.describe(tx, params, state=state)
+    assert shown.bases[1] == "1 times no orthonormal basis was found, and the old one was kept"
+    assert "eigenbasis: 1 times no" in str(shown)
+
+
+def jobs_of(shapes, **options):
+    layouts = LayoutRules("both", "flax").layouts([jnp.zeros(shape) for shape in shapes])
+    return schedule(layouts, [jnp.dtype("float32")] * len(shapes), **options)
+
+
+def test_one_batch_holds_all_sides_of_one_size_and_step():
+    """Of a dense kernel, a scanned one and a convolution: 8 is a side of each."""
+    groups, period = jobs_of([(8, 8), (3, 8, 8), (2, 2, 2, 8)], update_every=1)
+    assert period == 1
+    assert [sorted((job.leaf, job.side) for job in group) for group in groups] == [
+        [(0, "left"), (0, "right"), (1, "left"), (1, "right"), (2, "left"), (2, "right")]
+    ]
+
+
+def test_a_budget_spreads_the_refreshes_over_more_steps():
+    one = 14 * 16**3
+    _, unbounded = jobs_of([(16, 16)] * 6, update_every=2)
+    assert unbounded == 2
+    groups, period = jobs_of([(16, 16)] * 6, update_every=2, budget=one)
+    assert period == 12
+    assert sorted(job.slot for group in groups for job in group) == list(range(12))
+    # A side of 32 takes eight times as much and is never divided: what else there is fits beside it or after.
+    groups, period = jobs_of([(16, 16)] * 5 + [(32, 8)], update_every=1, budget=one)
+    assert period == 3
+    work = [0] * period
+    for group in groups:
+        work[group[0].slot] += sum(operations(job) for job in group)
+    assert sorted(work) == [5 * one, 5 * one + 14 * 8**3, 8 * one]
+
+
+def test_all_sides_can_be_refreshed_at_one_step():
+    groups, period = jobs_of([(16, 16), (32, 4)], update_every=5, together=None)
+    assert period == 5
+    assert {job.slot for group in groups for job in group} == {0}
+
+
+def test_what_is_read_by_default_is_warned_of_by_name():
+    tx = ro.in_eigenbasis(optax.identity())
+    kernels = {"conv": {"kernel": jnp.zeros([3, 3, 4, 8])}, "layers": {"kernel": jnp.zeros([7, 4, 8])}}
+    with pytest.warns(UserWarning, match=r"\['layers'\]\['kernel'\] \(7, 4, 8\) as a stack of 7") as caught:
+        tx.init(kernels)
+    assert len(caught) == 1
+    assert "conv" not in str(caught[0].message)
+    with warnings.catch_warnings(action="error"):
+        ro.in_eigenbasis(optax.identity(), axes={"layers": "scanned"}).init(kernels)
+        ro.in_eigenbasis(optax.identity(), sides="none").init(kernels)
+
+
+def test_a_complex_matrix_is_refused_by_name():
+    params = {"a": jnp.ones([2, 3]), "b": jnp.ones([2, 3], jnp.complex64)}
+    with pytest.raises(TypeError, match=r"and the leaf \['b'\] is complex|\['b'\] is complex"):
+        ro.in_eigenbasis(optax.identity()).init(params)
+    ro.in_eigenbasis(optax.identity(), sides=lambda name, leaf: "none" if "b" in name else "both").init(
+        params
+    )

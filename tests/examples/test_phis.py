@@ -9,10 +9,9 @@ import pytest
 from flax import nnx
 
 import riemann_optax as ro
+from riemann_optax._tree import find_states
 from riemann_optax.examples import data, datasets, models
-from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.train import __main__ as train
-from riemann_optax.examples.train import extra_arguments as supplies
 from riemann_optax.examples.train import loop
 from riemann_optax.examples.train.optimizers import MetricOptions, build_metric
 from riemann_optax.examples.train.phis import PHIS
@@ -26,7 +25,6 @@ NEEDY_ON_TEXT = [
     name
     for name, phi in PHIS.items()
     if (needs := set(getattr(phi.factory(), "needs", ()))) - set(loop.ALWAYS_GIVEN)
-    and not needs & set(supplies.OBSERVED)
 ]
 # The rules that are the whole rate by themselves, as their docstrings say: they learn it from inputs.
 PUBLISHED = [name for name, phi in PHIS.items() if "inputs" in getattr(phi.factory(), "needs", ())]
@@ -58,32 +56,6 @@ def batch_of(problem, step=0):
     return data.batch_indices(problem.dataset.num_train, BATCH, 0, step)
 
 
-def step_of(problem, training):
-    return loop.Step(
-        problem, training, *problem.dataset.take(problem.parts["train"], jnp.asarray(batch_of(problem)))
-    )
-
-
-def first_step(problem, phi):
-    return step_of(problem, loop.start(problem, metric_of(phi, 0.03)).training)
-
-
-def batch_gradient(step, parameters):
-    def loss(parameters):
-        return step.problem.losses(parameters, step.inputs, step.targets)[0].mean()
-
-    return jax.jit(jax.grad(loss))(parameters)
-
-
-def supplied_by(supplier, step):
-    """What a supplier gives inside of a compiled step."""
-    return jax.jit(lambda *arrays: supplier(loop.Step(step.problem, *arrays)))(*step[1:])
-
-
-def assert_close(ours, theirs):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), ours, theirs)
-
-
 def test_every_public_phi_that_needs_no_argument_has_a_name_in_the_trainer():
     public = {name for name in ro.phi.__all__ if inspect.isfunction(getattr(ro.phi, name))}
     made_of_others = public - set(PHIS)
@@ -107,7 +79,6 @@ def test_every_phi_trains(problem, phi):
         batch_size=BATCH,
         seed=0,
         evaluate_every=10,
-        supply=supplies.supply_for(PHIS[phi].factory(), problem.model),
     )
     assert [step.step for step in going] == [10, 20, 30]
     losses = [row["loss"] for row in run.history["validation"]]
@@ -127,11 +98,10 @@ def test_every_phi_trains(problem, phi):
 def test_a_task_is_an_epoch(problem, phi):
     transformation = metric_of(phi, 0.03)
     training = loop.start(problem, transformation).training
-    supply = supplies.supply_for(PHIS[phi].factory(), problem.model)
-    advance = jax.jit(functools.partial(loop.train_steps, problem, transformation, supply=supply))
+    advance = jax.jit(functools.partial(loop.train_steps, problem, transformation))
     boundaries = []
     for number in range(2 * STEPS_PER_EPOCH + 2):
-        if supplies.task_boundary(step_of(problem, training))["task_boundary"]:
+        if loop.first_of_an_epoch(problem, training.optimizer_state, BATCH):
             boundaries.append(number)
         training, _ = advance(training, problem.parts["train"], batch_of(problem, number)[None])
     assert boundaries == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
@@ -141,8 +111,7 @@ def test_a_task_is_an_epoch(problem, phi):
 def test_text_supplies_the_same(text_problem, phi):
     transformation = metric_of(phi, 0.03)
     training = loop.start(text_problem, transformation).training
-    supply = supplies.supply_for(transformation, text_problem.model)
-    advance = functools.partial(loop.train_steps, text_problem, transformation, supply=supply)
+    advance = functools.partial(loop.train_steps, text_problem, transformation)
     after, (losses, _) = jax.eval_shape(
         advance, training, text_problem.parts["train"], jnp.zeros((2, 3), jnp.int32)
     )
@@ -150,123 +119,61 @@ def test_text_supplies_the_same(text_problem, phi):
     assert losses.shape == (2,)
 
 
-def test_per_example_gradients_are_those_of_the_examples(problem):
-    step = first_step(problem, "online_ewc")
-    supplied = supplied_by(supplies.per_example_gradients, step)["per_example_gradients"]
-    parameters = step.training.parameters
-    assert_close(jax.tree.map(lambda g: g.mean(0), supplied), batch_gradient(step, parameters))
-    third = step._replace(inputs=step.inputs[2:3], targets=step.targets[2:3])
-    assert_close(jax.tree.map(lambda g: g[2], supplied), batch_gradient(third, parameters))
-
-
-def test_output_norm_gradients_are_those_of_the_logits(problem):
-    step = first_step(problem, "memory_aware_synapses")
-    supplied = supplied_by(supplies.output_norm_gradients, step)["output_norm_gradients"]["head"]["bias"]
-    # The squared norm of the logits grows by twice the logit for each bias of the head.
-    assert_close(supplied, 2 * problem.model.apply(step.training.parameters, step.inputs))
-
-
-def test_perturbed_gradients_are_of_the_summed_loss_at_the_perturbed_weights(problem):
-    step = first_step(problem, "mesu")
-    supplied = supplied_by(supplies.perturbed_gradients, step)
-    noise, gradients = supplied["perturbations"], supplied["perturbed_gradients"]
-    place = jax.tree.map(lambda w, e: w + 0.06 * e[3], step.training.parameters, noise)
-    summed = jax.tree.map(lambda g: BATCH * g, batch_gradient(step, place))
-    assert_close(jax.tree.map(lambda g: g[3], gradients), summed)
-    assert_close(supplied["grad"], jax.tree.map(lambda g: g.mean(0) / BATCH, gradients))
-
-
-def test_the_gradient_at_the_previous_weights_is_of_this_batch(problem):
-    transformation = metric_of("secant_curvature", 0.03)
-    training = loop.start(problem, transformation).training
-    supply = supplies.supply_for(transformation, problem.model)
-    batches = np.stack([batch_of(problem, 5)])
-    advance = jax.jit(functools.partial(loop.train_steps, problem, transformation, supply=supply))
-    after, _ = advance(training, problem.parts["train"], batches)
-    step = step_of(problem, after)
-    supplied = supplied_by(supplies.gradients_at_previous_params, step)["gradients_at_previous_params"]
-    assert_close(supplied, batch_gradient(step, training.parameters))
-
-
-def test_the_loss_of_the_outputs_is_the_loss(problem):
-    step = first_step(problem, "gauss_newton_curvature")
-    outputs_fn = supplies.outputs_fn(step)["outputs_fn"]
-    outputs_loss_fn = supplies.outputs_loss_fn(step)["outputs_loss_fn"]
-    gradient = jax.grad(lambda p: outputs_loss_fn(outputs_fn(p)))(step.training.parameters)
-    assert_close(gradient, batch_gradient(step, step.training.parameters))
-
-
-def test_inputs_and_activities_are_those_of_the_layers(problem):
-    step = first_step(problem, "idbd")
-    parameters = step.training.parameters
-    inputs = supplied_by(supplies.inputs, step)["inputs"]
-    activities = supplied_by(supplies.activities, step)["activities"]
-    hidden, head = parameters["hidden"][0], parameters["head"]
-    assert_close(inputs["hidden"][0], {"kernel": step.inputs.reshape(BATCH, -1), "bias": 1.0})
-    sent = jax.nn.relu(inputs["hidden"][0]["kernel"] @ hidden["kernel"] + hidden["bias"])
-    assert_close(activities["hidden"][0], {"kernel": sent, "bias": sent})
-    assert_close(inputs["head"], {"kernel": sent, "bias": 1.0})
-    logits = sent @ head["kernel"] + head["bias"]
-    assert_close(activities["head"], {"kernel": logits, "bias": logits})
-
-
-def test_activities_of_a_convnet_are_those_of_its_channels(problem):
+def test_the_activities_of_a_convnet_are_those_of_its_channels_after_their_norm(problem):
+    """One step of the trainer, and the threshold that it leaves behind."""
     convnet = models.functional(models.ConvNet((8, 8, 1), 10, width=2, rngs=nnx.Rngs(0)))
-    step = first_step(loop.Problem(convnet, problem.dataset), "sliding_threshold")
-    activities = supplied_by(supplies.activities, step)["activities"]
-    sizes = [activities["convolutions"][depth]["kernel"].shape for depth in range(3)]
-    assert sizes == [(BATCH, 8, 8, 2), (BATCH, 4, 4, 4), (BATCH, 4, 4, 4)]
-    assert all(jnp.min(leaf) == 0 for leaf in jax.tree.leaves(activities["norms"]))
-    # Compiled like the other: a norm over two channels that are nearly alike makes much of their rounding.
-    assert_close(activities["head"]["bias"], jax.jit(convnet.apply)(step.training.parameters, step.inputs))
-    phi = ro.phi.sliding_threshold()
-    values, _ = jax.jit(phi.update)(convnet.parameters, phi.init(convnet.parameters), activities=activities)
-    mean_square = np.mean(np.square(activities["convolutions"][0]["kernel"]), axis=(0, 1, 2))
-    expected = np.broadcast_to(mean_square, (3, 3, 1, 2))
-    np.testing.assert_allclose(values["convolutions"][0]["kernel"], expected, rtol=1e-5)
-
-
-def test_only_what_is_read_is_made(problem):
-    """What a phi is given stands in the jaxpr of its update, and nothing else is made."""
-    for name, phi in PHIS.items():
-        supply = supplies.supply_for(phi.factory(), problem.model)
-        needs = set(getattr(phi.factory(), "needs", ())) - set(loop.ALWAYS_GIVEN)
-        made = set() if supply is None else set(supply(first_step(problem, name)))
-        assert made - {"grad"} == needs, name
-
-
-def test_whatever_the_package_declares_is_made_or_given():
-    declared = {need for phi in PHIS.values() for need in getattr(phi.factory(), "needs", ())}
-    assert declared <= set(supplies.SUPPLIERS) | set(loop.ALWAYS_GIVEN)
-    assert set(supplies.SUPPLIERS) <= set(ro.phi.EXTRA_ARGUMENTS)
-
-
-def test_a_need_that_the_trainer_cannot_meet_is_refused(problem):
-    phi = ro.phi.Phi(optax.init_empty_state, None, name="told", needs=["task_importance"])
-    with pytest.raises(InputError, match=r"^--phi: it reads the extra argument task_importance, which the"):
-        supplies.supply_for(phi, problem.model)
-
-
-@pytest.mark.parametrize(
-    ("phi", "signal", "able"),
-    [
-        ("idbd", "inputs", "mlp"),
-        ("sliding_threshold", "activities", "mlp or convnet"),
-    ],
-)
-def test_a_model_that_cannot_tell_is_refused_with_those_that_can(text_problem, phi, signal, able):
-    with pytest.raises(InputError) as caught:
-        supplies.supply_for(PHIS[phi].factory(), text_problem.model)
-    assert str(caught.value) == (
-        f"--phi: it reads the {signal} of every layer, which this model does not tell: "
-        f"use --model {able}, on images"
+    own = loop.Problem(convnet, problem.dataset)
+    transformation = metric_of("sliding_threshold", 0.03)
+    training = loop.start(own, transformation).training
+    advance = jax.jit(functools.partial(loop.train_steps, own, transformation))
+    batch = batch_of(own)
+    images, _ = own.dataset.take(own.parts["train"], jnp.asarray(batch))
+    module = nnx.merge(convnet.graph, convnet.parameters)
+    sent = nnx.relu(module.norms[0](module.convolutions[0](images)))
+    after, _ = advance(training, own.parts["train"], batch[None])
+    (state,) = find_states(after.optimizer_state, ro.phi.SlidingThresholdState)
+    expected = 0.01 * np.mean(np.square(sent), axis=(0, 1, 2))
+    kernel, scale = (
+        state.threshold[part][0][leaf] for part, leaf in (("convolutions", "kernel"), ("norms", "scale"))
     )
+    np.testing.assert_allclose(np.ravel(kernel), expected, rtol=1e-3)
+    np.testing.assert_allclose(scale, expected, rtol=1e-3)
 
 
-def test_the_command_refuses_it_before_it_writes_anything(tmp_path, capsys):
-    assert train.main(["--phi", "idbd", "--model", "convnet", "--out", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err.startswith("error: --phi: it reads the inputs of every layer")
-    assert list(tmp_path.iterdir()) == []
+def test_the_perturbed_gradients_of_text_are_of_the_loss_summed_over_its_positions(text_problem):
+    """What the phi is given is the sum over targets: its deviation moves accordingly."""
+    transformation = metric_of("bayesian_gradient_descent", 0.03)
+    training = loop.start(text_problem, transformation).training
+    batch = jnp.zeros((1, 3), jnp.int32)
+    after, _ = jax.jit(functools.partial(loop.train_steps, text_problem, transformation))(
+        training, text_problem.parts["train"], batch
+    )
+    examples = text_problem.dataset.take(text_problem.parts["train"], batch[0])
+    places, noise = ro.phi.draw_perturbations(training.optimizer_state, training.parameters)
+
+    def summed(parameters):
+        return text_problem.losses(parameters, *examples)[0].sum()
+
+    gradients = jax.jit(jax.vmap(jax.grad(summed)))(places)
+    slope = jax.tree.map(lambda g, e: np.mean(np.asarray(g) * np.asarray(e), axis=0), gradients, noise)
+    (state,) = find_states(after.optimizer_state, ro.phi.VariationalState)
+    expected = jax.tree.map(lambda g: 0.06 * (np.sqrt(1 + (0.03 * g) ** 2) - 0.03 * g), slope)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3), state.deviation, expected)
+
+
+def test_what_an_optimiser_cannot_do_is_an_error_of_the_command(tmp_path, capsys):
+    arguments = [
+        "--phi",
+        "secant_curvature",
+        "--eigenbasis",
+        "--baseline",
+        "none",
+        "--steps",
+        "10",
+        "--quiet",
+    ]
+    assert train.main([*arguments, "--model", "mlp", "--out", str(tmp_path / "run")]) == 2
+    assert "in_eigenbasis, where its weights are not those of the model" in capsys.readouterr().err
 
 
 def test_the_command_supplies_what_the_phi_needs(tmp_path, capsys):

@@ -30,7 +30,7 @@ def digits():
 
 def start(digits, shard):
     """A problem, its optimiser and a run of no steps, as the trainer makes them from its arguments."""
-    contestant = plan.build_contestants(command_line.parse(ARGUMENTS), digits[0])["metric"]
+    contestant = plan.build_contestants(command_line.parse(ARGUMENTS))["metric"]
     problem = loop.Problem(*digits, Placement(shard))
     return problem, contestant, loop.start(problem, contestant.transformation)
 
@@ -148,6 +148,6 @@ def test_a_port_in_use_ends_in_one_line():
         taken.bind(("localhost", 0))
         taken.listen()
         address = f"localhost:{taken.getsockname()[1]}"
-        with pytest.raises(InputError, match=f"--coordinator {address}: no meeting there") as caught:
+        with pytest.raises(InputError, match=f"--coordinator {address}: could not connect") as caught:
             processes.connect(processes.Cluster(address, 2, 0))
     assert "\n" not in str(caught.value)

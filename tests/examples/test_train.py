@@ -42,7 +42,7 @@ def final_training(folder, *arguments):
     model = models.build("mlp", dataset, parsed.seed)
     problem = loop.Problem(model, dataset)
     result = {}
-    for name, contestant in plan.build_contestants(parsed, model).items():
+    for name, contestant in plan.build_contestants(parsed).items():
         with checkpoint.Checkpoints(folder / "checkpoints" / name) as checkpoints:
             restored = checkpoints.restore(loop.start(problem, contestant.transformation))
         assert restored.step == 40
@@ -283,7 +283,7 @@ def test_a_damaged_run_is_refused_in_one_line(unbroken, tmp_path, capsys, damage
         (["--coordinator", "auto", "--processes", "2"], r"--processes is not used by --coordinator auto"),
         (
             ["--coordinator", "auto"],
-            r"--coordinator auto: no meeting there \(.*\): give HOST:PORT, --processes",
+            r"--coordinator auto: could not connect \(.*\): give HOST:PORT, --processes",
         ),
         (["--shard", "data", "--batch-size", "12"], r"--batch-size 12 cannot be shared evenly by 8 devices"),
         (["--resume", "--overwrite"], r"argument --overwrite: not allowed with argument --resume"),

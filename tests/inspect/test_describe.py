@@ -108,3 +108,23 @@ def test_a_metric_in_a_branch_is_described_too(wrap):
 def test_an_error_of_the_update_is_its_own():
     with pytest.raises(ValueError, match="hutchinson_curvature needs the extra argument obj_fn"):
         ro.describe(ro.phi.hutchinson_curvature(), PARAMS)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_the_numbers_are_those_of_metric_at(storage):
+    """NumPy evaluates the update for describe, JAX for metric_at; narrow weights too."""
+    shapes = {"kernel": (5, 7), "bias": (7,), "scalar": (), "layers": (3, 4, 2), "empty": (0, 3)}
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    draw = lambda key, shape: jax.random.normal(key, shape).astype(storage)  # noqa: E731
+    params = {name: draw(key, shape) for (name, shape), key in zip(shapes.items(), keys, strict=True)}
+    gradients = jax.tree.map(lambda p: (3 * p**2 - 1).astype(p.dtype), params)
+    phi = ro.phi.product(ro.phi.factored_activity(), ro.phi.maintenance_energy(power=0.7))
+    for tx in (ro.riemannian_adamw(0.1), ro.riemannian_sgd(0.1, phi=phi, alpha=3.0, conformal="neuron")):
+        _, state = tx.update(gradients, tx.init(params), params)
+        later = jax.tree.map(lambda g: -2 * g, gradients)
+        metric = ro.metric_at(tx, later, state, params)
+        for leaf, expected in zip(
+            ro.describe(tx, params, later, state).leaves, jax.tree.leaves(metric), strict=True
+        ):
+            extremes = [jnp.min(expected), jnp.max(expected)] if expected.size else [1.0, 1.0]
+            np.testing.assert_allclose([leaf.metric_min, leaf.metric_max], extremes, rtol=2e-6)

@@ -54,7 +54,6 @@ def train_one(name: str, plan: Plan, display: Display) -> Run:
             batch_size=plan.batch_size,
             seed=plan.seed,
             evaluate_every=plan.evaluate_every,
-            supply=contestant.supply,
         )
         for _ in going:
             display.show(run)

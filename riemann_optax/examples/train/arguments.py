@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, NoReturn
 
 from riemann_optax.examples import hub
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.models import MODELS, models_with
-from riemann_optax.examples.train.extra_arguments import OBSERVED
+from riemann_optax.examples.models import MODELS
+from riemann_optax.examples.train.chooser import as_text
 from riemann_optax.examples.train.loop import CHUNK
 from riemann_optax.examples.train.optimizers import OPTIMIZERS, MetricOptions, own_default
-from riemann_optax.examples.train.phis import PHIS, Phi
+from riemann_optax.examples.train.phis import PHIS
 from riemann_optax.examples.train.placement import SHARDS
 from riemann_optax.examples.train.processes import Cluster
 from riemann_optax.optimizers import RECOMMENDED_RATES
@@ -67,15 +67,6 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def _conditions(phi: Phi) -> str:
-    """Say what the needs of a phi mean for a run."""
-    needs = getattr(phi.factory(), "needs", ())
-    conditions = ["an epoch is a task"] if "task_boundary" in needs else []
-    for need in OBSERVED.keys() & needs:
-        conditions.append("needs --model " + " or ".join(models_with(OBSERVED[need])))
-    return "".join(f"; {condition}" for condition in conditions)
-
-
 class _ListPhis(argparse.Action):
     def __call__(
         self,
@@ -85,9 +76,7 @@ class _ListPhis(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         if values == "help":
-            width = max(map(len, PHIS))
-            for name, phi in PHIS.items():
-                print(f"{name:{width}}  {phi.summary}{_conditions(phi)}")
+            print(as_text())
             parser.exit()
         if values not in PHIS:
             raise InputError(f"--phi {values} is not known: use one of {', '.join(PHIS)}, or --phi help")

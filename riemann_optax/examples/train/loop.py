@@ -7,7 +7,7 @@ that, the seed and the step. A run restored from a checkpoint therefore continue
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,9 @@ import optax
 
 import riemann_optax as ro
 from riemann_optax._tree import find_states
+from riemann_optax.boundary import consolidates
 from riemann_optax.examples.data import PARTS, Dataset, batch_indices
+from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.models import Model, Parameters
 from riemann_optax.examples.train.optimizers import energy_spent, recorded_metric
 from riemann_optax.examples.train.placement import Placement
@@ -108,27 +110,29 @@ class Problem:
         return {"loss": float(loss), "accuracy": float(accuracy)}
 
 
-class Step(NamedTuple):
-    """A step before its update, from which a :data:`Supply` makes what the gradient does not tell.
-
-    Attributes:
-      problem: model and data.
-      training: weights and optimiser state before the step.
-      inputs: those of the batch, as :meth:`riemann_optax.examples.data.Dataset.take` gives them.
-      targets: likewise.
-    """
-
-    problem: Problem
-    training: Training
-    inputs: jax.Array
-    targets: jax.Array
-
-
 # What every step gives an optimiser, as Optax's own rules ask for it.
 ALWAYS_GIVEN = ("value", "grad", "value_fn", "obj_fn")
 
-# Makes further extra arguments by name; with ``grad`` among them, that replaces the gradient.
-Supply = Callable[[Step], dict[str, Any]]
+
+def first_of_an_epoch(problem: Problem, state: optax.OptState, targets: int) -> jax.Array | None:
+    """Return whether this step begins a new epoch, which is a new task; None where no phi asks.
+
+    The boundaries are counted from the phi's own state, so that a resumed run has them where the unbroken one
+    has. An epoch is as many steps as it takes to see as many targets as the training part has.
+
+    Args:
+      problem: model and data.
+      state: that of the optimiser before the step.
+      targets: in a batch: its images, or its positions of a text.
+    """
+    nodes = [node for node in jax.tree.leaves(state, is_leaf=consolidates) if consolidates(node)]
+    if not nodes:
+        return None
+    steps_per_epoch = max(1, problem.dataset.num_train // targets)
+    # Some states count from the last boundary and some from the start: this is right for both.
+    (count,) = (node.count for node in nodes)
+    begins: jax.Array = (count > 0) & (count % steps_per_epoch == 0)
+    return begins
 
 
 def evaluation_parameters(training: Training) -> Parameters:
@@ -148,39 +152,36 @@ def train_steps(
     training: Training,
     part: dict[str, jax.Array] | None,
     batches: Any,
-    supply: Supply | None = None,
 ) -> tuple[Training, tuple[jax.Array, jax.Array]]:
     """Take one step for each of ``batches``; to be compiled by the caller.
 
     These are indices ``i32[steps, batch]`` into ``part``; where that is None, the rows themselves, as
     :meth:`riemann_optax.examples.data.Dataset.gather` gives them.
 
-    Beside the gradient, the optimiser gets what any Optax optimiser may ask for by name: the batch's loss
-    as a function of the weights (``obj_fn`` and ``value_fn``), its ``value`` and its ``grad``; and what
-    ``supply`` makes of the step.
+    Beside the gradient, the optimiser gets what its phi declares, and what any Optax optimiser may ask for by
+    name: the batch's loss as a function of the weights (``obj_fn`` and ``value_fn``), its ``value`` and its
+    ``grad``. The trainer has a single task: for the phis that consolidate at task boundaries a task is an
+    epoch.
 
     Returns:
       The new state and, for each step, the batch's loss and accuracy before it, ``f32[steps]``.
     """
 
+    def objective(parameters: Parameters, examples: Any) -> tuple[jax.Array, jax.Array]:
+        losses, correct = problem.losses(parameters, *examples)
+        return losses.mean(), correct.mean()
+
+    value_and_grad = ro.value_and_grad(
+        objective, (transformation, *ALWAYS_GIVEN), has_aux=True, num_terms=lambda batch: batch[1].size
+    )
+
     def step(training: Training, batch: Any) -> tuple[Training, tuple[jax.Array, jax.Array]]:
         examples = problem.dataset.decode(batch if part is None else problem.dataset.gather(part, batch))
-
-        def objective(parameters: Parameters) -> tuple[jax.Array, jax.Array]:
-            losses, correct = problem.losses(parameters, *examples)
-            return losses.mean(), correct.mean()
-
-        # Optax's line searches insist that their objective takes every argument they don't know.
-        def loss_only(parameters: Parameters, obj_fn: Any = None) -> jax.Array:
-            del obj_fn
-            return objective(parameters)[0]
-
         parameters, state = training
-        (loss, accuracy), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
-        named = {"value": loss, "grad": gradients, "value_fn": loss_only, "obj_fn": loss_only}
-        if supply is not None:
-            named |= supply(Step(problem, training, *examples))
-        updates, state = transformation.update(named["grad"], state, parameters, **named)
+        boundary = first_of_an_epoch(problem, state, examples[1].size)
+        told = {} if boundary is None else {"task_boundary": boundary}
+        (loss, accuracy), gradients, extra = value_and_grad(parameters, examples, state=state, **told)
+        updates, state = transformation.update(gradients, state, parameters, **extra)
         return Training(optax.apply_updates(parameters, updates), state), (loss, accuracy)
 
     return jax.lax.scan(step, training, batches)
@@ -237,7 +238,6 @@ def train(
     batch_size: int,
     seed: int,
     evaluate_every: int,
-    supply: Supply | None = None,
 ) -> Iterator[Run]:
     """Train from where ``run`` stands to ``steps`` steps, yielding it after every compiled call.
 
@@ -250,7 +250,6 @@ def train(
       batch_size: examples in a batch.
       seed: the seed of the order of examples.
       evaluate_every: steps between two validations, a multiple of :data:`CHUNK`.
-      supply: makes the extra arguments that the optimiser's phi needs, if any.
 
     Yields:
       ``run``, after its weights and its history have moved on.
@@ -262,7 +261,7 @@ def train(
 
     # The data is an argument: as a constant it would be compiled into the program.
     chunk = jax.jit(
-        functools.partial(train_steps, problem, transformation, supply=supply),
+        functools.partial(train_steps, problem, transformation),
         donate_argnums=0,
         **placement.outputs(run.training),
     )
@@ -284,7 +283,11 @@ def train(
         batches, size = batches_until(stop), stop - run.step
         if size not in compiled:
             began = time.perf_counter()
-            compiled[size] = chunk.lower(run.training, part, batches).compile()
+            try:
+                lowered = chunk.lower(run.training, part, batches)
+            except ValueError as error:  # a phi says what it cannot do
+                raise InputError(f"this optimiser cannot train this model: {error}") from error
+            compiled[size] = lowered.compile()
             run.history["compile_seconds"] += time.perf_counter() - began
         began = time.perf_counter()
         run.training, (losses, accuracies) = compiled[size](run.training, part, batches)

@@ -13,11 +13,12 @@ from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.schedule import warmup_constant, warmup_cosine
 from riemann_optax.examples.train.phis import PHIS
 
-OPTIMIZERS = ("riemannian_adamw", "riemannian_sgd", "riemannian_schedule_free")
+OPTIMIZERS = ("riemannian_adamw", "riemannian_eigenbasis", "riemannian_sgd", "riemannian_schedule_free")
 _SCHEDULE_FREE = "riemannian_schedule_free"
 # What the aliases measure by themselves.
 _OWN_PHI = {
     "riemannian_adamw": "factored_activity",
+    "riemannian_eigenbasis": "factored_activity",
     "riemannian_sgd": "activity",
     "riemannian_schedule_free": "factored_activity",
 }
@@ -88,7 +89,8 @@ def build_metric(
       The optimiser.
 
     Raises:
-      InputError: where the alias refuses an argument; for a schedule-free optimiser in an eigenbasis.
+      InputError: where the alias refuses an argument; for a schedule-free optimiser in an eigenbasis, or
+        one that is in it already.
     """
     said: dict[str, Any] = {
         "phi": None if options.phi is None else PHIS[options.phi].factory(),
@@ -108,6 +110,8 @@ def build_metric(
         optimizer = getattr(ro, options.optimizer)(learning_rate, role=options.role, record=True, **said)
     except ValueError as error:
         raise InputError(f"--optimizer {options.optimizer} cannot be built: {error}") from error
+    if options.eigenbasis and options.optimizer == "riemannian_eigenbasis":
+        raise InputError("--eigenbasis is what --optimizer riemannian_eigenbasis is in already: leave it out")
     if options.eigenbasis:
         if options.optimizer == _SCHEDULE_FREE:
             raise InputError(

@@ -2,7 +2,7 @@
 
 A phi whose arguments all have defaults is known by its own name, with the first line of its docstring for
 ``--phi help``. The tables below say only where the trainer wants something else. What a phi needs beside the
-gradient and the weights it declares itself, and :mod:`riemann_optax.examples.train.extra_arguments` makes it.
+gradient and the weights it declares itself, and :func:`riemann_optax.value_and_grad` makes it.
 """
 
 import inspect

@@ -11,8 +11,7 @@ from riemann_optax.examples import datasets, models
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.train import arguments as command_line
 from riemann_optax.examples.train import processes
-from riemann_optax.examples.train.extra_arguments import supply_for
-from riemann_optax.examples.train.loop import Problem, Supply
+from riemann_optax.examples.train.loop import Problem
 from riemann_optax.examples.train.optimizers import build_baseline, build_metric, explain, schedule_for
 from riemann_optax.examples.train.placement import Placement
 from riemann_optax.examples.train.record import Record, environment, read_record
@@ -28,7 +27,6 @@ class Contestant(NamedTuple):
     learning_rate: float
     schedule: optax.Schedule
     transformation: optax.GradientTransformationExtraArgs
-    supply: Supply | None = None
 
 
 class Plan(NamedTuple):
@@ -84,7 +82,7 @@ def prepare(arguments: argparse.Namespace) -> Plan:
             f"--batch-size {arguments.batch_size} cannot be shared evenly by {placement.num_devices} "
             "devices: give a multiple of that"
         )
-    contestants = build_contestants(arguments, model)
+    contestants = build_contestants(arguments)
     previous: Record | None = processes.by_leader(lambda: prepare_folder(arguments))
     record: Record = {
         "status": "running",
@@ -107,13 +105,12 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     )
 
 
-def build_contestants(arguments: argparse.Namespace, model: models.Model) -> dict[str, Contestant]:
+def build_contestants(arguments: argparse.Namespace) -> dict[str, Contestant]:
     """Build the optimisers that the arguments ask for, keyed ``"metric"`` and ``"baseline"``."""
     rate = arguments.learning_rate
     schedule = schedule_for(arguments.optimizer, rate, arguments.steps)
     metric = build_metric(command_line.metric_options(arguments), schedule)
-    supply = supply_for(metric, model)
-    contestants = {"metric": Contestant(arguments.optimizer, rate, schedule, metric, supply)}
+    contestants = {"metric": Contestant(arguments.optimizer, rate, schedule, metric)}
     if arguments.baseline != "none":
         rate = arguments.baseline_learning_rate
         schedule = schedule_for(arguments.baseline, rate, arguments.steps)

@@ -54,7 +54,7 @@ def connect(cluster: Cluster) -> None:
         reason = " ".join(str(error).split())
         remedy = "give HOST:PORT, --processes and --process" if automatic else "give another HOST:PORT"
         raise InputError(
-            f"--coordinator {cluster.coordinator}: no meeting there ({reason}): {remedy}"
+            f"--coordinator {cluster.coordinator}: could not connect ({reason}): {remedy}"
         ) from error
 
 

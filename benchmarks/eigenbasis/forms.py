@@ -1,0 +1,291 @@
+"""The forms of the eigenbasis and their peers on one small GPT: quality, state and time of each.
+
+Each form has its own best rate of a grid in steps of 2, chosen on other seeds than it is reported on; peers
+have the same liberties as ours, Nesterov's momentum among them.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.table import Table
+
+import riemann_optax as ro
+from benchmarks.eigenbasis import runs
+from benchmarks.eigenbasis.runs import BIN, Run, rate_value
+from benchmarks.shared import terminal
+from benchmarks.shared.experiment import Method, Size
+from benchmarks.shared.records import Records
+from benchmarks.shared.statistics import standard_error
+from riemann_optax.examples import data
+
+ADAMW, MUON, ONE_SIDED = "AdamW", "Muon", "eigenbasis, one-sided"
+DECAY = 1e-4  # of weights, in all
+NEVER = 10**6  # steps between two refreshes where only the other steps are timed
+
+
+class Form(NamedTuple):
+    """One optimiser.
+
+    Attributes:
+      make: of a schedule and further options to an optimiser.
+      every: the name of the option that says how often bases are refreshed; empty where there are none.
+    """
+
+    make: Callable[..., optax.GradientTransformation]
+    every: str = ""
+
+    def method(self) -> Method:
+        """Return it as the runs of this benchmark take it."""
+        return Method(self.make, "ours" if self.every == "update_every" else "peer", {"rate": None})
+
+
+def ours(**options: Any) -> Form:
+    """Return a form of riemannian_eigenbasis."""
+    return Form(
+        lambda schedule, **more: ro.riemannian_eigenbasis(schedule, weight_decay=DECAY, **options | more),
+        "update_every",
+    )
+
+
+def soap(**options: Any) -> Form:
+    """Return a form of SOAP, staggered, so that its longest step can be compared."""
+    return Form(
+        lambda schedule, **more: ro.soap(schedule, weight_decay=DECAY, staggered=True, **options | more),
+        "precondition_frequency",
+    )
+
+
+FULL_MOMENT = {"phi": ro.phi.activity(decay=0.97), "alpha": 1e4}
+FORMS = {
+    ADAMW: Form(lambda schedule: optax.adamw(schedule, b2=0.95, weight_decay=DECAY)),
+    "NAdamW": Form(lambda schedule: optax.nadamw(schedule, b2=0.95, weight_decay=DECAY)),
+    MUON: Form(lambda schedule: optax.contrib.muon(schedule, weight_decay=DECAY, consistent_rms=0.2)),
+    "SOAP": soap(),
+    "SOAP, Nesterov": soap(b1=0.9, nesterov=True),
+    "SOAP, one-sided": soap(one_sided=True),
+    "SOAP, one-sided, Nesterov": soap(b1=0.9, nesterov=True, one_sided=True),
+    "no basis, no Nesterov": Form(
+        lambda schedule: ro.riemannian_adamw(schedule, weight_decay=DECAY, alpha=1000.0, nesterov=False)
+    ),
+    "no basis": Form(lambda schedule: ro.riemannian_adamw(schedule, weight_decay=DECAY, alpha=1000.0)),
+    f"{ONE_SIDED}, no Nesterov": ours(nesterov=False),
+    ONE_SIDED: ours(),
+    "eigenbasis, both sides, no Nesterov": ours(sides="both", nesterov=False),
+    "eigenbasis, both sides": ours(sides="both"),
+    "eigenbasis, both sides, activity": ours(sides="both", **FULL_MOMENT),
+}
+
+QUICK = Size(
+    {"steps": 20, "batch": 2, "window": 16, "width": 16, "depth": 1}, tuning_seeds=(0,), seeds=(10, 11)
+)
+SMALL = Size(
+    {"steps": 200, "batch": 8, "window": 64, "width": 64, "depth": 2}, tuning_seeds=(0,), seeds=(10, 11)
+)
+# The GPT of the leads: 0.65 million weights.
+FULL = Size(
+    {"steps": 600, "batch": 8, "window": 128, "width": 128, "depth": 3},
+    tuning_seeds=(0, 1),
+    seeds=(10, 11, 12, 13, 14),
+)
+EXPONENTS, WIDENINGS = (-2, -1, 0), 3
+
+
+class Cost(NamedTuple):
+    """What one form costs.
+
+    Attributes:
+      state: bytes of state over those of the weights.
+      compiling: seconds to trace and compile a training step.
+      step: milliseconds of a training step without a refresh.
+      refresh: milliseconds that refreshes add to a step, on the average; None where there are none.
+      longest: milliseconds of the longest step of a period.
+    """
+
+    state: float
+    compiling: float
+    step: float
+    refresh: float | None
+    longest: float
+
+
+class Row(NamedTuple):
+    """A form at its best rate.
+
+    Attributes:
+      name: of the form.
+      rate: its rate.
+      runs: on the fresh seeds.
+      cost: what it costs.
+    """
+
+    name: str
+    rate: float
+    runs: list[Run]
+    cost: Cost
+
+    def values(self) -> np.ndarray[Any, Any]:
+        """Return the validation losses of the fresh seeds."""
+        return np.array([run.validation for run in self.runs])
+
+    def reached(self, loss: float) -> float:
+        """Return the steps until the mean training curve is at a loss; infinite where it never is."""
+        curves = [run.curve for run in self.runs]
+        if not all(curves):
+            return np.inf
+        below = np.flatnonzero(np.mean(curves, axis=0) <= loss)
+        return float((below[0] + 1) * BIN) if below.size else np.inf
+
+
+def measure(form: Form, length: dict[str, Any], periods: int = 3) -> Cost:
+    """Time training steps of one form, one by one."""
+    dataset = data.load_text(window=length["window"])
+    train = {name: jnp.asarray(array) for name, array in dataset.parts["train"].items()}
+    model = runs.language_model(dataset, 0, length["width"], length["depth"])
+    period = 10
+
+    def stepper(**options: Any) -> tuple[Any, Any, float]:
+        tx = optax.with_extra_args_support(form.make(0.003, **options))
+
+        def loss(params: Any, indices: jax.Array) -> jax.Array:
+            inputs, targets = dataset.take(train, indices)
+            logits = model.apply(params, inputs)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+        def step(params: Any, state: Any, indices: jax.Array) -> Any:
+            updates, state = tx.update(jax.grad(loss)(params, indices), state, params)
+            return optax.apply_updates(params, updates), state
+
+        params = jax.tree.map(jnp.copy, model.parameters)
+        state = tx.init(params)
+        began = time.perf_counter()
+        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, batch(0)).compile()
+        return compiled, (params, state), time.perf_counter() - began
+
+    def batch(number: int) -> Any:
+        return data.batch_indices(dataset.num_train, length["batch"], 0, number)
+
+    def times(step: Any, carry: Any) -> np.ndarray[Any, Any]:
+        """Return milliseconds of the steps by their place in a period, medians over periods."""
+        found = []
+        for number in range(1 + periods * period):
+            indices = batch(number)
+            began = time.perf_counter()
+            carry = jax.block_until_ready(step(*carry, indices))
+            found.append(1e3 * (time.perf_counter() - began))
+        # The first step finds the bases, and is left out.
+        return np.median(np.reshape(found[1:], (periods, period)), axis=0)
+
+    step, carry, compiling = stepper()
+    params, state = carry
+    whole, kept = (sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (params, state))
+    each = times(step, carry)
+    share = kept / whole
+    if not form.every:
+        return Cost(share, compiling, float(np.mean(each)), None, float(np.max(each)))
+    idle, carry, _ = stepper(**{form.every: NEVER})
+    alone = float(np.mean(times(idle, carry)))
+    return Cost(share, compiling, alone, max(float(np.mean(each)) - alone, 0.0), float(np.max(each)))
+
+
+def compare(
+    names: list[str], size: Size, records: Records, progress: Callable[[str], None] = lambda text: None
+) -> list[Row]:
+    """Tune each form, run it on fresh seeds and measure its cost, unless the records have it."""
+    methods = {name: FORMS[name].method() for name in names}
+    laboratory = runs.Laboratory(records, size, progress, methods)
+    rows = []
+    for name in names:
+        losses: dict[int, float] = {}
+        exponents = list(EXPONENTS)
+        for _ in range(WIDENINGS + 1):
+            for exponent in exponents:
+                if exponent not in losses:
+                    seeds = size.tuning_seeds
+                    losses[exponent] = float(np.mean([laboratory.run(name, exponent, s).loss for s in seeds]))
+            best = min(losses, key=losses.__getitem__)
+            if min(losses) < best < max(losses):
+                break
+            exponents = [best - 1] if best == min(losses) else [best + 1]
+        found = [laboratory.run(name, best, seed) for seed in size.seeds]
+        progress(f"{name}: cost")
+        key = {"cost of": name, "length": dict(size.length), "on": jax.devices()[0].device_kind}
+        cost = records.get(key, lambda name=name: measure(FORMS[name], dict(size.length))._asdict())
+        rows.append(Row(name, rate_value(best), found, Cost(**cost)))
+    return rows
+
+
+def table(rows: list[Row]) -> Table:
+    """Lay out all rows, the lowest loss first."""
+    base = next((row for row in rows if row.name == ADAMW), rows[0])
+    target = float(np.mean([run.loss for run in base.runs]))
+    cells = []
+    for row in sorted(rows, key=lambda row: float(np.mean(row.values()))):
+        steps, cost = row.reached(target), row.cost
+        cells.append(
+            [
+                row.name,
+                f"{row.rate:g}",
+                f"{np.mean(row.values()):.3f} +- {standard_error(row.values()):.3f}",
+                f"{steps:.0f}" if np.isfinite(steps) else "never",
+                f"{cost.state:.2f}",
+                f"{cost.step:.1f}",
+                "" if cost.refresh is None else f"{cost.refresh:.2f}",
+                f"{cost.longest:.1f}",
+                f"{(cost.step + (cost.refresh or 0)) / (base.cost.step + (base.cost.refresh or 0)):.2f}",
+                f"{cost.compiling:.1f}",
+            ]
+        )
+    headings = ["form", "rate", "validation", "steps", "state", "ms", "+ refresh", "longest", "x", "compile"]
+    shown = terminal.table("Forms of the eigenbasis and peers on a small GPT", headings, cells)
+    shown.caption = (
+        f'"steps" to {base.name}\'s training loss at its end; "state" in units of the weights; "ms" of a '
+        'training step without refreshes, what these add to each on average, the longest step of ten; "x" '
+        f"the mean step over {base.name}'s; seconds to compile."
+    )
+    return shown
+
+
+def claims(rows: list[Row]) -> dict[str, bool]:
+    """Return what is to be shown, and whether it holds."""
+    by_name = {row.name: row for row in rows}
+    if not {ADAMW, MUON, ONE_SIDED} <= by_name.keys():
+        return {}
+    adamw, muon, form = (by_name[name] for name in (ADAMW, MUON, ONE_SIDED))
+    losses = [float(np.mean(row.values())) for row in (form, muon)]
+    times = [row.cost.step + (row.cost.refresh or 0.0) for row in (form, adamw)]
+    limit = 1.5 if jax.default_backend() == "cpu" else 1.25
+    return {
+        f"{ONE_SIDED}: loss {losses[0]:.3f}, at most Muon's {losses[1]:.3f}": losses[0] <= losses[1],
+        f"{ONE_SIDED}: state {form.cost.state:.2f} of the weights, at most 1.5": form.cost.state <= 1.51,
+        f"{ONE_SIDED}: step {times[0] / times[1]:.2f} of AdamW's, at most {limit}": times[0]
+        <= limit * times[1],
+        f"{ONE_SIDED}: compiles in {form.cost.compiling / adamw.cost.compiling:.2f} of AdamW's time, at most "
+        "2": form.cost.compiling <= 2 * adamw.cost.compiling,
+    }
+
+
+def content(size: Size, rows: list[Row]) -> dict[str, Any]:
+    """Return everything the table shows, for the record."""
+    return {
+        "protocol": {"length": size.length, "tuning_seeds": size.tuning_seeds, "seeds": size.seeds},
+        "device": jax.devices()[0].device_kind,
+        "claims": claims(rows),
+        "rows": [
+            {
+                "form": row.name,
+                "rate": row.rate,
+                "validation_by_seed": [run.validation for run in row.runs],
+                "loss_by_seed": [run.loss for run in row.runs],
+                "curve": np.mean([run.curve for run in row.runs], axis=0).tolist()
+                if all(run.curve for run in row.runs)
+                else [],
+                **row.cost._asdict(),
+            }
+            for row in rows
+        ],
+    }

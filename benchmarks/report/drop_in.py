@@ -1,0 +1,117 @@
+"""The chapter on the promise of the recommended alias, from the records alone."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.drop_in.runs import ADAMW, NADAMW, OURS, RATES, Laboratory, Run
+from benchmarks.drop_in.shapes import MILLION, SEEDS, SHAPES, TUNING_SEED, Shape
+from benchmarks.shared.markdown import table
+from benchmarks.shared.records import Records
+from benchmarks.shared.statistics import standard_error
+
+
+class NotRecordedError(RuntimeError):
+    """A run is not in the records, and a report makes none."""
+
+
+def _refuse(text: str) -> None:
+    raise NotRecordedError(text)
+
+
+def recorded(records: Records, shape: Shape, names: Sequence[str]) -> dict[str, list[Run]]:
+    """Return the runs at every rate on the tuning seed, empty where one is missing."""
+    laboratory = Laboratory(records, _refuse)
+    try:
+        return {name: [laboratory.run(shape, name, rate, TUNING_SEED) for rate in RATES] for name in names}
+    except NotRecordedError:
+        return {}
+
+
+def losses(runs: Sequence[Run]) -> np.ndarray:
+    """Return the validation losses."""
+    return np.array([run.validation for run in runs])
+
+
+def _shapes_table(found: Mapping[str, Mapping[str, Sequence[Run]]]) -> str:
+    rows = []
+    for label, runs in found.items():
+        adamw, ours = losses(runs[ADAMW]), losses(runs[OURS])
+        best = int(np.argmin(adamw))
+        rows.append(
+            [
+                label,
+                f"{RATES[best]:g}",
+                f"{adamw[best]:.3f}",
+                f"{ours[best]:.3f}",
+                f"{RATES[int(np.argmin(ours))]:g}",
+                f"{ours.min():.3f}",
+                f"{np.sum(ours <= adamw)} of {len(RATES)}",
+            ]
+        )
+    headings = [
+        "",
+        "AdamW's best rate",
+        "AdamW there",
+        "ours there",
+        "our best rate",
+        "ours there",
+        "ours no worse at",
+    ]
+    return table(headings, rows)
+
+
+def _million(records: Records) -> str:
+    tuning = recorded(records, MILLION, [ADAMW])
+    if not tuning:
+        return ""
+    rate = RATES[int(np.argmin(losses(tuning[ADAMW])))]
+    laboratory = Laboratory(records, _refuse)
+    try:
+        found = {
+            name: [laboratory.run(MILLION, name, rate, seed) for seed in SEEDS]
+            for name in (ADAMW, NADAMW, OURS)
+        }
+    except NotRecordedError:
+        return ""
+    base = losses(found[ADAMW])
+    rows = [
+        [
+            f"`{name}`",
+            f"{losses(runs).mean():.4f}",
+            f"{(losses(runs) - base).mean():+.4f} ± {standard_error(losses(runs) - base):.4f}",
+            f"{runs[0].state:.2f}",
+        ]
+        for name, runs in found.items()
+    ]
+    return f"""
+A Transformer of {found[ADAMW][0].weights:,} weights, all at AdamW's best rate {rate:g}, on {len(SEEDS)} fresh
+seeds:
+
+{table(["optimiser", "validation loss", "less AdamW's, paired", "state, bytes per byte"], rows)}
+"""
+
+
+def shapes_table(records: Records) -> str:
+    """Lay out AdamW beside ours on every shape that is recorded, empty where none is."""
+    found = {label: recorded(records, shape, (ADAMW, OURS)) for label, shape in SHAPES.items()}
+    found = {label: runs for label, runs in found.items() if runs}
+    return _shapes_table(found) if found else ""
+
+
+def chapter(records: Records) -> str:
+    """Return the chapter, empty without records."""
+    shapes = shapes_table(records)
+    if not shapes:
+        return ""
+    return f"""\
+## At AdamW's rate, no worse
+
+`optax.adamw(rate)` and `ro.riemannian_adamw(rate)`, nothing else changed, on byte-level Transformers of
+several shapes: the loss in nats per byte on text that was not trained on, at {len(RATES)} rates from
+{RATES[0]:g} to {RATES[-1]:g}, one seed each.
+
+{shapes}
+{_million(records)}
+![Loss by rate for each shape](results/drop_in.png)
+"""

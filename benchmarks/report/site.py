@@ -1,0 +1,228 @@
+"""The tables of README and of the site, from the records alone, and what writes them into the pages.
+
+A page marks the place of a table by two comments, ``<!-- records: NAME -->`` and ``<!-- end -->``.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.continual.streams import STREAMS
+from benchmarks.continual.summary import Row, rows, sweep_rows
+from benchmarks.report import drop_in, short
+from benchmarks.report.continual import BOUNDED, PENALTY, PERMUTED_DIGITS, SLOW, found_streams
+from benchmarks.report.suite import Suite
+from benchmarks.shared.markdown import number, table, title
+from benchmarks.shared.records import Records
+from benchmarks.time_to_target.methods import (
+    DEFAULT_BETAS,
+    EIGENBASIS,
+    EIGENBASIS_SCHEDULE_FREE,
+    FACTORED,
+    FACTORED_SCHEDULE_FREE,
+    MOMENTUM,
+    MUON,
+    NADAMW,
+    SOAP,
+    TUNED_ADAMW,
+)
+from benchmarks.time_to_target.search import MISS
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PLACE = re.compile(r"(<!-- records: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# A method of the suite in a reader's words.
+SUITE_ROWS = {
+    MOMENTUM: "momentum, tuned",
+    DEFAULT_BETAS: "AdamW at its default betas",
+    TUNED_ADAMW: "AdamW, tuned",
+    NADAMW: "NAdamW, tuned",
+    MUON: "Muon",
+    SOAP: "SOAP",
+    FACTORED: "**factored metric**, tuned",
+    FACTORED_SCHEDULE_FREE: "**factored metric**, schedule-free",
+    EIGENBASIS: "**metric in the eigenbasis**",
+    EIGENBASIS_SCHEDULE_FREE: "**metric in the eigenbasis**, schedule-free",
+}
+
+
+def suite_table(suite: Suite) -> str:
+    """Lay out the few methods that a newcomer asks about, the fewest steps last."""
+    last = suite.rows["far"][suite.tasks[-1]]
+    lines = [
+        (suite.ratio("far", name, TUNED_ADAMW, MISS), words, 4 * last[name].state)
+        for name, words in SUITE_ROWS.items()
+    ]
+    cells = [[words, number(ratio), f"{state:.0f}"] for ratio, words, state in sorted(lines, reverse=True)]
+    steps = f"steps, mean of {len(suite.tasks)} tasks"
+    return table(["optimiser", steps, "state, bytes per weight"], cells)
+
+
+def figure1_table(record: dict[str, Any]) -> str:
+    """Lay out the steps on each surface, on the first with the shape of the path."""
+    by_key = {(row["surface"], row["method"], row["role"]): row["best"] for row in record["rows"]}
+    surfaces = list(record["surfaces"])
+    shown: Sequence[tuple[str, str, str | None]] = (
+        ("SGD", "SGD", None),
+        ("momentum, tuned", "momentum", None),
+        ("Adam, tuned", "Adam", None),
+        ("secant curvature", "secant curvature", "metric"),
+        ("Hutchinson curvature", "Hutchinson curvature", "metric"),
+        ("secant curvature, `inverse_metric`", "secant curvature", "inverse_metric"),
+        ("1 / secant curvature, `inverse_metric`", "1 / secant curvature", "inverse_metric"),
+        ("1 / Hutchinson curvature, `inverse_metric`", "1 / Hutchinson curvature", "inverse_metric"),
+        ("Adam `in_eigenbasis`", "Adam, eigenbasis", None),
+        ("secant curvature `in_eigenbasis`", "secant curvature, eigenbasis", "metric"),
+    )
+
+    def steps(best: dict[str, Any] | None) -> str:
+        return "missed" if best is None else f"{best['steps']:.0f}"
+
+    lines = []
+    for words, method, role in shown:
+        best = [by_key[surface, method, role] for surface in surfaces]
+        path = [f"{best[0]['straightness']:.3f}", f"{best[0]['sign_changes']:.0f}"] if best[0] else ["", ""]
+        lines.append([words, steps(best[0]), *path, *map(steps, best[1:])])
+    first, *others = ("steps, " + ("rotated" if surface == "turned" else surface) for surface in surfaces)
+    return table(["method", first, "straightness", "swings", *others], lines)
+
+
+def step_cost_table(record: dict[str, Any]) -> str:
+    """Lay out the time of an update of one large matrix over SGD's and Adam's."""
+    costs = record["costs"]["matrix"]
+    shown = {
+        "sgd": "`optax.sgd`",
+        "adam": "`optax.adam`",
+        "adafactor": "`optax.adafactor`",
+        "stateless metric": "stateless metric",
+        "averaged phi": "averaged phi",
+        "averaged phi, bf16 state": "averaged phi, state in bfloat16",
+        "averaged phi, int8 state": "averaged phi, state in int8",
+        "averaged phi, momentum": "averaged phi, momentum",
+        "factored phi": "factored phi",
+        "factored phi, momentum": "factored phi, momentum",
+    }
+    lines = [
+        [
+            words,
+            *(number(costs[name]["seconds"] / costs[over]["seconds"]) for over in ("sgd", "adam")),
+            f"{costs[name]['state_bytes_per_parameter']:.2g}",
+        ]
+        for name, words in shown.items()
+    ]
+    return table(["update of", "time / SGD's", "time / Adam's", "state, bytes per weight"], lines)
+
+
+def eigenbasis_table(record: dict[str, Any]) -> str:
+    """Lay out the loss of the language model, the lowest last."""
+    found = sorted(record["rows"], key=lambda row: -row["loss"]["mean"])
+    return table(
+        ["method", "loss, nats per byte", "standard error"],
+        [
+            [row["method"], number(row["loss"]["mean"], 3), number(row["loss"]["standard_error"], 3)]
+            for row in found
+        ],
+    )
+
+
+def streams_table(entries: Sequence[Any]) -> str:
+    """Lay out, for each stream, ours and the best rival."""
+    lines = []
+    for stream, found in found_streams(entries).items():
+        about = STREAMS[stream]
+        if about.measure == "all tasks":  # has a table of its own, over the strength of the pull
+            continue
+        ours = next(row for row in found if row.method == about.ours)
+        rival = next(row for row in found if about.methods[row.method].role == "peer")
+        better = ours.mean > rival.mean if about.higher else ours.mean < rival.mean
+        interval = f"{rival.difference:+.3g} [{rival.low:+.3g}, {rival.high:+.3g}]"
+        lines.append(
+            [
+                f"{title(stream)}, {ours.seeds} seeds",
+                f"{about.measure}, {'higher' if about.higher else 'lower'} is better",
+                f"{ours.mean:.3g}",
+                f"{rival.method}: {rival.mean:.3g}",
+                interval,
+                "**ours**" if better else "rival",
+            ]
+        )
+    headings = ["stream", "measure", "ours", "best rival", "rival less ours, paired [95%]", "ahead"]
+    return table(headings, lines)
+
+
+def slow_table(entries: Sequence[Any]) -> str:
+    """Lay out what each part of ours does on the slowly changing stream."""
+    shown = (
+        "metric + pull + noise",
+        "metric + pull",
+        "metric",
+        "metric + noise",
+        "leaf-mean phi + pull + noise",
+        "leaf-mean phi",
+        "re-tuned base: pull + noise",
+        "RMSprop + L2-Init",
+        "RMSprop",
+        "SGD",
+    )
+    by_method: dict[str, Row] = {row.method: row for row in rows(entries, SLOW)}
+    ours = by_method[STREAMS[SLOW].ours]
+    lines = []
+    for method in (name for name in shown if name in by_method):
+        row = by_method[method]
+        against = ["", ""]
+        if row.method != ours.method:
+            against = [
+                f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
+                f"{row.ours_ahead} of {row.seeds}",
+            ]
+        lines.append([method, f"{row.mean:.3f}", *against])
+    return table(["method", "error", "less the first row, paired [95%]", "first row better on"], lines)
+
+
+def permuted_table(entries: Sequence[Any]) -> str:
+    """Lay out the permuted digits over the strength of the pull."""
+    names = {BOUNDED: "metric, mean of `E` bounded", "metric": "metric", PENALTY: "plain penalty"}
+    swept = sweep_rows(entries, PERMUTED_DIGITS)
+    names = {name: words for name, words in names.items() if any(row.method == name for row in swept)}
+    found = {(row.method, row.point["strength"]): row.means for row in swept}
+    strengths = sorted({row.point["strength"] for row in swept if row.method in names})
+
+    def cell(name: str, strength: float) -> str:
+        means = found.get((name, strength))
+        return f"{means['all tasks']:.1f} / {means['last task']:.1f}" if means else ""
+
+    lines = [[f"{strength:g}", *(cell(name, strength) for name in names)] for strength in strengths]
+    return table(["strength of the pull", *names.values()], lines)
+
+
+def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Callable[[], str]]:
+    """Return every table by the name that pages use."""
+
+    def read(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((results / name).read_text())
+        return found
+
+    return {
+        "suite": lambda: suite_table(suite.complete),
+        "twins": lambda: short.twins_table(suite.complete),
+        "figure1": lambda: figure1_table(read("figure1.json")),
+        "step_cost": lambda: step_cost_table(read("step_cost.json")),
+        "eigenbasis": lambda: eigenbasis_table(read("language_model.json")),
+        "drop_in": lambda: drop_in.shapes_table(Records(results / "drop_in.jsonl")),
+        "streams": lambda: streams_table(entries),
+        "slowly_changing": lambda: slow_table(entries),
+        "permuted_digits": lambda: permuted_table(entries),
+    }
+
+
+def filled(text: str, known: dict[str, Callable[[], str]]) -> str:
+    r"""Return a page with the tables of the records in their places.
+
+    Examples:
+      >>> filled("<!-- records: one -->\nold\n<!-- end -->", {"one": lambda: "new"})
+      '<!-- records: one -->\nnew\n\n<!-- end -->'
+    """
+    return PLACE.sub(lambda place: f"{place[1]}{known[place[2]]()}\n\n{place[3]}", text)

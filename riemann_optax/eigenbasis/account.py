@@ -1,0 +1,50 @@
+"""What is turned, what is not and why, and what it costs: the account that describe prints."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from riemann_optax import _axes, _tree
+from riemann_optax.eigenbasis.layout import REFRESHING, TURNING, LayoutRules, ReadSide
+
+
+def account(params: Any, rules: LayoutRules, state_dtype: Any) -> list[str]:
+    """Return a line for each leaf that has a side: which are turned, why others are not, and the cost."""
+    lines = []
+    rows = zip(_axes.leaf_paths(params), jax.tree.leaves(params), _axes.read(params, rules.axes), strict=True)
+    for path, leaf, axes in rows:
+        sides = rules.sides_of(path, leaf, axes)
+        if not sides:
+            continue
+        both = math.prod(side.size for side in sides)
+        stack = math.prod(leaf.shape) // both
+        itemsize = jnp.dtype(state_dtype or _tree.working_dtype(leaf)).itemsize
+        parts = [
+            f"{name} {_side(side, stack, both, itemsize, rules.update_every)}"
+            for name, side in zip(("inputs", "outputs"), sides, strict=True)
+            if side.size > 1
+        ]
+        lines.append(f"{jax.tree_util.keystr(path)} {leaf.shape}: {'; '.join(parts) or 'no side to turn'}")
+    return lines
+
+
+def _side(side: ReadSide, stack: int, both: int, itemsize: int, update_every: int) -> str:
+    if side.blocks is None:
+        return f"{side.size} left alone ({side.reason})"
+    blocks, size = side.blocks
+    state = 2 * stack * blocks * size**2 * itemsize
+    turning, refreshing = TURNING * size * both * stack, REFRESHING * stack * blocks * size**3
+    how = f"turned in {blocks} blocks of {size} ({side.reason})" if blocks > 1 else "turned"
+    return (
+        f"{side.size} {how}: {_short(state)}B of state, {_short(turning)}FLOP an update, "
+        f"{_short(refreshing)}FLOP every {update_every}"
+    )
+
+
+def _short(number: float) -> str:
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {letter}"
+    return f"{number:g} "

@@ -1,0 +1,253 @@
+"""Bringing bases up to date, and everything that is kept in their coordinates with them."""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from riemann_optax.eigenbasis.bases import decompose, has_turned, iterate
+from riemann_optax.eigenbasis.coordinates import Coordinates
+from riemann_optax.eigenbasis.layout import Layout
+from riemann_optax.eigenbasis.mesh import on_auto_mesh, spread
+from riemann_optax.eigenbasis.orthonormal import EXACT, Method
+from riemann_optax.eigenbasis.schedule import Job
+
+_LAST = 2**31 - 1
+
+
+class RefreshRules(NamedTuple):
+    """How bases are brought up to date.
+
+    Attributes:
+      mix: whether second moments are mixed, or only reordered.
+      tau: how far a basis has to have turned; 0 refreshes all.
+      method: of :func:`orthonormalise`.
+      precision: of the products that carry averages.
+    """
+
+    mix: bool
+    tau: float = 0.0
+    method: Method = "auto"
+    precision: Any = None
+
+
+class Change(NamedTuple):
+    """How coordinates along one side change with its basis; matrices ``[..., old, new]``.
+
+    Attributes:
+      vectors: ``Q_old^T Q_new``, for what is linear in the gradient.
+      squares: for second moments.
+    """
+
+    vectors: jax.Array
+    squares: jax.Array
+
+
+def first_bases(
+    factors: list[jax.Array], likes: list[jax.Array], dtype: Any
+) -> tuple[list[jax.Array], jax.Array]:
+    """Return the eigenvectors of factors of one size, in shape and dtype of ``likes``, and how many are not.
+
+    Where a factor has none, because it is not finite, the basis is what it was.
+    """
+    old = _stacked(likes, dtype)
+    new = spread(decompose(_stacked(factors, dtype)))
+    found = jnp.all(jnp.isfinite(new), axis=(-2, -1), keepdims=True)
+    new = jnp.where(found, new, old)
+    parts = [
+        part.reshape(like.shape).astype(like.dtype)
+        for part, like in zip(_unstacked(new, likes), likes, strict=True)
+    ]
+    return parts, jnp.sum(~found, dtype=jnp.int32)
+
+
+def refreshed(
+    factors: list[jax.Array], bases: list[jax.Array], dtype: Any, rules: RefreshRules
+) -> tuple[list[jax.Array], list[Change], jax.Array]:
+    """Return the new bases of one group, all of one size, how coordinates change, and how many were kept.
+
+    A basis is kept, and counted, where no orthonormal one was found; it is kept, and not counted, where it
+    has not turned by ``rules.tau``.
+
+    Args:
+      factors: running correlations ``[..., n, n]``.
+      bases: the old bases, of the same shapes.
+      dtype: to compute in.
+      rules: how.
+    """
+    old, correlation = _stacked(bases, dtype), _stacked(factors, dtype)
+    new, order, found = iterate(correlation, old, rules.method)
+    change = found if rules.tau == 0 else found & has_turned(correlation, old, rules.tau)
+    # What is stored is what coordinates refer to, so the change is that between rounded bases.
+    stored = jnp.where(change[:, None, None], spread(new), old).astype(bases[0].dtype)
+    unit = jnp.broadcast_to(jnp.eye(old.shape[-1], dtype=dtype), old.shape)
+    vectors = jnp.einsum("...ij,...ik->...jk", old, stored.astype(dtype), precision=EXACT)
+    vectors = jnp.where(change[:, None, None], vectors, unit)
+    if rules.mix:
+        squares = jnp.square(vectors)
+    else:
+        moved = jax.nn.one_hot(order, old.shape[-1], dtype=dtype, axis=-2)
+        squares = jnp.where(change[:, None, None], moved, unit)
+    parts = [_unstacked(array, bases) for array in (stored, vectors, squares)]
+    shaped = [[part.reshape(b.shape) for part, b in zip(column, bases, strict=True)] for column in parts]
+    changes = [Change(*pair) for pair in zip(*shaped[1:], strict=True)]
+    return shaped[0], changes, jnp.sum(~found, dtype=jnp.int32)
+
+
+def _stacked(squares: list[jax.Array], dtype: Any) -> jax.Array:
+    """Return all matrices of one size as one array ``[number, n, n]``."""
+    return spread(jnp.concatenate([s.astype(dtype).reshape(-1, *s.shape[-2:]) for s in squares]))
+
+
+def _unstacked(array: jax.Array, likes: list[jax.Array]) -> list[jax.Array]:
+    counts = [math.prod(like.shape[:-2]) for like in likes]
+    starts = [sum(counts[:index]) for index in range(len(counts))]
+    return [array[start : start + count] for start, count in zip(starts, counts, strict=True)]
+
+
+def carried(
+    average: jax.Array,
+    change: jax.Array,
+    layout: Layout,
+    side: Literal["left", "right"],
+    shape: tuple[int, ...],
+    linear: bool,
+    precision: Any,
+) -> jax.Array:
+    """Return an average in the coordinates of the new basis.
+
+    Where the average is reduced over an axis that turns, the *matrix* is reduced before the product, never
+    the product: a mean over the product of a matrix with something broadcast is more work, and XLA's CPU
+    backend of JAX 0.10.2 returns garbage for it at shapes such as (100, 50).
+
+    Args:
+      average: of the shape of its leaf, or with 1 for axes it is reduced over, or with further axes in front.
+      change: ``[*stack, blocks, old, new]``.
+      layout: of the leaf.
+      side: which side has changed.
+      shape: of the leaf.
+      linear: whether the average is linear in gradient or weights; if not, the squares in a row and in a
+        column of ``change`` sum to 1.
+      precision: of the products.
+    """
+    if average.ndim > len(shape):
+        moved: jax.Array = jax.vmap(lambda one: carried(one, change, layout, side, shape, linear, precision))(
+            average
+        )
+        return moved
+    stack, axes, others = layout.axes(side)
+    reduced = [axis for axis in axes if average.shape[axis] != shape[axis]]
+    if not linear and len(reduced) == len(axes):
+        return average  # a mean over all coordinates that turn is the same in every basis
+    merged = tuple(number for number, axis in enumerate(stack) if average.shape[axis] != shape[axis])
+    if merged:
+        change = jnp.mean(change, axis=merged, keepdims=True)
+    if reduced:
+        change = _reduced_change(change, [shape[a] for a in axes], [axes.index(a) for a in reduced])
+    order = (*stack, *axes, *others)
+    permuted = jnp.transpose(average, order)
+    blocks, size = change.shape[-3:-1]
+    lead = permuted.shape[: len(stack)]
+    columns = permuted.reshape(*lead, blocks, size, -1).astype(change.dtype)
+    product = jnp.einsum("...pad,...pak->...pdk", change, columns, precision=precision)
+    turned = product.reshape(permuted.shape)
+    return jnp.transpose(turned, [order.index(axis) for axis in range(len(shape))]).astype(average.dtype)
+
+
+def _reduced_change(change: jax.Array, lengths: list[int], reduced: list[int]) -> jax.Array:
+    """Return the change of a mean over some axes of a side, ``[*stack, 1, old, new]`` of the others."""
+    *stack, blocks, _, _ = change.shape
+    if blocks > 1:
+        change = jnp.einsum("...pad,pq->...paqd", change, jnp.eye(blocks, dtype=change.dtype))
+    full = change.reshape(*stack, *lengths, *lengths)
+    first_old, first_new = len(stack), len(stack) + len(lengths)
+    means = jnp.mean(full, axis=tuple(first_new + axis for axis in reduced), keepdims=True)
+    sums = jnp.sum(means, axis=tuple(first_old + axis for axis in reduced), keepdims=True)
+    rest = math.prod(n for axis, n in enumerate(lengths) if axis not in reduced)
+    return sums.reshape(*stack, 1, rest, rest)
+
+
+class Refresh(NamedTuple):
+    """The refresh of one group: run at every step, it does its work when its turn has come.
+
+    Attributes:
+      group: the jobs.
+      layouts: of all leaves.
+      shapes: of all leaves.
+      coordinates: the arrays of the inner state that hold coordinates, for all leaves.
+      period: steps between two refreshes.
+      rules: how.
+    """
+
+    group: list[Job]
+    layouts: list[Layout | None]
+    shapes: list[tuple[int, ...]]
+    coordinates: list[list[Coordinates]]
+    period: int
+    rules: RefreshRules
+
+    def run(
+        self, count: jax.Array, factors: list[jax.Array], bases: list[jax.Array], arrays: dict[int, jax.Array]
+    ) -> tuple[list[jax.Array], dict[int, jax.Array], jax.Array]:
+        """Return the bases, the arrays of the inner state by their position in it, and how many were kept."""
+        turn_has_come = jnp.logical_and(count > 0, count % self.period == self.group[0].slot)
+        if self.rules.tau > 0:
+            turn_has_come = jax.lax.cond(
+                turn_has_come, self._any_has_turned, lambda *_: jnp.zeros([], jnp.bool_), factors, bases
+            )
+        new: tuple[list[jax.Array], dict[int, jax.Array], jax.Array] = jax.lax.cond(
+            turn_has_come,
+            self._work,
+            lambda _, bases, arrays: (bases, arrays, jnp.zeros([], jnp.int32)),
+            factors,
+            bases,
+            arrays,
+        )
+        return new
+
+    def _any_has_turned(self, factors: list[jax.Array], bases: list[jax.Array]) -> jax.Array:
+        dtype = self.group[0].dtype
+        return jnp.any(has_turned(_stacked(factors, dtype), _stacked(bases, dtype), self.rules.tau))
+
+    def _work(
+        self, factors: list[jax.Array], bases: list[jax.Array], arrays: dict[int, jax.Array]
+    ) -> tuple[list[jax.Array], dict[int, jax.Array], jax.Array]:
+        new_bases, changes, kept = refreshed(factors, bases, self.group[0].dtype, self.rules)
+        arrays = dict(arrays)
+        for job, change in zip(self.group, changes, strict=True):
+            layout, shape = self.layouts[job.leaf], self.shapes[job.leaf]
+            if layout is None:
+                continue
+            for one in self.coordinates[job.leaf]:
+                matrix = change.vectors if one.linear else change.squares
+                array = arrays[one.position]
+                arrays[one.position] = carried(
+                    array, matrix, layout, job.side, shape, one.linear, self.rules.precision
+                )
+        return new_bases, arrays, kept
+
+
+def refresh_group(
+    work: Refresh, count: jax.Array, matrices: dict[str, list[Any]], arrays: list[jax.Array]
+) -> jax.Array:
+    """Do the work of one group if its turn has come; put what is new into ``matrices`` and ``arrays``.
+
+    Returns how many bases were kept because none was found.
+    """
+    positions = {one.position for job in work.group for one in work.coordinates[job.leaf]}
+    factors = [matrices[f"{job.side}_factors"][job.leaf] for job in work.group]
+    old = [matrices[f"{job.side}_bases"][job.leaf] for job in work.group]
+    averaged = {position: arrays[position] for position in positions}
+    kept: jax.Array
+    new, moved, kept = on_auto_mesh(work.run, (old, averaged, count), count, factors, old, averaged)
+    for job, basis in zip(work.group, new, strict=True):
+        matrices[f"{job.side}_bases"][job.leaf] = basis
+    for position, array in moved.items():
+        arrays[position] = array
+    return kept
+
+
+def saturated_sum(count: jax.Array, more: jax.Array) -> jax.Array:
+    """Return the sum of two counts; at the end of int32 it stays."""
+    return jnp.where(count > _LAST - more, jnp.full_like(count, _LAST), count + more)

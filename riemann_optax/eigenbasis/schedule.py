@@ -1,0 +1,89 @@
+"""Which side of which leaf is refreshed at which step."""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+from riemann_optax.eigenbasis.layout import REFRESHING, Layout
+
+
+class Job(NamedTuple):
+    """One side of one leaf, whose bases are refreshed together.
+
+    Attributes:
+      leaf: number of the leaf.
+      side: which side of it.
+      shape: shape of its bases, ``(*stack, blocks, size, size)``.
+      dtype: what they are computed in.
+      slot: the refresh comes at steps that are this modulo ``update_every``.
+    """
+
+    leaf: int
+    side: Literal["left", "right"]
+    shape: tuple[int, ...]
+    dtype: Any
+    slot: int = 0
+
+
+def schedule(
+    layouts: list[Layout | None],
+    dtypes: list[Any],
+    update_every: int,
+    together: int | None = 1,
+    budget: float | None = None,
+) -> tuple[list[list[Job]], int]:
+    """Spread the refreshes over steps; return groups of jobs of one size, dtype and slot, and the period.
+
+    The largest come first; each run of ``together`` alike jobs goes into the slot that has least to do; with
+    None all are refreshed at the same step.
+
+    Args:
+      layouts: of all leaves.
+      dtypes: what each leaf is computed in.
+      update_every: the shortest period.
+      together: how many alike jobs go into one slot.
+      budget: operations of one step; the period grows until it is kept, or each run is alone in its slot.
+    """
+    alike: dict[tuple[int, str], list[Job]] = {}
+    for index, (layout, dtype) in enumerate(zip(layouts, dtypes, strict=True)):
+        for side in ("left", "right"):
+            if layout is not None and getattr(layout, side):
+                job = Job(index, side, layout.square(side), dtype)
+                alike.setdefault((job.shape[-1], str(dtype)), []).append(job)
+    runs = [
+        jobs[first : first + (together or len(jobs))]
+        for _, jobs in sorted(alike.items(), reverse=True)
+        for first in range(0, len(jobs), together or len(jobs))
+    ]
+    costs = [sum(operations(job) for job in run) for run in runs]
+    period = update_every
+    slots = [0] * len(runs) if together is None else _slots(costs, period)
+    if together is not None and budget is not None and runs:
+        limit = max(budget, *costs)
+        period = max(period, math.ceil(sum(costs) / limit))
+        while max(_work(costs, slots := _slots(costs, period), period)) > limit:
+            period += 1
+    groups: dict[tuple[int, int, str], list[Job]] = {}
+    for run, slot in zip(runs, slots, strict=True):
+        for job in run:
+            groups.setdefault((slot, job.shape[-1], str(job.dtype)), []).append(job._replace(slot=slot))
+    return list(groups.values()), period
+
+
+def operations(job: Job) -> float:
+    """Return about how many operations a refresh takes: the products and solves of Cholesky QR."""
+    return float(REFRESHING * math.prod(job.shape) * job.shape[-1])
+
+
+def _slots(costs: list[float], period: int) -> list[int]:
+    work, slots = [0.0] * period, []
+    for cost in costs:
+        slots.append(work.index(min(work)))
+        work[slots[-1]] += cost
+    return slots
+
+
+def _work(costs: list[float], slots: list[int], period: int) -> list[float]:
+    work = [0.0] * period
+    for cost, slot in zip(costs, slots, strict=True):
+        work[slot] += cost
+    return work

@@ -1,0 +1,89 @@
+"""Which phi to try: questions, and for each phi what it needs and what it costs. One table, as data."""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from riemann_optax.examples.train.phis import PHIS, Phi
+
+# A question that somebody has, and the phis that answer it, the first to be tried first.
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "I want a drop-in for AdamW": ("factored_activity", "activity", "per_neuron", "accumulated_activity"),
+    "my gradients are noisy": ("surprise", "bayesian_synapse", "autostep"),
+    "one axis is steep": (
+        *("secant_curvature", "gauss_newton_curvature", "hutchinson_curvature", "factored_activity"),
+    ),
+    "tasks arrive one after another": (
+        *("online_ewc", "synaptic_intelligence", "rwalk", "memory_aware_synapses", "laplace"),
+        *("metaplasticity", "presynaptic_release", "utility_gate"),
+    ),
+    "tasks change and nobody says when": ("mesu", "bayesian_gradient_descent"),
+    "each input has a relevance of its own": ("idbd", "autostep"),
+    "I count energy": ("plasticity_and_energy", "maintenance_energy", "modification_energy"),
+    "neurons regulate themselves": ("sliding_threshold", "per_neuron"),
+    "weights grow in proportion": ("multiplicative_geometry",),
+    "is it the metric at all (controls)": ("permuted_activity", "leaf_mean_activity"),
+}
+
+# What it costs to make an extra argument, in gradients of the batch, beside the gradient itself.
+COSTS: dict[str, str] = {
+    "obj_fn": "a Hessian product, 2 gradients",
+    "outputs_fn": "a Gauss-Newton product, 2 gradients",
+    "per_example_gradients": "1 gradient, and memory for one per example",
+    "output_norm_gradients": "1 gradient, and memory for one per example",
+    "perturbed_gradients": "10 gradients in the place of one",
+    "gradients_at_previous_params": "1 gradient",
+    "inputs": "the forward pass it shares with the gradient",
+    "activities": "the forward pass it shares with the gradient",
+    "task_boundary": "nothing; here an epoch is a task",
+}
+
+OTHERS = "others"
+
+
+def questions(phis: Mapping[str, Phi] = PHIS) -> dict[str, tuple[str, ...]]:
+    """Return the names of the phis by question; a phi that no question names is among the others.
+
+    Examples:
+      >>> questions()["weights grow in proportion"]
+      ('multiplicative_geometry',)
+    """
+    known = {name for names in QUESTIONS.values() for name in names}
+    others = tuple(name for name in phis if name not in known)
+    by_question = {
+        question: tuple(name for name in names if name in phis) for question, names in QUESTIONS.items()
+    }
+    return {question: names for question, names in {**by_question, OTHERS: others}.items() if names}
+
+
+@functools.cache
+def state_per_weight(name: str) -> float:
+    """Return the values of state that a phi keeps for each weight of a 64 x 64 matrix.
+
+    Examples:
+      >>> state_per_weight("activity"), state_per_weight("secant_curvature")
+      (1.0, 4.0)
+    """
+    kept = jax.tree.leaves(jax.eval_shape(PHIS[name].factory().init, jnp.zeros([64, 64])))
+    return round(sum(int(np.prod(leaf.shape)) for leaf in kept if leaf.ndim) / 64**2, 2)
+
+
+def costs(phi: Phi) -> str:
+    """Return what a phi reads beside the gradient, and what making it costs."""
+    needs = [need for need in getattr(phi.factory(), "needs", ()) if need in COSTS]
+    return "; ".join(f"{need}: {COSTS[need]}" for need in needs) or "nothing but the gradient"
+
+
+def as_text(phis: Mapping[str, Phi] = PHIS) -> str:
+    """Return the table for a terminal."""
+    width, lines = max(map(len, phis)), []
+    for question, names in questions(phis).items():
+        lines.append(f"{question}:")
+        for name in names:
+            lines.append(f"  {name:{width}}  {phis[name].summary}")
+            state = f"{state_per_weight(name):g} values of state per weight"
+            lines.append(f"  {'':{width}}  reads {costs(phis[name])}; {state}")
+    return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""Seeing a metric live: one flat dictionary of scalars from the state of an optimiser."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from riemann_optax import _tree
+from riemann_optax.inspect.recording import RecordMetricState, TrackEnergyState, metric_statistics
+
+
+def metric_scalars(
+    state: optax.OptState, params: optax.Params, prefix: str = "", groups: Any = None
+) -> dict[str, float]:
+    """Return what the recorders in an optimiser's state know, as a flat dictionary of Python numbers.
+
+    For a writer of logs: ``writer.write_scalars(step, scalars)`` of ``clu``, ``wandb.log(scalars, step)``, or
+    ``for name, value in scalars.items(): writer.add_scalar(name, value, step)`` of TensorBoard. It copies a
+    few
+    numbers for each leaf to the host, so call it every so many steps, outside of ``jit``; a step itself does
+    nothing more than ``record_metric`` (``record=True`` of the aliases) and ``track_energy`` do.
+
+    Args:
+      state: the state of the optimiser, or an ``nnx.Optimizer``; with ``record_metric``, ``track_energy``, a
+        schedule-free average, ``apply_if_finite`` or ``inject_hyperparams`` anywhere in it.
+      params: the parameters, for the names of the leaves.
+      prefix: put before each name.
+      groups: a function of a leaf's path that names its group: of the leaves of a group the extremes, and the
+        mean of their means weighted by their sizes. None gives each leaf.
+
+    Returns:
+      ``E_min/LEAF``, ``E_mean/LEAF``, ``E_max/LEAF``, and likewise ``rate`` for the effective rate ``1/E``;
+      ``energy/modification`` and ``energy/maintenance``; ``bad_steps`` of ``optax.apply_if_finite``;
+      ``hyperparams/NAME`` of ``optax.inject_hyperparams``.
+
+    Raises:
+      ValueError: where the state holds none of these.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> tx = ro.riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=1.0, conformal=None, record=True)
+      >>> params = {"w": jnp.array([0.0, 3.0])}
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> for name, value in ro.metric_scalars(state, params).items():
+      ...     print(name, value)
+      E_min/w 1.0
+      E_mean/w 2.5
+      E_max/w 4.0
+      rate_min/w 0.25
+      rate_mean/w 0.625
+      rate_max/w 1.0
+    """
+    state = _tree.bare(getattr(state, "opt_state", state))
+    params = _tree.bare(params)
+    scalars: dict[str, float] = {}
+    if _tree.find_states(state, RecordMetricState):
+        scalars |= _of_leaves(metric_statistics(state, params), params, groups)
+    for energy in jax.device_get(_tree.find_states(state, TrackEnergyState))[:1]:
+        scalars["energy/modification"] = float(energy.modification)
+        scalars["energy/maintenance"] = float(energy.total_maintenance)
+    for guard in _tree.find_states(state, optax.ApplyIfFiniteState):
+        scalars["bad_steps"] = scalars.get("bad_steps", 0.0) + float(guard.total_notfinite)
+    for injected in _tree.find_states(state, optax.InjectStatefulHyperparamsState):
+        scalars |= {
+            f"hyperparams/{name}": float(value)
+            for name, value in injected.hyperparams.items()
+            if np.ndim(value) == 0
+        }
+    if not scalars:
+        raise ValueError(
+            "metric_scalars: the state holds nothing that records: put record_metric() between the stages "
+            "(record=True of the aliases) or track_energy() last."
+        )
+    return {prefix + name: value for name, value in scalars.items()}
+
+
+def _of_leaves(statistics: dict[str, dict[str, Any]], params: Any, groups: Any) -> dict[str, float]:
+    named: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        row = statistics.get(jax.tree_util.keystr(path))
+        if row is not None:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            named.setdefault(name if groups is None else str(groups(name)), []).append((leaf.size, row))
+    scalars = {}
+    for name, rows in named.items():
+        weights = [size for size, _ in rows]
+        for short, field in (("E", "metric"), ("rate", "rate")):
+            scalars[f"{short}_min/{name}"] = min(row[f"{field}_min"] for _, row in rows)
+            means = [row[f"{field}_mean"] for _, row in rows]
+            scalars[f"{short}_mean/{name}"] = float(
+                np.average(means, weights=weights if sum(weights) else None)
+            )
+            scalars[f"{short}_max/{name}"] = max(row[f"{field}_max"] for _, row in rows)
+    return scalars

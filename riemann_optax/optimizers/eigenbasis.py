@@ -1,0 +1,142 @@
+"""riemannian_eigenbasis: the recommended metric in the eigenbasis of each matrix's shorter side."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _check
+from riemann_optax._axes import Axes
+from riemann_optax._tree import Group
+from riemann_optax.edits import on_gradient
+from riemann_optax.eigenbasis import in_eigenbasis
+from riemann_optax.eigenbasis.layout import ChooseSide, Side
+from riemann_optax.metric import Role
+from riemann_optax.optimizers.aliases import adaptive_metric
+from riemann_optax.optimizers.momentum import ema
+from riemann_optax.phi import factored_activity
+from riemann_optax.scaling import scale_by_inverse_metric
+
+
+def riemannian_eigenbasis(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.97,
+    eps: float = 1e-8,
+    *,
+    mu_dtype: Any = None,
+    weight_decay: optax.ScalarOrSchedule = 1e-4,
+    mask: Any = None,
+    nesterov: bool = True,
+    phi: optax.GradientTransformation | None = None,
+    alpha: optax.ScalarOrSchedule = 1000.0,
+    role: Role = "metric",
+    conformal: Group | None = "tree",
+    record: bool = False,
+    sides: Side | ChooseSide = "smaller",
+    basis_decay: float = 0.95,
+    basis_dtype: Any = jnp.bfloat16,
+    update_every: int = 10,
+    tau: float = 0.0,
+    refresh_budget: float | None = None,
+    axes: Axes = "flax",
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdamW's arguments and rates, in the eigenbasis of each matrix's shorter side, in less state than Adam.
+
+    .. math::
+      u = Q\,\frac{\hat m(Q^\top G)}{E + \epsilon}, \qquad
+      w \leftarrow w - \eta\,(u + \lambda w), \qquad
+      E = \frac{\mu + \alpha\,\varphi}{1 + \alpha}, \quad \mu = \mathrm{mean}(\varphi)
+
+    with ``Q`` the eigenvectors of the running mean of :math:`G G^\top` (of :math:`G^\top G` where the columns
+    are fewer), :math:`\varphi` the root mean square of :math:`Q^\top G`, row times column, and
+    :math:`\hat m` the bias-corrected running mean of Nesterov's kind. The chain: :func:`in_eigenbasis` of
+    :func:`compute_metric` (conformal), ``on_gradient(ema(b1))`` and :func:`scale_by_inverse_metric`; then
+    decoupled weight decay and ``optax.scale_by_learning_rate``.
+
+    **Momentum** is that of the covector: the gradient is averaged before the metric divides it. It is kept in
+    the eigenbasis and turned when the basis is, which is exact and costs one product per refresh; kept in the
+    axes of the weights it would cost one more product per step.
+
+    **Rates** are those of ``optax.adamw``: take the one you have; this optimiser often bears twice as much.
+    If you have none, begin at 0.003.
+
+    **State**: one value per weight of a matrix for the momentum, and factor and basis of the shorter side, in
+    bfloat16: 1.5 times the weights of a Transformer with separate query, key and value, and one percent for
+    its vectors; AdamW has 2. **Cost** of an update of an ``n x m`` matrix, n the shorter side: ``6 n**2 m``
+    operations, and ``14 n**3 / update_every`` for the refresh.
+
+    Args:
+      learning_rate: a number or a schedule.
+      b1: decay of the running mean of the gradients, in [0, 1).
+      b2: decay of the running means in the default phi, in [0, 1); not used where ``phi`` is given.
+      eps: added to ``E``, at least 0.
+      mu_dtype: of the running mean of the gradients; None means float32, or wider where the parameter is.
+      weight_decay: strength of decoupled weight decay, times the learning rate: a number or a schedule.
+      mask: which leaves decay: a tree of booleans or a function of the parameters.
+      nesterov: whether momentum is Nesterov's, as in ``optax.nadamw``.
+      phi: what the metric measures; by default ``phi.factored_activity(decay=b2)``.
+      alpha: the scaling factor: a number, a schedule or a traced scalar.
+      role: ``"metric"`` divides by the metric, ``"inverse_metric"`` multiplies by the same expression.
+      conformal: the group over which the scale of the metric is taken from phi's mean; None for ``1 +
+        alpha*phi``, whose rates are not AdamW's.
+      record: whether to keep statistics of ``E``, which belongs to eigenvectors.
+      sides: ``"smaller"``, ``"both"`` (for more state) or another choice of :func:`in_eigenbasis`.
+      basis_decay: of the running means of the correlations, in [0, 1).
+      basis_dtype: of factors and bases; None means float32, or wider where the parameter is.
+      update_every: steps between two refreshes of a basis.
+      tau: refresh a basis only if it has turned by this much; see :func:`in_eigenbasis`.
+      refresh_budget: the most operations that refreshes may take in one step; see :func:`in_eigenbasis`.
+      axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name
+        and the leaf, or a dictionary of these by the names of modules.
+
+    Returns:
+      A gradient transformation.
+
+    Raises:
+      ValueError, TypeError: as the parts of the chain do.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = ro.riemannian_eigenbasis(0.003, weight_decay=0.1)
+      >>> params = {"kernel": jnp.ones([2, 3]), "bias": jnp.zeros(3)}
+      >>> state = tx.init(params)
+      >>> gradients = jax.grad(lambda p: jnp.sum(p["kernel"] ** 2) + jnp.sum(p["bias"]))(params)
+      >>> updates, state = tx.update(gradients, state, params)
+      >>> params = optax.apply_updates(params, updates)
+
+    References:
+      Kang, Son and Joel, *Biological Synaptic Plasticity Based Riemannian Geometry AI Learning Optimization
+      Mechanism*: the metric.
+
+      Vyas et al, `SOAP: Improving and Stabilizing Shampoo using Adam <https://arxiv.org/abs/2409.11321>`_,
+      ICLR, 2025: the eigenbasis, one-sided and with a factored second moment among its variants.
+    """
+    _check.check_schedulable("learning_rate", learning_rate)
+    _check.check_schedulable("weight_decay", weight_decay)
+    _check.check_decay(b1, "b1")
+    _check.check_decay(b2, "b2")
+    _check.check_decay(basis_decay, "basis_decay")
+    _check.check_state_dtype(mu_dtype, "mu_dtype")
+    _check.check_state_dtype(basis_dtype, "basis_dtype")
+    phi = factored_activity(decay=b2, axes=axes) if phi is None else phi
+    metric = optax.chain(
+        *adaptive_metric(phi, alpha, b2, eps, role, conformal, record),
+        on_gradient(ema(b1, nesterov, mu_dtype)),
+        scale_by_inverse_metric(),
+    )
+    turned = in_eigenbasis(
+        metric,
+        decay=basis_decay,
+        update_every=update_every,
+        sides=sides,
+        axes=axes,
+        state_dtype=basis_dtype,
+        tau=tau,
+        refresh_budget=refresh_budget,
+    )
+    return optax.chain(
+        turned,
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,134 @@
+"""What one call of a layer shows: what each of its weights is given, and what its neurons send on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from riemann_optax.supply import program, taps
+from riemann_optax.supply.taps import Recorder
+
+Statistics = Literal["refuse", "running"]
+
+
+class Weight(NamedTuple):
+    """A parameter of a layer: which leaf it is (None for none of those trained), and its number of axes."""
+
+    leaf: int | None
+    ndim: int
+
+
+class Call(NamedTuple):
+    """One call of a layer.
+
+    Attributes:
+      received: what the layer was given.
+      sent: what it gave.
+      weight: its kernel, table or scale, where it has one.
+      bias: likewise.
+      inputs: makes what the weight multiplies.
+      input_axes: how many of its last axes are features.
+      output_axes: likewise of ``sent``.
+      normalises: whether it is a normalisation: a layer right before it then sends on what this one does.
+      refused: why the inputs cannot be told; empty where they can.
+    """
+
+    received: Any
+    sent: Any
+    weight: Weight | None
+    bias: Weight | None
+    inputs: Callable[[], Any]
+    input_axes: int = 1
+    output_axes: int = 1
+    normalises: bool = False
+    refused: str = ""
+
+
+def show(call: Call, recorder: Recorder) -> None:
+    """Tell the recorder what the call shows."""
+    weight, bias = call.weight, call.bias
+    if recorder.signal == "inputs":
+        if bias is not None and bias.leaf is not None:
+            recorder.constant.add(bias.leaf)
+        if weight is not None and weight.leaf is not None:
+            if call.refused:
+                recorder.refused[weight.leaf] = call.refused
+            else:
+                recorder.keep(weight.leaf, call.inputs(), call.input_axes, weight.ndim)
+        return
+    border(call.received, recorder)
+    if call.normalises and id(call.received) in recorder.sent:
+        _, before = recorder.sent[id(call.received)]
+    else:
+        before = []
+    own = [(part.leaf, part.ndim) for part in (weight, bias) if part is not None and part.leaf is not None]
+    for leaf, ndim in before:  # a layer and the normalisation behind it are one layer of neurons
+        recorder.marks[leaf].pop()
+        recorder.keep(leaf, call.sent, call.output_axes, ndim)
+    for leaf, ndim in own:
+        recorder.keep(leaf, call.sent, call.output_axes, ndim)
+    recorder.sent[id(call.sent)] = call.sent, [*before, *own]
+
+
+def border(value: Any, recorder: Recorder) -> None:
+    """Mark what a layer is given: it is not part of the nonlinearity before."""
+    if recorder.signal == "activities":
+        program.mark(program.BORDER, value)
+
+
+def one_hot(indices: Any, rows: int) -> jax.Array:
+    """Return the inputs of a table whose rows are looked up."""
+    return jax.nn.one_hot(indices, rows)
+
+
+def unit_kernel(shape: tuple[int, ...], outputs: int, dtype: Any) -> jax.Array:
+    """Return the kernel that copies each of its inputs to an output of its own.
+
+    Args:
+      shape: of the kernel.
+      outputs: the axis of its outputs.
+      dtype: of the kernel.
+    """
+    fan_in = shape[:outputs] + shape[outputs + 1 :]
+    size = int(np.prod(fan_in))
+    unit = jnp.eye(size, dtype=dtype).reshape(size, *fan_in)
+    return jnp.moveaxis(unit, 0, outputs)
+
+
+_statistics: ContextVar[Statistics | None] = ContextVar("statistics", default=None)
+
+
+@contextmanager
+def single_examples(statistics: Statistics) -> Iterator[None]:
+    """Say what a layer that mixes examples does inside of the ``with`` block, where there is one example."""
+    token = _statistics.set(statistics)
+    try:
+        yield
+    finally:
+        _statistics.reset(token)
+
+
+def takes_running_statistics(layer: str) -> bool:
+    """Return whether a layer that takes statistics of the batch has to take its running ones instead.
+
+    Raises:
+      ValueError: where it may do neither.
+    """
+    statistics = _statistics.get()
+    if statistics == "refuse":
+        raise ValueError(
+            f"the gradient of a single example does not exist in a network with {layer}, which mixes the "
+            'examples of a batch: give value_and_grad statistics="running", which takes its running '
+            "statistics for these gradients alone; or use a layer that normalises each example by itself "
+            "(LayerNorm, GroupNorm), or a phi that reads no per-example gradients."
+        )
+    return statistics == "running"
+
+
+def is_watched() -> bool:
+    """Return whether anything is to be seen in the evaluation under way."""
+    return taps.recording() is not None or taps.watching() or _statistics.get() is not None

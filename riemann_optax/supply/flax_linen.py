@@ -1,0 +1,132 @@
+"""Layers of Flax Linen, imported where Linen is: watched by ``nn.intercept_methods``."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from riemann_optax.supply import calls, taps
+from riemann_optax.supply.calls import Call, Weight
+
+_NORMS = (linen.BatchNorm, linen.LayerNorm, linen.RMSNorm, linen.GroupNorm)
+_LAYERS = (linen.Dense, linen.DenseGeneral, linen.Conv, linen.Embed, *_NORMS)
+_WEIGHTS = ("kernel", "scale", "embedding")
+
+
+@contextmanager
+def watch() -> Iterator[None]:
+    """Show the calls of layers and the outputs of outermost modules inside of the ``with`` block."""
+    watcher = _Watcher()
+    with linen.intercept_methods(watcher):
+        yield
+
+
+class _Watcher:
+    def __init__(self) -> None:
+        self.depth = 0
+        self.busy = False
+
+    def __call__(self, go_on: Callable[..., Any], arguments: Any, keywords: Any, context: Any) -> Any:
+        module, method = context.module, context.method_name
+        if self.busy or method in ("setup", "__post_init__"):
+            return go_on(*arguments, **keywords)
+        if isinstance(module, linen.BatchNorm) and method == "__call__":
+            arguments, keywords = _statistics(module, arguments, keywords)
+        self.depth += 1
+        try:
+            sent = go_on(*arguments, **keywords)
+        finally:
+            self.depth -= 1
+        recorder = taps.recording()
+        if method == "__call__" and recorder is not None and arguments:
+            if isinstance(module, linen.Dropout):
+                calls.border(arguments[0], recorder)
+            elif isinstance(module, _LAYERS):
+                call = _call(module, recorder, arguments[0], sent, self._again(arguments, keywords))
+                calls.show(call, recorder)
+        return taps.outputs_seen(sent) if self.depth == 0 else sent
+
+    def _again(self, arguments: Any, keywords: Any) -> Callable[..., Any]:
+        """Return a function that calls another module on the same, unwatched."""
+
+        def again(module: Any, variables: Any) -> Any:
+            self.busy = True
+            try:
+                sent, _ = module.apply(variables, *arguments, mutable=True, **keywords)
+            finally:
+                self.busy = False
+            return sent
+
+        return again
+
+
+def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the arguments of a BatchNorm's call, with the statistics that this evaluation may take."""
+    given = arguments[1] if len(arguments) > 1 else keywords.get("use_running_average")
+    running = module.use_running_average if given is None else given
+    if running or not calls.takes_running_statistics(f"BatchNorm ({'/'.join(module.path)})"):
+        return arguments, keywords
+    if given is None:  # the module of this application alone: Linen makes another for each
+        object.__setattr__(module, "use_running_average", True)
+        return arguments, keywords
+    return arguments[:1], {**keywords, "use_running_average": True}
+
+
+def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any, again: Callable[..., Any]) -> Call:
+    def weight(*names: str) -> Weight | None:
+        for name in names:
+            value = module.get_variable("params", name)
+            if value is not None:
+                value = getattr(value, "value", value)  # of a box, such as nn.Partitioned
+                found = recorder.index(value)
+                return Weight(_by_path(recorder, module, name) if found is None else found, value.ndim)
+        return None
+
+    call = Call(received, sent, weight(*_WEIGHTS), weight("bias"), lambda: received)
+    if isinstance(module, linen.Embed):
+        return call._replace(inputs=lambda: calls.one_hot(received, module.num_embeddings))
+    if isinstance(module, _NORMS):
+        others = {name: value for name, value in module.variables.items() if name != "params"}
+        bare = module.clone(
+            parent=None, use_scale=False, **({"use_bias": False} if hasattr(module, "use_bias") else {})
+        )
+        return call._replace(inputs=lambda: again(bare, others), normalises=True)
+    if isinstance(module, linen.Conv):
+        shape = (
+            recorder.leaves[call.weight.leaf].shape if call.weight and call.weight.leaf is not None else ()
+        )
+        sizes = module.kernel_size
+        shape = shape[-((len(sizes) if isinstance(sizes, Sequence) else 1) + 2) :]
+
+        def patches() -> Any:
+            unit = calls.unit_kernel(shape, len(shape) - 1, module.param_dtype)
+            copying = module.clone(parent=None, features=unit.shape[-1], use_bias=False)
+            seen = again(copying, {"params": {"kernel": unit}})
+            return seen.reshape(*seen.shape[:-1], *shape[:-1])
+
+        refused = "" if module.feature_group_count == 1 else "a convolution of several groups"
+        return call._replace(inputs=patches, input_axes=len(shape) - 1, refused=refused)
+    if isinstance(module, linen.DenseGeneral):
+        axis = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
+        outputs = 1 if isinstance(module.features, int) else len(module.features)
+        refused = "batch_dims" if tuple(module.batch_dims) else ""
+        last = jnp.moveaxis(received, axis, range(-len(axis), 0))
+        return call._replace(inputs=lambda: last, input_axes=len(axis), output_axes=outputs, refused=refused)
+    return call
+
+
+def _by_path(recorder: taps.Recorder, module: Any, name: str) -> int | None:
+    """Return the only leaf whose path ends with that of a parameter: lifted transformations copy arrays."""
+    wanted = (*module.path, name)
+    found = [
+        index
+        for index, path in enumerate(recorder.paths)
+        if tuple(
+            str(getattr(entry, "key", entry)) for entry in path if entry != jax.tree_util.GetAttrKey("value")
+        )[-len(wanted) :]
+        == wanted
+    ]
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,223 @@
+"""Models of Flax NNX, imported where one is used: split in functional form, and their layers watched.
+
+What is watched is a copy that belongs to one evaluation: its layers get a class of their own, and the user's
+model is never changed.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from riemann_optax import _tree
+from riemann_optax.supply import calls, taps
+from riemann_optax.supply.calls import Call, Weight
+
+_NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm)
+_LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.Embed, *_NORMS)
+_WEIGHTS = ("kernel", "scale", "embedding")
+
+
+class Functional(NamedTuple):
+    """A model as a function of its trained parameters.
+
+    Attributes:
+      model: the module.
+      graph: its static structure.
+      boxed: the trained parameters, in their variables.
+      params: their arrays, as the optimiser's transformation sees them.
+      boxed_rest: all other variables: statistics, counters and keys of random numbers.
+      rest: their arrays before the step, which the variables of the model will not be after it.
+    """
+
+    model: Any
+    graph: Any
+    boxed: Any
+    params: Any
+    boxed_rest: Any
+    rest: Any
+
+    def evaluate(self, loss: Callable[[Any], Any], params: Any, example: Any = None) -> tuple[Any, Any]:
+        """Return the loss at parameters and the state after it, which is this one's before.
+
+        Args:
+          loss: the loss of a model.
+          params: the parameters.
+          example: the number of the example, to have random numbers of its own; None for a batch.
+        """
+        rest = self.rest if example is None else self._of_example(example)
+        copy = nnx.merge(self.graph, params, rest)
+        if calls.is_watched():
+            watch(copy, params)
+        result = loss(copy)
+        return result, _tree.bare(nnx.state(copy, self.others(copy)))
+
+    def _of_example(self, example: Any) -> Any:
+        """Return the state with random numbers of one example's own."""
+        boxes = jax.tree.leaves(self.boxed_rest, is_leaf=lambda node: isinstance(node, nnx.Variable))
+        leaves, structure = jax.tree.flatten(self.rest)
+        own = [
+            jax.random.fold_in(leaf, example) if isinstance(box, nnx.RngKey) else leaf
+            for box, leaf in zip(boxes, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(structure, own)
+
+    def others(self, copy: Any) -> Any:
+        """Return a filter of all variables of a copy but the trained ones."""
+        trained = {_plain(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.params)}
+        return lambda path, _: tuple(str(part) for part in path) not in trained
+
+    def gradients(self, gradients: Any) -> Any:
+        """Return gradients in the form that ``nnx.Optimizer`` takes."""
+        return _tree.like(gradients, self.boxed)
+
+    def write_back(self, rest: Any) -> None:
+        """Put the state after the evaluation into the user's model."""
+        nnx.update(self.model, _tree.like(rest, self.boxed_rest))
+
+
+def functional(model: Any, wrt: Any) -> Functional:
+    """Split a module into what is trained, ``wrt`` (``nnx.Param`` where None), and the rest."""
+    split: Any = nnx.split  # its type does not say that two filters make two states
+    graph, boxed, rest = split(model, nnx.Param if wrt is None else wrt, ...)
+    return Functional(model, graph, boxed, _tree.bare(boxed), rest, _tree.bare(rest))
+
+
+def is_model(model: Any) -> bool:
+    """Return whether this is a module of NNX."""
+    return isinstance(model, nnx.Module)
+
+
+def _plain(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(
+        str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path
+    )
+
+
+def watch(copy: Any, params: Any = None) -> None:
+    """Watch the layers of a copy, which must belong to the evaluation under way alone.
+
+    Args:
+      copy: the module.
+      params: its parameters, by whose paths its variables are known; None knows them by their arrays.
+    """
+    recorder = taps.recording()
+    leaves = {
+        _plain(path): index for index, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))
+    }
+    for path, node in list(nnx.iter_graph(copy)):
+        if isinstance(node, nnx.Variable):
+            index = leaves.get(tuple(map(str, path)))
+            if params is None and recorder is not None:
+                index = recorder.index(node.get_raw_value())
+            if index is not None:
+                node.set_metadata(**{taps.METADATA: index})
+        elif isinstance(node, nnx.Dropout | _Known):
+            watched: Any = node
+            watched._watched_name = ".".join(map(str, path)) or "the model itself"
+            kind: Any = type(node)
+            watched.__class__ = _watched(kind)
+    if callable(copy):
+        outer: Any = type(copy)
+        copy.__class__ = _outermost(outer)
+
+
+_Known = _LAYERS[0]
+for _layer in _LAYERS[1:]:
+    _Known = _Known | _layer  # type: ignore[assignment]
+
+
+@functools.cache
+def _outermost(kind: Any) -> Any:
+    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        return taps.outputs_seen(kind.__call__(self, *arguments, **keywords))
+
+    return type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+
+
+@functools.cache
+def _watched(kind: Any) -> Any:
+    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        if isinstance(self, nnx.BatchNorm):
+            keywords = _statistics(self, arguments, keywords)
+            arguments = arguments[:1]
+        recorder = taps.recording()
+        if recorder is None or not arguments:
+            return kind.__call__(self, *arguments, **keywords)
+        if isinstance(self, nnx.Dropout):
+            calls.border(arguments[0], recorder)
+            return kind.__call__(self, *arguments, **keywords)
+        before = _copies_of_statistics(self)
+        sent = kind.__call__(self, *arguments, **keywords)
+        again = functools.partial(kind.__call__, self, *arguments, **keywords)
+        calls.show(_call(self, arguments[0], sent, again, before), recorder)
+        return sent
+
+    return type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+
+
+def _statistics(layer: Any, arguments: Any, keywords: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords of a BatchNorm's call, with the statistics that this evaluation may take."""
+    given = arguments[1] if len(arguments) > 1 else keywords.get("use_running_average")
+    running = layer.use_running_average if given is None else given
+    if not running and calls.takes_running_statistics(f"BatchNorm ({layer._watched_name})"):
+        running = True
+    return {**keywords, "use_running_average": running}
+
+
+def _copies_of_statistics(layer: Any) -> dict[str, Any]:
+    if not isinstance(layer, nnx.BatchNorm):
+        return {}
+    return {name: nnx.BatchStat(vars(layer)[name][...]) for name in ("mean", "var")}
+
+
+def _call(layer: Any, received: Any, sent: Any, again: Callable[[], Any], statistics: dict[str, Any]) -> Call:
+    variables = {name: vars(layer).get(name) for name in (*_WEIGHTS, "bias")}
+    weight = next((_weight(variables[name]) for name in _WEIGHTS if variables[name] is not None), None)
+    bias = None if variables["bias"] is None else _weight(variables["bias"])
+    call = Call(received, sent, weight, bias, lambda: received)
+    if isinstance(layer, nnx.Embed):
+        return call._replace(inputs=lambda: calls.one_hot(received, layer.num_embeddings))
+    if isinstance(layer, _NORMS):
+
+        def normalised() -> Any:
+            with _instead(layer, scale=None, bias=None, **statistics):
+                return again()
+
+        return call._replace(inputs=normalised, normalises=True)
+    if isinstance(layer, nnx.Conv):
+        kernel = layer.kernel[...]
+
+        def patches() -> Any:
+            unit = nnx.Param(calls.unit_kernel(kernel.shape, kernel.ndim - 1, kernel.dtype))
+            with _instead(layer, kernel=unit, bias=None, use_bias=False):
+                seen = again()
+            return seen.reshape(*seen.shape[:-1], *kernel.shape[:-1])
+
+        refused = "" if layer.feature_group_count == 1 else "a convolution of several groups"
+        return call._replace(inputs=patches, input_axes=kernel.ndim - 1, refused=refused)
+    if isinstance(layer, nnx.LinearGeneral):
+        axis = (layer.axis,) if isinstance(layer.axis, int) else tuple(layer.axis)
+        outputs = 1 if isinstance(layer.out_features, int) else len(layer.out_features)
+        last = jnp.moveaxis(received, axis, range(-len(axis), 0))
+        return call._replace(inputs=lambda: last, input_axes=len(axis), output_axes=outputs)
+    return call
+
+
+def _weight(variable: Any) -> Weight:
+    return Weight(variable.get_metadata().get(taps.METADATA), variable[...].ndim)
+
+
+@contextmanager
+def _instead(layer: Any, **attributes: Any) -> Iterator[None]:
+    """Put other values into the attributes of a layer of our own copy."""
+    kept = {name: vars(layer)[name] for name in attributes}
+    vars(layer).update(attributes)
+    try:
+        yield
+    finally:
+        vars(layer).update(kept)

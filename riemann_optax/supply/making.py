@@ -1,0 +1,256 @@
+"""One maker for each extra argument: from one evaluation of the loss to what a phi reads of it."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from riemann_optax import _tree
+from riemann_optax._vocabulary import EXTRA_ARGUMENTS
+from riemann_optax.eigenbasis import InEigenbasisState
+from riemann_optax.phi import SecantCurvatureState, VariationalState, draw_perturbations
+from riemann_optax.supply import taps
+from riemann_optax.supply.calls import Statistics, single_examples
+from riemann_optax.supply.functional import intercepting
+
+
+class Options(NamedTuple):
+    """What the makers may be told; see :func:`riemann_optax.value_and_grad`."""
+
+    has_aux: bool = False
+    chunk_size: int | None = None
+    samples: int = 10
+    num_terms: Callable[[Any], int] | int | None = None
+    statistics: Statistics = "refuse"
+
+
+class Evaluation(NamedTuple):
+    """A loss, and where it is to be evaluated.
+
+    Attributes:
+      loss_fn: the user's function.
+      model: as a function of its parameters.
+      batch: the data.
+      arguments: further positional arguments of the loss.
+      key: of its random numbers; None where it takes none.
+      state: that of the optimiser; None where it was not given.
+      options: see there.
+    """
+
+    loss_fn: Callable[..., Any]
+    model: Any
+    batch: Any
+    arguments: tuple[Any, ...]
+    key: Any
+    state: Any
+    options: Options
+
+    def loss_and_rest(self, params: Any, batch: Any = None, example: Any = None) -> tuple[Any, Any]:
+        """Return the loss at parameters, and what comes of it beside: aux, and the state of the model."""
+        batch = self.batch if batch is None else batch
+        keywords = {}
+        if self.key is not None:
+            key = self.key if example is None else jax.random.fold_in(self.key, example)
+            keywords["key"] = key
+
+        def loss(model: Any) -> Any:
+            return self.loss_fn(model, batch, *self.arguments, **keywords)
+
+        with intercepting():
+            result, rest = self.model.evaluate(loss, params, example)
+        if not self.options.has_aux:
+            return result, (None, rest)
+        value, aux = result
+        return value, (aux, rest)
+
+    def loss(self, params: Any, batch: Any = None, example: Any = None) -> Any:
+        """Return the loss at parameters."""
+        return self.loss_and_rest(params, batch, example)[0]
+
+    def outputs(self, params: Any, batch: Any = None, example: Any = None) -> Any:
+        """Return the outputs of the model at parameters."""
+        with taps.watch_outputs() as watcher:
+            self.loss(params, batch, example)
+        return watcher.only()
+
+    def number_of_examples(self) -> int:
+        """Return the length of the first axis of the batch.
+
+        Raises:
+          ValueError: where arrays of the batch differ in it, or there are none.
+        """
+        lengths = {leaf.shape[0] for leaf in jax.tree.leaves(self.batch) if jnp.ndim(leaf)}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"batch: its arrays have first axes of lengths {sorted(lengths)}: examples lie along "
+                "the first axis of all of them (numbers without axes are shared); give what else the loss "
+                "needs as further arguments of the step."
+            )
+        return int(lengths.pop())
+
+
+def as_optax(gradients: Any) -> Any:
+    """Return gradients with those of complex weights conjugated."""
+    return jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, gradients)
+
+
+def _gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: as_optax(jax.grad(function)(*arguments))
+
+
+def _value_fn(evaluation: Evaluation) -> Callable[..., Any]:
+    def value_fn(params: Any, **others: Any) -> Any:
+        del others
+        return evaluation.loss(params)
+
+    # Optax's line searches insist that their objective takes every extra argument, by its name.
+    names = [inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    names += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in EXTRA_ARGUMENTS
+    ]
+    value_fn.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+    return value_fn
+
+
+def loss_as_function(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the loss of the batch as a function of the parameters, by both of its names."""
+    value_fn = _value_fn(evaluation)
+    return {"value_fn": value_fn, "obj_fn": value_fn}
+
+
+def outputs_as_functions(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the outputs as a function of the parameters, and the loss as a function of the outputs."""
+    params = evaluation.model.params
+
+    def outputs_loss_fn(outputs: Any) -> Any:
+        with taps.watch_outputs([outputs]) as watcher:
+            value = evaluation.loss(params)
+        watcher.only()
+        return value
+
+    return {"outputs_fn": evaluation.outputs, "outputs_loss_fn": outputs_loss_fn}
+
+
+def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]) -> Any:
+    """Map ``function(params, batch_of_one, number)`` over the examples, differentiated."""
+    params, size = evaluation.model.params, evaluation.number_of_examples()
+    leaves, structure = jax.tree.flatten(evaluation.batch)
+    mapped = [leaf for leaf in leaves if jnp.ndim(leaf)]
+
+    def gradient(row: Any) -> Any:
+        number, parts = row
+        rest = iter(parts)
+        one = [jnp.expand_dims(next(rest), 0) if jnp.ndim(leaf) else leaf for leaf in leaves]
+        with single_examples(evaluation.options.statistics):
+            return _gradient(function)(params, jax.tree.unflatten(structure, one), number)
+
+    rows = jnp.arange(size), mapped
+    if evaluation.options.chunk_size is None:
+        return jax.vmap(gradient)(rows)
+    return jax.lax.map(gradient, rows, batch_size=min(evaluation.options.chunk_size, size))
+
+
+def per_example_gradients(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the gradient of the loss of each example alone."""
+    return {"per_example_gradients": _by_example(evaluation, evaluation.loss)}
+
+
+def output_norm_gradients(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the gradient of the squared norm of each example's outputs."""
+
+    def squared_norm(params: Any, batch: Any, example: Any) -> Any:
+        outputs = jax.tree.leaves(evaluation.outputs(params, batch, example))
+        return sum(jnp.sum(jnp.square(jnp.abs(part))) for part in outputs)
+
+    return {"output_norm_gradients": _by_example(evaluation, squared_norm)}
+
+
+def perturbed_gradients(evaluation: Evaluation) -> dict[str, Any]:
+    """Return gradients of the summed loss at perturbed weights, their perturbations, and their mean."""
+    params, options = evaluation.model.params, evaluation.options
+    state = _phi_state(evaluation, "perturbed_gradients", VariationalState)
+    places, noise = draw_perturbations(state, params, options.samples)
+    number = options.num_terms
+    if number is None:
+        terms = evaluation.number_of_examples()
+    else:
+        terms = number(evaluation.batch) if callable(number) else number
+    # One after the other by default: that many copies of a batch's activations at once may not fit.
+    means = jax.lax.map(_gradient(evaluation.loss), places, batch_size=options.chunk_size)
+    summed = jax.tree.map(lambda g: terms * g, means)
+    gradient = jax.tree.map(lambda g: g.mean(0), means)
+    return {"perturbed_gradients": summed, "perturbations": noise, "grad": gradient}
+
+
+def gradients_at_previous_params(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the gradient of this batch at the weights of the update before (of the first one: not used)."""
+    params = evaluation.model.params
+    state = _phi_state(evaluation, "gradients_at_previous_params", SecantCurvatureState)
+    leaves = jax.tree.leaves(state.previous_params)
+    if [leaf.shape for leaf in leaves] != [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]:
+        raise ValueError(
+            "gradients_at_previous_params: secant_curvature's state does not have the shapes of the "
+            "parameters: it must see all of them, in its own precision; keep it outside of "
+            "optax.partition and low_precision_state."
+        )
+    previous = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return {"gradients_at_previous_params": _gradient(evaluation.loss)(previous)}
+
+
+def inputs(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what each weight multiplies, in the forward pass of this batch."""
+    return {"inputs": _signals(evaluation, "inputs")}
+
+
+def activities(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what the neuron of each weight sends on, in the forward pass of this batch."""
+    return {"activities": _signals(evaluation, "activities")}
+
+
+def _signals(evaluation: Evaluation, signal: taps.Signal) -> Any:
+    return taps.record(signal, evaluation.model.params, evaluation.loss)
+
+
+def _phi_state(evaluation: Evaluation, need: str, kind: type[Any]) -> Any:
+    """Return the only state of a kind in the optimiser's.
+
+    Raises:
+      ValueError: where the state was not given, holds none, several, or one in other coordinates.
+    """
+    if evaluation.state is None:
+        raise ValueError(
+            f"{need} depends on the optimiser's state: give it to the step, step(model, batch, state=...): "
+            "an nnx.Optimizer, a TrainState or the state of the transformation."
+        )
+    state = _tree.bare(getattr(evaluation.state, "opt_state", evaluation.state))
+    if any(_tree.find_states(node, kind) for node in _tree.find_states(state, InEigenbasisState)):
+        raise ValueError(
+            f"{need}: the phi that reads it works in the coordinates of in_eigenbasis, where its weights are "
+            "not those of the model: keep it outside of in_eigenbasis."
+        )
+    found = _tree.find_states(state, kind)
+    if len(found) != 1:
+        raise ValueError(
+            f"{need}: the state holds {len(found)} of {kind.__name__}, and one is needed: give the step the "
+            "state of this optimiser, and build needs from the same."
+        )
+    return found[0]
+
+
+# By the name of the extra argument. What is not here is no function of a loss: the step passes it on.
+MAKERS: dict[str, Callable[[Evaluation], dict[str, Any]]] = {
+    "value_fn": loss_as_function,
+    "obj_fn": loss_as_function,
+    "outputs_fn": outputs_as_functions,
+    "outputs_loss_fn": outputs_as_functions,
+    "per_example_gradients": per_example_gradients,
+    "output_norm_gradients": output_norm_gradients,
+    "perturbed_gradients": perturbed_gradients,
+    "perturbations": perturbed_gradients,
+    "gradients_at_previous_params": gradients_at_previous_params,
+    "inputs": inputs,
+    "activities": activities,
+}
+PASSED_ON = ("task_boundary", "task_importance")

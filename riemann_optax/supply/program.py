@@ -1,0 +1,188 @@
+"""Reading values out of the middle of a computation: marks in a function, found again in its jaxpr.
+
+A mark is the identity, so it may stand inside of ``vmap``, ``jit``, ``remat`` and ``scan``, where a value
+that is put into a list would be a leaked tracer.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+OUTPUTS, BORDER = (
+    "outputs",
+    "border",
+)  # marks at which a nonlinearity ends: what the model, or a module, is given
+_PREFIX = "riemann_optax/"
+# What a program calls without changing how often it runs: its inside is read as if it stood there.
+_CALLS = re.compile(
+    "^(p?jit|remat2?|checkpoint|closed_call|core_call|custom_[jv]{1,2}[jv]?p?_call(_jaxpr)?)$"
+)
+_OF_ONE_VALUE = {
+    *(
+        "abs",
+        "acos",
+        "asin",
+        "asinh",
+        "atan",
+        "ceil",
+        "convert_element_type",
+        "copy",
+        "cos",
+        "erf",
+        "erf_inv",
+    ),
+    *("erfc", "exp", "exp2", "expm1", "floor", "log", "log1p", "logistic", "neg", "not", "round", "rsqrt"),
+    *("sign", "sin", "sqrt", "stop_gradient", "tan", "tanh", "cosh", "sinh", "is_finite", "square", "cbrt"),
+    *("add", "sub", "mul", "div", "max", "min", "pow", "integer_pow", "select_n", "clamp", "add_any"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "broadcast_in_dim", "copy_p"),
+}
+_LINEAR = {*("add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "broadcast_in_dim", "name")}
+
+
+def mark(name: str, value: Any) -> None:
+    """Mark a value, to be found again by :func:`marked_values`."""
+    checkpoint_name(jnp.asarray(value), _PREFIX + name)
+
+
+def marked_values(function: Callable[..., Any], *arguments: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Return, by the names of the marks in a function, the values and what becomes of them.
+
+    The second is the value after the functions of it alone that directly follow, element by element: a
+    nonlinearity. It is the value itself where none follows; a value that is marked as :data:`OUTPUTS` or
+    :data:`BORDER` is the last of them.
+    A mark in the body of a ``scan`` gives the values of all rounds, along a new first axis.
+
+    Raises:
+      ValueError: for a mark in the body of another loop or of a branch.
+    """
+    closed = jax.make_jaxpr(function)(*arguments)
+    found: dict[str, tuple[jax.Array, jax.Array]] = {}
+    _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), found)
+    return found
+
+
+def _evaluate(jaxpr: Any, consts: Any, arguments: Any, found: dict[str, Any]) -> list[Any]:
+    """Evaluate a jaxpr, and collect what is marked in it."""
+    values: dict[Any, Any] = {}
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, jax.extend.core.Literal) else values[variable]
+
+    values.update(zip(jaxpr.constvars, consts, strict=True))
+    values.update(zip(jaxpr.invars, arguments, strict=True))
+    marks: list[tuple[str, Any]] = []
+    for equation in jaxpr.eqns:
+        incoming = [read(variable) for variable in equation.invars]
+        name = _mark_name(equation)
+        if name is not None:
+            marks.append((name, equation.invars[0]))
+        results = _results(equation, incoming, found)
+        values.update(zip(equation.outvars, results, strict=True))
+    for name, variable in marks:
+        found[name] = read(variable), read(_after_nonlinearity(variable, jaxpr))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _results(equation: Any, incoming: list[Any], found: dict[str, Any]) -> list[Any]:
+    kind, inside = equation.primitive.name, _inner(equation)
+    if not any(map(_has_marks, inside)):
+        bound = equation.primitive.get_bind_params(equation.params)
+        functions, parameters = ((), bound) if isinstance(bound, dict) else bound  # the pair until JAX 0.9
+        with equation.ctx.manager:
+            results = equation.primitive.bind(*functions, *incoming, **parameters)
+        return list(results) if equation.primitive.multiple_results else [results]
+    if _CALLS.match(kind):
+        (jaxpr,) = inside[:1]
+        return _evaluate(_opened(jaxpr), getattr(jaxpr, "consts", ()), incoming, found)
+    if kind == "scan":
+        return _scan(equation.params, incoming, found)
+    raise ValueError(
+        f"a layer inside of {kind} cannot be observed: its values differ from call to call; "
+        "use jax.lax.scan or a Python loop there, or keep its parameters out of this phi (optax.partition)."
+    )
+
+
+def _scan(parameters: dict[str, Any], incoming: list[Any], found: dict[str, Any]) -> list[Any]:
+    jaxpr, consts, carried = (parameters[name] for name in ("jaxpr", "num_consts", "num_carry"))
+    fixed, start, rows = incoming[:consts], incoming[consts : consts + carried], incoming[consts + carried :]
+
+    def body(carry: Any, row: Any) -> Any:
+        inner: dict[str, Any] = {}
+        results = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*fixed, *carry, *row], inner)
+        return results[:carried], (results[carried:], inner)
+
+    length, reverse = parameters["length"], parameters["reverse"]
+    carry, (stacked, inner) = jax.lax.scan(body, start, rows, length=length, reverse=reverse)
+    found.update(inner)
+    return [*carry, *stacked]
+
+
+def _mark_name(equation: Any) -> str | None:
+    name = equation.params.get("name") if equation.primitive.name == "name" else None
+    return name.removeprefix(_PREFIX) if isinstance(name, str) and name.startswith(_PREFIX) else None
+
+
+def _opened(jaxpr: Any) -> Any:
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def _inner(equation: Any) -> list[Any]:
+    """Return the jaxprs among the parameters of an equation."""
+    inside = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda node: hasattr(node, "eqns"))
+    return [node for node in inside if hasattr(node, "eqns")]
+
+
+def _has_marks(jaxpr: Any) -> bool:
+    return any(
+        _mark_name(equation) is not None or any(map(_has_marks, _inner(equation)))
+        for equation in _opened(jaxpr).eqns
+    )
+
+
+def _after_nonlinearity(variable: Any, jaxpr: Any) -> Any:
+    """Return the variable after the functions of this one alone that follow, element by element.
+
+    Of all that is computed from this one alone there must be one variable that everything else uses; and a
+    scaling alone, such as that of an attention's queries, is no nonlinearity.
+    """
+    own, used = {variable}, {out for out in jaxpr.outvars if not isinstance(out, jax.extend.core.Literal)}
+    closed = {equation.invars[0] for equation in jaxpr.eqns if _mark_name(equation) in (OUTPUTS, BORDER)}
+    bent = False
+    for equation in jaxpr.eqns:
+        read = [one for one in equation.invars if not isinstance(one, jax.extend.core.Literal)]
+        if equation.primitive.name == "name" or own.isdisjoint(read):
+            continue
+        if own.isdisjoint(closed.intersection(read)) and _is_elementwise(equation, variable, own):
+            own.update(equation.outvars)
+            bent = bent or not _is_linear(equation) or len(own.intersection(read)) > 1
+        else:
+            used.update(read)
+    ends = [one for one in own if one in used or one in closed]
+    return ends[0] if bent and len(ends) == 1 else variable
+
+
+def _is_elementwise(equation: Any, variable: Any, own: set[Any]) -> bool:
+    """Return whether an equation makes of one value another, element by element, by it and numbers alone."""
+    if len(equation.outvars) != 1 or equation.outvars[0].aval.shape != variable.aval.shape:
+        return False
+    for other in equation.invars:
+        if other.aval.shape and (isinstance(other, jax.extend.core.Literal) or other not in own):
+            return False
+    return _plain(equation)
+
+
+def _is_linear(equation: Any) -> bool:
+    inside = _inner(equation)
+    return all(map(_is_linear, _opened(inside[0]).eqns)) if inside else equation.primitive.name in _LINEAR
+
+
+def _plain(equation: Any) -> bool:
+    inside = _inner(equation)
+    if inside and _CALLS.match(equation.primitive.name):
+        return all(map(_plain, _opened(inside[0]).eqns))
+    return equation.primitive.name in _OF_ONE_VALUE

@@ -1,0 +1,171 @@
+"""value_and_grad: from one loss function to the value, the gradient and whatever else an optimiser reads."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import optax
+
+from riemann_optax import _check
+from riemann_optax._declare import needs_of
+from riemann_optax._vocabulary import EXTRA_ARGUMENTS
+from riemann_optax.supply import making
+from riemann_optax.supply.calls import Statistics
+from riemann_optax.supply.functional import functional
+from riemann_optax.supply.making import Evaluation, Options
+
+Needs: TypeAlias = optax.GradientTransformation | str | Sequence[Any]
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any],
+    needs: Needs = (),
+    *,
+    has_aux: bool = False,
+    wrt: Any = None,
+    chunk_size: int | None = None,
+    samples: int = 10,
+    num_terms: Callable[[Any], int] | int | None = None,
+    statistics: Statistics = "refuse",
+) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
+    """Return a function that makes the value, the gradient and all extra arguments that an optimiser reads.
+
+    In the place of ``jax.value_and_grad``, ``nnx.value_and_grad`` or ``eqx.filter_value_and_grad``::
+
+      step = ro.value_and_grad(loss_fn, needs=tx)
+
+      value, gradients, extra = step(model, batch, state=optimizer)              # Flax NNX
+      optimizer.update(model, gradients, **extra)
+
+      value, gradients, extra = step(params, batch, state=opt_state)             # all others
+      updates, opt_state = tx.update(gradients, opt_state, params, **extra)
+
+    ``extra`` holds what the phis in ``needs`` declare, and nothing else; with another phi the loop stays as
+    it
+    is. A pure function for trees (under ``jit``, ``lax.scan``, on any mesh); the variables of an NNX module
+    (statistics, random numbers) are brought up to date in place, under ``nnx.jit`` as without.
+
+    All evaluations of one step take the same random numbers: those of ``key``, or those in the NNX module. So
+    a gradient at other weights (``secant_curvature``, the variational phis), or a product with the Hessian,
+    sees the dropout masks of the gradient. A single example (``per_example_gradients``) has a mask of its
+    own.
+
+    Cost beside the gradient: for ``obj_fn`` what is done with it; for ``gradients_at_previous_params`` a
+    gradient; for ``perturbed_gradients`` ``samples`` of them, in the place of the gradient; for ``inputs``
+    and ``activities`` a forward pass that XLA shares with the gradient's; for ``per_example_gradients`` the
+    time of
+    about a gradient and the memory of ``chunk_size`` copies of the parameters at work, and of one copy for
+    each example in the result.
+
+    Args:
+      loss_fn: ``loss_fn(model, batch, *arguments)``, a mean over the examples, which lie along the first axis
+        of each array of the batch; with a random key, ``loss_fn(model, batch, *arguments, key=key)``. The
+        model
+        is a Flax NNX module, or any tree: the parameters of Linen or Haiku, an Equinox model. Of a tree the
+        floating-point and complex arrays are differentiated, and the gradient of all else is None.
+      needs: the optimiser whose declared needs are met; or names of ``riemann_optax.phi.EXTRA_ARGUMENTS``; or
+        a sequence of both, such as ``(tx, "value")`` for ``optax.polyak_sgd``, whose state does not tell.
+      has_aux: whether the loss returns ``(value, aux)``.
+      wrt: which variables of an NNX module are trained; None means ``nnx.Param``.
+      chunk_size: how many examples, or perturbed copies of the weights, are differentiated at once. None
+      means
+        all examples, and one copy.
+      samples: how many perturbed copies, of the variational phis.
+      num_terms: of how many terms the loss is the mean, for the variational phis, which take their sum: a
+        number, or a function of the batch. None means the number of examples.
+      statistics: what BatchNorm does in gradients of single examples, which it would mix: ``"refuse"``, or
+        ``"running"`` to take its running statistics in them. Other code of yours that mixes examples is not
+        seen: :func:`riemann_optax.testing.check_examples` finds it.
+
+    Returns:
+      ``step(model, batch, *arguments, state=None, key=None, **passed_on)``, which returns ``(value,
+      gradients,
+      extra)``, or ``((value, aux), gradients, extra)``. ``state`` is the optimiser's (an ``nnx.Optimizer``, a
+      ``TrainState``, or the state itself), for those phis that are differentiated at places of their own.
+      ``passed_on`` are extra arguments that no loss function tells, such as ``task_boundary``; what is
+      given by name is not made. Gradients of complex weights are conjugated, as Optax takes them.
+
+    Raises:
+      ValueError: for a need that is not in the vocabulary; at the step, where one cannot be met: the message
+        says why, and what to do.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> def loss(w, batch):
+      ...     return 0.5 * jnp.mean((batch["x"] @ w - batch["y"]) ** 2)
+      >>> batch = {"x": jnp.array([[1.0, 0.0], [0.0, 4.0]]), "y": jnp.array([1.0, 2.0])}
+      >>> for phi in (ro.phi.hutchinson_curvature(), ro.phi.secant_curvature(), ro.phi.idbd()):
+      ...     tx = ro.riemannian_sgd(0.1, momentum=None, phi=phi, alpha=1.0, conformal=None)
+      ...     step = ro.value_and_grad(loss, needs=tx)
+      ...     w = jnp.zeros(2)
+      ...     try:
+      ...         value, gradients, extra = step(w, batch, state=tx.init(w))
+      ...     except ValueError as error:
+      ...         print(str(error)[:63])
+      ...     else:
+      ...         print(value, gradients, sorted(extra))
+      1.25 [-0.5 -4. ] ['obj_fn']
+      1.25 [-0.5 -4. ] ['gradients_at_previous_params']
+      inputs: the layers of the only leaf cannot be observed: they ar
+    """
+    if chunk_size is not None:
+        _check.check_count("chunk_size", chunk_size)
+    _check.check_count("samples", samples)
+    _check.check_choice("statistics", statistics, ("refuse", "running"))
+    transformations, names = _read_needs(needs)
+    options = Options(has_aux, chunk_size, samples, num_terms, statistics)
+
+    def step(
+        model: Any, batch: Any, *arguments: Any, state: Any = None, key: Any = None, **passed_on: Any
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        parts = functional(model, wrt)
+        evaluation = Evaluation(loss_fn, parts, batch, arguments, key, state, options)
+        wanted = list(names)
+        for transformation in transformations:
+            wanted += needs_of(transformation, parts.params)
+        (value, aux), gradients, rest, extra = _evaluate(evaluation, wanted, passed_on)
+        parts.write_back(rest)
+        return ((value, aux) if has_aux else value), parts.gradients(gradients), extra
+
+    return step
+
+
+def _evaluate(
+    evaluation: Evaluation, wanted: Iterable[str], passed_on: dict[str, Any]
+) -> tuple[tuple[Any, Any], Any, Any, dict[str, Any]]:
+    params = evaluation.model.params
+    made = dict(passed_on)
+    own_gradient: Any = None
+    for maker in dict.fromkeys(
+        making.MAKERS[name] for name in wanted if name in making.MAKERS and name not in made
+    ):
+        results = maker(evaluation)
+        own_gradient = results.pop("grad", own_gradient)
+        made |= {name: result for name, result in results.items() if name in wanted}
+    if own_gradient is None:
+        differentiated = jax.value_and_grad(evaluation.loss_and_rest, has_aux=True)
+        (value, (aux, rest)), gradients = differentiated(params)
+        gradients = making.as_optax(gradients)
+    else:
+        value, (aux, rest) = evaluation.loss_and_rest(params)
+        gradients = own_gradient
+    given = {"value": value, "grad": gradients}
+    made |= {name: result for name, result in given.items() if name in wanted}
+    return (value, aux), gradients, rest, made
+
+
+def _read_needs(needs: Needs) -> tuple[list[optax.GradientTransformation], list[str]]:
+    if isinstance(needs, optax.GradientTransformation):
+        return [needs], []
+    transformations, names = [], []
+    for need in [needs] if isinstance(needs, str) else needs:
+        if isinstance(need, optax.GradientTransformation):
+            transformations.append(need)
+        elif need in EXTRA_ARGUMENTS:
+            names.append(need)
+        else:
+            raise ValueError(
+                f"needs must be an optimiser or names of extra arguments, got {need!r}: use "
+                f"{', '.join(EXTRA_ARGUMENTS)}."
+            )
+    return transformations, names

@@ -1,0 +1,283 @@
+"""What a loss function shows of its inside: the model's outputs, and what its layers receive and send on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from riemann_optax import _tree
+from riemann_optax.supply import program
+
+Signal = Literal["inputs", "activities"]
+
+
+class Outputs:
+    """The outputs of a model in one evaluation of its loss.
+
+    Args:
+      given: what takes the place of the outputs, in a list of one; None leaves them as they are.
+    """
+
+    def __init__(self, given: list[Any] | None = None) -> None:
+        self.given = given
+        self.found: list[tuple[str, Any]] = []
+
+    def pass_on(self, source: str, value: Any) -> Any:
+        """Keep outputs, and return what goes on in their place."""
+        self.found.append((source, value))
+        return value if self.given is None else self.given[0]
+
+    def only(self) -> Any:
+        """Return the outputs.
+
+        Raises:
+          ValueError: where there are none, or several.
+        """
+        marked = [value for source, value in self.found if source == "marked"] or [v for _, v in self.found]
+        if len(marked) != 1:
+            seen = "not seen" if not marked else f"seen {len(marked)} times"
+            raise ValueError(
+                f"the outputs of the model were {seen} in the loss function: mark them in it, outputs = "
+                "riemann_optax.supply.outputs(outputs), once."
+            )
+        return marked[0]
+
+
+_outputs: ContextVar[Outputs | None] = ContextVar("outputs", default=None)
+
+
+@contextmanager
+def watch_outputs(given: list[Any] | None = None) -> Iterator[Outputs]:
+    """Keep the outputs of the model, or put others in their place, inside of the ``with`` block."""
+    watcher = Outputs(given)
+    token = _outputs.set(watcher)
+    try:
+        yield watcher
+    finally:
+        _outputs.reset(token)
+
+
+def watching() -> bool:
+    """Return whether somebody waits for the outputs."""
+    return _outputs.get() is not None
+
+
+def outputs_seen(value: Any) -> Any:
+    """Pass on the result of the model's outermost module, which a library has called."""
+    return _pass_on("seen", value)
+
+
+def outputs(value: Any) -> Any:
+    """Mark the outputs of a model inside of a loss function, and return them.
+
+    For the phis that differentiate the outputs and the loss apart (``gauss_newton_curvature``,
+    ``memory_aware_synapses``). The result of one call of an NNX or Linen model is seen without; a model of
+    Haiku, of Equinox or of plain functions needs this mark. Outside of :func:`riemann_optax.value_and_grad`
+    it does nothing.
+
+    Args:
+      value: the outputs, an array or a tree, with examples along the first axis; outside of any ``vmap``.
+
+    Returns:
+      The same value.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> def loss(w, batch):
+      ...     return jnp.mean((ro.supply.outputs(batch["x"] * w) - batch["y"]) ** 2)
+      >>> step = ro.value_and_grad(loss, needs=("outputs_fn", "outputs_loss_fn"))
+      >>> batch = {"x": jnp.array([1.0, 2.0]), "y": jnp.zeros(2)}
+      >>> value, gradient, extra = step(jnp.array(3.0), batch)
+      >>> print(extra["outputs_fn"](jnp.array(5.0)), extra["outputs_loss_fn"](jnp.ones(2)))
+      [ 5. 10.] 1.0
+    """
+    return _pass_on("marked", value)
+
+
+def _pass_on(source: str, value: Any) -> Any:
+    watcher = _outputs.get()
+    if watcher is not None:
+        return watcher.pass_on(source, value)
+    recorder = _recorder.get()
+    if recorder is not None:
+        for leaf in jax.tree.leaves(value):
+            program.mark(program.OUTPUTS, leaf)
+    return value
+
+
+class Mark(NamedTuple):
+    """A signal of one weight array in one call of its layer.
+
+    Attributes:
+      name: of the mark in the program.
+      axes: how many of its last axes belong to the weights of one layer.
+      ndim: the number of axes of the weights in this call: one less than they have where a scan stacks
+      layers.
+    """
+
+    name: str
+    axes: int
+    ndim: int
+
+
+class Recorder:
+    """The signals of the layers in one evaluation of a loss.
+
+    Args:
+      signal: ``"inputs"`` or ``"activities"``.
+      params: the parameters as the loss function is given them.
+    """
+
+    def __init__(self, signal: Signal, params: Any) -> None:
+        self.signal = signal
+        self.paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        self.leaves = jax.tree.leaves(params)
+        self.by_identity = {id(leaf): index for index, leaf in enumerate(self.leaves)}
+        self.marks: dict[int, list[Mark]] = {}
+        self.constant: set[int] = set()  # weights whose input is the number 1
+        self.refused: dict[int, str] = {}
+        self.sent: dict[int, tuple[Any, list[tuple[int, int]]]] = {}  # what layers gave, and whose it is
+
+    def index(self, parameter: Any) -> int | None:
+        """Return which leaf an array is, by identity."""
+        return self.by_identity.get(id(parameter))
+
+    def keep(self, index: int, value: Any, axes: int, ndim: int) -> None:
+        """Mark a signal of a leaf."""
+        marks = self.marks.setdefault(index, [])
+        name = f"{self.signal}/{index}/{len(marks)}"
+        program.mark(name, value)
+        marks.append(Mark(name, axes, ndim))
+
+    def collect(self, found: dict[str, tuple[jax.Array, jax.Array]]) -> list[Any]:
+        """Return the signal of each leaf.
+
+        Raises:
+          ValueError: that names the leaves of which nothing was seen.
+        """
+        # A library may trace a function more often than the program runs it.
+        self.marks = {
+            index: [made for made in marks if made.name in found] for index, marks in self.marks.items()
+        }
+        self.marks = {index: marks for index, marks in self.marks.items() if marks}
+        lacking = [index for index in range(len(self.leaves)) if index not in (*self.marks, *self.constant)]
+        if lacking:
+            raise ValueError(_not_observed(self, lacking))
+        which = 0 if self.signal == "inputs" else 1
+        return [
+            1.0 if index in self.constant else self._of_leaf(index, found, which)
+            for index in range(len(self.leaves))
+        ]
+
+    def _of_leaf(self, index: int, found: dict[str, Any], which: int) -> Any:
+        values = []
+        for made in self.marks[index]:
+            value = found[made.name][which]
+            if self.leaves[index].ndim == made.ndim + 1:  # a scan over stacked layers
+                value = jnp.moveaxis(value, 0, value.ndim - made.axes - 1)
+            values.append(value)
+        if len(values) == 1:
+            return values[0]
+        axes = self.marks[index][0].axes
+        if any(
+            value.shape[value.ndim - axes :] != values[0].shape[values[0].ndim - axes :] for value in values
+        ):
+            raise ValueError(
+                f"the {self.signal} of {_tree.leaf_name(self.paths[index])} differ in shape between calls "
+                "of its layer: keep it out of this phi with optax.partition."
+            )
+        rows = [value.reshape(-1, *value.shape[value.ndim - axes :]) for value in values]
+        return jnp.concatenate(rows)  # a layer that is called several times has seen all of it
+
+
+def _not_observed(recorder: Recorder, lacking: list[int]) -> str:
+    names = [_tree.leaf_name(recorder.paths[index]) for index in lacking]
+    reasons = [f" ({recorder.refused[index]})" if index in recorder.refused else "" for index in lacking]
+    listed = ", ".join(f"{name}{reason}" for name, reason in zip(names, reasons, strict=True))
+    return (
+        f"{recorder.signal}: the layers of {listed} cannot be observed: they are no layers that "
+        "riemann_optax.supply knows, or were not called. Tell it where they are used in the loss function, "
+        f"riemann_optax.supply.observe(parameter, {recorder.signal}=...), or choose a phi that does not read "
+        f"{recorder.signal}."
+    )
+
+
+_recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
+
+
+def recording() -> Recorder | None:
+    """Return the recorder of the evaluation under way."""
+    return _recorder.get()
+
+
+def record(signal: Signal, params: Any, evaluate: Callable[[Any], Any]) -> Any:
+    """Return a tree like ``params`` with the signal of each leaf in one evaluation of the loss."""
+    recorders: list[Recorder] = []
+
+    def watched(params: Any) -> Any:
+        recorder = Recorder(signal, params)
+        recorders[:] = [recorder]
+        token = _recorder.set(recorder)
+        try:
+            return evaluate(params)
+        finally:
+            _recorder.reset(token)
+
+    found = program.marked_values(watched, params)
+    return jax.tree.unflatten(jax.tree.structure(params), recorders[0].collect(found))
+
+
+def observe(parameter: Any, *, inputs: Any = None, activities: Any = None) -> None:
+    """Tell, where a layer of one's own is used, what it receives and what its neurons send on.
+
+    For the phis that read ``inputs`` (``idbd``, ``autostep``) or ``activities`` (``sliding_threshold``). The
+    usual layers of NNX, Linen, Haiku and Equinox are observed without. May stand inside of ``vmap``, ``jit``,
+    ``remat`` and ``scan``; outside of :func:`riemann_optax.value_and_grad` it does nothing.
+
+    Args:
+      parameter: the weights, the very array (or NNX variable) that the loss function was given.
+      inputs: what each of them multiplies, shaped like the weights without the axes of the fan-out, with any
+        batch axes in front; the number 1 for a bias.
+      activities: those of the neurons, shaped like the weights without the axes of the fan-in, likewise.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, riemann_optax as ro
+      >>> def loss(params, batch):
+      ...     def neuron(x):  # of one example
+      ...         y = jnp.tanh(x @ params["w"])
+      ...         ro.supply.observe(params["w"], inputs=x, activities=y)
+      ...         return y
+      ...     return jnp.mean((jax.vmap(neuron)(batch["x"]) - batch["y"]) ** 2)
+      >>> step = ro.value_and_grad(loss, needs="inputs")
+      >>> batch = {"x": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "y": jnp.zeros([2, 1])}
+      >>> _, _, extra = step({"w": jnp.ones([2, 1])}, batch)
+      >>> print(extra["inputs"]["w"])
+      [[1. 2.]
+       [3. 4.]]
+    """
+    recorder = _recorder.get()
+    if recorder is None:
+        return
+    value = inputs if recorder.signal == "inputs" else activities
+    index = recorder.index(parameter)
+    if index is None and hasattr(parameter, "get_metadata"):
+        index = parameter.get_metadata().get(METADATA)
+    if index is None:
+        raise ValueError(
+            "observe: parameter is none of the arrays that the loss function was given: pass the very array, "
+            "not one computed from it."
+        )
+    if value is not None:
+        if recorder.signal == "inputs" and jnp.ndim(value) == 0:
+            recorder.constant.add(index)
+        else:
+            ndim = jnp.ndim(parameter[...] if hasattr(parameter, "get_metadata") else parameter)
+            recorder.keep(index, value, max(ndim - 1, 1) if recorder.signal == "inputs" else 1, ndim)
+
+
+METADATA = (
+    "riemann_optax_leaf"  # by which a variable of Flax NNX is known again inside of its transformations
+)

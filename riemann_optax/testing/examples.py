@@ -1,0 +1,57 @@
+"""check_examples: whether the examples of a batch keep to themselves, as per-example gradients suppose."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from riemann_optax.supply.functional import functional
+
+
+def check_examples(
+    loss_fn: Callable[..., Any], model: Any, batch: Any, *arguments: Any, rtol: float = 1e-4
+) -> None:
+    """Check that the loss of a batch is the mean of the losses of its examples, each alone.
+
+    Where it is not, a gradient of a single example is that of another network: a statistic is taken over the
+    batch, or the loss is a sum. Dropout must be switched off, for it draws other masks. Call it outside of
+    ``jit``; a module of NNX is not changed.
+
+    Args:
+      loss_fn: ``loss_fn(model, batch, *arguments)``, a number.
+      model: as for :func:`riemann_optax.value_and_grad`.
+      batch: the data, with examples along the first axis of each array.
+      *arguments: what else the loss takes.
+      rtol: the relative difference that rounding may make.
+
+    Raises:
+      AssertionError: where the two differ.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from riemann_optax.testing import check_examples
+      >>> batch = jnp.array([1.0, 2.0, 6.0])
+      >>> check_examples(lambda w, x: jnp.mean((w * x) ** 2), jnp.array(2.0), batch)
+      >>> check_examples(lambda w, x: jnp.mean((w * (x - x.mean())) ** 2), jnp.array(2.0), batch)
+      Traceback (most recent call last):
+          ...
+      AssertionError: the loss of the batch is 18.6667, the mean of those of its examples 0...
+    """
+    parts = functional(model)
+
+    def loss(batch: Any) -> float:
+        return float(parts.evaluate(lambda copy: loss_fn(copy, batch, *arguments), parts.params)[0])
+
+    size = max(leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf))
+    ones = [
+        jax.tree.map(lambda x, i=index: x[i : i + 1] if jnp.ndim(x) else x, batch) for index in range(size)
+    ]
+    whole, mean = loss(batch), float(np.mean([loss(one) for one in ones]))
+    if not np.isclose(whole, mean, rtol=rtol, atol=rtol * 1e-3):
+        raise AssertionError(
+            f"the loss of the batch is {whole:g}, the mean of those of its examples {mean:g}: something "
+            "in it mixes the examples (a statistic over the batch, a contrast between them), it is a sum, or "
+            "dropout is on. Per-example gradients would be those of another network."
+        )

@@ -1,0 +1,39 @@
+"""README and the site show what the records hold."""
+
+import numpy as np
+import pytest
+
+from benchmarks.report import readme_picture, site, suite
+from benchmarks.shared.command import RESULTS
+from benchmarks.shared.records import Records
+
+
+@pytest.fixture(scope="module")
+def known():
+    return site.tables(
+        suite.load(RESULTS / "time_to_target"), list(Records(RESULTS / "continual.jsonl")), RESULTS
+    )
+
+
+@pytest.mark.parametrize("page", site.PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_records(page, known):
+    assert site.filled(page.read_text(), known) == page.read_text(), "python -m benchmarks.report --tables"
+
+
+def test_every_table_is_shown_and_a_changed_number_is_seen(known):
+    text = "".join(page.read_text() for page in site.PAGES)
+    assert {place[2] for place in site.PLACE.finditer(text)} == set(known)
+    page = next(page for page in site.PAGES if page.name == "evidence.md").read_text()
+    assert site.filled(page.replace("2.51", "2.15"), known) == page
+
+
+def test_the_picture_of_readme_shows_the_recorded_steps(tmp_path):
+    found = readme_picture.paths(RESULTS / "figure1.json")
+    minimum = found["metric"][-1]
+    for path in found.values():
+        np.testing.assert_allclose(path[0], [1.0, -1.0])
+        np.testing.assert_allclose(path[-1], minimum, atol=2e-3)
+    steps = {name: str(len(path) - 1) for name, path in found.items()}
+    assert all(f"{count}" in (site.ROOT / "README.md").read_text() for count in steps.values())
+    readme_picture.draw(RESULTS / "figure1.json", tmp_path / "readme.png")
+    assert (tmp_path / "readme.png").stat().st_size > 10_000

@@ -1,0 +1,49 @@
+"""The API pages are complete, and what is missing would be seen."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def strict(monkeypatch):
+    """The checks of the build, which lie beside its settings."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import strict
+
+    yield strict
+    sys.modules.pop("strict", None)
+
+
+def test_every_public_name_has_a_page_and_every_argument_a_description(strict):
+    assert not list(strict.faults())
+
+
+def test_an_unlisted_name_and_a_silent_argument_are_seen(strict, monkeypatch):
+    def silent(first, second):
+        """Do something.
+
+        Args:
+          first: a number.
+        """
+
+    known = strict.public() | {"riemann_optax.silent": silent}
+    known.pop("riemann_optax.describe")
+    monkeypatch.setattr(strict, "public", lambda: known)
+    assert list(strict.faults()) == [
+        "riemann_optax.silent is public and on no page of docs/api",
+        "riemann_optax.describe is on a page of docs/api and not public",
+        "riemann_optax.silent: its docstring does not describe second",
+    ]
+
+
+def test_what_users_call_comes_before_states(strict):
+    index = (ROOT / "docs" / "api" / "index.md").read_text()
+    places = [index.index(f"\n{page}\n") for page in ("optimisers", "stages", "phi", "states")]
+    assert places == sorted(places)
+    for page in (ROOT / "docs" / "api").glob("*.rst"):
+        states = [name for name in strict.listed(page.read_text()) if name.endswith("State")]
+        assert not states or page.stem == "states"

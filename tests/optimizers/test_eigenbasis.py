@@ -1,0 +1,131 @@
+"""riemannian_eigenbasis against NumPy in float64, and the state that it promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+from riemann_optax.examples import data, models
+
+RATE, B1, B2, EPS, DECAY, BASIS_DECAY, ALPHA, EVERY = 0.03, 0.8, 0.9, 1e-3, 0.1, 0.7, 50.0, 2
+
+
+def by_hand(gradients, start, nesterov):
+    """One matrix with fewer rows than columns: momentum lives in the axes of the weights here."""
+    w = start
+    rows, columns = w.shape
+    factor, basis = np.zeros((rows, rows)), None
+    mean, row_means, column_means = np.zeros_like(w), np.zeros(rows), np.zeros(columns)
+    path = []
+    for t, g in enumerate(gradients, 1):
+        factor = BASIS_DECAY * factor + (1 - BASIS_DECAY) * g @ g.T
+        if basis is None:
+            basis = np.linalg.eigh(factor)[1][:, ::-1]
+        turned = basis.T @ g
+        row_means = B2 * row_means + (1 - B2) * np.mean(turned**2, axis=1)
+        column_means = B2 * column_means + (1 - B2) * np.mean(turned**2, axis=0)
+        phi = np.sqrt(np.outer(row_means, column_means) / np.mean(row_means) / (1 - B2**t))
+        metric = (phi.mean() + ALPHA * phi) / (1 + ALPHA) + EPS
+        mean = B1 * mean + (1 - B1) * g
+        ahead = mean / (1 - B1**t)
+        if nesterov:
+            ahead = B1 * mean / (1 - B1 ** (t + 1)) + (1 - B1) * g / (1 - B1**t)
+        w = w - RATE * (basis @ ((basis.T @ ahead) / metric) + DECAY * w)
+        path.append(w)
+        if t > 1 and (t - 1) % EVERY == 0:
+            order = np.argsort(-np.diag(basis.T @ factor @ basis), kind="stable")
+            new = np.linalg.qr(factor @ basis[:, order])[0]
+            row_means, basis = ((new.T @ basis) ** 2) @ row_means, new
+    return path
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov):
+    """Momentum in the frame, turned with the basis, is momentum outside of it."""
+    random = np.random.default_rng(0)
+    start, mixed = random.standard_normal((4, 6)), random.standard_normal((4, 4))
+    gradients = np.stack([mixed @ random.standard_normal((4, 6)) for _ in range(40)])
+    tx = ro.riemannian_eigenbasis(
+        RATE,
+        B1,
+        B2,
+        EPS,
+        weight_decay=DECAY,
+        alpha=ALPHA,
+        nesterov=nesterov,
+        basis_decay=BASIS_DECAY,
+        basis_dtype=None,
+        update_every=EVERY,
+    )
+
+    def step(carry, gradient):
+        params, state = carry
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    with jax.enable_x64(True):
+        path = jax.jit(lambda w, g: jax.lax.scan(step, (w, tx.init(w)), g)[1])(
+            jnp.asarray(start), jnp.asarray(gradients)
+        )
+    np.testing.assert_allclose(path, by_hand(gradients, start, nesterov), rtol=1e-8, atol=1e-10)
+
+
+def byte_count(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def transformer(width, layers, vocabulary):
+    """A Transformer with separate query, key, value and output projections, as Flax names and shapes them."""
+    heads = width // 64
+
+    def kernel(*shape):
+        return {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+    norm = {"scale": jax.ShapeDtypeStruct((width,), jnp.float32)}
+    layer = {
+        "attention": {name: kernel(width, heads, 64) for name in ("query", "key", "value")}
+        | {"out": kernel(heads, 64, width)},
+        "up": kernel(width, 4 * width) | {"bias": jax.ShapeDtypeStruct((4 * width,), jnp.float32)},
+        "down": kernel(4 * width, width) | {"bias": jax.ShapeDtypeStruct((width,), jnp.float32)},
+        "norms": [norm, norm],
+    }
+    embedding = {"embedding": jax.ShapeDtypeStruct((vocabulary, width), jnp.float32)}
+    return {"embed": embedding, "layers": [layer] * layers, "head": kernel(width, vocabulary)}
+
+
+@pytest.mark.parametrize("size", [(512, 6, 256), (512, 6, 8192), (1024, 24, 50_000)])
+def test_the_state_of_a_transformer_is_at_most_one_and_a_half_times_its_weights(size):
+    params = transformer(*size)
+    state = jax.eval_shape(ro.riemannian_eigenbasis(0.003).init, params)
+    assert byte_count(state) <= 1.51 * byte_count(params)  # vectors, rows and columns: under one percent
+    assert byte_count(jax.eval_shape(optax.adamw(0.003).init, params)) >= 2 * byte_count(params)
+
+
+def test_it_learns_the_bundled_text():
+    """Thirty steps of the small language model, where bases turn and momentum with them."""
+    dataset = data.load_text(window=16)
+    model = models.build("transformer", dataset, seed=0)
+    train = {name: jnp.asarray(array) for name, array in dataset.parts["train"].items()}
+    tx = ro.riemannian_eigenbasis(0.01, update_every=5)
+
+    def loss(params, indices):
+        inputs, targets = dataset.take(train, indices)
+        logits = model.apply(params, inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+    @jax.jit
+    def step(params, state, indices):
+        value, gradients = jax.value_and_grad(loss)(params, indices)
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    params, losses = model.parameters, []
+    state = tx.init(params)
+    for number in range(30):
+        params, state, value = step(params, state, data.batch_indices(dataset.num_train, 4, 0, number))
+        losses.append(float(value))
+    assert np.mean(losses[-5:]) < 0.75 * losses[0]
+    assert int(state[0].kept_bases) == 0
