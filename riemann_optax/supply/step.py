@@ -79,8 +79,9 @@ def value_and_grad(
       ``step(model, batch, *arguments, state=None, key=None, **passed_on)``, which returns ``(value,
       gradients, extra)``, or ``((value, aux), gradients, extra)``. ``state`` is the optimiser's (an
       ``nnx.Optimizer``, a ``TrainState``, or the state itself), for those phis that are differentiated at
-      places of their own. ``passed_on`` are extra arguments that no loss function tells, such as ``task_boundary``; what is
-      given by name is not made. Gradients of complex weights are conjugated, as Optax takes them.
+      places of their own. ``passed_on`` are extra arguments that no loss function tells, such as
+      ``task_boundary``; what is given by name is not made. Gradients of complex weights are conjugated, as
+      Optax takes them.
 
     Raises:
       ValueError: for a need that is not in the vocabulary; at the step, where one cannot be met: the message
