@@ -5,6 +5,7 @@ import importlib
 from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, supply, testing
 from riemann_optax._axes import MatrixAxes, kernel_axes
 from riemann_optax._version import __version__ as __version__
+from riemann_optax.anchor.isometry import IsometryPullState, add_isometry_pull
 from riemann_optax.anchor.pull import AnchoredWeightsState, add_anchored_weights
 from riemann_optax.boundary import ConsolidatingState, consolidate
 from riemann_optax.covector import Covector, MetricAttachedError
@@ -55,11 +56,13 @@ from riemann_optax.wrappers import (
     LowPrecisionState,
     MasterWeightsState,
     NormMatchedBaseState,
+    RestartAtBoundaryState,
     low_precision_state,
     master_weights,
     norm_matched_base,
     parameter_kinds,
     partition_by_kind,
+    restart_at_boundary,
     skip_nonfinite,
 )
 
@@ -71,6 +74,7 @@ __all__ = [
     "Covector",
     "Description",
     "InEigenbasisState",
+    "IsometryPullState",
     "LeafDescription",
     "LowPrecisionState",
     "MasterWeightsState",
@@ -79,12 +83,14 @@ __all__ = [
     "MetricNoiseState",
     "NormMatchedBaseState",
     "RecordMetricState",
+    "RestartAtBoundaryState",
     "ScheduleFreeState",
     "SoapState",
     "Spectrum",
     "TrackEnergyState",
     "add_anchored_weights",
     "add_idle_noise",
+    "add_isometry_pull",
     "add_metric_noise",
     "anchor",
     "attach_field",
@@ -117,6 +123,7 @@ __all__ = [
     "phi",
     "preconditioned_spectrum",
     "record_metric",
+    "restart_at_boundary",
     "retract",
     "riemannian_adamw",
     "riemannian_eigenbasis",

@@ -132,7 +132,7 @@ def trials_of(suite: Suite, name: str) -> str:
 
 
 def cost_of(suite: Suite, name: str) -> float:
-    """Return the median over tasks of seconds per step over those of AdamW; none of what shared its machine."""
+    """Return the median over tasks of seconds per step over AdamW's; none where the machine was shared."""
     if name in ALIASES:
         return np.nan
     ratios = [

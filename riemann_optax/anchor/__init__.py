@@ -5,6 +5,7 @@ to by :func:`riemann_optax.add_anchored_weights`; the updates it is given lend o
 """
 
 from riemann_optax.anchor.importance import ImportanceWeightedState, importance_weighted_weights
+from riemann_optax.anchor.isometry import nearest_isometry
 from riemann_optax.anchor.targets import (
     AnchorState,
     BennaFusiState,
@@ -23,6 +24,7 @@ __all__ = [
     "benna_fusi_chain",
     "importance_weighted_weights",
     "initial_weights",
+    "nearest_isometry",
     "slow_weights",
     "task_boundary_weights",
 ]

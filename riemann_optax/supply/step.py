@@ -60,16 +60,14 @@ def value_and_grad(
     Args:
       loss_fn: ``loss_fn(model, batch, *arguments)``, a mean over the examples, which lie along the first axis
         of each array of the batch; with a random key, ``loss_fn(model, batch, *arguments, key=key)``. The
-        model
-        is a Flax NNX module, or any tree: the parameters of Linen or Haiku, an Equinox model. Of a tree the
-        floating-point and complex arrays are differentiated, and the gradient of all else is None.
+        model is a Flax NNX module, or any tree: the parameters of Linen or Haiku, an Equinox model. Of a tree
+        the floating-point and complex arrays are differentiated, and the gradient of all else is None.
       needs: the optimiser whose declared needs are met; or names of ``riemann_optax.phi.EXTRA_ARGUMENTS``; or
         a sequence of both, such as ``(tx, "value")`` for ``optax.polyak_sgd``, whose state does not tell.
       has_aux: whether the loss returns ``(value, aux)``.
       wrt: which variables of an NNX module are trained; None means ``nnx.Param``.
       chunk_size: how many examples, or perturbed copies of the weights, are differentiated at once. None
-      means
-        all examples, and one copy.
+        means all examples, and one copy.
       samples: how many perturbed copies, of the variational phis.
       num_terms: of how many terms the loss is the mean, for the variational phis, which take their sum: a
         number, or a function of the batch. None means the number of examples.
@@ -79,11 +77,11 @@ def value_and_grad(
 
     Returns:
       ``step(model, batch, *arguments, state=None, key=None, **passed_on)``, which returns ``(value,
-      gradients,
-      extra)``, or ``((value, aux), gradients, extra)``. ``state`` is the optimiser's (an ``nnx.Optimizer``, a
-      ``TrainState``, or the state itself), for those phis that are differentiated at places of their own.
-      ``passed_on`` are extra arguments that no loss function tells, such as ``task_boundary``; what is
-      given by name is not made. Gradients of complex weights are conjugated, as Optax takes them.
+      gradients, extra)``, or ``((value, aux), gradients, extra)``. ``state`` is the optimiser's (an
+      ``nnx.Optimizer``, a ``TrainState``, or the state itself), for those phis that are differentiated at
+      places of their own. ``passed_on`` are extra arguments that no loss function tells, such as
+      ``task_boundary``; what is given by name is not made. Gradients of complex weights are conjugated, as
+      Optax takes them.
 
     Raises:
       ValueError: for a need that is not in the vocabulary; at the step, where one cannot be met: the message

@@ -9,15 +9,18 @@ from riemann_optax.wrappers.precision import (
     low_precision_state,
     master_weights,
 )
+from riemann_optax.wrappers.restart import RestartAtBoundaryState, restart_at_boundary
 
 __all__ = [
     "LowPrecisionState",
     "MasterWeightsState",
     "NormMatchedBaseState",
+    "RestartAtBoundaryState",
     "low_precision_state",
     "master_weights",
     "norm_matched_base",
     "parameter_kinds",
     "partition_by_kind",
+    "restart_at_boundary",
     "skip_nonfinite",
 ]

@@ -232,6 +232,12 @@ ENTRIES: dict[str, Entry] = {
             0.1, ro.anchor.task_boundary_weights(), precision=ro.phi.maintenance_energy()
         )
     ),
+    "add_isometry_pull": with_last(lambda: ro.add_isometry_pull(1e-12)),
+    "restart_at_boundary": Entry(
+        lambda learning_rate, alpha=1.0: ro.restart_at_boundary(
+            riemannian_sgd(learning_rate, alpha=alpha), ro.anchor.slow_weights(decay=0.9)
+        )
+    ),
     "add_metric_noise": with_edit(
         lambda: ro.add_metric_noise(1e-3, temperature=1e-20, field=lambda w: 1 + w**2), real_only=True
     ),

@@ -1,0 +1,99 @@
+"""A restart between two tasks: new weights, and the optimiser as it began."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _check, _tree
+from riemann_optax._declare import Declared
+
+
+class RestartAtBoundaryState(NamedTuple):
+    """State of :func:`restart_at_boundary`.
+
+    Attributes:
+      anchor: the state of the anchor.
+      inner_state: the state of the optimiser.
+    """
+
+    anchor: optax.OptState
+    inner_state: optax.OptState
+
+
+def restart_at_boundary(
+    inner: optax.GradientTransformation, anchor: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Restart from the weights of an anchor at each task boundary, with the optimiser as it began.
+
+    With ``anchor.nearest_isometry()`` a network keeps its directions and gets back its scales; with
+    ``anchor.initial_weights()`` every task is trained from scratch. At a boundary the update leads exactly to
+    the anchor: the gradient given there belongs to the weights that are left, and is not used. The state of
+    ``inner`` is then as ``inner.init`` makes it, all momenta and averages included, also inside of
+    :func:`in_eigenbasis`.
+
+    State: those of anchor and ``inner``. Needs ``params``. A boundary is announced by the extra argument
+    ``task_boundary`` of ``update``; in a Flax NNX loop ``optimizer.update(model, gradients,
+    task_boundary=boundary)``.
+
+    Args:
+      inner: a whole optimiser.
+      anchor: where to restart, from :mod:`riemann_optax.anchor`.
+
+    Returns:
+      A gradient transformation with state :class:`RestartAtBoundaryState`.
+
+    Raises:
+      TypeError: where ``inner`` or ``anchor`` is no gradient transformation.
+      ValueError: at ``update``, where ``params`` are missing, or ``task_boundary`` is no single boolean.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> tx = ro.restart_at_boundary(ro.riemannian_sgd(0.1), ro.anchor.nearest_isometry())
+      >>> params = jnp.diag(jnp.array([3.0, 0.5]))
+      >>> updates, _ = tx.update(jnp.ones([2, 2]), tx.init(params), params, task_boundary=True)
+      >>> print((params + updates).round(3))
+      [[1. 0.]
+       [0. 1.]]
+
+    References:
+      Han et al, `FIRE <https://arxiv.org/abs/2602.08040>`_, ICLR, 2026
+    """
+    _check.check_transformation("inner", inner)
+    _check.check_transformation("anchor", anchor)
+    inner, anchor = optax.with_extra_args_support(inner), optax.with_extra_args_support(anchor)
+
+    def init(params: optax.Params) -> RestartAtBoundaryState:
+        _tree.check_inexact(params, "params")
+        return RestartAtBoundaryState(anchor.init(params), inner.init(params))
+
+    def update(
+        updates: optax.Updates,
+        state: RestartAtBoundaryState,
+        params: optax.Params | None = None,
+        *,
+        task_boundary: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, RestartAtBoundaryState]:
+        _tree.check_inexact(updates, "gradients")
+        params = _check.require_params(params, "restart_at_boundary")
+        boundary = jnp.asarray(False if task_boundary is None else task_boundary)
+        if boundary.shape or boundary.dtype != jnp.bool_:
+            raise ValueError(
+                f"task_boundary must be one boolean, got shape {boundary.shape} and dtype {boundary.dtype}."
+            )
+        target, anchor_state = anchor.update(
+            updates, state.anchor, params, task_boundary=task_boundary, **extra_args
+        )
+        step, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        jump = jax.tree.map(lambda to, weight: to.astype(weight.dtype) - weight, target, params)
+        begun = inner.init(jax.tree.map(lambda to, weight: to.astype(weight.dtype), target, params))
+
+        def choose(restarted: Any, going_on: Any) -> Any:
+            return jnp.where(boundary, restarted, going_on)
+
+        updates = jax.tree.map(lambda j, s: choose(j.astype(s.dtype), s), jump, step)
+        return updates, RestartAtBoundaryState(anchor_state, jax.tree.map(choose, begun, inner_state))
+
+    return Declared(init, update, name="restart_at_boundary", needs=("task_boundary",))

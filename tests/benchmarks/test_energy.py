@@ -1,0 +1,138 @@
+"""Energy: caching, averaging and the ledger against NumPy, and when a run is over."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks.energy import __main__ as command
+from benchmarks.energy import ledger, runs
+from benchmarks.energy.averaging import averaged_changes
+from benchmarks.energy.caching import synaptic_caching
+from benchmarks.energy.methods import METHODS, OURS, error_gate, plastic
+from benchmarks.energy.protocols import PROTOCOLS, Images
+
+STEPS = 300
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def gradients():
+    return np.random.default_rng(0).normal(size=(STEPS, 4)) * np.array([1.0, 0.3, 0.1, 0.0])
+
+
+@pytest.mark.usefixtures("float64")
+def test_caching_replays_li_and_van_rossum():
+    rate, threshold, cost, fading = 0.1, 0.5, 1e-3, 1e-2
+    tx = synaptic_caching(optax.sgd(rate), threshold, cost, fading)
+    weights = jnp.array([1.0, -1.0, 0.5, 2.0])
+    state = tx.init(weights)
+    consolidated, transient = np.array(weights), np.zeros(4)
+    spent, kept, paid, times = 0.0, 0.0, np.zeros(3), 0
+    for gradient in gradients():
+        updates, state = tx.update(jnp.asarray(gradient), state, weights)
+        weights = weights + updates
+        one = ledger.costs(updates, state)
+        paid += [one.moved.sum(), one.maintenance, one.changed.sum()]
+
+        transient = (1 - fading) * transient - rate * gradient
+        if np.abs(transient).max() > threshold:
+            spent += np.abs(transient).sum()
+            consolidated, transient, times = consolidated + transient, np.zeros(4), times + 1
+        kept += cost * np.abs(transient).sum()
+        np.testing.assert_allclose(weights, consolidated + transient, rtol=1e-12)
+    assert times > 5
+    # The last weight has a gradient of 0: three are consolidated each time.
+    np.testing.assert_allclose(paid, [spent, kept, 3 * times], rtol=1e-12)
+    np.testing.assert_allclose(ledger.pending(state), np.abs(transient).sum(), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_an_average_pays_for_what_it_still_has_to_change():
+    decay, rate = 0.9, 0.1
+    tx = optax.chain(optax.sgd(rate), averaged_changes(decay, maintenance=1.0))
+    weights = jnp.zeros(4)
+    state = tx.init(weights)
+    for gradient in gradients()[:50]:
+        updates, state = tx.update(jnp.asarray(gradient), state, weights)
+    promised = ledger.costs(updates, state).maintenance
+    to_come = jnp.zeros(4)
+    for _ in range(1000):
+        updates, state = tx.update(jnp.zeros(4), state, weights)
+        to_come += updates
+    np.testing.assert_allclose(promised, jnp.abs(to_come).sum(), rtol=1e-9)
+
+
+def test_a_rule_without_a_memory_costs_its_path():
+    updates = {"w": jnp.array([[1.0, -2.0], [0.0, 0.5]]), "b": jnp.array([0.0, 3.0])}
+    cost = ledger.costs(updates, optax.sgd(1.0).init(updates))
+    np.testing.assert_allclose(cost.moved, [3.0, 3.5])  # b, then w
+    np.testing.assert_array_equal(cost.changed, [1, 3])
+    assert cost.maintenance == 0
+
+
+def test_the_error_gate_descends_at_rate_times_loss():
+    tx, gradient = plastic(error_gate(), 0.5), jnp.array([1.0, -2.0])
+    updates, _ = tx.update(gradient, tx.init(gradient), gradient, value=jnp.asarray(0.25))
+    np.testing.assert_allclose(updates, -0.5 * 0.25 * gradient, rtol=1e-4)
+    assert error_gate().needs == ("value",)
+
+
+def course(accuracy, energy):
+    accuracy, energy = np.asarray(accuracy, float), np.asarray(energy, float)
+    return runs.Course(accuracy, energy, *[np.zeros_like(energy)] * 4)
+
+
+def test_a_point_is_given_up_once_another_has_arrived_for_less():
+    one = course([[[0.5, 0.96]], [[0.5, 0.9]], [[0.5, 0.9]]], [[[1, 4]], [[2, 5]], [[1, 3]]])
+    assert runs.arrived(one, 0.95).tolist() == [[1], [-1], [-1]]
+    assert runs.hopeless(one, 0.95).tolist() == [False, True, False]
+    assert runs.results(one, 0.95)[0]["energy"].tolist() == [4.0]
+    assert runs.results(one, 0.95)[1]["energy"].tolist() == [np.inf]
+
+
+def test_lanes_are_independent_and_the_path_is_no_shorter_than_the_distance():
+    generator = np.random.default_rng(1)
+    images = Images(
+        generator.random((40, 6), np.float32),
+        generator.integers(0, 10, 40),
+        generator.random((8, 6), np.float32),
+        generator.integers(0, 10, 8),
+    )
+    protocol = PROTOCOLS["van_rossum_pache"]._replace(hidden=(5,))
+    make = METHODS["van_rossum_pache"][OURS[0]].make
+    points = [{"rate": 0.1, "threshold": 0.01}, {"rate": 0.3, "threshold": 0.05}]
+
+    def run(points, seeds):
+        return runs.course(protocol, 2.0, images, make, points, seeds, limit=2, examples=30)
+
+    both, alone = run(points, (3, 4)), run(points[1:], (4,))
+    for name in ("energy", "path", "distance", "changed"):
+        np.testing.assert_allclose(
+            getattr(both, name)[1, 1], getattr(alone, name)[0, 0], rtol=1e-4, err_msg=name
+        )
+    assert np.all(both.path >= both.distance)
+    assert np.all(both.distance > 0)
+
+
+def test_a_small_run_goes_on_where_it_was(tmp_path):
+    arguments = [
+        *("--quick", "--out", str(tmp_path), "--hidden", "4", "--protocols", "van_rossum_pache"),
+        *("--methods", "SGD"),
+    ]
+    command.main(arguments)
+    written = (tmp_path / "energy.quick.jsonl").read_text()
+    assert '"fresh"' in written
+    command.main(arguments)
+    assert (tmp_path / "energy.quick.jsonl").read_text() == written
+
+
+def test_a_method_that_is_not_known_is_an_error(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        command.parse(["--out", str(tmp_path), "--methods", "nobody"])
+    assert "unknown nobody" in capsys.readouterr().err
