@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._tree import Group
@@ -77,7 +78,9 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
     The first line that fits counts. The names of attention fit only where the numbers of inputs and outputs
     do (outputs at most 8 times the inputs; of ``out``, at least half of them). The last two lines are
     defaults: of such arrays neither name nor shape tells what they are, and :func:`describe` lists them.
-    For other conventions there are further presets, or a function such as this one:
+    For other conventions there are further presets, a function such as this one, or a dictionary of these by
+    the names of modules: what it does not name is read as ``"flax"`` does, and a name that the parameters do
+    not have is an error. The presets:
 
     - ``"equinox"``: ``weight`` is ``(out, in)`` or ``(out, in, *window)``, with the layers of a
       ``filter_vmap`` in front; the weight of a module with "norm" in its name is a vector, with "embed" one
@@ -119,12 +122,12 @@ def check_axes(axes: Any) -> None:
         _check.check_choice("axes", axes, PRESETS)
 
 
-def leaf_paths(tree: Any) -> list[tuple[Any, ...]]:
+def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[Any, ...]]:
     """Return the path of each leaf, without the ``.value`` of the box that a leaf may be in.
 
     Flax's Variables and boxes are in the parameters that ``init`` sees, not in those of every ``update``.
     """
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf)]
     below = Counter(path[:depth] for path in paths for depth in range(len(path)))
     value = (jax.tree_util.GetAttrKey("value"),)
     return [path[:-1] if path[-1:] == value and below[path[:-1]] == 1 else path for path in paths]
@@ -136,11 +139,13 @@ def read(tree: Any, axes: Axes) -> list[MatrixAxes | None]:
     Args:
       tree: parameters or gradients.
       axes: the argument of that name: a preset, a function of a leaf's name and the leaf, or a dictionary of
-        these by the names of modules, where what is left out is read as ``"flax"`` does.
+        these by the names of modules, where what is not named is read as ``"flax"`` does.
 
     Raises:
-      ValueError: for axes that a leaf does not have.
+      ValueError: for axes that a leaf does not have, and for a name that the tree does not have.
     """
+    if isinstance(axes, Mapping):
+        _check_names(tree, axes)
     found = []
     heard = _heard.get()
     for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
@@ -241,9 +246,8 @@ def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str,
 
 def _read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
     shape = np.shape(leaf)
-    for entry in path:
+    for key in map(_key, path):
         if isinstance(axes, Mapping):
-            key = getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None)))
             axes = axes.get(key, axes.get(str(key), "flax"))
     name = jax.tree_util.keystr(path)
     if isinstance(axes, Mapping):  # no name is left to look up
@@ -259,6 +263,44 @@ def _read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
                 f"from 0, got {chosen}."
             )
     return Reading(chosen)
+
+
+def _key(entry: Any) -> Any:
+    return getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None)))
+
+
+def _is_left_out(node: Any) -> bool:
+    """Return whether ``masked``, ``partition`` or a filter has left out what was here, perhaps a module."""
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
+def _check_names(tree: Any, axes: Mapping[Any, Any]) -> None:
+    """Raise ``ValueError`` for a name in ``axes`` that no module or array of the tree has.
+
+    What is left out of a tree is in it for this purpose: one dictionary serves all parts of a partition.
+    """
+    places = leaf_paths(tree, _is_left_out)
+    left_out = map(_is_left_out, jax.tree.leaves(tree, is_leaf=_is_left_out))
+    paths = [(tuple(map(_key, place)), out) for place, out in zip(places, left_out, strict=True)]
+    if paths:
+        _check_names_below(axes, paths, "")
+
+
+def _check_names_below(
+    axes: Mapping[Any, Any], paths: list[tuple[tuple[Any, ...], bool]], place: str
+) -> None:
+    if any(left_out and not keys for keys, left_out in paths):
+        return  # the names of a module that is left out are not known
+    for name, part in axes.items():
+        below = [(keys[1:], out) for keys, out in paths if keys and name in (keys[0], str(keys[0]))]
+        if not below:
+            there = ", ".join(dict.fromkeys(repr(keys[0]) for keys, _ in paths if keys))
+            raise ValueError(
+                f"axes{place} has the name {name!r}, and the parameters there have "
+                f"{there or 'no names, for they are one array'}: what a dictionary names must be there."
+            )
+        if isinstance(part, Mapping):
+            _check_names_below(part, below, f"{place}[{name!r}]")
 
 
 def _words(name: str) -> list[str]:

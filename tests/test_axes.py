@@ -68,8 +68,6 @@ def test_conventions_of_flax(name, shape, axes):
         (ro.MatrixAxes((1,), (0,)), "kernel", (3, 5), ((1,), (0,))),
         ({"weight": "equinox"}, "weight", (3, 5), ((1,), (0,))),
         ({"net": {"weight": "equinox"}}, "net/weight", (3, 5), ((1,), (0,))),
-        ({"net": {"weight": "equinox"}}, "net/w", (3, 5), ((0,), (1,))),
-        ({"net": {"weight": "equinox"}}, "w", (3, 5), ((0,), (1,))),
         ({"bias": None}, "bias", (5,), None),
     ],
 )
@@ -78,6 +76,63 @@ def test_presets_functions_and_dictionaries(preset, path, shape, axes):
     module = "/".join(modules)
     tree = {module: {last: jnp.zeros(shape)}} if modules else {last: jnp.zeros(shape)}
     assert _axes.read(tree, preset) == [None if axes is None else ro.MatrixAxes(*axes)]
+
+
+def test_what_a_dictionary_does_not_name_is_read_as_flax_does():
+    tree = {"net": {"weight": jnp.zeros([3, 5]), "w": jnp.zeros([3, 5])}, "w": jnp.zeros([3, 5])}
+    flax, equinox = ro.MatrixAxes((0,), (1,)), ro.MatrixAxes((1,), (0,))
+    assert _axes.read(tree, {"net": {"weight": "equinox"}}) == [flax, equinox, flax]  # net/w, net/weight, w
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"nett": "equinox"}, r"^axes has the name 'nett', and the parameters there have 'head', 'net':"),
+        (
+            {"net": {"0": {"weights": None}}},
+            r"^axes\['net'\]\['0'\] has the name 'weights', .* 'bias', 'weight':",
+        ),
+        ({"net": {2: "equinox"}}, r"^axes\['net'\] has the name 2, .* have 0, 1:"),
+        (
+            {"head": {"w": {"x": None}}},
+            r"^axes\['head'\]\['w'\] has the name 'x', .* no names, for they are one",
+        ),
+    ],
+)
+@pytest.mark.parametrize("box", [lambda leaf: leaf, nnx.Param], ids=["bare", "boxed"])
+def test_a_name_that_is_not_there_is_refused_at_init(axes, message, box):
+    layer = {"weight": box(jnp.zeros([5, 3])), "bias": box(jnp.zeros(5))}
+    params = {"net": [layer, layer], "head": {"w": box(jnp.zeros([3, 5]))}}
+    with pytest.raises(ValueError, match=message):
+        ro.phi.factored_activity(axes=axes).init(params)
+    right = {"net": {"0": {"weight": "equinox"}, 1: {"bias": None}}, "head": {"w": "haiku"}}
+    ro.phi.factored_activity(axes=right).init(params)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.masked(tx, {"net": False, "head": {"w": True}}),
+        lambda tx: optax.masked(tx, {"net": {"weight": False, "bias": True}, "head": {"w": True}}),
+        lambda tx: optax.partition({"a": tx, "b": tx}, {"net": "a", "head": {"w": "b"}}),
+        lambda tx: optax.partition({"a": tx, "b": tx}, {"net": "a", "head": "a"}),  # "b" has nothing
+        lambda tx: ro.in_eigenbasis(tx, axes={"net": {"weight": "equinox"}}),
+    ],
+    ids=["module masked", "array masked", "partition", "empty part", "eigenbasis"],
+)
+@pytest.mark.parametrize("rule", ["factored_activity", "conformal"])
+def test_one_dictionary_serves_every_part_of_a_model(wrap, rule):
+    axes = {"net": {"weight": "equinox"}, "head": {"w": "haiku"}}
+    tx = wrap(optax.chain(REDUCING[rule](axes), ro.scale_by_inverse_metric()))
+    params = {"net": {"weight": jnp.ones([5, 3]), "bias": jnp.ones(5)}, "head": {"w": jnp.ones([3, 5])}}
+    tx.update(params, tx.init(params), params)
+
+
+def test_what_a_filter_leaves_out_may_be_named():
+    """An Equinox model without a bias, or with a module that is not trained, has None in their places."""
+    params = {"net": {"weight": jnp.ones([5, 3]), "bias": None}, "head": None}
+    phi = ro.phi.factored_activity(axes={"net": {"bias": None}, "head": {"weight": "equinox"}})
+    phi.update(params, phi.init(params))
 
 
 def test_names_are_the_same_before_and_after_flax_takes_the_weights_out_of_their_boxes():
