@@ -5,7 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _check
+from riemann_optax import _axes, _check
+from riemann_optax._axes import Axes
 from riemann_optax._tree import Group
 from riemann_optax.covector import Covector, map_covectors
 from riemann_optax.edits import on_gradient
@@ -129,6 +130,7 @@ def riemannian_adamw(
     role: Role = "metric",
     conformal: Group | None = "tree",
     record: bool = False,
+    axes: Axes = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     r"""The recommended optimiser: AdamW's arguments, AdamW's rates, half of AdamW's state.
 
@@ -170,12 +172,15 @@ def riemannian_adamw(
       conformal: the group over which the scale of the metric is taken from phi's mean; None for ``1 +
         alpha*phi``, whose rates are not AdamW's.
       record: whether to keep statistics of ``E`` for :func:`metric_statistics`.
+      axes: which axes are inputs and outputs, for the default phi and ``conformal="neuron"``: a preset of
+        :func:`kernel_axes`, a function of a leaf's name and the leaf, or a dictionary of these by the names
+        of modules. Where ``phi`` is given, ``axes`` is an argument of that phi.
 
     Returns:
       A gradient transformation.
 
     Raises:
-      ValueError, TypeError: as the parts of the chain do.
+      ValueError, TypeError: as the parts of the chain do; where both ``phi`` and ``axes`` are given.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
@@ -200,7 +205,8 @@ def riemannian_adamw(
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_decay(b1, "b1")
     _check.check_state_dtype(mu_dtype, "mu_dtype")
-    stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    _check_axes(phi, axes)
+    stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes)
     return optax.chain(
         *stage_1,
         ema(b1, nesterov, mu_dtype),
@@ -224,6 +230,7 @@ def riemannian_schedule_free(
     role: Role = "metric",
     conformal: Group | None = "tree",
     record: bool = False,
+    axes: Axes = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     r"""The same metric without a schedule: no end of the run to choose, no decay of the rate.
 
@@ -249,12 +256,15 @@ def riemannian_schedule_free(
       role: ``"metric"`` divides by the metric, ``"inverse_metric"`` multiplies by the same expression.
       conformal: the group over which the scale of the metric is taken from phi's mean, or None.
       record: whether to keep statistics of ``E`` for :func:`metric_statistics`.
+      axes: which axes are inputs and outputs, for the default phi and ``conformal="neuron"``: a preset of
+        :func:`kernel_axes`, a function of a leaf's name and the leaf, or a dictionary of these by the names
+        of modules. Where ``phi`` is given, ``axes`` is an argument of that phi.
 
     Returns:
       A gradient transformation with state :class:`ScheduleFreeState`.
 
     Raises:
-      ValueError, TypeError: as the parts do.
+      ValueError, TypeError: as the parts do; where both ``phi`` and ``axes`` are given.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
@@ -271,7 +281,8 @@ def riemannian_schedule_free(
     _check.check_schedulable("learning_rate", learning_rate)
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_count("warmup_steps", warmup_steps, low=0)
-    stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record)
+    _check_axes(phi, axes)
+    stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes)
     rate = learning_rate
     if warmup_steps:
 
@@ -296,18 +307,28 @@ def adaptive_metric(
     role: Role,
     conformal: Group | None,
     record: bool,
+    axes: Axes,
 ) -> list[optax.GradientTransformation]:
     """Return stage 1 with its edits: the metric whose rates are Adam's."""
     _check.check_number("eps", eps, low=0.0)
     _check.check_decay(b2, "b2")
     edits: list[optax.GradientTransformation] = [] if role == "inverse_metric" else [_add_to_metric(eps)]
     if phi is None:
-        phi = factored_activity(decay=b2)
+        phi = factored_activity(decay=b2, axes=axes)
         if role == "metric" and conformal is not None:  # E is then a root mean square gradient
             edits.append(_bound_steps(b2))
     if record:
         edits.append(record_metric())
-    return [compute_metric(phi, alpha, role, conformal=conformal), *edits]
+    return [compute_metric(phi, alpha, role, conformal=conformal, axes=axes), *edits]
+
+
+def _check_axes(phi: optax.GradientTransformation | None, axes: Axes) -> None:
+    _axes.check_axes(axes)
+    if phi is not None and axes != "flax":
+        raise ValueError(
+            "axes belongs to the default phi, and phi is given: give axes to that phi (and to compute_metric "
+            'in a chain of your own, for conformal="neuron").'
+        )
 
 
 def _add_to_metric(eps: float) -> optax.GradientTransformationExtraArgs:

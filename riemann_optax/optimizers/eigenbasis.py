@@ -121,7 +121,7 @@ def riemannian_eigenbasis(
     _check.check_state_dtype(basis_dtype, "basis_dtype")
     phi = factored_activity(decay=b2, axes=axes) if phi is None else phi
     metric = optax.chain(
-        *adaptive_metric(phi, alpha, b2, eps, role, conformal, record),
+        *adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes),
         on_gradient(ema(b1, nesterov, mu_dtype)),
         scale_by_inverse_metric(),
     )

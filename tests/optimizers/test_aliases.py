@@ -235,3 +235,40 @@ def test_no_step_before_momentum_exceeds_its_share_of_the_mean():
         mean = np.concatenate([np.ravel(leaf) for leaf in values.values()]).mean()
         for name, leaf in updates.items():
             assert np.all(np.abs(leaf) * mean <= (1 + alpha) * np.abs(gradients[name]) * (1 + 1e-9))
+
+
+ALIASES = {
+    "adamw": ro.riemannian_adamw,
+    "schedule_free": ro.riemannian_schedule_free,
+    "eigenbasis": lambda rate, **options: ro.riemannian_eigenbasis(rate, basis_dtype=jnp.float64, **options),
+}
+
+
+@pytest.mark.parametrize("conformal", ["tree", "neuron"])
+@pytest.mark.parametrize("make", ALIASES.values(), ids=ALIASES)
+def test_axes_reach_the_metric_of_an_alias(make, conformal):
+    """Three layers under one name, which a convolution has too, are three arrays; by default they are not."""
+    layers = jnp.asarray(RNG.standard_normal([3, 4, 5]))
+    apart, stacked = {str(i): layer for i, layer in enumerate(layers)}, {"conv": {"kernel": layers}}
+
+    def steps(params, **options):
+        tx = make(0.1, conformal=conformal, **options)
+        state = tx.init(params)
+        for power in (1, 2):
+            updates, state = tx.update(jax.tree.map(lambda w, power=power: w**power, params), state, params)
+        return updates
+
+    expected = jnp.stack(list(steps(apart).values()))
+    for axes in ("scanned", {"conv": "scanned"}, lambda name, leaf: ro.MatrixAxes((1,), (2,))):
+        found = steps(stacked, axes=axes)["conv"]["kernel"]
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-12)
+    assert np.abs(steps(stacked)["conv"]["kernel"] - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize("make", [ro.riemannian_adamw, ro.riemannian_schedule_free])
+def test_axes_beside_a_phi_are_refused(make):
+    with pytest.raises(ValueError, match=r"^axes belongs to the default phi, .* give axes to that phi"):
+        make(0.1, phi=ro.phi.per_neuron(), axes="equinox")
+    with pytest.raises(ValueError, match=r"^axes must be one of 'flax'"):
+        make(0.1, axes="torch")
+    make(0.1, phi=ro.phi.per_neuron(axes="equinox"))
