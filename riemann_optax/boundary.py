@@ -24,27 +24,30 @@ def consolidate(
 ) -> optax.OptState:
     """Tell every consolidating state inside of ``opt_state`` that a task has ended.
 
-    A pure function, for loops whose ``update`` takes no extra arguments, such as that of Flax's
+    A pure function of a state, for loops whose ``update`` takes no extra arguments, such as Flax's
     ``TrainState``: ``train_state.replace(opt_state=ro.consolidate(train_state.opt_state,
-    train_state.params))``. With NNX, whose optimiser passes extra arguments on, give ``task_boundary=True``
-    to the first update of the new task; or write back what this function returns, for it changes nothing in
-    place: ``optimizer.opt_state = nnx.data(ro.consolidate(optimizer.opt_state, nnx.state(model,
-    nnx.Param)))``. Both ways give the same states. (``optax.MultiSteps`` passes on the extra arguments of its
-    last mini-step only: use this function there.) States inside of :func:`riemann_optax.in_eigenbasis`
-    consolidate at the beginning of their next update, with the parameters given there. Elementwise, so no
-    collective.
+    train_state.params))``. Of an ``nnx.Optimizer`` it changes the state in place, as everything in NNX does:
+    ``ro.consolidate(optimizer, model)``, between epochs or inside of ``nnx.jit``. Where the loop passes extra
+    arguments on, ``task_boundary=True`` at the first update of the new task gives the same states.
+    (``optax.MultiSteps`` passes on those of its last mini-step only: use this function there.)
+
+    States inside of :func:`riemann_optax.in_eigenbasis` consolidate at the beginning of their next update,
+    with the parameters given there. Elementwise, so no collective.
 
     Args:
-      opt_state: the state of any transformation with a consolidating phi or anchor anywhere in it.
-      params: the parameters at the end of the task, as the next ``update`` will see them.
+      opt_state: the state of any transformation with a consolidating phi or anchor anywhere in it, or an
+        ``nnx.Optimizer``.
+      params: the parameters at the end of the task, as the next ``update`` will see them; with an
+        ``nnx.Optimizer`` the model.
       task_importance: the importance of each weight for the task that ended, in the structure of ``params``,
         for those phis that can be given one (such as :func:`riemann_optax.phi.online_ewc`).
 
     Returns:
-      The new state, of the same structure, shapes and dtypes.
+      The new state, of the same structure, shapes and dtypes; of an ``nnx.Optimizer`` its ``opt_state``.
 
     Raises:
-      ValueError: where there is no consolidating state; where ``task_importance`` is given and nothing takes
+      ValueError: where there is no consolidating state, or the model has none of the variables that an
+        ``nnx.Optimizer`` trains; where ``task_importance`` is given and nothing takes
         it, or is missing where it is needed.
 
     Examples:
@@ -61,6 +64,8 @@ def consolidate(
       >>> print(ro.metric_at(tx, gradients, ro.consolidate(state, params), params))  # 1 + 2 * g**2
       [ 3. 19.]
     """
+    if _is_optimizer(opt_state):
+        return _consolidate_in_place(opt_state, params, task_importance)
     boxed = opt_state
     opt_state, params, task_importance = _tree.bare((opt_state, params, task_importance))
     found = consolidating_states(opt_state)
@@ -75,6 +80,26 @@ def consolidate(
             "does, such as riemann_optax.phi.online_ewc()."
         )
     return _tree.like(consolidate_within(opt_state, params, task_importance), boxed)
+
+
+def _is_optimizer(node: Any) -> bool:
+    """Return whether this is an ``nnx.Optimizer``, by what it has: without Flax there is none."""
+    return all(hasattr(node, name) for name in ("tx", "opt_state", "wrt"))
+
+
+def _consolidate_in_place(optimizer: Any, model: Any, task_importance: optax.Params | None) -> optax.OptState:
+    from flax import nnx
+
+    options = {"graph": optimizer.graph} if hasattr(optimizer, "graph") else {}  # not in older Flax
+    params = nnx.state(model, optimizer.wrt, **options)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"consolidate: params has no variable of the kind {optimizer.wrt}, which this nnx.Optimizer "
+            "trains: give the model, consolidate(optimizer, model)."
+        )
+    new = consolidate(optimizer.opt_state, params, task_importance)
+    nnx.update(optimizer.opt_state, nnx.state(new, **options))
+    return optimizer.opt_state
 
 
 def consolidate_within(state: Any, params: optax.Params, task_importance: optax.Params | None) -> Any:

@@ -170,6 +170,53 @@ def test_flax_nnx_variables_are_taken_as_they_are_and_written_back(inside):
     assert min(importance) > 0  # something has been consolidated
 
 
+@pytest.mark.parametrize("wrapper", ["chain", "inject_hyperparams", "in_eigenbasis"])
+@pytest.mark.parametrize("phi", PHIS.values(), ids=PHIS)
+def test_flax_nnx_in_one_line_inside_jit_and_between_epochs(phi, wrapper):
+    """Both, and the argument of the first update of a task, reach the state that plain Optax reaches."""
+
+    def update(model, optimizer, step, **extra):
+        optimizer.update(model, gradients(nnx.state(model, nnx.Param), step), **extra)
+
+    @nnx.jit
+    def first_of_a_task(model, optimizer, step):
+        ro.consolidate(optimizer, model)
+        update(model, optimizer, step)
+
+    def between(model, optimizer, step):
+        before = optimizer.opt_state
+        assert ro.consolidate(optimizer, model) is before
+        nnx.jit(update)(model, optimizer, step)
+
+    ends = []
+    for first in (first_of_a_task, between):
+        model = Weights()
+        optimizer = nnx.Optimizer(model, WRAPPERS[wrapper](chain(phi())), wrt=nnx.Param)
+        for step in range(STEPS):
+            (first if step in BOUNDARIES else nnx.jit(update))(model, optimizer, jnp.float32(step))
+        ends.append(jax.tree.leaves((nnx.state(model, nnx.Param), optimizer.opt_state)))
+    for x, y in zip(*ends, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+    expected, state = run(WRAPPERS[wrapper](chain(phi())), "function")
+    for x, y in zip(ends[0], jax.tree.leaves((expected, state)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_flax_nnx_takes_a_task_importance_and_names_what_is_missing():
+    model = Weights()
+    optimizer = nnx.Optimizer(model, chain(ro.phi.online_ewc(running=False)), wrt=nnx.Param)
+    with pytest.raises(ValueError, match="pass task_importance to consolidate"):
+        ro.consolidate(optimizer, model)
+    ro.consolidate(optimizer, model, nnx.state(model, nnx.Param))
+    importance = optax.tree.get(optimizer.opt_state, "importance")
+    np.testing.assert_allclose(importance["a"][...], start()["a"])
+    with pytest.raises(ValueError, match=r"params has no variable .* consolidate\(optimizer, model\)"):
+        ro.consolidate(optimizer, start())
+    plain = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
+    with pytest.raises(ValueError, match="holds no state that a task boundary changes"):
+        ro.consolidate(plain, model)
+
+
 def test_masked_leaves_are_left_out_of_the_extra_arguments_too():
     params = start()
     tx = optax.masked(chain(ro.phi.online_ewc(decay=0.0)), {"a": True, "b": False})
