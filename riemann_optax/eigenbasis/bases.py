@@ -56,7 +56,7 @@ def iterate(
     return new, order, found
 
 
-def has_turned(correlation: jax.Array, basis: jax.Array, tau: float) -> jax.Array:
+def has_turned(correlation: jax.Array, basis: jax.Array, tau: Any) -> jax.Array:
     """Return whether each basis has turned: off the diagonal is more than ``tau`` of the whole."""
     correlation = _of_size_one(correlation)
     product = jnp.matmul(correlation, basis, precision=EXACT)
@@ -66,7 +66,10 @@ def has_turned(correlation: jax.Array, basis: jax.Array, tau: float) -> jax.Arra
         jnp.sqrt(jnp.sum(jnp.square(part), axis=(-2, -1)))
         for part in (jnp.where(diagonal, jnp.zeros_like(turned), turned), turned)
     )
-    return ~(off <= tau * whole)  # what is not finite counts as turned, and is then found not to be a basis
+    # At 0, which a traced tau may be, all are refreshed, also a side that has not turned at all.
+    return ~(off <= tau * whole) | (
+        tau == 0
+    )  # what is not finite counts as turned, and is then found not to be a basis
 
 
 def _of_size_one(correlation: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from riemann_optax._check import is_concrete_number
 from riemann_optax.eigenbasis.bases import decompose, has_turned, iterate
 from riemann_optax.eigenbasis.coordinates import Coordinates
 from riemann_optax.eigenbasis.layout import Layout
@@ -30,6 +31,10 @@ class RefreshRules(NamedTuple):
     tau: float = 0.0
     method: Method = "auto"
     precision: Any = None
+
+    def refreshes_all(self) -> bool:
+        """Return whether ``tau`` is known to be 0; a traced one is not, and may be set during a run."""
+        return is_concrete_number(self.tau) and self.tau == 0
 
 
 class Change(NamedTuple):
@@ -78,7 +83,7 @@ def refreshed(
     """
     old, correlation = _stacked(bases, dtype), _stacked(factors, dtype)
     new, order, found = iterate(correlation, old, rules.method)
-    change = found if rules.tau == 0 else found & has_turned(correlation, old, rules.tau)
+    change = found if rules.refreshes_all() else found & has_turned(correlation, old, rules.tau)
     # What is stored is what coordinates refer to, so the change is that between rounded bases.
     stored = jnp.where(change[:, None, None], spread(new), old).astype(bases[0].dtype)
     unit = jnp.broadcast_to(jnp.eye(old.shape[-1], dtype=dtype), old.shape)
@@ -192,7 +197,7 @@ class Refresh(NamedTuple):
     ) -> tuple[list[jax.Array], dict[int, jax.Array], jax.Array]:
         """Return the bases, the arrays of the inner state by their position in it, and how many were kept."""
         turn_has_come = jnp.logical_and(count > 0, count % self.period == self.group[0].slot)
-        if self.rules.tau > 0:
+        if not self.rules.refreshes_all():
             turn_has_come = jax.lax.cond(
                 turn_has_come, self._any_has_turned, lambda *_: jnp.zeros([], jnp.bool_), factors, bases
             )

@@ -272,3 +272,45 @@ def test_axes_beside_a_phi_are_refused(make):
     with pytest.raises(ValueError, match=r"^axes must be one of 'flax'"):
         make(0.1, axes="torch")
     make(0.1, phi=ro.phi.per_neuron(axes="equinox"))
+
+
+OPTIONS = {
+    "adamw": {},
+    "schedule_free": {"warmup_steps": 3},
+    "eigenbasis": {"basis_dtype": jnp.float32, "update_every": 1},
+}
+
+
+@pytest.mark.parametrize("alias", OPTIONS)
+def test_hyper_parameters_are_read_and_set_during_a_run(alias):
+    """From the same state on, a value set in it is that of an optimiser made with it; compiled once."""
+    make, options = getattr(ro, f"riemannian_{alias}"), {"record": True, **OPTIONS[alias]}
+    tx = optax.inject_hyperparams(make, static_args=tuple(OPTIONS[alias]))(0.01, **options)
+    params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), START)
+    compilations = []
+
+    @jax.jit
+    def update(gradients, state, params):
+        compilations.append(alias)
+        return tx.update(gradients, state, params)
+
+    def step_of(state, **values):
+        """The step, and the state after it: both as an optimiser made with these values has them."""
+        found, after = update(params, state, params)
+        expected = jax.jit(make(**values, **options).update)(params, state.inner_state, params)
+        for x, y in zip(jax.tree.leaves((found, after.inner_state)), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+        read = ro.metric_scalars(after, params)
+        assert {name: read[f"hyperparams/{name}"] for name in values} == pytest.approx(values, rel=1e-6)
+        return found, after
+
+    _, state = step_of(tx.init(params), learning_rate=0.01)
+    before, _ = step_of(state, learning_rate=0.01)
+    values = {"learning_rate": 0.02, "alpha": 3.0, "b2": 0.9, "weight_decay": 0.5, "eps": 0.1}
+    values |= {"tau": 0.5} if alias == "eigenbasis" else {}
+    for name, value in values.items():
+        state.hyperparams[name] = jnp.asarray(value, state.hyperparams[name].dtype)
+    found, _ = step_of(state, **values)
+    for name in START:
+        assert np.abs(found[name] - before[name]).max() > 0.1 * np.abs(before[name]).max()
+    assert len(compilations) == 1
