@@ -41,7 +41,7 @@ ORDER = {
         *("program", "taps", "calls", "flax_nnx", "flax_linen", "haiku_modules", "equinox_modules"),
         *("functional", "making", "step"),
     ),
-    "testing": ("field", "phi", "examples"),
+    "testing": ("field", "_needs", "phi", "examples"),
     "examples": (
         *("errors", "data", "hub", "datasets", "models", "schedule"),
         *("train", "compare", "linen_loop"),

@@ -10,6 +10,8 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
+from riemann_optax._declare import needs_of
+from riemann_optax.testing._needs import made
 
 
 class PhiReport(NamedTuple):
@@ -39,7 +41,9 @@ def check_phi(
 
     Tried: ``init`` on arrays, on abstract arrays and under ``optax.tree.map_params``; ``update`` on float32,
     bfloat16 and float16 leaves; structure, shapes, dtypes; a state whose structure, shapes and dtypes stay;
-    ``jit`` against eager; unknown extra arguments; copies instead of aliases of the parameters; and ``E = 1 +
+    ``jit`` against eager; ``vmap`` over two members of a population against each alone; a run that goes on
+    from a state that was saved as NumPy arrays; unknown extra arguments, and those that phi declares to need
+    (with a task boundary at the third update); copies instead of aliases of the parameters; and ``E = 1 +
     alpha * phi``, which must be positive and finite for ordinary, zero, tiny and huge gradients.
 
     Args:
@@ -48,7 +52,9 @@ def check_phi(
       alpha: the scaling factor at which ``E`` must be positive.
       steps: the number of updates with ordinary gradients.
       seed: of the gradients.
-      **extra_args: extra arguments that ``update`` needs.
+      **extra_args: extra arguments of ``update``. Those that phi declares in ``needs`` are made where they
+        are not given: the loss is half the sum of the squares of the weights, layers see noise, and arrays
+        are read by Flax's conventions.
 
     Returns:
       A :class:`PhiReport`.
@@ -84,6 +90,8 @@ def check_phi(
             per_weight = trial.state_per_weight()
         if found:
             break  # the narrower dtypes would repeat it
+        if dtype == jnp.float32:
+            problems += trial.population_problems() + trial.restore_problems()
     problems += _init_problems(extended, params)
     if problems:
         raise AssertionError("this phi breaks its contract:\n" + "\n".join(f"- {p}" for p in problems))
@@ -103,17 +111,21 @@ class _Trial:
     ) -> None:
         self.phi, self.params, self.alpha = phi, params, alpha
 
-        def update(gradients: Any, state: Any, params: Any) -> Any:
-            return phi.update(gradients, state, params, an_argument_that_no_phi_knows=0, **extra_args)
+        def update(gradients: Any, state: Any, params: Any, boundary: Any) -> Any:
+            extra = _made_or_given(self.needs, gradients, params, boundary, extra_args)
+            return phi.update(gradients, state, params, an_argument_that_no_phi_knows=0, **extra)
 
+        self.needs: set[str] = set()
         self.update, self.jitted_update = update, jax.jit(update)
         self.random = np.random.default_rng(seed)
         self.nonnegative = True
         self.state: Any = None
+        self.last: tuple[Any, ...] = ()  # the arguments of the last ordinary update
 
     def run(self, steps: int) -> list[str]:
         try:
             self.state = self.phi.init(self.params)
+            self.needs = set(needs_of(self.phi, self.params))
         except Exception as error:  # the point is to report whatever a user's code raises
             return [f"init raises {type(error).__name__}: {error}"]
         aliases = {id(leaf) for leaf in jax.tree.leaves(self.params)}
@@ -128,7 +140,10 @@ class _Trial:
             state = self.state
             for step in range(steps if kind == "ordinary" else 2):
                 gradients = jax.tree.map(self._gradient(size), self.params)
-                found, state = self._update(gradients, state)
+                arguments = gradients, state, self.params, jnp.asarray(step == 2)
+                if kind == "ordinary":
+                    self.last = arguments
+                found, state = self._update(*arguments)
                 problems += [f"{problem} (at {kind} gradients, update {step + 1})" for problem in found]
                 if found:
                     return problems
@@ -140,13 +155,53 @@ class _Trial:
         scalars = sum(1 for leaf in jax.tree.leaves(self.params) if not np.ndim(leaf))
         return round(kept / max(weights - scalars, 1), 4)
 
+    def population_problems(self) -> list[str]:
+        """Try two members at once: a hyper-parameter search or an ensemble under ``jax.vmap``."""
+        members = [
+            (
+                jax.tree.map(self._gradient(1.0), self.params),
+                jax.tree.map(lambda p, s=size: s * p, self.params),
+            )
+            for size in (1.0, 0.5)
+        ]
+        gradients, params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+        def values(gradients: Any, params: Any) -> Any:
+            return self.update(gradients, self.phi.init(params), params, jnp.asarray(False))[0]
+
+        try:
+            together = jax.jit(jax.vmap(values))(gradients, params)
+        except Exception as error:  # the point is to report whatever a user's code raises
+            return [f"init and update do not survive jax.vmap: {type(error).__name__}: {error}"]
+        return [
+            f"phi under jax.vmap differs from phi without at {name}"
+            for index, member in enumerate(members)
+            for name in _differing(jax.tree.map(lambda x, i=index: x[i], together), values(*member))
+        ][:1]
+
+    def restore_problems(self) -> list[str]:
+        """Repeat the last ordinary update from a state that was saved and restored."""
+        gradients, state, params, boundary = self.last
+        before = self.jitted_update(gradients, state, params, boundary)[0]
+        try:
+            leaves = [_saved(leaf) for leaf in jax.tree.leaves(state)]
+            structure = jax.tree.structure(jax.eval_shape(lambda p: self.phi.init(p), params))
+            restored = jax.tree.unflatten(structure, leaves)
+            after = self.update(gradients, restored, params, boundary)[0]
+        except Exception as error:  # the point is to report whatever a user's code raises
+            return [f"update does not survive a restored state: {type(error).__name__}: {error}"]
+        return [
+            f"phi from a restored state differs at {name}: something that it remembers is not in its state"
+            for name in _differing(after, before)
+        ][:1]
+
     def _gradient(self, size: float) -> Callable[[jax.Array], jax.Array]:
         return lambda leaf: jnp.asarray(size * self.random.normal(size=leaf.shape), leaf.dtype)
 
-    def _update(self, gradients: Any, state: Any) -> tuple[list[str], Any]:
+    def _update(self, gradients: Any, state: Any, params: Any, boundary: Any) -> tuple[list[str], Any]:
         try:
-            values, new_state = self.update(gradients, state, self.params)
-            jitted_values, _ = self.jitted_update(gradients, state, self.params)
+            values, new_state = self.update(gradients, state, params, boundary)
+            jitted_values, _ = self.jitted_update(gradients, state, params, boundary)
         except Exception as error:  # the point is to report whatever a user's code raises
             return [f"update raises {type(error).__name__}: {error}"], state
         try:
@@ -174,10 +229,34 @@ class _Trial:
                     f"E = 1 + {self.alpha:g} * phi is not positive and finite at {name}: phi reaches from "
                     f"{np.min(value):g} to {np.max(value):g}"
                 )
-            elif not np.allclose(value, jitted, rtol=1e-4, atol=1e-6):
+            elif not _close(value, jitted):
                 problems.append(f"phi under jit differs from phi without at {name}")
             self.nonnegative = self.nonnegative and bool((np.asarray(value) >= 0).all())
         return problems, new_state
+
+
+def _made_or_given(
+    needs: set[str], gradients: Any, params: Any, boundary: Any, given: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the extra arguments that a user gives, and those that phi declares to need besides."""
+    return made(needs - given.keys(), gradients, params, boundary) | given
+
+
+def _close(value: Any, other: Any) -> bool:
+    return bool(np.allclose(value, other, rtol=1e-4, atol=1e-6))
+
+
+def _differing(values: Any, others: Any) -> list[str]:
+    rows = zip(jax.tree_util.tree_leaves_with_path(values), jax.tree.leaves(others), strict=True)
+    return [_tree.leaf_name(path) for (path, value), other in rows if not _close(value, other)]
+
+
+def _saved(leaf: Any) -> Any:
+    """Return a leaf as a checkpoint gives it back: an array of its own, without what else Python knows."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = np.asarray(jax.random.key_data(leaf))
+        return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaf))
+    return jnp.asarray(np.asarray(leaf))
 
 
 def _init_problems(phi: optax.GradientTransformationExtraArgs, params: Any) -> list[str]:
@@ -200,8 +279,10 @@ def _init_problems(phi: optax.GradientTransformationExtraArgs, params: Any) -> l
 def _needs_params(
     phi: optax.GradientTransformationExtraArgs, params: Any, extra_args: dict[str, Any]
 ) -> bool:
+    ones = jax.tree.map(jnp.ones_like, params)
+    extra = _made_or_given(set(needs_of(phi, params)), ones, params, jnp.asarray(False), extra_args)
     try:
-        phi.update(jax.tree.map(jnp.ones_like, params), phi.init(params), **extra_args)
+        phi.update(ones, phi.init(params), **extra)
     except ValueError:
         return True
     return False

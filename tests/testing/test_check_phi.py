@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -25,6 +26,10 @@ def test_report_of_good_phis():
     assert check_phi(ro.phi.hutchinson_curvature(), obj_fn=loss).needs_params
     halved = phi(lambda g, s, p=None, **_: (jax.tree.map(lambda x: -0.5 * x / (1 + x), square(g)), s))
     assert not check_phi(halved).nonnegative
+
+
+def on_the_host(x):
+    return jax.pure_callback(np.sqrt, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
 
 BROKEN = {
@@ -76,6 +81,10 @@ BROKEN = {
         ),
         "under jit differs",
     ),
+    "vmap": (
+        phi(lambda g, s, p=None, **_: (jax.tree.map(on_the_host, square(g)), s)),
+        r"init and update do not survive jax\.vmap: NotImplementedError",
+    ),
     "init": (
         phi(lambda g, s, p=None, **_: (square(g), s), init=lambda params: params["no"]),
         "init raises KeyError",
@@ -88,6 +97,78 @@ def test_each_breach_is_said_in_words(name):
     broken, words = BROKEN[name]
     with pytest.raises(AssertionError, match=words):
         check_phi(broken)
+
+
+MEMORY = {}
+
+
+def remember(gradients, state, params=None, **extra_args):
+    """A running maximum in Python's memory, where jit, scan and checkpoints do not see it."""
+    if not isinstance(jax.tree.leaves(gradients)[0], jax.core.Tracer):
+        MEMORY["calls"] = MEMORY.get("calls", 0) + 1
+    return jax.tree.map(lambda x: x + (MEMORY["calls"] > 30) * 1.0, square(gradients)), state
+
+
+def test_what_is_remembered_outside_of_the_state_is_seen():
+    MEMORY.clear()
+    with pytest.raises(AssertionError, match=r"from a restored state differs at leaf .*not in its state"):
+        check_phi(phi(remember), steps=24)  # 24 and 3 * 2 updates, then the restored one
+
+
+NEEDY = {
+    "gradients_at_previous_params": ro.phi.secant_curvature,
+    "obj_fn": ro.phi.hutchinson_curvature,
+    "outputs_fn": ro.phi.gauss_newton_curvature,
+    "per_example_gradients": ro.phi.rwalk,
+    "output_norm_gradients": ro.phi.memory_aware_synapses,
+    "perturbed_gradients": ro.phi.mesu,
+    "inputs": ro.phi.idbd,
+    "activities": ro.phi.sliding_threshold,
+    "task_boundary": ro.phi.synaptic_intelligence,
+}
+
+
+@pytest.mark.parametrize("need", NEEDY)
+def test_what_a_phi_declares_to_need_is_made(need):
+    made = NEEDY[need]()
+    assert need in made.needs
+    check_phi(made, alpha=1e-3, steps=4)
+
+
+def test_every_name_of_the_vocabulary_is_made_in_its_shape():
+    params = {"conv": {"kernel": jnp.ones([3, 3, 2, 5]), "bias": jnp.ones(5)}}
+    heard = {}
+
+    def update(gradients, state, params=None, *, an_argument_that_no_phi_knows=None, **extra_args):
+        heard.update(extra_args)
+        return square(gradients), state
+
+    asks = ro.phi.Phi(lambda params: (), update, name="asks", needs=ro.phi.EXTRA_ARGUMENTS)
+    check_phi(asks, params, steps=3)
+    assert set(heard) == set(ro.phi.EXTRA_ARGUMENTS)
+    heard.clear()
+    check_phi(asks, params, steps=3, value=3.0)
+    assert heard["value"] == 3.0  # what is given is not made
+    shapes = {
+        name: jax.tree.map(jnp.shape, heard[name]["conv"])
+        for name in ("inputs", "activities", "perturbations", "per_example_gradients")
+    }
+    whole = {"kernel": (2, 3, 3, 2, 5), "bias": (2, 5)}
+    assert shapes == {
+        "inputs": {"kernel": (2, 3, 3, 2), "bias": ()},
+        "activities": {"kernel": (2, 5), "bias": (2, 5)},
+        "perturbations": whole,
+        "per_example_gradients": whole,
+    }
+
+
+def test_a_need_that_is_not_declared_is_seen():
+    def update(gradients, state, params=None, *, obj_fn, **extra_args):
+        return square(gradients), state
+
+    with pytest.raises(AssertionError, match=r"update raises TypeError: .*obj_fn"):
+        check_phi(phi(update))
+    check_phi(ro.phi.Phi(lambda params: (), update, name="declared", needs=["obj_fn"]), steps=3)
 
 
 def test_a_factory_that_was_not_called():
