@@ -73,7 +73,9 @@ def metric(
         axes = pyplot.subplots(layout="constrained")[1]
     for name, parts in curves.items():
         line = axes.plot(numbers, parts["mean"], label=name or "the only leaf")[0]
-        axes.fill_between(numbers, parts["min"], parts["max"], color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.fill_between(
+            numbers, parts["min"], parts["max"], color=line.get_color(), alpha=0.12, linewidth=0
+        )
     axes.set(xlabel="step", ylabel="E", yscale="log")
     axes.legend()
     return axes

@@ -3,12 +3,13 @@
     python -m riemann_optax.examples.train
     python -m riemann_optax.examples.train --data text --tensorboard
     python -m riemann_optax.examples.train --phi help
+    python -m riemann_optax.examples.train --compare activity maintenance_energy secant_curvature
 
 Two processes that share the batches, to be started side by side, one with --process 0 and one with 1:
 
     python -m riemann_optax.examples.train --out runs/2 --coordinator localhost:8476 --processes 2 --process 0
 
-Both optimisers start from the same weights, see the same batches and follow the same schedule: linear warm-up
+All optimisers start from the same weights, see the same batches and follow the same schedule: linear warm-up
 over 5% of the steps, then cosine decay. A schedule-free one has a warm-up of 100 steps alone, and is scored
 at its average. The held-out part is scored once, at the very end.
 """
@@ -96,7 +97,10 @@ def finish(plan: Plan, runs: dict[str, Run]) -> Record:
         curves, metric = (plan.out / name for name in PICTURES)
         pictures.draw_curves(histories, labels, plan.target, record["title"], curves)
         title = f"The metric E of each layer: {record['title']}"
-        pictures.draw_metric(histories["metric"], title, plan.explanation, metric)
+        if "metric" in histories:
+            pictures.draw_metric(histories["metric"], title, plan.explanation, metric)
+        else:
+            pictures.draw_metrics(histories, title, plan.explanation, metric)
         write_record(record, plan.out / RECORD)
     return record
 

@@ -111,6 +111,12 @@ def _address(text: str) -> str:
     return text
 
 
+def _phi(text: str) -> str:
+    if text not in PHIS:
+        raise argparse.ArgumentTypeError(f"{text} is not known: use names that --phi help lists")
+    return text
+
+
 def _option(text: str) -> tuple[str, float | bool]:
     """Parse ``name=value``, where the value is a number, ``true`` or ``false``."""
     name, separator, value = text.partition("=")
@@ -157,6 +163,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     metric.add_argument(
         "--phi", action=_ListPhis, metavar="NAME", help="default: the optimiser's own; 'help' lists them"
+    )
+    metric.add_argument(
+        "--compare",
+        type=_phi,
+        nargs="+",
+        metavar="NAME",
+        help="several phis in the place of --phi, one after another on the same batches",
     )
     metric.add_argument("--alpha", type=number(0), help="default: the optimiser's own, or the phi's")
     metric.add_argument("--role", default="metric", choices=("metric", "inverse_metric"))
@@ -236,8 +249,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     Returns:
       The arguments, all set but those that may be None: ``data_dir``, ``text_file``, ``target``, what tells
-      where several processes meet, and ``phi``, ``alpha``, ``conformal``, ``momentum`` and ``weight_decay``
-      where the optimiser's own default holds.
+      where several processes meet, ``compare``, and ``phi``, ``alpha``, ``conformal``, ``momentum`` and
+      ``weight_decay`` where the optimiser's own default holds. With ``compare`` those of the metric are as
+      they were given; :func:`metrics` completes them for each phi.
 
     Raises:
       InputError: for arguments that are wrong in themselves or do not go together.
@@ -255,7 +269,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         arguments.model = "transformer" if arguments.data == "text" else "convnet"
     # Models that do not fit the data are refused where the model is built.
     defaults = DEFAULTS.get((arguments.data, arguments.model), _OTHER_IMAGES)
-    _complete_metric(arguments)
+    if arguments.compare is None:
+        _complete_metric(arguments)
+    elif arguments.phi is not None:
+        raise InputError("--compare names the phis: leave out --phi")
+    metrics(arguments)  # says what does not go together
     _complete_baseline(arguments, defaults)
     for name in ("steps", "batch_size", "evaluate_every", "target"):
         if getattr(arguments, name) is None:
@@ -271,6 +289,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         moment = time.strftime("%Y%m%d-%H%M%S")
         arguments.out = Path("runs") / f"{arguments.data}-{arguments.model}-{moment}"
     return arguments
+
+
+def metrics(arguments: argparse.Namespace) -> dict[str, argparse.Namespace]:
+    """Return the arguments of each metric of a run: one called ``"metric"``, or those to compare by name.
+
+    Examples:
+      >>> compared = metrics(parse(["--compare", "activity", "secant_curvature"]))
+      >>> {name: one.optimizer for name, one in compared.items()}
+      {'activity': 'riemannian_adamw', 'secant_curvature': 'riemannian_sgd'}
+    """
+    if arguments.compare is None:
+        return {"metric": arguments}
+    found = {}
+    for name in arguments.compare:
+        if name in found:
+            raise InputError(f"--compare has {name} twice: give each phi once")
+        found[name] = argparse.Namespace(**vars(arguments) | {"phi": name})
+        _complete_metric(found[name])
+    return found
 
 
 def _complete_metric(arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ PICTURES = ("curves.png", "metric.png")
 
 
 class Contestant(NamedTuple):
-    """An optimiser of a run: the metric or the baseline."""
+    """An optimiser of a run: a metric or the baseline."""
 
     label: str
     learning_rate: float
@@ -34,7 +34,8 @@ class Plan(NamedTuple):
 
     Attributes:
       problem: model, data and devices.
-      contestants: the optimisers, keyed ``"metric"`` and ``"baseline"``.
+      contestants: the optimisers, keyed ``"metric"``, or by phi where several are compared, and
+        ``"baseline"``.
       explanation: what E is in this run, in words.
       steps: number of steps of each optimiser.
       batch_size: examples in a batch.
@@ -99,18 +100,20 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     return Plan(
         problem=Problem(model, dataset, placement),
         contestants=contestants,
-        explanation=explain(command_line.metric_options(arguments)),
+        explanation=explain_all(arguments),
         record=record,
         **same,
     )
 
 
 def build_contestants(arguments: argparse.Namespace) -> dict[str, Contestant]:
-    """Build the optimisers that the arguments ask for, keyed ``"metric"`` and ``"baseline"``."""
-    rate = arguments.learning_rate
-    schedule = schedule_for(arguments.optimizer, rate, arguments.steps)
-    metric = build_metric(command_line.metric_options(arguments), schedule)
-    contestants = {"metric": Contestant(arguments.optimizer, rate, schedule, metric)}
+    """Build the optimisers that the arguments ask for, keyed as in :class:`Plan`."""
+    contestants = {}
+    for name, one in command_line.metrics(arguments).items():
+        schedule = schedule_for(one.optimizer, one.learning_rate, one.steps)
+        metric = build_metric(command_line.metric_options(one), schedule)
+        label = one.optimizer if arguments.compare is None else f"{name}, {one.optimizer}"
+        contestants[name] = Contestant(label, one.learning_rate, schedule, metric)
     if arguments.baseline != "none":
         rate = arguments.baseline_learning_rate
         schedule = schedule_for(arguments.baseline, rate, arguments.steps)
@@ -118,6 +121,17 @@ def build_contestants(arguments: argparse.Namespace) -> dict[str, Contestant]:
         baseline = build_baseline(arguments.baseline, schedule, options)
         contestants["baseline"] = Contestant(arguments.baseline, rate, schedule, baseline)
     return contestants
+
+
+def explain_all(arguments: argparse.Namespace) -> str:
+    """Say what E is; of several metrics a line each."""
+    said = {
+        name: explain(command_line.metric_options(one))
+        for name, one in command_line.metrics(arguments).items()
+    }
+    if arguments.compare is None:
+        return said["metric"]
+    return "\n".join(f"{name}: {text.splitlines()[0]}" for name, text in said.items())
 
 
 def prepare_folder(arguments: argparse.Namespace) -> Record | None:

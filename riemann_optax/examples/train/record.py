@@ -71,7 +71,7 @@ def print_table(record: Record, console: Console) -> None:
     table = Table(title=record["title"], title_justify="left", title_style="bold")
     table.add_column("")
     for result in results.values():
-        table.add_column(result["label"], justify="right")
+        table.add_column(result["label"], justify="right", overflow="fold")
 
     def row(name: str, *cells: str) -> None:
         table.add_row(name, *cells)
