@@ -99,8 +99,8 @@ def _million(records: Records) -> str:
     if not found:
         return ""
     return f"""
-A Transformer of {found[ADAMW][0].weights:,} weights at AdamW's best rate, which was chosen on another seed; the
-loss on text that was not trained on, mean of {len(SEEDS)} fresh seeds:
+A Transformer of {found[ADAMW][0].weights:,} weights at AdamW's best rate, which was chosen on another seed;
+the loss on text that was not trained on, mean of {len(SEEDS)} fresh seeds:
 
 {million_table(records)}
 """
