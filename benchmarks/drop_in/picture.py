@@ -35,9 +35,8 @@ def draw(path: Path, found: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
         axis.set_ylim(low - 0.05 * (top - low), top + 0.15 * (top - low))
         axis.spines[["top", "right"]].set_visible(False)
     for name, height in ((ADAMW, 0.9), (OURS, 0.78)):
-        grid.flat[0].text(
-            *place, name, transform=grid.flat[0].transAxes, color=COLOURS[name], fontsize=9, ha=side
-        )
+        first = grid.flat[0]
+        first.text(0.9, height, name, transform=first.transAxes, color=COLOURS[name], fontsize=9, ha="right")
     figure.supylabel("validation loss, nats per byte", fontsize=10)
     figure.supxlabel("learning rate (grey line: AdamW's best)", fontsize=10)
     figure.suptitle("At AdamW's best rate, no worse, at every size", fontsize=12)
