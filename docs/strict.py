@@ -101,9 +101,7 @@ def resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
     if len(found) != 1:
         return None
     return (
-        domain.resolve_xref(
-            env, node["refdoc"], app.builder, node["reftype"], found[0], node.attributes | {}, content
-        )
+        domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], found[0], node, content)
         if found[0] != node["reftarget"]
         else None
     )

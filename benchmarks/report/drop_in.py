@@ -61,34 +61,48 @@ def _shapes_table(found: Mapping[str, Mapping[str, Sequence[Run]]]) -> str:
     return table(headings, rows)
 
 
-def _million(records: Records) -> str:
+def _at_one_rate(records: Records) -> tuple[float, dict[str, list[Run]]]:
+    """Return AdamW's best rate and the fresh runs at it, none where one is missing."""
     tuning = recorded(records, MILLION, [ADAMW])
     if not tuning:
-        return ""
+        return 0.0, {}
     rate = RATES[int(np.argmin(losses(tuning[ADAMW])))]
     laboratory = Laboratory(records, _refuse)
+    names = (ADAMW, NADAMW, OURS)
     try:
-        found = {
-            name: [laboratory.run(MILLION, name, rate, seed) for seed in SEEDS]
-            for name in (ADAMW, NADAMW, OURS)
-        }
+        return rate, {name: [laboratory.run(MILLION, name, rate, seed) for seed in SEEDS] for name in names}
     except NotRecordedError:
+        return 0.0, {}
+
+
+def million_table(records: Records) -> str:
+    """Lay out the fresh seeds at AdamW's best rate, empty where one is missing."""
+    rate, found = _at_one_rate(records)
+    if not found:
         return ""
     base = losses(found[ADAMW])
     rows = [
         [
-            f"`{name}`",
-            f"{losses(runs).mean():.4f}",
-            f"{(losses(runs) - base).mean():+.4f} ± {standard_error(losses(runs) - base):.4f}",
-            f"{runs[0].state:.2f}",
+            f"`{name}({rate:g})`",
+            f"{losses(runs).mean():.3f}",
+            f"{(losses(runs) - base).mean():+.3f} ± {standard_error(losses(runs) - base):.3f}",
+            f"{4 * runs[0].state:.1f}",
         ]
         for name, runs in found.items()
     ]
-    return f"""
-A Transformer of {found[ADAMW][0].weights:,} weights, all at AdamW's best rate {rate:g}, on {len(SEEDS)} fresh
-seeds:
+    headings = ["optimiser", "loss, nats per byte", "less AdamW's, paired", "state, bytes per weight"]
+    return table(headings, rows)
 
-{table(["optimiser", "validation loss", "less AdamW's, paired", "state, bytes per byte"], rows)}
+
+def _million(records: Records) -> str:
+    _, found = _at_one_rate(records)
+    if not found:
+        return ""
+    return f"""
+A Transformer of {found[ADAMW][0].weights:,} weights at AdamW's best rate, which was chosen on another seed;
+the loss on text that was not trained on, mean of {len(SEEDS)} fresh seeds:
+
+{million_table(records)}
 """
 
 

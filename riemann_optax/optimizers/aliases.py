@@ -144,8 +144,8 @@ def riemannian_adamw(
     metric, :func:`ema` as its second stage, decoupled weight decay, ``optax.scale_by_learning_rate``.
 
     **Rates** have the units of ``optax.adamw``: take the one you have. If you have none, begin at 0.003
-    (below a few million weights), at 0.002 for 20 million and at 0.001 above 100 million, as you would for
-    AdamW.
+    (about a million weights); take 0.01 below 200,000, 0.002 for 20 million and 0.001 above 100 million,
+    as for AdamW.
 
     **State**: one value per weight of a matrix, for the momentum, and one per row and column; AdamW has two.
 
