@@ -66,10 +66,10 @@ def has_turned(correlation: jax.Array, basis: jax.Array, tau: Any) -> jax.Array:
         jnp.sqrt(jnp.sum(jnp.square(part), axis=(-2, -1)))
         for part in (jnp.where(diagonal, jnp.zeros_like(turned), turned), turned)
     )
-    # At 0, which a traced tau may be, all are refreshed, also a side that has not turned at all.
-    return ~(off <= tau * whole) | (
-        tau == 0
-    )  # what is not finite counts as turned, and is then found not to be a basis
+    # What is not finite counts as turned, and is then found not to be a basis. At 0, which a traced tau may
+    # be, all count.
+    has = ~(off <= tau * whole)
+    return jnp.logical_or(has, tau == 0)
 
 
 def _of_size_one(correlation: jax.Array) -> jax.Array:

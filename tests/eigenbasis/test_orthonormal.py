@@ -153,3 +153,10 @@ def test_what_has_turned_is_told_by_what_is_off_the_diagonal():
     assert kept == 0
     moved = [bool(np.any(np.asarray(a) != b.astype(np.float32))) for a, b in zip(new, bases, strict=True)]
     assert moved == [False, False, True]
+
+
+def test_at_a_tau_of_0_all_count_as_turned_also_where_it_is_traced():
+    diagonal = jnp.diag(jnp.array([3.0, 2.0, 1.0]))[None]
+    turned = jax.jit(lambda tau: has_turned(diagonal, jnp.eye(3)[None], tau))
+    assert turned(0.0).tolist() == [True]
+    assert turned(1e-6).tolist() == [False]
