@@ -407,9 +407,8 @@ def test_the_list_of_phis_needs_nothing_else(capsys):
     with pytest.raises(SystemExit) as caught:
         train.main(["--phi", "help"])
     assert caught.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(command_line.PHIS)
-    assert all(len(line.split()) > 3 for line in lines)
+    named = re.findall(r"^  (\w+) ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert set(named) == set(command_line.PHIS)  # several times where it answers several questions
 
 
 def start_process(folder, *arguments, **environment):
