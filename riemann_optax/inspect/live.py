@@ -17,9 +17,8 @@ def metric_scalars(
 
     For a writer of logs: ``writer.write_scalars(step, scalars)`` of ``clu``, ``wandb.log(scalars, step)``, or
     ``for name, value in scalars.items(): writer.add_scalar(name, value, step)`` of TensorBoard. It copies a
-    few
-    numbers for each leaf to the host, so call it every so many steps, outside of ``jit``; a step itself does
-    nothing more than ``record_metric`` (``record=True`` of the aliases) and ``track_energy`` do.
+    few numbers for each leaf to the host, so call it every so many steps, outside of ``jit``; a step itself
+    does nothing more than ``record_metric`` (``record=True`` of the aliases) and ``track_energy`` do.
 
     Args:
       state: the state of the optimiser, or an ``nnx.Optimizer``; with ``record_metric``, ``track_energy``, a

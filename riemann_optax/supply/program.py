@@ -13,10 +13,8 @@ import jax.extend.core
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-OUTPUTS, BORDER = (
-    "outputs",
-    "border",
-)  # marks at which a nonlinearity ends: what the model, or a module, is given
+# Marks at which a nonlinearity ends: what the model, or a module, is given.
+OUTPUTS, BORDER = "outputs", "border"
 _PREFIX = "riemann_optax/"
 # What a program calls without changing how often it runs: its inside is read as if it stood there.
 _CALLS = re.compile(
@@ -54,8 +52,8 @@ def marked_values(function: Callable[..., Any], *arguments: Any) -> dict[str, tu
 
     The second is the value after the functions of it alone that directly follow, element by element: a
     nonlinearity. It is the value itself where none follows; a value that is marked as :data:`OUTPUTS` or
-    :data:`BORDER` is the last of them.
-    A mark in the body of a ``scan`` gives the values of all rounds, along a new first axis.
+    :data:`BORDER` is the last of them. A mark in the body of a ``scan`` gives the values of all rounds, along
+    a new first axis.
 
     Raises:
       ValueError: for a mark in the body of another loop or of a branch.

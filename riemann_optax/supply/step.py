@@ -41,9 +41,8 @@ def value_and_grad(
       updates, opt_state = tx.update(gradients, opt_state, params, **extra)
 
     ``extra`` holds what the phis in ``needs`` declare, and nothing else; with another phi the loop stays as
-    it
-    is. A pure function for trees (under ``jit``, ``lax.scan``, on any mesh); the variables of an NNX module
-    (statistics, random numbers) are brought up to date in place, under ``nnx.jit`` as without.
+    it is. A pure function for trees (under ``jit``, ``lax.scan``, on any mesh); the variables of an NNX
+    module (statistics, random numbers) are brought up to date in place, under ``nnx.jit`` as without.
 
     All evaluations of one step take the same random numbers: those of ``key``, or those in the NNX module. So
     a gradient at other weights (``secant_curvature``, the variational phis), or a product with the Hessian,
@@ -53,9 +52,8 @@ def value_and_grad(
     Cost beside the gradient: for ``obj_fn`` what is done with it; for ``gradients_at_previous_params`` a
     gradient; for ``perturbed_gradients`` ``samples`` of them, in the place of the gradient; for ``inputs``
     and ``activities`` a forward pass that XLA shares with the gradient's; for ``per_example_gradients`` the
-    time of
-    about a gradient and the memory of ``chunk_size`` copies of the parameters at work, and of one copy for
-    each example in the result.
+    time of about a gradient and the memory of ``chunk_size`` copies of the parameters at work, and of one
+    copy for each example in the result.
 
     Args:
       loss_fn: ``loss_fn(model, batch, *arguments)``, a mean over the examples, which lie along the first axis

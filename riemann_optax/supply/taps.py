@@ -115,7 +115,7 @@ class Mark(NamedTuple):
       name: of the mark in the program.
       axes: how many of its last axes belong to the weights of one layer.
       ndim: the number of axes of the weights in this call: one less than they have where a scan stacks
-      layers.
+        layers.
     """
 
     name: str
@@ -278,6 +278,5 @@ def observe(parameter: Any, *, inputs: Any = None, activities: Any = None) -> No
             recorder.keep(index, value, max(ndim - 1, 1) if recorder.signal == "inputs" else 1, ndim)
 
 
-METADATA = (
-    "riemann_optax_leaf"  # by which a variable of Flax NNX is known again inside of its transformations
-)
+# By which a variable of Flax NNX is known again inside of its transformations.
+METADATA = "riemann_optax_leaf"

@@ -366,7 +366,6 @@ ENTRIES: dict[str, Entry] = {
     "ema:nesterov": with_tangent(lambda: ro.ema(0.9, nesterov=True)),
     "schedule_free": Entry(
         lambda learning_rate, alpha=1.0: ro.schedule_free(riemannian_sgd(learning_rate, alpha=alpha)),
-        learning_rate=1e-2,
         rounds_weights=True,
         averages_weights=True,
     ),

@@ -1,8 +1,10 @@
 """Four small models of four libraries, each with a loss, a batch, and what a step needs beside."""
 
+import functools
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import chex
 import equinox as eqx
 import haiku as hk
 import jax
@@ -110,3 +112,33 @@ CASES = {
     ),
     "haiku": Case(lambda: PERCEPTRON.init(jax.random.key(0), VECTORS["x"]), of_haiku, VECTORS, axes="haiku"),
 }
+
+
+close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=1e-6)
+
+
+class Net(nnx.Module):
+    """A network without randomness, one of each usual layer."""
+
+    def __init__(self, rngs):
+        self.convolution = nnx.Conv(1, 3, (3, 3), strides=2, rngs=rngs)
+        self.norm = nnx.LayerNorm(3, rngs=rngs)
+        self.head = nnx.Linear(12, 4, rngs=rngs)
+
+    def __call__(self, images):
+        hidden = nnx.relu(self.norm(self.convolution(images)))
+        return self.head(hidden.reshape(images.shape[0], -1))
+
+
+def quadratic(w, batch):
+    """Curvature that is not diagonal."""
+    return jnp.mean((jnp.tanh(batch["x"] @ w) - batch["y"]) ** 2)
+
+
+W = array(5, 3)
+DATA = {"x": array(6, 6, 3), "y": array(7, 6)}
+
+
+def sgd_with(phi, **arguments):
+    arguments = {"alpha": 1.0, "momentum": None, "conformal": None} | arguments
+    return ro.riemannian_sgd(0.1, phi=phi, **arguments)
