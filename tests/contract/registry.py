@@ -232,6 +232,7 @@ ENTRIES: dict[str, Entry] = {
             0.1, ro.anchor.task_boundary_weights(), precision=ro.phi.maintenance_energy()
         )
     ),
+    # So weak that the minimum of the convergence tests stays where it is; what it does: test_isometry.py.
     "add_isometry_pull": with_last(lambda: ro.add_isometry_pull(1e-12)),
     "restart_at_boundary": Entry(
         lambda learning_rate, alpha=1.0: ro.restart_at_boundary(

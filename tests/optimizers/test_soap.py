@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import riemann_optax as ro
 
@@ -97,3 +98,25 @@ def test_one_sided_and_staggered_keep_the_state_they_say():
     with_both = jax.eval_shape(optimiser(staggered=True).init, params)[0]
     assert with_both.right_bases["w"].shape == (1, 32, 32)
     assert with_both.inner.adam.nu["w"].shape == (8, 32)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_both_sides_on_a_mesh_are_those_of_one_device(kind):
+    """Square gradients have full rank: no direction of a basis is left to rounding."""
+    tx = ro.soap(0.1, precondition_frequency=2, weight_decay=1e-3)
+    gradients = np.random.default_rng(0).standard_normal((7, 16, 16)).astype(np.float32)
+
+    def train(put):
+        params = put(jnp.ones([16, 16]))
+        state, update = jax.jit(tx.init)(params), jax.jit(tx.update)
+        for gradient in gradients:
+            updates, state = update(put(jnp.asarray(gradient)), state, params)
+            params = optax.apply_updates(params, updates)
+        return np.asarray(params)
+
+    alone = train(lambda array: array)
+    mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=(kind, kind))
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec("rows", "columns"))
+        np.testing.assert_allclose(train(lambda array: jax.device_put(array, sharding)), alone, atol=5e-5)
+    assert np.abs(alone - 1).max() > 0.1
