@@ -233,7 +233,7 @@ ENTRIES: dict[str, Entry] = {
         )
     ),
     # So weak that the minimum of the convergence tests stays where it is; what it does: test_isometry.py.
-    "add_isometry_pull": with_last(lambda: ro.add_isometry_pull(1e-12)),
+    "add_isometry_pull": with_last(lambda: ro.add_isometry_pull(1e-12), all_reduced=1),
     "restart_at_boundary": Entry(
         lambda learning_rate, alpha=1.0: ro.restart_at_boundary(
             riemannian_sgd(learning_rate, alpha=alpha), ro.anchor.slow_weights(decay=0.9)
@@ -367,6 +367,7 @@ ENTRIES: dict[str, Entry] = {
     "ema:nesterov": with_tangent(lambda: ro.ema(0.9, nesterov=True)),
     "schedule_free": Entry(
         lambda learning_rate, alpha=1.0: ro.schedule_free(riemannian_sgd(learning_rate, alpha=alpha)),
+        learning_rate=1e-2,  # the average forgets its start more slowly than the iterates
         rounds_weights=True,
         averages_weights=True,
     ),
