@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
+import jax.extend.core
 import optax
 
 from riemann_optax._tree import Group
@@ -37,6 +38,7 @@ class Declaration(NamedTuple):
 # Names of the phis evaluated so far, where somebody listens; and all declarations initialised so far.
 _evaluated: ContextVar[list[str] | None] = ContextVar("evaluated", default=None)
 _initialised: ContextVar[list[Declaration] | None] = ContextVar("initialised", default=None)
+_momenta: ContextVar[list[Any] | None] = ContextVar("momenta", default=None)
 
 
 class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # Optax ships no types
@@ -182,6 +184,31 @@ def update_phi(
 def names_of(call: Callable[[], T]) -> tuple[T, list[str]]:
     """Return the result of ``call`` and the names of the phis that it has evaluated, the outermost ones."""
     return _listened(_evaluated, call)
+
+
+def keeps_momentum(momentum: Any) -> None:
+    """Report the momentum that a phi keeps: for each leaf a function of whether to look ahead."""
+    listener = _momenta.get()
+    if listener is not None:
+        listener.append((trace_state(), momentum))
+
+
+def momentum_kept_by(call: Callable[[], T]) -> tuple[T, Any]:
+    """Return the result of ``call`` and the momentum that a phi reported; None of no phi or of several.
+
+    None as well of a phi inside of a branch or loop: its values are not known outside.
+    """
+    result, heard = _listened(_momenta, call)
+    here = trace_state()
+    reported = [momentum for where, momentum in heard if where == here]
+    return result, reported[0] if len(reported) == 1 else None
+
+
+def trace_state() -> Any:
+    """Return what tells one trace of JAX from another, by ``==``."""
+    # JAX 0.8 and 0.9 keep it in jax.core, later releases in jax.extend.core.
+    module = jax.extend.core if hasattr(jax.extend.core, "get_opaque_trace_state") else jax.core
+    return module.get_opaque_trace_state(convention="riemann_optax")
 
 
 def needs_of(tx: optax.GradientTransformation, params: optax.Params) -> tuple[str, ...]:

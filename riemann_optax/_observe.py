@@ -6,10 +6,10 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import optax
 
+from riemann_optax._declare import trace_state
 from riemann_optax.covector import Covector
 
 Path = tuple[Any, ...]
@@ -28,13 +28,7 @@ class Observer:
         self.metrics: dict[Path, jax.Array] = {}
         self.phis: dict[Path, str] = {}
         self.bases: list[str] = []
-        self.trace_state = _trace_state()
-
-
-def _trace_state() -> Any:
-    # JAX 0.8 and 0.9 keep it in jax.core, later releases in jax.extend.core.
-    module = jax.extend.core if hasattr(jax.extend.core, "get_opaque_trace_state") else jax.core
-    return module.get_opaque_trace_state(convention="riemann_optax")
+        self.trace_state = trace_state()
 
 
 _listening: ContextVar[Observer | None] = ContextVar("observer", default=None)
@@ -71,7 +65,7 @@ def metric_used(updates: optax.Updates) -> None:
     observer = _listening.get()
     if observer is None:
         return
-    if observer.trace_state != _trace_state():
+    if observer.trace_state != trace_state():
         raise ValueError(
             "metric_at: tx applies its metric inside a branch or loop, which cannot be read under jit: "
             "call metric_at outside of jit, or on the chain inside the wrapper."

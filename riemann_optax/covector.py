@@ -44,13 +44,16 @@ class Covector(metaclass=_CovectorType):
       inverted: whether ``values`` holds ``1/E``; then a synapse that may not move is a plain 0.
       path: the leaf's key path, for messages.
       phi: the values of phi that stage 1 made the metric from, where it was stage 1.
+      momentum: the momentum that phi keeps of these components, where it keeps one: a function of whether to
+        look ahead (Nesterov).
     """
 
-    __slots__ = ("_inverted", "_path", "_values", "components", "phi")
+    __slots__ = ("_inverted", "_path", "_values", "components", "momentum", "phi")
     __hash__ = None  # type: ignore[assignment]
 
     components: jax.Array
     phi: jax.Array | None
+    momentum: Callable[[bool], jax.Array] | None
 
     def __init__(
         self,
@@ -60,9 +63,11 @@ class Covector(metaclass=_CovectorType):
         inverted: bool = False,
         path: tuple[Any, ...] = (),
         phi: jax.Array | None = None,
+        momentum: Callable[[bool], jax.Array] | None = None,
     ) -> None:
         self.components = components
         self.phi = phi
+        self.momentum = momentum
         self._values = values
         self._inverted = inverted
         self._path = path
@@ -99,14 +104,16 @@ class Covector(metaclass=_CovectorType):
 
     def with_metric(self, metric: jax.Array) -> "Covector":
         """Return the same components under another metric ``E``."""
-        return Covector(self.components, metric, path=self._path, phi=self.phi)
+        return Covector(self.components, metric, path=self._path, phi=self.phi, momentum=self.momentum)
 
     def with_inverse_metric(self, inverse: jax.Array) -> "Covector":
         """Return the same components under another inverse metric ``1/E``."""
-        return Covector(self.components, inverse, inverted=True, path=self._path, phi=self.phi)
+        other = self.with_metric(inverse)
+        other._inverted = True
+        return other
 
     def with_components(self, components: jax.Array) -> "Covector":
-        """Return other components under the same metric."""
+        """Return other components under the same metric; phi's momentum is not theirs."""
         return Covector(components, self._values, inverted=self._inverted, path=self._path, phi=self.phi)
 
     @property

@@ -11,7 +11,7 @@ import optax
 from riemann_optax import _axes, _check, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._axes import Axes
-from riemann_optax._declare import names_of, update_phi
+from riemann_optax._declare import momentum_kept_by, names_of, update_phi
 from riemann_optax._tree import GROUPS, Group
 from riemann_optax.covector import Covector, MetricAttachedError, map_covectors, require_covectors
 
@@ -138,8 +138,10 @@ def compute_metric(
             _check.check_same_structure(updates, params, "the tree of gradients", "params", remedy)
         updates, params = _tree.arrays((updates, params))
         try:
-            (values, means, phi_state), names = names_of(
-                lambda: update_phi(given, conformal, updates, state.phi, params, **extra_args)
+            ((values, means, phi_state), names), momentum = momentum_kept_by(
+                lambda: names_of(
+                    lambda: update_phi(given, conformal, updates, state.phi, params, **extra_args)
+                )
             )
         except (TypeError, ValueError) as error:
             _explain_resized(state.phi, updates, error)
@@ -160,11 +162,14 @@ def compute_metric(
             share = functools.cache(lambda dtype: _share(current_alpha, dtype))
             scales = jax.tree.map(lambda v, low: low + share(v.dtype) * v, values, least)
 
-        def attach(path: tuple[Any, ...], gradient: Any, value: jax.Array, scale: jax.Array) -> Covector:
-            inverted = role == "inverse_metric"
-            return Covector(jnp.asarray(gradient), scale, inverted=inverted, path=path, phi=value)
+        def attach(path: tuple[Any, ...], gradient: Any, value: Any, scale: Any, *kept: Any) -> Covector:
+            inverted, own = role == "inverse_metric", kept[0] if kept else None
+            gradient = jnp.asarray(gradient)
+            return Covector(gradient, scale, inverted=inverted, path=path, phi=value, momentum=own)
 
-        updates = jax.tree_util.tree_map_with_path(attach, updates, values, scales)
+        known = momentum is not None and jax.tree.structure(momentum) == jax.tree.structure(updates)
+        trees = (values, scales, momentum) if known else (values, scales)
+        updates = jax.tree_util.tree_map_with_path(attach, updates, *trees)
         return updates, ComputeMetricState(optax.safe_increment(state.count), phi_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -22,11 +22,11 @@ ORDER = {
     ),
     "phi": (
         *("_state", "_layers", "_factors"),
-        *("activity", "combine", "controls", "energy", "presynaptic", "uncertainty", "structure"),
+        *("activity", "momentum", "combine", "controls", "energy", "presynaptic", "uncertainty", "structure"),
         *("curvature", "gauss_newton", "multiplicative", "gates", "learned_rates", "variational"),
         *("gradient_importance", "path_importance", "rwalk"),
     ),
-    "edits": ("_edit", "lifting", "rescaling", "competition", "noise", "checking"),
+    "edits": ("_edit", "lifting", "momentum", "rescaling", "competition", "noise", "checking"),
     "eigenbasis": (
         *("orthonormal", "layout", "account", "mesh", "coordinates", "bases", "schedule", "refresh"),
         *("frame", "task_boundary", "transform"),

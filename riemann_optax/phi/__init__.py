@@ -31,6 +31,7 @@ from riemann_optax.phi.gates import UtilityGateState, metaplasticity, utility_ga
 from riemann_optax.phi.gauss_newton import GaussNewtonCurvatureState, gauss_newton_curvature
 from riemann_optax.phi.gradient_importance import ImportanceState, laplace, memory_aware_synapses, online_ewc
 from riemann_optax.phi.learned_rates import AutostepState, IDBDState, autostep, idbd
+from riemann_optax.phi.momentum import MomentumActivityState, momentum_activity
 from riemann_optax.phi.multiplicative import multiplicative_geometry
 from riemann_optax.phi.path_importance import SynapticIntelligenceState, synaptic_intelligence
 from riemann_optax.phi.presynaptic import PresynapticReleaseState, presynaptic_release
@@ -64,6 +65,7 @@ __all__ = [
     "IDBDState",
     "ImportanceState",
     "ModificationEnergyState",
+    "MomentumActivityState",
     "PerNeuronState",
     "PermutedState",
     "Phi",
@@ -93,6 +95,7 @@ __all__ = [
     "mesu",
     "metaplasticity",
     "modification_energy",
+    "momentum_activity",
     "multiplicative_geometry",
     "online_ewc",
     "per_neuron",

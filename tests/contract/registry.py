@@ -122,6 +122,17 @@ def optimiser(
     )
 
 
+def with_momentum_from_phi(nesterov) -> Entry:
+    return Entry(
+        lambda learning_rate, alpha=1.0: optax.chain(
+            ro.compute_metric(ro.phi.momentum_activity(), alpha),
+            ro.momentum_from_phi(nesterov),
+            ro.scale_by_inverse_metric(),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
 def energetic_activity() -> optax.GradientTransformationExtraArgs:
     """The paper's own reading of phi: plasticity plus energy."""
     return ro.phi.weighted_sum(ro.phi.activity(), ro.phi.maintenance_energy(), weights=[1.0, 0.5])
@@ -243,6 +254,9 @@ ENTRIES: dict[str, Entry] = {
         lambda: ro.add_metric_noise(1e-3, temperature=1e-20, field=lambda w: 1 + w**2), real_only=True
     ),
     "add_idle_noise": with_edit(lambda: ro.add_idle_noise(1e-3, scale=1e-13)),
+    "phi.momentum_activity": with_phi(ro.phi.momentum_activity),
+    "momentum_from_phi": with_momentum_from_phi(nesterov=False),
+    "momentum_from_phi:nesterov": with_momentum_from_phi(nesterov=True),
     # the edits of a metric
     "on_metric:ema": with_edit(lambda: ro.on_metric(optax.ema(0.9)), optax_promotes=True),
     "on_gradient:trace": with_edit(lambda: ro.on_gradient(optax.trace(0.9))),

@@ -1,0 +1,132 @@
+"""Activity read from momentum: the phi and the momentum share one value per weight."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi, keeps_momentum
+from riemann_optax._state_fields import declare_fields
+from riemann_optax.phi import _state
+
+
+@declare_fields(linear=("momentum",))
+class MomentumActivityState(NamedTuple):
+    """State of :func:`momentum_activity`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      momentum: running mean of the gradient, shaped like the parameters.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    momentum: optax.Updates
+
+
+def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
+    r"""Size of the gradient that momentum leads to expect: a busy synapse is stiff, without a state for it.
+
+    .. math::
+      m_t = \beta m_{t-1} + (1 - \beta)\,g_t, \qquad
+      v_t = \big(1 - (1 - \beta)^2\big)\,|m_{t-1}|^2 + (1 - \beta)^2\,|g_t|^2, \qquad
+      \varphi_t = \frac{\sqrt{v_t}}{1 - \beta^t}
+
+    :math:`v_t` estimates the mean square of the *momentum*, so this phi is made for steps along it:
+    :func:`riemann_optax.momentum_from_phi` takes the momentum out of this phi's state, and the chain keeps
+    **one value per weight in all**. Without that edit the step is along the gradient.
+
+    **Where it is good, and where not.** On small networks it needs as many steps as a phi with a state of
+    its own. A language model missed its target loss, and at saddles and on plateaus it is bad: phi remembers
+    no longer than momentum does. It is for tight memory. :func:`factored_activity` with momentum keeps one
+    value per row and column more.
+
+    ``phi >= 0``. State: 1 value per weight, the momentum. No collective. Two stages with ``conformal="tree"``
+    and a large alpha take the rates of Adam.
+
+    Args:
+      decay: of the running mean, in (0, 1), per update.
+      state_dtype: of the running mean; None means float32, or wider where the parameter is wider. The mean of
+        complex gradients is complex.
+
+    Returns:
+      A phi with state :class:`MomentumActivityState`. A size above 2**63 (float32) counts as 2**63.
+
+    Raises:
+      ValueError: for a concrete ``decay`` outside (0, 1), or a ``state_dtype`` that is not real floating
+        point.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = optax.chain(
+      ...     ro.compute_metric(ro.phi.momentum_activity(decay=0.9), alpha=1e4, conformal="tree"),
+      ...     ro.momentum_from_phi(),
+      ...     ro.scale_by_inverse_metric(),
+      ...     optax.scale_by_learning_rate(0.1),
+      ... )
+      >>> params = jnp.zeros(2)
+      >>> updates, state = tx.update(jnp.array([3.0, -4.0]), tx.init(params), params)
+      >>> print(updates)  # the first step is Adam's
+      [-0.1  0.1]
+      >>> print([leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim])
+      [(2,)]
+
+    References:
+      Jiang and Xiao, `Stochastic Approximation with Block Coordinate Optimal Stepsizes
+      <https://arxiv.org/abs/2507.08963>`_, 2025 (BCOS): the
+      second moment from one momentum. There momentum and second moment have no bias correction; both have
+      the same here, so that their quotient, the step at an infinite alpha, is the published one.
+    """
+    _check.check_number("decay", decay, low=0.0, high=1.0, low_open=True, high_open=True)
+    _check.check_state_dtype(state_dtype)
+
+    def init(params: optax.Params) -> MomentumActivityState:
+        return MomentumActivityState(jnp.zeros([], jnp.int32), _tree.vectors_like(params, state_dtype))
+
+    def update(
+        updates: optax.Updates,
+        state: MomentumActivityState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, MomentumActivityState]:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+
+        @functools.cache  # scalars once for each dtype, not for each leaf: each is to be compiled
+        def scalars(dtype: Any) -> tuple[jax.Array, ...]:
+            rate = jnp.asarray(decay).astype(dtype)
+            number = count.astype(dtype)
+            return rate, 1 - rate, 1 / rate, 1 / (1 - rate**number), rate / (1 - rate ** (number + 1))
+
+        def average(g: Any, m: jax.Array) -> jax.Array:
+            dtype = _tree.wide_dtype(g)
+            old, new, *_ = scalars(_tree.working_dtype(g))
+            mean: jax.Array = old * m.astype(dtype) + new * jnp.asarray(g).astype(dtype)
+            return mean
+
+        def expected_square(g: Any, mean: jax.Array) -> jax.Array:
+            _, new, inverse, *_ = scalars(_tree.working_dtype(g))
+            fresh = new * jnp.asarray(g).astype(mean.dtype)
+            # The old momentum from the new one: reading the donated state for two results copies it on a CPU.
+            old = inverse * (mean - fresh)
+            return (1 - new * new) * _tree.squared_magnitude(old) + _tree.squared_magnitude(fresh)
+
+        def corrected(g: Any, mean: jax.Array) -> Callable[[bool], jax.Array]:
+            def momentum(nesterov: bool) -> jax.Array:
+                _, new, _, here, ahead = scalars(_tree.working_dtype(g))
+                if not nesterov:
+                    return (here * mean).astype(g.dtype)
+                return (ahead * mean + (here * new) * jnp.asarray(g).astype(mean.dtype)).astype(g.dtype)
+
+            return momentum
+
+        means = jax.tree.map(average, updates, state.momentum)
+        roots = _tree.power(jax.tree.map(expected_square, updates, means), 0.5)
+        values = jax.tree.map(lambda root: scalars(root.dtype)[3] * root, roots)
+        keeps_momentum(jax.tree.map(corrected, updates, means))
+        return values, MomentumActivityState(count, _state.cast_like(means, state.momentum))
+
+    return Phi(init, update, name="momentum_activity")
