@@ -167,7 +167,8 @@ def compute_metric(
             gradient = jnp.asarray(gradient)
             return Covector(gradient, scale, inverted=inverted, path=path, phi=value, momentum=own)
 
-        known = momentum is not None and jax.tree.structure(momentum) == jax.tree.structure(updates)
+        structure: Any = jax.tree.structure(updates)
+        known = momentum is not None and structure == jax.tree.structure(momentum)
         trees = (values, scales, momentum) if known else (values, scales)
         updates = jax.tree_util.tree_map_with_path(attach, updates, *trees)
         return updates, ComputeMetricState(optax.safe_increment(state.count), phi_state)

@@ -86,12 +86,13 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
     def init(params: optax.Params) -> MomentumActivityState:
         return MomentumActivityState(jnp.zeros([], jnp.int32), _tree.vectors_like(params, state_dtype))
 
-    def update(
+    def update_with_means(
+        over: _tree.Group | None,
         updates: optax.Updates,
         state: MomentumActivityState,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, MomentumActivityState]:
+    ) -> tuple[optax.Updates, Any, MomentumActivityState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
 
@@ -114,6 +115,14 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
             old = inverse * (mean - fresh)
             return (1 - new * new) * _tree.squared_magnitude(old) + _tree.squared_magnitude(fresh)
 
+        def root_over_share(g: Any, mean: jax.Array) -> jax.Array:
+            # Deliberately another expression than that of phi: XLA would keep the root of one expression with
+            # two users in fresh memory, which on a CPU costs more than the whole update.
+            _, new, inverse, *_ = scalars(_tree.working_dtype(g))
+            old = (1 / new) * mean - jnp.asarray(g).astype(mean.dtype)
+            share = (1 - new * new) * inverse * inverse
+            return jnp.sqrt(share * _square(old) + _square(g))
+
         def corrected(g: Any, mean: jax.Array) -> Callable[[bool], jax.Array]:
             def momentum(nesterov: bool) -> jax.Array:
                 _, new, _, here, ahead = scalars(_tree.working_dtype(g))
@@ -127,6 +136,25 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
         roots = _tree.power(jax.tree.map(expected_square, updates, means), 0.5)
         values = jax.tree.map(lambda root: scalars(root.dtype)[3] * root, roots)
         keeps_momentum(jax.tree.map(corrected, updates, means))
-        return values, MomentumActivityState(count, _state.cast_like(means, state.momentum))
+        group_means = None
+        if over in ("leaf", "tree"):
+            group_means = _tree.group_mean(jax.tree.map(root_over_share, updates, means), over)
+            factor = functools.cache(lambda dtype: scalars(dtype)[1] * scalars(dtype)[3])
+            group_means = jax.tree.map(_tree.once(lambda mean: factor(mean.dtype) * mean), group_means)
+        return values, group_means, MomentumActivityState(count, _state.cast_like(means, state.momentum))
 
-    return Phi(init, update, name="momentum_activity")
+    def update(
+        updates: optax.Updates, state: MomentumActivityState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, MomentumActivityState]:
+        values, _, new_state = update_with_means(None, updates, state, params, **extra)
+        return values, new_state
+
+    return Phi(init, update, name="momentum_activity", update_with_means=update_with_means)
+
+
+def _square(leaf: Any) -> jax.Array:
+    """Return the squared magnitude in the working dtype; what overflows is infinite."""
+    leaf = jnp.asarray(leaf)
+    if jnp.iscomplexobj(leaf):
+        return jnp.square(_tree.magnitude(leaf))
+    return jnp.square(_tree.to_working_dtype(leaf))

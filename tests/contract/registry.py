@@ -122,14 +122,15 @@ def optimiser(
     )
 
 
-def with_momentum_from_phi(nesterov) -> Entry:
+def with_momentum_from_phi(nesterov, conformal=None, **flags) -> Entry:
     return Entry(
         lambda learning_rate, alpha=1.0: optax.chain(
-            ro.compute_metric(ro.phi.momentum_activity(), alpha),
+            ro.compute_metric(ro.phi.momentum_activity(), alpha, conformal=conformal),
             ro.momentum_from_phi(nesterov),
             ro.scale_by_inverse_metric(),
             optax.scale_by_learning_rate(learning_rate),
-        )
+        ),
+        **flags,
     )
 
 
@@ -256,7 +257,7 @@ ENTRIES: dict[str, Entry] = {
     "add_idle_noise": with_edit(lambda: ro.add_idle_noise(1e-3, scale=1e-13)),
     "phi.momentum_activity": with_phi(ro.phi.momentum_activity),
     "momentum_from_phi": with_momentum_from_phi(nesterov=False),
-    "momentum_from_phi:nesterov": with_momentum_from_phi(nesterov=True),
+    "momentum_from_phi:nesterov": with_momentum_from_phi(nesterov=True, conformal="tree", all_reduced=2),
     # the edits of a metric
     "on_metric:ema": with_edit(lambda: ro.on_metric(optax.ema(0.9)), optax_promotes=True),
     "on_gradient:trace": with_edit(lambda: ro.on_gradient(optax.trace(0.9))),

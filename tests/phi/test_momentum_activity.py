@@ -60,6 +60,32 @@ def test_at_an_infinite_alpha_it_is_bcos_as_published():
     np.testing.assert_allclose(path["w"], np.stack(expected), rtol=1e-7)
 
 
+@pytest.mark.parametrize("over", ["tree", "leaf", "neuron"])
+def test_a_conformal_metric_has_the_mean_of_phi_in_its_group(over):
+    """Phi hands the means of tree and leaf along, made from another expression than its values."""
+    b, alpha = 0.8, 10.0
+    rng = np.random.default_rng(3)
+    shapes = {"bias": (4,), "kernel": (3, 4)}
+    params = {name: np.zeros(shape) for name, shape in shapes.items()}
+    momenta = dict(params)
+    with jax.enable_x64(True):
+        tx = ro.compute_metric(ro.phi.momentum_activity(decay=b), alpha, conformal=over)
+        state = tx.init(jax.tree.map(jnp.asarray, params))
+        for step in range(1, 4):
+            gradients = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+            covectors, state = tx.update(jax.tree.map(jnp.asarray, gradients), state)
+            phis = {}
+            for name, g in gradients.items():
+                v = (1 - (1 - b) ** 2) * momenta[name] ** 2 + (1 - b) ** 2 * g**2
+                phis[name] = np.sqrt(v) / (1 - b**step)
+                momenta[name] = b * momenta[name] + (1 - b) * g
+            everything = np.concatenate([phi.ravel() for phi in phis.values()]).mean()
+            for name, phi in phis.items():
+                mean = {"tree": everything, "leaf": phi.mean(), "neuron": phi.mean(0)}[over]
+                expected = (mean + alpha * phi) / (1 + alpha)
+                np.testing.assert_allclose(covectors[name].metric, expected, rtol=1e-12)
+
+
 def chain(phi, *edits, nesterov=False):
     return optax.chain(
         ro.compute_metric(phi, 100.0, conformal="tree"),
