@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from rich.table import Table
 
-from benchmarks.drop_in.runs import ADAMW, OURS, RATES, Run
+from benchmarks.drop_in.runs import ADAMW, OURS, RATES, RELATIVE, Run, rates_of
 from benchmarks.shared import terminal
 from benchmarks.shared.statistics import standard_error
 
@@ -31,6 +31,27 @@ def ahead(by_name: Mapping[str, Sequence[Run]]) -> bool:
     """Whether ours is no worse at AdamW's best rate."""
     best = int(np.argmin(losses(by_name[ADAMW])))
     return bool(losses(by_name[OURS])[best] <= losses(by_name[ADAMW])[best])
+
+
+def relative_rows(found: Mapping[str, Mapping[str, Sequence[Run]]]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows: the best rates of plain and of relative steps, and how far they spread."""
+    names = (OURS, RELATIVE)
+    headings = ["", "best rate", "loss", "best rate, relative steps", "loss"]
+    rows = []
+    for label, by_name in found.items():
+        row = [label]
+        for name in names:
+            best = int(np.argmin(losses(by_name[name])))
+            row += [f"{rates_of(name)[best]:g}", f"{losses(by_name[name])[best]:.3f}"]
+        rows.append(row)
+    spread, shared = ["largest over smallest, octaves"], ["one rate for all, largest loss above the best"]
+    for name in names:
+        curves = np.array([losses(by_name[name]) for by_name in found.values()])
+        best = np.log2(np.array(rates_of(name))[np.argmin(curves, axis=1)])
+        above = (curves - curves.min(axis=1, keepdims=True)).max(axis=0)
+        spread += [f"{np.ptp(best):.0f}", ""]
+        shared += [f"{rates_of(name)[int(np.argmin(above))]:g}", f"{above.min():.3f}"]
+    return headings, [*rows, spread, shared]
 
 
 def million_table(rate: float, found: Mapping[str, Sequence[Run]]) -> Table:

@@ -1,6 +1,7 @@
 """Training runs of the optimisers at one rate, kept as soon as they are done."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +15,21 @@ from benchmarks.time_to_target.methods import Method
 from benchmarks.time_to_target.runs import Trainer
 
 ADAMW, NADAMW, OURS = "optax.adamw", "optax.nadamw", "ro.riemannian_adamw"
+RELATIVE = "ro.riemannian_adamw, multiply_by_parameter_scale"
 METHODS = {
     ADAMW: Method(optax.adamw, ({},)),
     NADAMW: Method(optax.nadamw, ({},)),
     OURS: Method(ro.riemannian_adamw, ({},), "ours"),
+    RELATIVE: Method(partial(ro.riemannian_adamw, multiply_by_parameter_scale=True), ({},), "ours"),
 }
 RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
+# Of a relative step, as wide a range, 16 times higher: the root mean square of a kernel is about 1/16.
+RELATIVE_RATES = tuple(16 * rate for rate in RATES)
+
+
+def rates_of(name: str) -> tuple[float, ...]:
+    """Return the rates that an optimiser is tried at."""
+    return RELATIVE_RATES if name == RELATIVE else RATES
 
 
 class Run(NamedTuple):

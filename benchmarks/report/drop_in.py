@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.drop_in.runs import ADAMW, NADAMW, OURS, RATES, Laboratory, Run
+from benchmarks.drop_in.report import relative_rows
+from benchmarks.drop_in.runs import ADAMW, NADAMW, OURS, RATES, RELATIVE, Laboratory, Run, rates_of
 from benchmarks.drop_in.shapes import MILLION, SEEDS, SHAPES, TUNING_SEED, Shape
 from benchmarks.shared.markdown import table
 from benchmarks.shared.records import Records
@@ -23,7 +24,10 @@ def recorded(records: Records, shape: Shape, names: Sequence[str]) -> dict[str, 
     """Return the runs at every rate on the tuning seed, empty where one is missing."""
     laboratory = Laboratory(records, _refuse)
     try:
-        return {name: [laboratory.run(shape, name, rate, TUNING_SEED) for rate in RATES] for name in names}
+        return {
+            name: [laboratory.run(shape, name, rate, TUNING_SEED) for rate in rates_of(name)]
+            for name in names
+        }
     except NotRecordedError:
         return {}
 
@@ -113,6 +117,25 @@ def shapes_table(records: Records) -> str:
     return _shapes_table(found) if found else ""
 
 
+def relative_table(records: Records) -> str:
+    """Lay out the best rates of plain and relative steps, empty where no shape is recorded."""
+    found = {label: recorded(records, shape, (OURS, RELATIVE)) for label, shape in SHAPES.items()}
+    found = {label: runs for label, runs in found.items() if runs}
+    return table(*relative_rows(found)) if found else ""
+
+
+def _relative(records: Records) -> str:
+    rows = relative_table(records)
+    if not rows:
+        return ""
+    return f"""
+Steps relative to the root mean square of each array (`multiply_by_parameter_scale=True`), at rates 16 times
+as high: whether one rate serves more shapes.
+
+{rows}
+"""
+
+
 def chapter(records: Records) -> str:
     """Return the chapter, empty without records."""
     shapes = shapes_table(records)
@@ -126,6 +149,6 @@ several shapes: the loss in nats per byte on text that was not trained on, at {l
 {RATES[0]:g} to {RATES[-1]:g}, one seed each.
 
 {shapes}
-{_million(records)}
+{_million(records)}{_relative(records)}
 ![Loss by rate for each shape](results/drop_in.png)
 """

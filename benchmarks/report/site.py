@@ -212,6 +212,7 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
         "step_cost": lambda: step_cost_table(read("step_cost.json")),
         "eigenbasis": lambda: eigenbasis_table(read("language_model.json")),
         "drop_in": lambda: drop_in.shapes_table(Records(results / "drop_in.jsonl")),
+        "relative": lambda: drop_in.relative_table(Records(results / "drop_in.jsonl")),
         "million": lambda: drop_in.million_table(Records(results / "drop_in.jsonl")),
         "streams": lambda: streams_table(entries),
         "slowly_changing": lambda: slow_table(entries),

@@ -14,6 +14,7 @@ from riemann_optax.edits._edit import stateless_edit
 from riemann_optax.inspect.recording import record_metric
 from riemann_optax.metric import Role, compute_metric
 from riemann_optax.optimizers.momentum import ema, keep_state_types
+from riemann_optax.optimizers.relative import scale_by_parameter_scale
 from riemann_optax.optimizers.schedule_free import schedule_free
 from riemann_optax.phi import activity, factored_activity
 from riemann_optax.scaling import scale_by_inverse_metric
@@ -131,6 +132,7 @@ def riemannian_adamw(
     conformal: Group | None = "tree",
     record: bool = False,
     axes: Axes = "flax",
+    multiply_by_parameter_scale: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The recommended optimiser: AdamW's arguments, AdamW's rates, half of AdamW's state.
 
@@ -175,6 +177,9 @@ def riemannian_adamw(
       axes: which axes are inputs and outputs, for the default phi and ``conformal="neuron"``: a preset of
         :func:`kernel_axes`, a function of a leaf's name and the leaf, or a dictionary of these by the names
         of modules. Where ``phi`` is given, ``axes`` is an argument of that phi.
+      multiply_by_parameter_scale: whether the step of each leaf is multiplied by the root mean square of its
+        weights, at least 1e-3, as in ``optax.adafactor``. The rate is then the relative change of a leaf,
+        and no longer AdamW's. The decay is not multiplied.
 
     Returns:
       A gradient transformation.
@@ -207,9 +212,11 @@ def riemannian_adamw(
     _check.check_state_dtype(mu_dtype, "mu_dtype")
     _check_axes(phi, axes)
     stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes)
+    relative = [scale_by_parameter_scale()] if multiply_by_parameter_scale else []
     return optax.chain(
         *stage_1,
         ema(b1, nesterov, mu_dtype),
+        *relative,
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -349,6 +349,13 @@ ENTRIES: dict[str, Entry] = {
         all_reduced=2,
     ),
     "riemannian_adamw": optimiser(ro.riemannian_adamw, reduces_state=True, all_reduced=4),
+    "riemannian_adamw:relative": optimiser(
+        ro.riemannian_adamw,
+        learning_rate=1e-2,
+        reduces_state=True,
+        multiply_by_parameter_scale=True,
+        all_reduced=6,
+    ),
     "riemannian_adamw:activity": optimiser(
         ro.riemannian_adamw, phi=ro.phi.activity(decay=0.97), nesterov=False, conformal="leaf", all_reduced=2
     ),

@@ -149,6 +149,7 @@ OWN = {
 }
 # Any value has a meaning: flags are read as Python reads them, the rest goes to Optax as it is.
 UNCHECKED = {
+    "multiply_by_parameter_scale",
     "nesterov",
     "mask",
     "decay_in_metric",

@@ -33,6 +33,7 @@ NOT_YET_RUN = {
     "phi.utility_gate:leaf",
     "restart_at_boundary",
     "riemannian_adamw:activity",
+    "riemannian_adamw:relative",
     "riemannian_eigenbasis",
     "riemannian_schedule_free",
     "riemannian_sgd:momentum",
