@@ -25,6 +25,14 @@ def _slice(x: Any, *, start_indices: Any, limit_indices: Any, strides: Any) -> A
     return x[tuple(map(slice, start_indices, limit_indices, strides or [1] * np.ndim(x)))]
 
 
+def _cumsum(x: Any, *, axis: int, reverse: bool) -> Any:
+    return np.flip(np.cumsum(np.flip(x, axis), axis), axis) if reverse else np.cumsum(x, axis)
+
+
+def _stack(*arrays: Any, axis: int) -> Any:
+    return np.stack(arrays, axis)
+
+
 # From the name of a primitive to a NumPy function and the parameters that it takes.
 _Function = tuple[Callable[..., Any], tuple[str, ...]]
 _FUNCTIONS: dict[str, _Function] = {
@@ -50,10 +58,13 @@ _FUNCTIONS: dict[str, _Function] = {
     "convert_element_type": (lambda x: x, ()),  # every result is cast to the dtype that JAX has for it
     "broadcast_in_dim": (_broadcast, ("shape", "broadcast_dimensions")),
     "squeeze": (lambda x, dimensions: np.squeeze(x, axis=dimensions), ("dimensions",)),
+    "copy": (np.copy, ()),
     "transpose": (lambda x, permutation: np.transpose(x, permutation), ("permutation",)),
     "reduce_sum": (lambda x, axes: np.sum(x, axis=axes), ("axes",)),
     "reduce_max": (lambda x, axes: np.max(x, axis=axes), ("axes",)),
     "reduce_min": (lambda x, axes: np.min(x, axis=axes), ("axes",)),
+    "cumsum": (_cumsum, ("axis", "reverse")),
+    "stack": (_stack, ("axis",)),
     "slice": (_slice, ("start_indices", "limit_indices", "strides")),
 }
 _OF_FLOATS: dict[str, _Function] = {"div": (np.divide, ())}  # NumPy rounds quotients of integers otherwise

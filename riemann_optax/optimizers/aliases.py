@@ -1,7 +1,9 @@
 """The aliases: whole optimisers, each a chain and nothing else."""
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -353,11 +355,16 @@ def _bound_steps(b2: float) -> optax.GradientTransformationExtraArgs:
     weight's own root mean square, and the step without bound.
     """
 
-    def bound(covector: Covector) -> Covector:
-        metric = covector.metric
-        share = jnp.sqrt(1 - jnp.asarray(b2).astype(metric.dtype))
-        return covector.with_metric(
-            jnp.maximum(metric, share * jnp.abs(covector.components).astype(metric.dtype))
-        )
+    def bound_all(updates: optax.Updates) -> optax.Updates:
+        @functools.cache  # once for each dtype, not for each leaf
+        def share(dtype: Any) -> jax.Array:
+            return jnp.sqrt(1 - jnp.asarray(b2).astype(dtype))
 
-    return stateless_edit("bound_steps", lambda updates: map_covectors(bound, updates))
+        def bound(covector: Covector) -> Covector:
+            metric = covector.metric
+            size = jnp.abs(covector.components).astype(metric.dtype)
+            return covector.with_metric(jnp.maximum(metric, share(metric.dtype) * size))
+
+        return map_covectors(bound, updates)
+
+    return stateless_edit("bound_steps", bound_all)

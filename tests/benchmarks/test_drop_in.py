@@ -6,7 +6,8 @@ import optax
 import pytest
 
 from benchmarks.drop_in import __main__ as command
-from benchmarks.drop_in.runs import ADAMW, METHODS, OURS, RATES, Laboratory, Run
+from benchmarks.drop_in.report import relative_rows
+from benchmarks.drop_in.runs import ADAMW, METHODS, OURS, RATES, RELATIVE, Laboratory, Run, rates_of
 from benchmarks.drop_in.shapes import SHAPES, TUNING_SEED, task
 from benchmarks.report import drop_in
 from benchmarks.shared.records import Records
@@ -48,6 +49,29 @@ def test_the_chapter_is_made_of_records_and_refuses_to_run(tmp_path, monkeypatch
     assert row.split(" | ") == ["| width 64", "0.002", "2.000", "2.500", "0.004", "1.500", "3 of 6 |"]
     assert "width 512" not in text
     assert drop_in.chapter(Records(tmp_path / "none.jsonl")) == ""
+
+
+def test_the_relative_rows_hold_best_rates_their_spread_and_the_cost_of_one_rate():
+    plain = {"small": best_at(0.008, 2.0), "large": best_at(0.002, 1.0)}
+    relative = {"small": best_at(0.004, 2.5), "large": best_at(0.004, 1.5)}
+    found = {label: {OURS: plain[label], RELATIVE: relative[label]} for label in plain}
+    _, rows = relative_rows(found)
+    assert rows[0] == ["small", "0.008", "2.000", "0.064", "2.500"]
+    assert rows[1] == ["large", "0.002", "1.000", "0.064", "1.500"]
+    # Two octaves apart: at the rate between them each is one octave, here one nat, above its best.
+    assert rows[2][1::2] == ["2", "0"]
+    assert rows[3][1:] == ["0.004", "1.000", "0.064", "0.000"]
+
+
+def test_the_table_of_relative_steps_is_made_of_records(tmp_path):
+    records = Records(tmp_path / "drop_in.jsonl")
+    assert drop_in.relative_table(records) == ""
+    for name in (OURS, RELATIVE):
+        for rate, run in zip(rates_of(name), best_at(0.004, 2.0), strict=True):
+            shape = SHAPES["width 64"]._asdict()
+            records.put({"shape": shape, "optimizer": name, "rate": rate, "seed": TUNING_SEED}, run._asdict())
+    lines = drop_in.relative_table(records).splitlines()
+    assert [line for line in lines if "width" in line] == ["| width 64 | 0.004 | 2.000 | 0.064 | 2.000 |"]
 
 
 def test_the_picture_shows_every_shape(tmp_path):

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxpr_as_fun
 
 import riemann_optax as ro
 from riemann_optax import riemannian_sgd
+from riemann_optax.inspect import _evaluate
 
 PARAMS = {"layer": {"kernel": jnp.array([[0.0, 1.0, 3.0]]), "bias": jnp.zeros(3)}}
 
@@ -47,6 +49,32 @@ def test_describe_says_that_a_plain_optimiser_is_euclidean():
     description = ro.describe(optax.adam(0.1), PARAMS)
     assert [leaf.phi for leaf in description.leaves] == ["", ""]
     assert [leaf.state_bytes for leaf in description.leaves] == [24, 24]
+
+
+@pytest.mark.parametrize("make", [ro.riemannian_sgd, ro.riemannian_adamw])
+def test_nothing_of_an_alias_is_compiled(make, monkeypatch):
+    """What NumPy cannot evaluate JAX would compile, for each shape of the leaves anew."""
+    params = {"kernel": jnp.ones([3, 5]), "bias": jnp.ones(5), "scale": jnp.ones(7)}
+    expected = ro.metric_at(make(0.1), params, make(0.1).init(params), params)
+    compiled = []
+    monkeypatch.setattr(
+        _evaluate, "jaxpr_as_fun", lambda closed: compiled.append(closed) or jaxpr_as_fun(closed)
+    )
+    description = ro.describe(make(0.1), params)
+    assert [str(closed) for closed in compiled] == []
+    for leaf, metric in zip(description.leaves, jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(
+            [leaf.metric_min, leaf.metric_max], [metric.min(), metric.max()], rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_running_sums_by_numpy_are_those_of_jax(reverse):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+    for axis in (0, 1):
+        function = lambda x, a=axis: jax.lax.cumsum(jnp.stack([x, 2 * x], axis=1), a, reverse)  # noqa: E731
+        (found,) = _evaluate.evaluate(jax.make_jaxpr(function)(x), x)
+        np.testing.assert_allclose(found, function(x), rtol=1e-5)
 
 
 def test_describe_wants_a_transformation():

@@ -17,9 +17,8 @@ SCALES = {"w": 3.0, "zero": 0.5, "scale": 1.0}
 
 def gradient(params, step):
     noise = np.random.default_rng(100 + step)
-    return {
-        name: SCALES[name] * params[name] + noise.standard_normal(params[name].shape) for name in sorted(START)
-    }
+    drawn = {name: noise.standard_normal(START[name].shape) for name in START}
+    return {name: SCALES[name] * params[name] + drawn[name] for name in START}
 
 
 def walk(tx, steps=30):
@@ -63,7 +62,7 @@ def test_the_step_is_that_of_the_alias_times_the_root_mean_square_of_the_weights
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-8)
 
 
-def test_it_is_the_rule_of_optax_behind_the_same_steps():
+def test_it_is_the_rule_of_optax_after_the_same_steps():
     with jax.enable_x64(True):
         ours = ro.riemannian_adamw(0.05, weight_decay=0.0, multiply_by_parameter_scale=True)
         theirs = optax.chain(ro.riemannian_adamw(0.05, weight_decay=0.0), optax.scale_by_param_block_rms())
