@@ -26,7 +26,6 @@ from benchmarks.time_to_target.methods import (
     VECTORS_SCHEDULE_FREE,
 )
 from benchmarks.time_to_target.search import MISS
-from riemann_optax.optimizers import RECOMMENDED_RATES
 
 NESTEROV_RMSPROP, FREE_ADAMW = "RMSprop with Nesterov", "schedule-free AdamW"
 # Ours beside the peer that has the same momentum, bias correction, averaging and basis.
@@ -56,7 +55,7 @@ def of_alias(suite: Suite, alias: str) -> str:
     said += f"own rate tuned; {over(suite, alias, DEFAULT_BETAS)} x those of {DEFAULT_BETAS}"
     rows = {task: suite.recommended("far", task, alias) for task in suite.tasks}
     if all(rows.values()):
-        said += f"; {number(mean_against(suite, rows))} x at {RECOMMENDED_RATES[alias]:g}, nothing tuned"
+        said += f"; {number(mean_against(suite, rows))} x at `ro.starting_rate`, nothing tuned"
     return said
 
 
