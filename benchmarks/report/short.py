@@ -199,6 +199,12 @@ counts as a miss.
 
 {recommendations(suite, everything, entries)}
 
+## Where it loses
+
+{losses(suite, everything, entries)}
+
+`kfac-jax` 0.0.8 does not run on the JAX used here, so it is no peer.
+
 ## Which part of it is the metric's
 
 Peers with the same settings gain most of what the metric gains over AdamW: bias correction, a tuned memory
@@ -209,12 +215,6 @@ and momentum, Nesterov's momentum, averaging, a basis. Steps over the steps of s
 Of the gain over well-tuned momentum the controls keep, in the median over tasks: {kept(suite)}. What is
 left is the metric's direction, and activity points where RMSprop does. What the metric adds to that is its
 form: half of the state, a finite alpha, edits between the stages, and phis that are not activity.
-
-## What loses
-
-{losses(suite, everything, entries)}
-
-`kfac-jax` 0.0.8 does not run on the JAX used here, so it is no peer.
 
 ## What was to be shown
 
