@@ -60,9 +60,9 @@ def of_size(records: Records) -> str:
         return "Not run yet."
     largest, longest = max(sizes), max(sizes, key=sizes.__getitem__)
     return (
-        f"Yes. The largest model here has {largest:,} weights and ran for {sizes[largest]} steps; the longest "
-        f"run of a Transformer has {sizes[longest]} steps, at {longest:,} weights. Nothing here was measured "
-        "on an accelerator. Ranks change with size: try your own model before you believe one."
+        f"Yes. The largest model here has {largest:,} weights and ran for {sizes[largest]} steps; the "
+        f"longest run of a Transformer has {sizes[longest]} steps, at {longest:,} weights. Nothing here was "
+        "measured on an accelerator. Ranks change with size: try your own model before you believe one."
     )
 
 
