@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.report import continual
+from benchmarks.report import continual, drop_in
 from benchmarks.report import page as parts
 from benchmarks.report.suite import Suite
 from benchmarks.shared.records import Records
@@ -89,5 +89,6 @@ def page(suite: Suite, results: Path) -> str:
 
 Written by `python -m benchmarks.report` from `benchmarks/results/` alone, as [the report](REPORT.md) is.
 """
-    chapters = [opening, of_suite(suite, entries, results / "time_to_target"), continual.chapter(entries)]
-    return "\n".join(chapters)
+    relative = drop_in.relative_chapter(Records(results / "drop_in.jsonl"))
+    chapters = [opening, of_suite(suite, entries, results / "time_to_target"), relative]
+    return "\n".join(filter(None, [*chapters, continual.chapter(entries)]))

@@ -124,13 +124,15 @@ def relative_table(records: Records) -> str:
     return table(*relative_rows(found)) if found else ""
 
 
-def _relative(records: Records) -> str:
+def relative_chapter(records: Records) -> str:
+    """Return the section on relative steps, empty without records."""
     rows = relative_table(records)
     if not rows:
         return ""
-    return f"""
+    return f"""## Relative steps
+
 Steps relative to the root mean square of each array (`multiply_by_parameter_scale=True`), at rates 16 times
-as high: whether one rate serves more shapes.
+as high, on the shapes of the report: whether one rate serves more of them.
 
 {rows}
 """
@@ -149,6 +151,6 @@ several shapes: the loss in nats per byte on text that was not trained on, at {l
 {RATES[0]:g} to {RATES[-1]:g}, one seed each.
 
 {shapes}
-{_million(records)}{_relative(records)}
+{_million(records)}
 ![Loss by rate for each shape](results/drop_in.png)
 """

@@ -31,7 +31,11 @@ from benchmarks.time_to_target.methods import (
 from benchmarks.time_to_target.search import MISS
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").glob("recipes/*.md")),
+)
 PLACE = re.compile(r"(<!-- records: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # A method of the suite in a reader's words.
