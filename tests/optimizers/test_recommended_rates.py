@@ -24,7 +24,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # With one of these the rate has other units, and no recommendation.
 CHANGES_UNITS = {
     "riemannian_sgd": {"phi", "alpha", "momentum", "conformal", "role"},
-    "riemannian_adamw": {"alpha", "conformal", "role"},
+    "riemannian_adamw": {"alpha", "conformal", "role", "multiply_by_parameter_scale"},
     "riemannian_schedule_free": {"alpha", "conformal", "role"},
     "riemannian_eigenbasis": {"alpha", "conformal", "role"},
 }
