@@ -32,7 +32,10 @@ ORDER = {
         *("frame", "task_boundary", "transform"),
     ),
     "anchor": ("targets", "importance", "isometry", "pull"),
-    "wrappers": ("_codes", "guard", "precision", "norm_matched", "kinds", "restart"),
+    "wrappers": (
+        *("_codes", "guard", "precision", "norm_matched", "kinds", "restart"),
+        *("_hidden_layers", "_renewed_state", "unit_rules", "reset"),
+    ),
     "fields": ("_numeric", "base", "closed_forms"),
     "optimizers": ("momentum", "schedule_free", "aliases", "eigenbasis", "soap"),
     "geometry": ("maps", "retraction", "spectrum"),

@@ -239,6 +239,12 @@ ENTRIES: dict[str, Entry] = {
             riemannian_sgd(learning_rate, alpha=alpha), ro.anchor.slow_weights(decay=0.9)
         )
     ),
+    # Without hidden layers, for the trees here have none; what it does: tests/wrappers/test_reset_units.py.
+    "reset_units": Entry(
+        lambda learning_rate, alpha=1.0: ro.reset_units(
+            riemannian_sgd(learning_rate, alpha=alpha), ro.dormant_units(), outgoing={}
+        )
+    ),
     "add_metric_noise": with_edit(
         lambda: ro.add_metric_noise(1e-3, temperature=1e-20, field=lambda w: 1 + w**2), real_only=True
     ),

@@ -28,6 +28,7 @@ NOT_YET_RUN = {
     "phi.presynaptic_release:constant",
     "phi.surprise",
     "phi.utility_gate:leaf",
+    "reset_units",
     "restart_at_boundary",
     "riemannian_adamw:activity",
     "riemannian_eigenbasis",
