@@ -7,6 +7,7 @@ from riemann_optax._axes import MatrixAxes, kernel_axes
 from riemann_optax._version import __version__ as __version__
 from riemann_optax.anchor.isometry import IsometryPullState, add_isometry_pull
 from riemann_optax.anchor.pull import AnchoredWeightsState, add_anchored_weights
+from riemann_optax.anchor.spectral import SpectralPullState, add_spectral_pull
 from riemann_optax.boundary import ConsolidatingState, consolidate
 from riemann_optax.covector import Covector, MetricAttachedError
 from riemann_optax.edits import (
@@ -61,6 +62,7 @@ from riemann_optax.wrappers import (
     ResetUnitsState,
     RestartAtBoundaryState,
     SilentUnitsState,
+    SoftResetsState,
     UnitRule,
     dormant_units,
     least_useful_units,
@@ -73,6 +75,7 @@ from riemann_optax.wrappers import (
     restart_at_boundary,
     silent_units,
     skip_nonfinite,
+    soft_resets,
 )
 
 __all__ = [
@@ -99,6 +102,8 @@ __all__ = [
     "ScheduleFreeState",
     "SilentUnitsState",
     "SoapState",
+    "SoftResetsState",
+    "SpectralPullState",
     "Spectrum",
     "TrackEnergyState",
     "UnitRule",
@@ -106,6 +111,7 @@ __all__ = [
     "add_idle_noise",
     "add_isometry_pull",
     "add_metric_noise",
+    "add_spectral_pull",
     "anchor",
     "attach_field",
     "check_metric",
@@ -153,6 +159,7 @@ __all__ = [
     "silent_units",
     "skip_nonfinite",
     "soap",
+    "soft_resets",
     "split",
     "supply",
     "testing",

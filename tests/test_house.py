@@ -31,10 +31,10 @@ ORDER = {
         *("orthonormal", "layout", "account", "mesh", "coordinates", "bases", "schedule", "refresh"),
         *("frame", "task_boundary", "transform"),
     ),
-    "anchor": ("targets", "importance", "isometry", "pull"),
+    "anchor": ("targets", "importance", "isometry", "spectral", "pull"),
     "wrappers": (
         *("_codes", "guard", "precision", "norm_matched", "kinds", "restart"),
-        *("_hidden_layers", "_renewed_state", "unit_rules", "reset"),
+        *("_hidden_layers", "_renewed_state", "unit_rules", "reset", "soft_resets"),
     ),
     "fields": ("_numeric", "base", "closed_forms"),
     "optimizers": ("momentum", "schedule_free", "aliases", "eigenbasis", "soap"),

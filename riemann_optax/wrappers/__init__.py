@@ -11,6 +11,7 @@ from riemann_optax.wrappers.precision import (
 )
 from riemann_optax.wrappers.reset import ResetUnitsState, reset_units
 from riemann_optax.wrappers.restart import RestartAtBoundaryState, restart_at_boundary
+from riemann_optax.wrappers.soft_resets import SoftResetsState, soft_resets
 from riemann_optax.wrappers.unit_rules import (
     DormantUnitsState,
     LeastUsefulUnitsState,
@@ -30,6 +31,7 @@ __all__ = [
     "ResetUnitsState",
     "RestartAtBoundaryState",
     "SilentUnitsState",
+    "SoftResetsState",
     "UnitRule",
     "dormant_units",
     "least_useful_units",
@@ -42,4 +44,5 @@ __all__ = [
     "restart_at_boundary",
     "silent_units",
     "skip_nonfinite",
+    "soft_resets",
 ]
