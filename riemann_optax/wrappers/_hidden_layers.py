@@ -191,10 +191,11 @@ def _chain(arrays: _Arrays) -> list[tuple[int, list[int]]]:
             raise ValueError(_unclear(arrays, kernel, before, "may all come before it"))
     ends = [kernel for kernel in kernels if not readers[kernel]]
     if len(ends) != 1 or len(kernels) < 2:
-        listed = ", ".join(map(arrays.called, ends or kernels)) or "no kernel"
+        listed = ", ".join(map(arrays.called, ends or kernels)) or "any kernel"
+        why = "nothing reads the units of" if ends or not kernels else "sizes fit in a circle from"
         raise ValueError(
-            f"reset_units: the kernels are no chain of layers, for nothing reads the units of {listed}: say "
-            'which layer reads which, outgoing={"hidden": "head"}.'
+            f"reset_units: the kernels are no chain of layers, for {why} {listed}: say which layer reads "
+            'which, outgoing={"hidden": "head"}.'
         )
     return _sorted(arrays, {kernel: readers[kernel] for kernel in kernels if readers[kernel]})
 

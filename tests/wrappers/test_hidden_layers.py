@@ -70,6 +70,7 @@ AMBIGUOUS = {
     "all fit": kernels(hidden=(5, 4), one=(4, 2), two=(4, 3)),
     "may all come before it": kernels(one=(5, 4), two=(6, 4), head=(4, 2)),
     "all fit: say": kernels(Dense_0=(4, 4), Dense_1=(4, 4), Dense_2=(4, 4)),
+    "fit in a circle": kernels(one=(3, 4), two=(4, 3)),
     "nothing reads the units of": kernels(one=(4, 6), two=(5, 2)),
 }
 
