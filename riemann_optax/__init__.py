@@ -50,6 +50,7 @@ from riemann_optax.optimizers import (
     riemannian_sgd,
     schedule_free,
     soap,
+    starting_rate,
 )
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
 from riemann_optax.supply import value_and_grad
@@ -161,6 +162,7 @@ __all__ = [
     "soap",
     "soft_resets",
     "split",
+    "starting_rate",
     "supply",
     "testing",
     "track_energy",

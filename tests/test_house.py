@@ -37,7 +37,7 @@ ORDER = {
         *("_hidden_layers", "_renewed_state", "unit_rules", "reset", "soft_resets"),
     ),
     "fields": ("_numeric", "base", "closed_forms"),
-    "optimizers": ("momentum", "schedule_free", "aliases", "eigenbasis", "soap"),
+    "optimizers": ("momentum", "rate", "schedule_free", "aliases", "eigenbasis", "soap"),
     "geometry": ("maps", "retraction", "spectrum"),
     "inspect": ("recording", "live", "_evaluate", "describe"),
     "supply": (
