@@ -12,6 +12,7 @@ from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes
 from riemann_optax._declare import Declared
 from riemann_optax.eigenbasis import InEigenbasisState
+from riemann_optax.eigenbasis.mesh import on_auto_mesh
 from riemann_optax.phi import _state
 from riemann_optax.phi._layers import like_updates
 from riemann_optax.wrappers._hidden_layers import HiddenLayer, Side, hidden_layers
@@ -171,41 +172,52 @@ def reset_units(
         steps, inner_state = inner.update(updates, state.inner_state, params, **passed_on)
         if not layers:
             return steps, state._replace(count=optax.safe_increment(state.count), inner_state=inner_state)
-        seen = like_updates("reset_units", "activities", activities, bare)
-        moved = [
-            leaf + step.astype(leaf.dtype) for leaf, step in zip(leaves, jax.tree.leaves(steps), strict=True)
-        ]
-        chosen, rule_state = rule.update(
-            _of_layers(layers, structure, _activities(layers, jax.tree.leaves(seen), leaves)),
-            _of_layers(layers, structure, [_outgoing(one, moved) for one in layers]),
-            state.rule,
+        seen = _activities(
+            layers, jax.tree.leaves(like_updates("reset_units", "activities", activities, bare))
         )
-        masks = jax.tree.leaves(chosen)
-        spread = jax.tree.leaves(state.spread)
-        if initializer is None:
-            spread = _state.first_or(_spreads(layers, leaves), spread, state.count)
         next_key, draw_key = jax.random.split(state.key)
-        slices = _slices(layers, masks, len(leaves))
 
-        def renew(steps: list[Any], inner_state: Any) -> tuple[list[Any], Any]:
-            drawn = _drawn(layers, leaves, spread, draw_key, initializer)
-            weights = _renewed_weights(layers, masks, moved, drawn)
-            new_steps = [
-                where_new(own, (to - leaf).astype(step.dtype), step, leaf.shape)
-                for own, to, leaf, step in zip(slices, weights, leaves, steps, strict=True)
-            ]
-            begun = inner.init(_tree.like(weights, params))
-            return new_steps, renewed(inner_state, begun, renewal_of(params, weights, slices, axes))
+        def reset(
+            leaves: list[Any], steps: list[Any], seen: list[Any], own: tuple[Any, ...], draw_key: jax.Array
+        ) -> tuple[Any, ...]:
+            count, resets, spread, rule_state, inner_state = own
+            pairs = zip(leaves, steps, strict=True)
+            moved = [leaf + step.astype(leaf.dtype) for leaf, step in pairs]
+            chosen, rule_state = rule.update(
+                _of_layers(layers, structure, [h.reshape(-1, h.shape[-1]) for h in seen]),
+                _of_layers(layers, structure, [_outgoing(one, moved) for one in layers]),
+                rule_state,
+            )
+            masks = jax.tree.leaves(chosen)
+            if initializer is None:
+                spread = _state.first_or(_spreads(layers, leaves), spread, count)
+            slices = _slices(layers, masks, len(leaves))
 
-        some = jnp.any(jnp.stack([jnp.any(mask) for mask in masks]))
-        new_steps, inner_state = jax.lax.cond(
-            some, renew, lambda steps, inner_state: (steps, inner_state), jax.tree.leaves(steps), inner_state
+            def renew(steps: list[Any], inner_state: Any) -> tuple[list[Any], Any]:
+                drawn = _drawn(layers, leaves, spread, draw_key, initializer)
+                weights = _renewed_weights(layers, masks, moved, drawn)
+                new_steps = [
+                    where_new(new, (to - leaf).astype(step.dtype), step, leaf.shape)
+                    for new, to, leaf, step in zip(slices, weights, leaves, steps, strict=True)
+                ]
+                begun = inner.init(_tree.like(weights, params))
+                return new_steps, renewed(inner_state, begun, renewal_of(params, weights, slices, axes))
+
+            some = jnp.any(jnp.stack([jnp.any(mask) for mask in masks]))
+            steps, inner_state = jax.lax.cond(some, renew, lambda *same: same, steps, inner_state)
+            resets = sum((jnp.sum(mask).astype(resets.dtype) for mask in masks), start=resets)
+            return steps, (resets, spread, rule_state, inner_state)
+
+        # Masks of units meet weights with any sharding: on an Explicit mesh the compiler finds the rest.
+        old = (state.resets, jax.tree.leaves(state.spread), state.rule, inner_state)
+        step_leaves = jax.tree.leaves(steps)
+        new_steps, (resets, spread, rule_state, inner_state) = on_auto_mesh(
+            reset, (step_leaves, old), leaves, step_leaves, seen, (state.count, *old), draw_key
         )
-        number = sum((jnp.sum(mask).astype(jnp.int32) for mask in masks), start=state.resets)
         return _tree.like(new_steps, steps), ResetUnitsState(
             count=optax.safe_increment(state.count),
             key=next_key,
-            resets=number,
+            resets=resets,
             spread=jax.tree.unflatten(jax.tree.structure(state.spread), spread),
             rule=rule_state,
             inner_state=inner_state,
@@ -222,18 +234,18 @@ def _of_layers(layers: tuple[HiddenLayer, ...], structure: Any, values: list[Any
     return jax.tree.unflatten(structure, nodes)
 
 
-def _activities(layers: tuple[HiddenLayer, ...], seen: list[Any], leaves: list[Any]) -> list[jax.Array]:
+def _activities(layers: tuple[HiddenLayer, ...], seen: list[Any]) -> list[jax.Array]:
     """Return the activities of each hidden layer, shape [examples, units]."""
     found = []
     for one in layers:
         given = seen[one.kernel.leaf]
         if np.shape(given)[-1:] != (one.units,):
             raise ValueError(
-                f"activities has shape {np.shape(given)} at the kernel of shape "
-                f"{leaves[one.kernel.leaf].shape}: its last axis must be the {one.units} units, with batch "
-                "axes in front of it."
+                f"activities has shape {np.shape(given)} at a kernel of {one.units} units: these must be its "
+                "last axis, with batch axes in front of it."
             )
-        found.append(jnp.reshape(given, (-1, one.units)))
+        given = jnp.asarray(given)
+        found.append(given[None] if given.ndim == 1 else given)
     return found
 
 

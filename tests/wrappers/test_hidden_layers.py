@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
+from jax.sharding import AxisType, NamedSharding
 
 import riemann_optax as ro
 
@@ -237,7 +238,7 @@ def test_without_activities_it_says_how_to_make_them():
     tx = ro.reset_units(optax.sgd(0.1), ro.dormant_units())
     with pytest.raises(ValueError, match=r"^reset_units needs the extra argument activities"):
         tx.update(params, tx.init(params), params)
-    with pytest.raises(ValueError, match=r"activities has shape \(2, 5\) at the kernel of shape \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"activities has shape \(2, 5\) at a kernel of 4 units"):
         reset(params, tx, seen=seen_like(params, outputs=0))
 
 
@@ -249,3 +250,27 @@ def test_narrow_state_keeps_its_types():
     types = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), one) for one in (first, state)]
     assert types[0] == types[1]
     assert not state.inner_state.inner_state[0].mu["hidden"]["kernel"][:, -1].any()
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_on_a_mesh_the_same_units_are_drawn_to_the_same_weights(kind):
+    params, seen = kernels(hidden=(4, 8), head=(8, 2)), {"hidden": {"kernel": jnp.ones([4, 8])}}
+    seen["hidden"]["kernel"] = seen["hidden"]["kernel"].at[:, 3::4].set(0.0)
+    seen["head"] = {"kernel": jnp.ones([4, 2])}
+    tx = ro.reset_units(optax.adam(0.1), ro.least_useful_units(0.25, maturity=0))
+    expected, own = jax.jit(tx.update)(params, tx.init(params), params, activities=seen)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind, kind))
+    with jax.set_mesh(mesh):
+        specs = {"hidden": jax.P("x", "y"), "head": jax.P("y", None)}
+        placed = {
+            name: {"kernel": jax.device_put(layer["kernel"], NamedSharding(mesh, specs[name]))}
+            for name, layer in params.items()
+        }
+        spread = jax.tree.map(lambda h: jax.device_put(h, NamedSharding(mesh, jax.P("x", None))), seen)
+        found, state = jax.jit(tx.update)(placed, tx.init(placed), placed, activities=spread)
+    assert state.resets == own.resets == 2
+    for name, layer in found.items():
+        np.testing.assert_allclose(layer["kernel"], expected[name]["kernel"], rtol=1e-5, atol=1e-6)
+        assert layer["kernel"].sharding.is_equivalent_to(placed[name]["kernel"].sharding, 2)
+    first = state.inner_state[0].mu["hidden"]["kernel"]
+    np.testing.assert_array_equal(np.asarray(first)[:, 3::4], 0)
