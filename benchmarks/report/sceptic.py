@@ -88,8 +88,8 @@ def chapter(suite: Suite, everything: Suite, entries: continual.Entries, records
 - *Nobody has your rate.* With nothing tuned, at a rate computed from the number of weights alone, the drop-in
   takes {untuned(everything)} of tuned AdamW's steps.
 - *These are toys.* {of_size(records)}
-- *Steps are not seconds.* `python -m benchmarks.step_cost` times updates; [all tables](TABLES.md) have seconds
-  to a target.
+- *Steps are not seconds.* `python -m benchmarks.step_cost` times updates; [all tables](TABLES.md) have the
+  seconds to a target.
 - *The rivals are straw men.* Peers are Optax's own where Optax has them. The rivals on the {streams} streams
   are written from their papers and tested against their formulas step by step.
 """
