@@ -12,7 +12,7 @@ from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.models import MODELS
 from riemann_optax.examples.train.chooser import as_text
 from riemann_optax.examples.train.loop import CHUNK
-from riemann_optax.examples.train.optimizers import OPTIMIZERS, MetricOptions, own_default
+from riemann_optax.examples.train.optimizers import EXTENDED, OPTIMIZERS, MetricOptions, own_default
 from riemann_optax.examples.train.phis import PHIS
 from riemann_optax.examples.train.placement import SHARDS
 from riemann_optax.examples.train.processes import Cluster
@@ -230,7 +230,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--checkpoint-every", type=count, default=200, help=f"rounded up to a multiple of {CHUNK}"
     )
     existing = output.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="continue the run in --out")
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out; with more --steps than a finished run had, "
+        + EXTENDED.replace("%", "%%"),
+    )
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     output.add_argument("--tensorboard", action="store_true", help="write TensorBoard logs too")
     output.add_argument("--quiet", action="store_true", help="no progress, only the table")

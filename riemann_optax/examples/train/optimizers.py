@@ -1,7 +1,8 @@
 """The optimisers the trainer compares: a Riemannian metric, and a baseline by its Optax name."""
 
 import inspect
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -60,20 +61,37 @@ def own_default(optimizer: str, argument: str) -> Any:
     return inspect.signature(getattr(ro, optimizer)).parameters[argument].default
 
 
-def schedule_for(optimizer: str, rate: jax.typing.ArrayLike, steps: int) -> optax.Schedule:
+# What --resume --steps MORE makes of the schedule of a run that has finished.
+EXTENDED = (
+    "the rate warms up again over 5% of the added steps and decays to 0 over the rest; "
+    "that of a schedule-free optimiser stays as it is"
+)
+
+
+def schedule_for(
+    optimizer: str, rate: jax.typing.ArrayLike, steps: int, extended_at: Sequence[int] = ()
+) -> optax.Schedule:
     """Return the schedule of an optimiser: none but a warm-up where averaging takes its place, else a cosine.
 
     Args:
       optimizer: one of :data:`OPTIMIZERS`, or a baseline's name.
       rate: the highest rate; may be traced.
       steps: number of steps of the whole run.
+      extended_at: the lengths that the run had before each extension; see :data:`EXTENDED`.
 
     Returns:
       A schedule.
+
+    Examples:
+      >>> schedule = schedule_for("adamw", 1.0, 200, extended_at=[100])
+      >>> [round(float(schedule(count)), 2) for count in (4, 99, 100, 104, 199)]
+      [1.0, 0.0, 0.2, 1.0, 0.0]
     """
     if "schedule_free" in optimizer:
         return warmup_constant(rate, own_default(_SCHEDULE_FREE, "warmup_steps"))
-    return warmup_cosine(rate, steps)
+    ends = [0, *extended_at, steps]
+    rounds = [warmup_cosine(rate, end - begin) for begin, end in itertools.pairwise(ends)]
+    return rounds[0] if len(rounds) == 1 else optax.join_schedules(rounds, ends[1:-1])
 
 
 def build_metric(
