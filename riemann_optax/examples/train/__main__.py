@@ -3,6 +3,7 @@
     python -m riemann_optax.examples.train
     python -m riemann_optax.examples.train --data text --tensorboard
     python -m riemann_optax.examples.train --phi help
+    python -m riemann_optax.examples.train --phi my_module:my_phi
     python -m riemann_optax.examples.train --compare activity maintenance_energy secant_curvature
     python -m riemann_optax.examples.train --out runs/1 --resume --steps 1200
 

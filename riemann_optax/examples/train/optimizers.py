@@ -12,7 +12,7 @@ import riemann_optax as ro
 from riemann_optax._tree import find_states
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.schedule import warmup_constant, warmup_cosine
-from riemann_optax.examples.train.phis import PHIS
+from riemann_optax.examples.train.phis import find
 
 OPTIMIZERS = ("riemannian_adamw", "riemannian_eigenbasis", "riemannian_sgd", "riemannian_schedule_free")
 _SCHEDULE_FREE = "riemannian_schedule_free"
@@ -32,7 +32,7 @@ class MetricOptions(NamedTuple):
 
     Attributes:
       optimizer: one of :data:`OPTIMIZERS`.
-      phi: a key of :data:`riemann_optax.examples.train.phis.PHIS`.
+      phi: a name that :func:`riemann_optax.examples.train.phis.find` knows.
       alpha: the weight of phi in ``E``.
       role: ``"metric"`` divides by E (the paper's equations), ``"inverse_metric"`` multiplies (its text).
       conformal: the group over which E is rescaled to the mean of phi, or ``"none"``.
@@ -111,7 +111,7 @@ def build_metric(
         one that is in it already.
     """
     said: dict[str, Any] = {
-        "phi": None if options.phi is None else PHIS[options.phi].factory(),
+        "phi": None if options.phi is None else find(options.phi).factory(),
         "alpha": options.alpha,
         "weight_decay": options.weight_decay,
     }
@@ -158,7 +158,7 @@ def explain(options: MetricOptions) -> str:
         says = f"Each gradient is divided by E = {scale}: where E is large, weights move little."
     else:
         says = f"Each gradient is multiplied by 1/E = {scale}: where E is large, weights move little."
-    summary = PHIS[_OWN_PHI[options.optimizer] if options.phi is None else options.phi].summary
+    summary = find(_OWN_PHI[options.optimizer] if options.phi is None else options.phi).summary
     return f"{says}\nphi: {summary[0].lower()}{summary[1:]}"
 
 
