@@ -16,7 +16,8 @@ version = release = riemann_optax.__version__
 root_doc = "docs/index"
 include_patterns = [
     *("docs/*.md", "docs/recipes/*.md", "docs/api/*", "notebooks/*.ipynb"),
-    *("benchmarks/REPORT.md", "tests/TRUST.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+    *("benchmarks/REPORT.md", "benchmarks/TABLES.md", "tests/TRUST.md"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
 ]
 exclude_patterns = ["site", "build", "dist", "runs", ".*", "**/.*"]
 extensions = [

@@ -49,6 +49,7 @@ from riemann_optax.optimizers import (
     riemannian_sgd,
     schedule_free,
     soap,
+    starting_rate,
 )
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
 from riemann_optax.supply import value_and_grad
@@ -136,6 +137,7 @@ __all__ = [
     "skip_nonfinite",
     "soap",
     "split",
+    "starting_rate",
     "supply",
     "testing",
     "track_energy",

@@ -34,7 +34,7 @@ ORDER = {
     "anchor": ("targets", "importance", "isometry", "pull"),
     "wrappers": ("_codes", "guard", "precision", "norm_matched", "kinds", "restart"),
     "fields": ("_numeric", "base", "closed_forms"),
-    "optimizers": ("momentum", "schedule_free", "aliases", "eigenbasis", "soap"),
+    "optimizers": ("momentum", "rate", "schedule_free", "aliases", "eigenbasis", "soap"),
     "geometry": ("maps", "retraction", "spectrum"),
     "inspect": ("recording", "live", "_evaluate", "describe"),
     "supply": (

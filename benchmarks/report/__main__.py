@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.report import compose, pictures, readme_picture, site, suite
+from benchmarks.report import compose, details, pictures, readme_picture, site, suite
 from benchmarks.shared.command import RESULTS
 from benchmarks.shared.records import Records
 
@@ -39,7 +39,9 @@ def main(arguments: list[str]) -> None:
     for name, draw in pictures.PICTURES.items():
         draw(found.complete, options.results / name)
     options.out.write_text(compose.page(found, options.results))
-    say(f"wrote {options.out} and {len(pictures.PICTURES)} pictures", soft_wrap=True)
+    tables = options.out.with_name("TABLES.md")
+    tables.write_text(details.page(found.complete, options.results))
+    say(f"wrote {options.out}, {tables} and {len(pictures.PICTURES)} pictures", soft_wrap=True)
 
 
 if __name__ == "__main__":

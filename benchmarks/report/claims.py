@@ -62,7 +62,7 @@ def of_aliases(suite: Suite) -> list[Claim]:
         if all(rows.values()):
             result.append(
                 Claim(
-                    f"steps to the far target, {alias} at its recommended rate over {TUNED_ADAMW}",
+                    f"steps to the far target, {alias} at ro.starting_rate over {TUNED_ADAMW}",
                     mean_against(suite, rows),
                     1.0,
                     "nothing tuned" + _missing([task for task, row in rows.items() if _missed(row)]),

@@ -26,7 +26,6 @@ from benchmarks.time_to_target.methods import (
     VECTORS_SCHEDULE_FREE,
 )
 from benchmarks.time_to_target.search import MISS
-from riemann_optax.optimizers import RECOMMENDED_RATES
 
 NESTEROV_RMSPROP, FREE_ADAMW = "RMSprop with Nesterov", "schedule-free AdamW"
 # Ours beside the peer that has the same momentum, bias correction, averaging and basis.
@@ -56,7 +55,7 @@ def of_alias(suite: Suite, alias: str) -> str:
     said += f"own rate tuned; {over(suite, alias, DEFAULT_BETAS)} x those of {DEFAULT_BETAS}"
     rows = {task: suite.recommended("far", task, alias) for task in suite.tasks}
     if all(rows.values()):
-        said += f"; {number(mean_against(suite, rows))} x at {RECOMMENDED_RATES[alias]:g}, nothing tuned"
+        said += f"; {number(mean_against(suite, rows))} x at `ro.starting_rate`, nothing tuned"
     return said
 
 
@@ -200,6 +199,12 @@ counts as a miss.
 
 {recommendations(suite, everything, entries)}
 
+## Where it loses
+
+{losses(suite, everything, entries)}
+
+`kfac-jax` 0.0.8 does not run on the JAX used here, so it is no peer.
+
 ## Which part of it is the metric's
 
 Peers with the same settings gain most of what the metric gains over AdamW: bias correction, a tuned memory
@@ -210,12 +215,6 @@ and momentum, Nesterov's momentum, averaging, a basis. Steps over the steps of s
 Of the gain over well-tuned momentum the controls keep, in the median over tasks: {kept(suite)}. What is
 left is the metric's direction, and activity points where RMSprop does. What the metric adds to that is its
 form: half of the state, a finite alpha, edits between the stages, and phis that are not activity.
-
-## What loses
-
-{losses(suite, everything, entries)}
-
-`kfac-jax` 0.0.8 does not run on the JAX used here, so it is no peer.
 
 ## What was to be shown
 

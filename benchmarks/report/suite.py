@@ -1,6 +1,7 @@
 """The numbers of the time-to-target suite, task by task and over all tasks."""
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from benchmarks.time_to_target.methods import (
     OURS,
     PERMUTED,
     TUNED_ADAMW,
-    recommended_exponent,
+    starting_exponent,
 )
 from benchmarks.time_to_target.search import MISS
 from benchmarks.time_to_target.summary import Row, chosen, fresh
@@ -79,12 +80,17 @@ class Suite(NamedTuple):
         return self.on(task for task, table in tables.items() if known <= set(table))
 
     def recommended(self, target: str, task: str, alias: str) -> Row | None:
-        """Return an alias at its recommended rate, nothing tuned; None where it has not been run."""
-        return fresh(self.records[task], alias, {}, recommended_exponent(alias), target)
+        """Return an alias at ``ro.starting_rate``, nothing tuned; None where it has not been run."""
+        return fresh(self.records[task], alias, {}, _starting_exponent(task), target)
 
     def misses(self, target: str, name: str) -> list[str]:
         """Return the tasks on which at least half of the seeds miss the target."""
         return [task for task in self.tasks if np.isinf(self.steps(target, task, name))]
+
+
+@cache
+def _starting_exponent(task: str) -> float:
+    return starting_exponent(TASKS[task]().init(0))
 
 
 def load(folder: Path) -> Suite:

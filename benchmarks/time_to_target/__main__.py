@@ -17,7 +17,7 @@ from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.defaults import choices
 from benchmarks.time_to_target.freeze import frozen
-from benchmarks.time_to_target.methods import ALIASES, METHODS, OURS, recommended_exponent
+from benchmarks.time_to_target.methods import ALIASES, METHODS, OURS, starting_exponent
 from benchmarks.time_to_target.search import FULL, QUICK, Search, sanity
 from benchmarks.time_to_target.table import table
 from benchmarks.time_to_target.targets import NAMES, TARGETS, Targets
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> None:
                     best = one.best(trials, target)
                     one.fresh(best.point, best.exponent)
                 if name in ALIASES:
-                    one.fresh({}, recommended_exponent(name))
+                    one.fresh({}, starting_exponent(one.task.init(0)))
     for task_name, records in all_records.items():
         console.print(table(task_name, records))
 

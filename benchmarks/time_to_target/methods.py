@@ -13,7 +13,6 @@ from benchmarks.shared.experiment import Role
 from benchmarks.shared.tuning import Point
 from benchmarks.time_to_target import points
 from riemann_optax.examples.schedule import warmup_cosine
-from riemann_optax.optimizers import RECOMMENDED_RATES
 
 Make = Callable[..., optax.GradientTransformation]
 Side = Literal["both", "vector"]  # matrices, or vectors too
@@ -260,9 +259,9 @@ ALIASES: dict[str, Method] = {
 }
 
 
-def recommended_exponent(alias: str) -> float:
-    """Return where the library tells people to begin, as a power of two."""
-    return round(math.log2(RECOMMENDED_RATES[alias]), 4)
+def starting_exponent(params: Any) -> float:
+    """Return where the library tells people to begin with a model of that size, as a power of two."""
+    return round(math.log2(ro.starting_rate(params)), 4)
 
 
 METHODS: dict[str, Method] = ALIASES | {

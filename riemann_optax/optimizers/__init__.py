@@ -8,6 +8,7 @@ from riemann_optax.optimizers.aliases import (
 )
 from riemann_optax.optimizers.eigenbasis import riemannian_eigenbasis
 from riemann_optax.optimizers.momentum import ema
+from riemann_optax.optimizers.rate import starting_rate
 from riemann_optax.optimizers.schedule_free import (
     ScheduleFreeState,
     eval_params,
@@ -27,4 +28,5 @@ __all__ = [
     "riemannian_sgd",
     "schedule_free",
     "soap",
+    "starting_rate",
 ]

@@ -143,9 +143,8 @@ def riemannian_adamw(
     bias-corrected running mean with Nesterov's look-ahead. The chain: :func:`compute_metric` with a conformal
     metric, :func:`ema` as its second stage, decoupled weight decay, ``optax.scale_by_learning_rate``.
 
-    **Rates** have the units of ``optax.adamw``: take the one you have. If you have none, begin at 0.003
-    (about a million weights); take 0.01 below 200,000, 0.002 for 20 million and 0.001 above 100 million,
-    as for AdamW.
+    **Rates** have the units of ``optax.adamw``: take the one you have. If you have none, begin at 0.003 for
+    about a million weights; :func:`starting_rate` returns the rate for another size.
 
     **State**: one value per weight of a matrix, for the momentum, and one per row and column; AdamW has two.
 
@@ -238,8 +237,9 @@ def riemannian_schedule_free(
     momentum and of the schedule. **Evaluate and keep** ``ro.eval_params(state, params)``: the parameters that
     are trained are not the average.
 
-    **Rates** have the units of ``optax.adamw``, at their peak: begin at 0.003. The rate rises linearly over
-    the first ``warmup_steps`` and then stays. State: one value per weight of a matrix and one per row and
+    **Rates** have the units of ``optax.adamw``, at their peak: begin at 0.003 for about a million weights
+    (:func:`starting_rate` for another size). The rate rises linearly over the first ``warmup_steps`` and then
+    stays. State: one value per weight of a matrix and one per row and
     column.
 
     Args:

@@ -59,7 +59,7 @@ def riemannian_eigenbasis(
     axes of the weights it would cost one more product per step.
 
     **Rates** are those of ``optax.adamw``: take the one you have; this optimiser often bears twice as much.
-    If you have none, begin at 0.003.
+    If you have none, begin at 0.003 for about a million weights (:func:`starting_rate` for another size).
 
     **State**: one value per weight of a matrix for the momentum, and factor and basis of the shorter side, in
     bfloat16: 1.5 times the weights of a Transformer with separate query, key and value, and one percent for

@@ -1,10 +1,12 @@
 """The report: its numbers are those of the records, also where something misses."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks.report import __main__ as command
-from benchmarks.report import claims, continual, page, short, suite
+from benchmarks.report import claims, compose, continual, details, page, short, suite
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target import __main__ as time_to_target
 from benchmarks.time_to_target import tasks
@@ -27,6 +29,7 @@ from benchmarks.time_to_target.methods import (
 from benchmarks.time_to_target.runs import Run
 from benchmarks.time_to_target.search import MISS, Search
 
+ROOT = Path(command.__file__).parents[1]
 TASKS = ("regression", "saddle", "plateau")
 # Steps to lose a factor of ten at the best rate, 1/8 for all; twice as many where a rate is off by two.
 SLOWNESS = {
@@ -104,13 +107,27 @@ def test_the_page_is_made_of_the_records_alone(folder, monkeypatch):
 
     monkeypatch.setattr(Search, "_run", never)
     command.main(["--results", str(folder), "--out", str(folder / "REPORT.md")])
-    text = (folder / "REPORT.md").read_text()
-    assert all(name in text for name in METHODS)
-    assert all(task in text for task in TASKS)
-    assert "**missed**" in text
-    assert "nan" not in text
+    report, tables = (folder / "REPORT.md").read_text(), (folder / "TABLES.md").read_text()
+    assert all(name in report and name in tables for name in METHODS)
+    assert all(task in tables for task in TASKS)
+    assert "**missed**" in report
+    assert "nan" not in report + tables
     for name in command.pictures.PICTURES:
         assert (folder / name).stat().st_size > 10_000
+
+
+def test_the_report_is_a_readers_page():
+    """At most 200 lines: first what to use when, then where it loses, then the tables."""
+    lines = (ROOT / "REPORT.md").read_text().splitlines()
+    assert len(lines) <= 200
+    chapters = [line for line in lines if line.startswith("## ")]
+    assert chapters[:2] == ["## What to use when", "## Where it loses"]
+
+
+def test_the_committed_pages_say_what_the_records_say():
+    found = suite.load(ROOT / "results" / "time_to_target")
+    assert (ROOT / "REPORT.md").read_text() == compose.page(found, ROOT / "results")
+    assert (ROOT / "TABLES.md").read_text() == details.page(found.complete, ROOT / "results")
 
 
 def test_a_miss_is_infinite_and_is_named(found, monkeypatch):

@@ -1,0 +1,93 @@
+"""The second page: every table of the suite and of the streams, from which the first is drawn."""
+
+from pathlib import Path
+
+from benchmarks.report import continual
+from benchmarks.report import page as parts
+from benchmarks.report.suite import Suite
+from benchmarks.shared.records import Records
+from benchmarks.time_to_target.methods import OURS
+
+
+def of_suite(suite: Suite, entries: continual.Entries, folder: Path) -> str:
+    """Return the tables on time to target."""
+    return f"""\
+## Time to target, further
+
+How the trials were made and the table over all tasks are in [the report](REPORT.md).
+
+### What the metric's direction does
+
+How much of each gain remains when a control removes the metric's direction. On the tasks it is the
+gain of "{OURS}" over the re-tuned base (the better of momentum and Nesterov, both tuned), in the logarithm
+of the steps to the near target; on the streams the gain over tuned plain SGD. The controls, each tuned
+anew: the same values of phi shuffled within each leaf (*permuted phi*), one value per leaf (*leaf-mean
+phi*), the base's direction at the metric's step length (*norm-matched base*), everything but the metric
+(*re-tuned base*).
+
+{parts.controls_table(suite, entries)}
+
+Sanity check: at learning rate 0 the loss stays where it started.
+
+{parts.sanity_table(suite)}
+
+### What is the metric's, and what is Nesterov's, bias correction's, and the memory's
+
+The same liberties for all: steps over those of RMSprop with bias correction, Nesterov momentum behind
+it, and both decays tuned.
+
+{parts.liberties_table(suite)}
+
+### Defaults, chosen by the other tasks
+
+For each task the point (alpha, decay, momentum) with the fewest steps on all *other* tasks, with only
+its rate tuned on the task itself, and then with the median rate of the other tasks as well. Median steps
+to the far target.
+
+{parts.defaults_table(suite)}
+
+### Task by task
+
+Median steps [quartiles] over the fresh seeds to the far target (in brackets):
+
+{parts.task_table(suite, "far")}
+
+and to the near one:
+
+{parts.task_table(suite, "near")}
+
+Seconds to the far target on one core, training + compiling:
+
+{parts.seconds_table(suite)}
+
+Loss at the end on examples that were never trained on (of the runs tuned for the far target):
+
+{parts.held_out_table(suite)}
+
+![Steps by number of trials](results/report_trials.png)
+
+![Steps by rate](results/report_rates.png)
+
+![Loss by energy](results/report_energy.png)
+
+(A run that rises to twice its first loss is not drawn further.)
+
+### Records
+
+{parts.records_table(suite, folder)}
+
+`python -m benchmarks.time_to_target` goes on where its records end; with `--tasks`, `--optimizers` and
+another `--out` it repeats any cell. On the same machine a repeated cell agrees to the last digit.
+"""
+
+
+def page(suite: Suite, results: Path) -> str:
+    """Return the page."""
+    entries = list(Records(results / "continual.jsonl"))
+    opening = """\
+# All tables
+
+Written by `python -m benchmarks.report` from `benchmarks/results/` alone, as [the report](REPORT.md) is.
+"""
+    chapters = [opening, of_suite(suite, entries, results / "time_to_target"), continual.chapter(entries)]
+    return "\n".join(chapters)
