@@ -203,7 +203,16 @@ class _Surgery:
         reason = self._misfit(index, place, before, weight)
         if reason is None and weight is None and self._lost_all_arrays(index, before):
             return "none of the arrays it belongs to fits"
+        if reason is None and self._has_turned_weights(index, before):
+            return "the weights it holds are in other coordinates"
         return reason
+
+    def _has_turned_weights(self, index: int, before: Station) -> bool:
+        """Whether a state holds weights in other coordinates: it then has to capture all of them anew."""
+        station = self.new[index]
+        places = [p for p in station.arrays if growing.holds_weights(station, p) and p in before.arrays]
+        weights = [growing.weight_of(place, self.weights) for place in places]
+        return any(weight is not None and not self._same_coordinates(index, weight) for weight in weights)
 
     def _lost_all_arrays(self, index: int, before: Station) -> bool:
         """Whether a state has arrays of weights and keeps none: its count is of nothing then."""

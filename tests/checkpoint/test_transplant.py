@@ -197,6 +197,24 @@ def test_what_an_eigenbasis_turns_begins_anew():
         assert any(path.endswith(".ema['bias']") for path in report.kept)
 
 
+def test_a_state_whose_weights_are_in_other_coordinates_captures_all_of_them_anew():
+    plain = ro.scale_by_metric(ro.phi.modification_energy())
+    turned = ro.in_eigenbasis(plain, sides="both")
+    _, state = advance(plain, params(), plain.init(params()), 0)
+    moved, report = transplant(state, turned, params())
+    reason = "the weights it holds are in other coordinates"
+    assert (
+        report.begun_anew[".inner[0].phi.count"]
+        == report.begun_anew[".inner[0].phi.energy['bias']"]
+        == reason
+    )
+    assert ".inner[0].count" in report.kept
+    fresh = turned.init(params())
+    _, expected = turned.update(params(), fresh, params())
+    _, found = turned.update(params(), moved, params())
+    jax.tree.map(np.testing.assert_array_equal, found.inner[0].phi, expected.inner[0].phi)
+
+
 def test_other_sides_are_other_coordinates():
     def sides(which):
         return ro.in_eigenbasis(optax.trace(0.9), sides=which)
