@@ -44,7 +44,8 @@ ORDER = {
         *("program", "taps", "calls", "flax_nnx", "flax_linen", "haiku_modules", "equinox_modules"),
         *("functional", "making", "step"),
     ),
-    "testing": ("field", "_needs", "phi", "examples"),
+    "checkpoint": ("saving", "matching", "growing", "transplanting"),
+    "testing": ("field", "_needs", "_sharded", "phi", "examples"),
     "examples": (
         *("errors", "data", "hub", "datasets", "models", "schedule"),
         *("train", "compare", "linen_loop"),
