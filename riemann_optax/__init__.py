@@ -7,6 +7,7 @@ from riemann_optax._axes import MatrixAxes, kernel_axes
 from riemann_optax._version import __version__ as __version__
 from riemann_optax.anchor.isometry import IsometryPullState, add_isometry_pull
 from riemann_optax.anchor.pull import AnchoredWeightsState, add_anchored_weights
+from riemann_optax.anchor.spectral import SpectralPullState, add_spectral_pull
 from riemann_optax.boundary import ConsolidatingState, consolidate
 from riemann_optax.covector import Covector, MetricAttachedError
 from riemann_optax.edits import (
@@ -55,17 +56,28 @@ from riemann_optax.optimizers import (
 from riemann_optax.scaling import in_orthonormal_frame, scale_by_inverse_metric, scale_by_metric
 from riemann_optax.supply import value_and_grad
 from riemann_optax.wrappers import (
+    DormantUnitsState,
+    LeastUsefulUnitsState,
     LowPrecisionState,
     MasterWeightsState,
     NormMatchedBaseState,
+    ResetUnitsState,
     RestartAtBoundaryState,
+    SilentUnitsState,
+    SoftResetsState,
+    UnitRule,
+    dormant_units,
+    least_useful_units,
     low_precision_state,
     master_weights,
     norm_matched_base,
     parameter_kinds,
     partition_by_kind,
+    reset_units,
     restart_at_boundary,
+    silent_units,
     skip_nonfinite,
+    soft_resets,
 )
 
 __all__ = [
@@ -75,9 +87,11 @@ __all__ = [
     "ConsolidatingState",
     "Covector",
     "Description",
+    "DormantUnitsState",
     "InEigenbasisState",
     "IsometryPullState",
     "LeafDescription",
+    "LeastUsefulUnitsState",
     "LowPrecisionState",
     "MasterWeightsState",
     "MatrixAxes",
@@ -85,15 +99,21 @@ __all__ = [
     "MetricNoiseState",
     "NormMatchedBaseState",
     "RecordMetricState",
+    "ResetUnitsState",
     "RestartAtBoundaryState",
     "ScheduleFreeState",
+    "SilentUnitsState",
     "SoapState",
+    "SoftResetsState",
+    "SpectralPullState",
     "Spectrum",
     "TrackEnergyState",
+    "UnitRule",
     "add_anchored_weights",
     "add_idle_noise",
     "add_isometry_pull",
     "add_metric_noise",
+    "add_spectral_pull",
     "anchor",
     "attach_field",
     "check_metric",
@@ -103,6 +123,7 @@ __all__ = [
     "compute_metric",
     "consolidate",
     "describe",
+    "dormant_units",
     "ema",
     "eval_params",
     "fields",
@@ -110,6 +131,7 @@ __all__ = [
     "in_eigenbasis",
     "in_orthonormal_frame",
     "kernel_axes",
+    "least_useful_units",
     "low_precision_state",
     "master_weights",
     "metric_at",
@@ -126,6 +148,7 @@ __all__ = [
     "phi",
     "preconditioned_spectrum",
     "record_metric",
+    "reset_units",
     "restart_at_boundary",
     "retract",
     "riemannian_adamw",
@@ -136,8 +159,10 @@ __all__ = [
     "scale_by_metric",
     "schedule_free",
     "sharding",
+    "silent_units",
     "skip_nonfinite",
     "soap",
+    "soft_resets",
     "split",
     "starting_rate",
     "supply",

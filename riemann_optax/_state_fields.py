@@ -18,6 +18,7 @@ class StateFields(NamedTuple):
       refused: fields that depend on the coordinates and cannot be carried from one basis to another.
       captured: those linear fields that ``init`` fills with the weights, before there is a basis.
       nonnegative: those squared fields that are never negative, such as second moments.
+      weights: those linear fields that hold weights: where a weight is drawn anew they hold the new one.
     """
 
     linear: tuple[str, ...] = ()
@@ -25,6 +26,7 @@ class StateFields(NamedTuple):
     refused: tuple[str, ...] = ()
     captured: tuple[str, ...] = ()
     nonnegative: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
 
 
 def declare_fields(
@@ -32,11 +34,12 @@ def declare_fields(
     squared: tuple[str, ...] = (),
     captured: tuple[str, ...] = (),
     nonnegative: tuple[str, ...] = (),
+    weights: tuple[str, ...] = (),
 ) -> Callable[[type[T]], type[T]]:
     """Declare, on a state class, how its fields change with the coordinates of the weights.
 
-    Sets the class attributes ``linear_fields``, ``squared_fields``, ``captured_fields`` and
-    ``nonnegative_fields``, which a class may as well have without this decorator.
+    Sets the class attributes ``linear_fields``, ``squared_fields``, ``captured_fields``,
+    ``nonnegative_fields`` and ``weight_fields``, which a class may as well have without this decorator.
 
     Args:
       linear: fields that are linear in gradients or weights, such as a momentum or a copy of the weights.
@@ -44,6 +47,8 @@ def declare_fields(
       captured: those linear fields that ``init`` fills with the weights; better leave that to the first
         update.
       nonnegative: those squared fields that are never negative: 8-bit state then spends no bit on a sign.
+      weights: those linear fields that hold weights, such as an anchor: where
+        :func:`riemann_optax.reset_units` draws a weight anew they hold the new one, and no longer the old.
 
     Raises:
       ValueError: for a name that is no field of the class.
@@ -55,6 +60,7 @@ def declare_fields(
                 raise ValueError(f"{kind.__name__} has no field {name!r} to declare.")
         kind.linear_fields, kind.squared_fields = linear, squared  # type: ignore[attr-defined]
         kind.captured_fields, kind.nonnegative_fields = captured, nonnegative  # type: ignore[attr-defined]
+        kind.weight_fields = weights  # type: ignore[attr-defined]
         return kind
 
     return declare
@@ -109,8 +115,8 @@ def state_fields(kind: type[Any]) -> StateFields:
 
     Optax declares nothing; its own classes are in a table here.
     """
-    names = ("linear_fields", "squared_fields", "refused_fields", "captured_fields", "nonnegative_fields")
-    own = StateFields(*(tuple(getattr(kind, name, ())) for name in names))
+    names = ("linear", "squared", "refused", "captured", "nonnegative", "weight")
+    own = StateFields(*(tuple(getattr(kind, f"{name}_fields", ())) for name in names))
     if any(own) or kind.__module__.split(".")[0] != "optax":
         return own
     found = _OPTAX_STATES.get(kind.__name__, own)

@@ -31,8 +31,11 @@ ORDER = {
         *("orthonormal", "layout", "account", "mesh", "coordinates", "bases", "schedule", "refresh"),
         *("frame", "task_boundary", "transform"),
     ),
-    "anchor": ("targets", "importance", "isometry", "pull"),
-    "wrappers": ("_codes", "guard", "precision", "norm_matched", "kinds", "restart"),
+    "anchor": ("targets", "importance", "isometry", "spectral", "pull"),
+    "wrappers": (
+        *("_codes", "guard", "precision", "norm_matched", "kinds", "restart"),
+        *("_hidden_layers", "_renewed_state", "unit_rules", "reset", "soft_resets"),
+    ),
     "fields": ("_numeric", "base", "closed_forms"),
     "optimizers": ("momentum", "rate", "relative", "schedule_free", "aliases", "eigenbasis", "soap"),
     "geometry": ("maps", "retraction", "spectrum"),
@@ -41,7 +44,8 @@ ORDER = {
         *("program", "taps", "calls", "flax_nnx", "flax_linen", "haiku_modules", "equinox_modules"),
         *("functional", "making", "step"),
     ),
-    "testing": ("field", "_needs", "phi", "examples"),
+    "checkpoint": ("saving", "matching", "growing", "transplanting"),
+    "testing": ("field", "_needs", "_sharded", "phi", "examples"),
     "examples": (
         *("errors", "data", "hub", "datasets", "models", "schedule"),
         *("train", "compare", "linen_loop"),

@@ -4,10 +4,17 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import riemann_optax as ro
-from benchmarks.continual.network import Network, on_layers, permuted_once
+from benchmarks.continual.network import (
+    Network,
+    from_the_second_task_on,
+    on_layers,
+    permuted_once,
+    with_activities,
+)
 from benchmarks.continual.peers import penalties
 from benchmarks.continual.peers.continual_backprop import continual_backprop
 from benchmarks.continual.peers.shrink_and_perturb import shrink_and_perturb
@@ -18,6 +25,7 @@ from benchmarks.shared.tuning import Axis
 DECAY = 0.985  # of the mean square, for the metric and for RMSprop
 OTHERS = (0.999, 0.9)  # memories of RMSprop in the strongest published combination, beside DECAY
 MATURITY = 100  # updates, of continual backpropagation, as published
+EVERY = 100  # updates between two choices of units, or of their limits; published is a task of 100
 OURS, BASE = "metric + pull + noise", "SGD"
 # The strongest published combination, with each of the memories.
 SHAKEN = (
@@ -240,9 +248,93 @@ def peers(scale: Scale, network: Network) -> dict[str, Method]:
     }
 
 
+def reset(
+    scale: Scale, base: str, network: Network, rule: Callable[[Values], ro.UnitRule], **axes: Axis
+) -> Method:
+    """Return an optimiser whose hidden units a rule draws anew, with all that it keeps of them."""
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        return network.draw(key, shape).astype(dtype)
+
+    def make(values: Values, key: jax.Array) -> Transformation:
+        inner = BASES[base](values["rate"])
+        renewal = ro.reset_units(inner, rule(values), initializer=draw, key=key)
+        return on_layers(with_activities(renewal), network)
+
+    return Method(make, "peer", scale.rate_of(base) | axes)
+
+
+def dormant(values: Values) -> ro.UnitRule:
+    """Return the rule of ReDo."""
+    return ro.dormant_units(values["threshold"], every=EVERY)
+
+
+def silent(values: Values) -> ro.UnitRule:
+    """Return the rule of self-normalised resets; what is tuned is the share of durations above the limit."""
+    return ro.silent_units(jnp.clip(1 - values["above"], 0.0, 1.0), every=EVERY, longest=2 * EVERY)
+
+
+def softly_reset(scale: Scale, base: str, network: Network) -> Method:
+    """Return soft resets round an optimiser, with a share of each layer's kernel and bias of its own."""
+
+    def make(values: Values, key: jax.Array) -> Transformation:
+        return on_layers(ro.soft_resets(BASES[base](values["rate"]), values["leak"], key=key), network)
+
+    return Method(make, "peer", scale.rate_of(base) | {"leak": Axis(1e-2, 4.0)})
+
+
+def spectral(scale: Scale, base: str, network: Network) -> Method:
+    """Return the pull of the largest singular values to 1 in front of an optimiser."""
+
+    def make(values: Values, key: jax.Array) -> Transformation:
+        chain = optax.chain(ro.add_spectral_pull(values["strength"]), BASES[base](values["rate"]))
+        return on_layers(chain, network)
+
+    return Method(make, "peer", scale.rate_of(base) | {"strength": Axis(scale.l2, 4.0)})
+
+
+def isometric(scale: Scale, network: Network) -> Method:
+    """Return AdamO: Adam, and outside of it the pull to isometries."""
+
+    def make(values: Values, key: jax.Array) -> Transformation:
+        chain = optax.chain(
+            optax.scale_by_adam(),
+            ro.add_isometry_pull(values["pull"]),
+            optax.scale_by_learning_rate(values["rate"]),
+        )
+        return on_layers(chain, network)
+
+    return Method(make, "peer", scale.rate_of("Adam") | {"pull": Axis(1e-2, 10.0)})
+
+
+def restarted(scale: Scale, base: str, network: Network) -> Method:
+    """Return FIRE: an optimiser that begins each task at the nearest isometries. It is told of boundaries."""
+
+    def make(values: Values, key: jax.Array) -> Transformation:
+        restart = ro.restart_at_boundary(BASES[base](values["rate"]), ro.anchor.nearest_isometry())
+        return on_layers(from_the_second_task_on(restart), network)
+
+    return Method(make, "peer", scale.rate_of(base))
+
+
+def newer_peers(scale: Scale, network: Network) -> dict[str, Method]:
+    """Return the rules published since, on plain descent and on an adaptive optimiser."""
+    found = {"AdamO": isometric(scale, network)}
+    for base in ("SGD", "RMSprop"):
+        found |= {
+            f"{base} + ReDo": reset(scale, base, network, dormant, threshold=Axis(0.05, 2.0)),
+            f"{base} + SNR": reset(scale, base, network, silent, above=Axis(0.05, 2.0)),
+            f"{base} + soft resets": softly_reset(scale, base, network),
+            f"{base} + spectral": spectral(scale, base, network),
+            f"{base} + FIRE": restarted(scale, base, network),
+        }
+    return found
+
+
 def online_methods(scale: Scale, network: Network) -> dict[str, Method]:
     """Return all methods of an online stream by name, ours first.
 
     ``make`` takes the values of the axes and a random key.
     """
-    return ours(scale) | bases(scale) | controls(scale) | peers(scale, network)
+    rivals = peers(scale, network) | newer_peers(scale, network)
+    return ours(scale) | bases(scale) | controls(scale) | rivals

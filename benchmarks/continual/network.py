@@ -1,9 +1,10 @@
 """What a method may have to know about the learner, and controls and wrappers that depend on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from benchmarks.continual.peers.continual_backprop import Draw, Layers
@@ -24,15 +25,63 @@ class Network(NamedTuple):
 
 
 def on_layers(inner: optax.GradientTransformation, network: Network) -> optax.GradientTransformationExtraArgs:
-    """Let ``inner`` see the layers of parameters that are kept in another form."""
+    """Let ``inner`` see the layers of parameters that are kept in another form, the loss of a batch too."""
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> Any:
         return inner.init(network.split(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        if "obj_fn" in extra_args:
+            loss = extra_args["obj_fn"]
+            extra_args = extra_args | {"obj_fn": lambda layers: loss(network.join(layers))}
         updates, state = inner.update(network.split(updates), state, network.split(params), **extra_args)
         return network.join(updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def with_activities(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Hand the hidden activities on as a tree like the layers; those of the last layer are not read."""
+    inner = optax.with_extra_args_support(inner)
+
+    def update(
+        updates: Layers, state: Any, params: Layers, *, activations: Sequence[jax.Array], **extra_args: Any
+    ) -> tuple[Layers, Any]:
+        outputs = jnp.zeros_like(params[-1]["bias"])[None]
+        seen = [{"kernel": layer, "bias": layer} for layer in (*activations, outputs)]
+        return inner.update(updates, state, params, activities=seen, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+class SecondTaskState(NamedTuple):
+    """State of :func:`from_the_second_task_on`.
+
+    Attributes:
+      begun: whether there has been an update.
+      inner: the state of the transformation.
+    """
+
+    begun: jax.Array
+    inner: optax.OptState
+
+
+def from_the_second_task_on(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Keep the beginning of the first task, which is no boundary between two, from ``inner``."""
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> SecondTaskState:
+        return SecondTaskState(jnp.zeros([], bool), inner.init(params))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, task_boundary: jax.Array, **extra_args: Any
+    ) -> tuple[Any, SecondTaskState]:
+        boundary = jnp.logical_and(task_boundary, state.begun)
+        updates, inner_state = inner.update(
+            updates, state.inner, params, task_boundary=boundary, **extra_args
+        )
+        return updates, SecondTaskState(jnp.ones_like(state.begun), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -92,13 +92,21 @@ def learn(build, values, params, state, own):
     inputs, labels = own
     tx = build(values, jax.random.key(0))
 
-    def step(carry, batch):
-        params, state = carry
+    def step(carry, row):
+        (params, state), (boundary, *batch) = carry, row
         (value, (right, hidden)), gradients = jax.value_and_grad(loss, has_aux=True)(params, *batch)
-        updates, state = tx.update(gradients, state, params, activations=hidden)
+        updates, state = tx.update(
+            gradients,
+            state,
+            params,
+            activations=hidden,
+            obj_fn=lambda p: loss(p, *batch)[0],
+            task_boundary=boundary,
+        )
         return (jax.tree.map(jnp.add, params, updates), state), (value, right)
 
-    (params, state), (losses, right) = jax.lax.scan(step, (params, state), (inputs, labels))
+    first = jnp.arange(len(inputs)) == 0
+    (params, state), (losses, right) = jax.lax.scan(step, (params, state), (first, inputs, labels))
     return params, state, (losses.mean(), right.mean())
 
 

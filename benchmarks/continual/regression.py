@@ -108,15 +108,23 @@ def learn(build, values, params, state, task):
     # The key of the noise is in the state by now.
     tx = build(values, jax.random.key(0))
 
-    def step(carry, index):
-        params, state = carry
+    def step(carry, row):
+        (params, state), (boundary, index) = carry, row
         (half_error, hidden), gradient = jax.value_and_grad(loss, has_aux=True)(
             params, inputs[index], targets[index]
         )
-        update, state = tx.update(gradient, state, params, activations=hidden)
+        update, state = tx.update(
+            gradient,
+            state,
+            params,
+            activations=hidden,
+            obj_fn=lambda p: loss(p, inputs[index], targets[index])[0],
+            task_boundary=boundary,
+        )
         return (params + update, state), 2 * half_error
 
-    (params, state), errors = jax.lax.scan(step, (params, state), which)
+    first = jnp.arange(len(which)) == 0
+    (params, state), errors = jax.lax.scan(step, (params, state), (first, which))
     return params, state, errors.mean()
 
 

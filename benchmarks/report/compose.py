@@ -22,7 +22,7 @@ def page_of_aliases(suite: Suite, core: Suite) -> str:
 Whole optimisers at their published or recommended defaults, beside {TUNED_ADAMW} with its betas tuned too.
 Geometric means over {len(suite.tasks)} tasks of the median steps on fresh seeds, over those of tuned
 {TUNED_ADAMW}; a miss counts as {MISS:g} budgets, and the number of misses stands beside.{added} In the last
-columns the rate is not tuned either: it is the one that the library recommends.
+columns the rate is not tuned either: it is `ro.starting_rate`.
 
 {parts.aliases_table(suite)}
 """
@@ -47,13 +47,11 @@ Geometric means of the median steps, over those of tuned {TUNED_ADAMW}; a miss (
 fresh seeds) counts as {MISS:g} budgets, and their number stands beside. *energy*: `sum |dw|` up to the
 far target over that of {DEFAULT_BETAS}, over the tasks where both reach it. *state*: bytes per byte of
 parameters, on the last task. *step*: seconds of a whole training step over AdamW's; none for the two aliases,
-which shared their machine with other work (`python -m benchmarks.step_cost` measures them).
+which shared their machine. By task, in seconds, on held-out examples, and controls: [all tables](TABLES.md).
 
 {parts.suite_table(suite)}
 
 ![Performance profiles](results/report_profiles.png)
-
-By task, by seconds, on held-out examples, and the controls of each gain: [all tables](TABLES.md).
 """
 
 

@@ -79,18 +79,17 @@ def chapter(suite: Suite, everything: Suite, entries: continual.Entries, records
 - *Yours was tuned, AdamW was not.* Every optimiser had {len(FULL.coarse) + FULL.fine_trials} trials on every
   task, more where its best rate was on the edge. AdamW's betas were tuned too; of the aliases only the rate.
 - *The targets suit you.* They were frozen from tuned momentum and tuned AdamW before anything else had run.
-- *You report the seeds you tuned on.* Tuning used seeds 0 to 3; every number is of other seeds.
-- *A run that fails is left out.* A miss counts as {MISS:g} budgets, and the number of misses stands beside.
+- *You report the seeds you tuned on, and leave out what fails.* Tuning used seeds 0 to 3, every number is of
+  others; a miss counts as {MISS:g} budgets, and the number of misses stands beside.
 - *It is only Nesterov's momentum.* {of_nesterov(everything)}
 - *Schedule-free AdamW is better.* {of_averages(everything)}
 - *Any scale per weight would do.* Of the gain over momentum the controls keep, in the median:
   {kept(suite)}. With the same liberties they take: {twins}.
-- *Nobody has your rate.* With nothing tuned, at a rate computed from the number of weights alone, the
-  drop-in takes {untuned(everything)} of tuned AdamW's steps. The rule was set from published rates of other
-  models.
+- *Nobody has your rate.* With nothing tuned, at a rate computed from the number of weights alone, the drop-in
+  takes {untuned(everything)} of tuned AdamW's steps.
 - *These are toys.* {of_size(records)}
-- *Steps are not seconds.* They are not: `python -m benchmarks.step_cost` times the updates, and
-  [all tables](TABLES.md) has seconds to a target.
+- *Steps are not seconds.* `python -m benchmarks.step_cost` times updates; [all tables](TABLES.md) have the
+  seconds to a target.
 - *The rivals are straw men.* Peers are Optax's own where Optax has them. The rivals on the {streams} streams
   are written from their papers and tested against their formulas step by step.
 """

@@ -29,6 +29,7 @@ from benchmarks.time_to_target.methods import (
     TUNED_ADAMW,
 )
 from benchmarks.time_to_target.search import MISS
+from riemann_optax.examples.train import chooser
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -202,6 +203,21 @@ def permuted_table(entries: Sequence[Any]) -> str:
     return table(["strength of the pull", *names.values()], lines)
 
 
+def chooser_table() -> str:
+    """Lay out which phi answers which question: the table that the trainer prints at ``--phi help``."""
+    lines = [
+        [
+            entry.question,
+            f"`{entry.name}`",
+            entry.reads,
+            f"{entry.state:g}",
+            "" if entry.time is None else number(entry.time),
+        ]
+        for entry in chooser.entries()
+    ]
+    return table(["you say", "phi", "it reads", "state per weight", "step / AdamW's"], lines)
+
+
 def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Callable[[], str]]:
     """Return every table by the name that pages use."""
 
@@ -220,6 +236,7 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
         "million": lambda: drop_in.million_table(Records(results / "drop_in.jsonl")),
         "streams": lambda: streams_table(entries),
         "slowly_changing": lambda: slow_table(entries),
+        "chooser": chooser_table,
         "permuted_digits": lambda: permuted_table(entries),
     }
 

@@ -14,7 +14,9 @@ from riemann_optax.boundary import consolidated_where, masked_like
 from riemann_optax.phi import _state
 
 
-@declare_fields(linear=("weights", "boundary_weights"), squared=("importance",))
+@declare_fields(
+    linear=("weights", "boundary_weights"), squared=("importance",), weights=("weights", "boundary_weights")
+)
 class ImportanceWeightedState(NamedTuple):
     """State of :func:`importance_weighted_weights`.
 

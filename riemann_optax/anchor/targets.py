@@ -14,7 +14,7 @@ from riemann_optax.boundary import consolidated_where, masked_like
 from riemann_optax.phi import _state
 
 
-@declare_fields(linear=("weights",))
+@declare_fields(linear=("weights",), weights=("weights",))
 class AnchorState(NamedTuple):
     """State of :func:`initial_weights` and :func:`slow_weights`.
 
@@ -115,7 +115,7 @@ def slow_weights(*, decay: float = 0.999, state_dtype: Any = None) -> optax.Grad
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@declare_fields(linear=("copies",))
+@declare_fields(linear=("copies",), weights=("copies",))
 class BennaFusiState(NamedTuple):
     """State of :func:`benna_fusi_chain`.
 
@@ -218,7 +218,7 @@ def benna_fusi_chain(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@declare_fields(linear=("weights",))
+@declare_fields(linear=("weights",), weights=("weights",))
 class TaskBoundaryState(NamedTuple):
     """State of :func:`task_boundary_weights`.
 

@@ -1,5 +1,6 @@
 """Seeing a metric live: one flat dictionary of scalars from the state of an optimiser."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,34 +8,52 @@ import numpy as np
 import optax
 
 from riemann_optax import _tree
+from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.inspect.recording import RecordMetricState, TrackEnergyState, metric_statistics
 
 
 def metric_scalars(
-    state: optax.OptState, params: optax.Params, prefix: str = "", groups: Any = None
+    state: optax.OptState,
+    params: optax.Params,
+    prefix: str = "",
+    groups: Any = None,
+    *,
+    quantiles: Sequence[float] = (),
+    rigid_above: float = 2.0,
 ) -> dict[str, float]:
     """Return what the recorders in an optimiser's state know, as a flat dictionary of Python numbers.
 
     For a writer of logs: ``writer.write_scalars(step, scalars)`` of ``clu``, ``wandb.log(scalars, step)``, or
-    ``for name, value in scalars.items(): writer.add_scalar(name, value, step)`` of TensorBoard. It copies a
-    few numbers for each leaf to the host, so call it every so many steps, outside of ``jit``; a step itself
-    does nothing more than ``record_metric`` (``record=True`` of the aliases) and ``track_energy`` do.
+    ``for name, value in scalars.items(): writer.add_scalar(name, value, step)`` of TensorBoard.
+
+    Cost: it waits for the last update and copies 32 bytes for each leaf to the host, 4 more for each
+    quantile, and a scalar for each of the others. So call it every so many steps, outside of ``jit``. A step
+    itself does nothing more than ``record_metric`` (``record=True`` of the aliases) and ``track_energy`` do.
+
+    A weight counts as rigid where ``E > rigid_above``. The share of rigid weights is read off the quantiles
+    of a record, linearly between two of them, and so is right to the largest gap between their levels.
+    Without quantiles there is no share: the mean of ``E`` does not tell.
 
     Args:
       state: the state of the optimiser, or an ``nnx.Optimizer``; with ``record_metric``, ``track_energy``, a
-        schedule-free average, ``apply_if_finite`` or ``inject_hyperparams`` anywhere in it.
+        schedule-free average, ``in_eigenbasis``, ``skip_nonfinite`` or ``inject_hyperparams`` anywhere in it.
       params: the parameters, for the names of the leaves.
       prefix: put before each name.
       groups: a function of a leaf's path that names its group: of the leaves of a group the extremes, and the
         mean of their means weighted by their sizes. None gives each leaf.
+      quantiles: the levels that ``record_metric(quantiles)`` was made with, which its state does not hold;
+        with them, the share of rigid weights is given.
+      rigid_above: the ``E`` above which a weight is rigid; at 2 it takes less than half of a Euclidean step.
 
     Returns:
       ``E_min/LEAF``, ``E_mean/LEAF``, ``E_max/LEAF``, and likewise ``rate`` for the effective rate ``1/E``;
-      ``energy/modification`` and ``energy/maintenance``; ``bad_steps`` of ``optax.apply_if_finite``;
-      ``hyperparams/NAME`` of ``optax.inject_hyperparams``.
+      ``rigid/LEAF``, the share of rigid weights; ``energy/modification`` and ``energy/maintenance``;
+      ``bad_steps`` and ``bad_steps_in_a_row``, skipped by ``skip_nonfinite`` or ``optax.apply_if_finite``;
+      ``eigenbasis/updates`` and ``eigenbasis/kept_bases`` of ``in_eigenbasis``, how often a basis was due and
+      none was found; ``hyperparams/NAME`` of ``optax.inject_hyperparams``.
 
     Raises:
-      ValueError: where the state holds none of these.
+      ValueError: where the state holds none of these, or a record has another number of quantiles.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -54,12 +73,17 @@ def metric_scalars(
     params = _tree.bare(params)
     scalars: dict[str, float] = {}
     if _tree.find_states(state, RecordMetricState):
-        scalars |= _of_leaves(metric_statistics(state, params), params, groups)
+        scalars |= _of_leaves(metric_statistics(state, params), params, groups, quantiles, rigid_above)
     for energy in jax.device_get(_tree.find_states(state, TrackEnergyState))[:1]:
         scalars["energy/modification"] = float(energy.modification)
         scalars["energy/maintenance"] = float(energy.total_maintenance)
     for guard in _tree.find_states(state, optax.ApplyIfFiniteState):
-        scalars["bad_steps"] = scalars.get("bad_steps", 0.0) + float(guard.total_notfinite)
+        for name, count in (("", guard.total_notfinite), ("_in_a_row", guard.notfinite_count)):
+            scalars[f"bad_steps{name}"] = scalars.get(f"bad_steps{name}", 0.0) + float(count)
+    turned = _tree.find_states(state, InEigenbasisState)
+    if turned:
+        scalars["eigenbasis/updates"] = float(max(int(one.count) for one in turned))
+        scalars["eigenbasis/kept_bases"] = float(sum(int(one.kept_bases) for one in turned))
     for injected in _tree.find_states(state, optax.InjectStatefulHyperparamsState):
         scalars |= {
             f"hyperparams/{name}": float(value)
@@ -74,7 +98,13 @@ def metric_scalars(
     return {prefix + name: value for name, value in scalars.items()}
 
 
-def _of_leaves(statistics: dict[str, dict[str, Any]], params: Any, groups: Any) -> dict[str, float]:
+def _of_leaves(
+    statistics: dict[str, dict[str, Any]],
+    params: Any,
+    groups: Any,
+    quantiles: Sequence[float],
+    rigid_above: float,
+) -> dict[str, float]:
     named: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         row = statistics.get(jax.tree_util.keystr(path))
@@ -91,4 +121,24 @@ def _of_leaves(statistics: dict[str, dict[str, Any]], params: Any, groups: Any) 
                 np.average(means, weights=weights if sum(weights) else None)
             )
             scalars[f"{short}_max/{name}"] = max(row[f"{field}_max"] for _, row in rows)
+        if quantiles:
+            shares = [_rigid_share(row, quantiles, rigid_above) for _, row in rows]
+            scalars[f"rigid/{name}"] = float(np.average(shares, weights=weights if sum(weights) else None))
     return scalars
+
+
+def _rigid_share(row: dict[str, Any], quantiles: Sequence[float], rigid_above: float) -> float:
+    """Return the share of weights with ``E > rigid_above``, by the recorded quantiles of ``E``."""
+    values = row.get("metric_quantiles", [])
+    if len(values) != len(quantiles):
+        raise ValueError(
+            f"metric_scalars: quantiles has {len(quantiles)} levels and the record has {len(values)}: give "
+            "the levels that record_metric was made with."
+        )
+    if rigid_above < row["metric_min"]:
+        return 1.0
+    levels, values = zip(
+        *sorted([(0.0, row["metric_min"]), *zip(quantiles, values, strict=True), (1.0, row["metric_max"])]),
+        strict=True,
+    )
+    return float(1 - np.interp(rigid_above, values, levels))

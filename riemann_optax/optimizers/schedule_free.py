@@ -12,7 +12,7 @@ from riemann_optax._state_fields import declare_fields
 from riemann_optax.eigenbasis import InEigenbasisState
 
 
-@declare_fields(linear=("iterate",))
+@declare_fields(linear=("iterate",), weights=("iterate",))
 class ScheduleFreeState(NamedTuple):
     """State of :func:`schedule_free`.
 

@@ -46,7 +46,7 @@ def _mean_squares(
     axes: Axes,
     absent: Callable[[MatrixAxes | None], tuple[int, ...]],
 ) -> Any:
-    value = _like(name, argument, value, updates)
+    value = like_updates(name, argument, value, updates)
     paths = jax.tree_util.tree_map_with_path(lambda path, _: path, updates)
 
     def average(read: MatrixAxes | None, gradient: jax.Array, x: Any, path: tuple[Any, ...]) -> jax.Array:
@@ -58,7 +58,7 @@ def _mean_squares(
     return _axes.map_leaves(average, axes, updates, value, paths)
 
 
-def _like(name: str, argument: str, value: Any, updates: Any) -> Any:
+def like_updates(name: str, argument: str, value: Any, updates: Any) -> Any:
     """Return ``value`` in the containers of ``updates``: a dict will do where Flax has a ``State``."""
     value = _tree.bare(required(name, argument, value))
     given = [path for path, _ in jax.tree_util.tree_leaves_with_path(value)]

@@ -13,7 +13,11 @@ from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state
 
 
-@declare_fields(linear=("previous_params", "previous_gradients"), squared=("covariation", "variation"))
+@declare_fields(
+    linear=("previous_params", "previous_gradients"),
+    squared=("covariation", "variation"),
+    weights=("previous_params",),
+)
 class SecantCurvatureState(NamedTuple):
     """State of :func:`secant_curvature`.
 

@@ -96,7 +96,7 @@ def maintenance_energy(*, power: float = 1.0) -> Phi:
     )
 
 
-@declare_fields(linear=("previous_params",), squared=("energy",))
+@declare_fields(linear=("previous_params",), squared=("energy",), weights=("previous_params",))
 class ModificationEnergyState(NamedTuple):
     """State of :func:`modification_energy`.
 

@@ -15,7 +15,9 @@ from riemann_optax.phi import _state
 
 
 @declare_fields(
-    linear=("previous_params", "previous_gradients", "start_params"), squared=("path_integral", "importance")
+    linear=("previous_params", "previous_gradients", "start_params"),
+    squared=("path_integral", "importance"),
+    weights=("previous_params", "start_params"),
 )
 class SynapticIntelligenceState(NamedTuple):
     """State of :func:`synaptic_intelligence`.

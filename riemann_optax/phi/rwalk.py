@@ -19,6 +19,7 @@ from riemann_optax.phi.path_importance import loss_decrease
 @declare_fields(
     linear=("previous_params", "previous_gradients", "window_params"),
     squared=("loss_decrease", "squares", "fisher", "task_score", "score", "importance"),
+    weights=("previous_params", "window_params"),
 )
 class RWalkState(NamedTuple):
     """State of :func:`rwalk`.

@@ -12,6 +12,7 @@ from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._declare import needs_of
 from riemann_optax.testing._needs import made
+from riemann_optax.testing._sharded import sharded_problems
 
 
 class PhiReport(NamedTuple):
@@ -42,9 +43,13 @@ def check_phi(
     Tried: ``init`` on arrays, on abstract arrays and under ``optax.tree.map_params``; ``update`` on float32,
     bfloat16 and float16 leaves; structure, shapes, dtypes; a state whose structure, shapes and dtypes stay;
     ``jit`` against eager; ``vmap`` over two members of a population against each alone; a run that goes on
-    from a state that was saved as NumPy arrays; unknown extra arguments, and those that phi declares to need
+    from a state that was saved as NumPy arrays; weights spread over all devices that JAX has, beside one
+    device, with the state beside the weights; unknown extra arguments, and those that phi declares to need
     (with a task boundary at the third update); copies instead of aliases of the parameters; and ``E = 1 +
     alpha * phi``, which must be positive and finite for ordinary, zero, tiny and huge gradients.
+
+    A CPU counts as several devices after ``jax.config.update("jax_num_cpu_devices", 8)``, to be called before
+    anything else of JAX.
 
     Args:
       phi: the transformation to check.
@@ -92,6 +97,7 @@ def check_phi(
             break  # the narrower dtypes would repeat it
         if dtype == jnp.float32:
             problems += trial.population_problems() + trial.restore_problems()
+            problems += trial.sharding_problems()
     problems += _init_problems(extended, params)
     if problems:
         raise AssertionError("this phi breaks its contract:\n" + "\n".join(f"- {p}" for p in problems))
@@ -109,7 +115,7 @@ class _Trial:
         extra_args: dict[str, Any],
         seed: int,
     ) -> None:
-        self.phi, self.params, self.alpha = phi, params, alpha
+        self.phi, self.params, self.alpha, self.given = phi, params, alpha, extra_args
 
         def update(gradients: Any, state: Any, params: Any, boundary: Any) -> Any:
             extra = _made_or_given(self.needs, gradients, params, boundary, extra_args)
@@ -194,6 +200,12 @@ class _Trial:
             f"phi from a restored state differs at {name}: something that it remembers is not in its state"
             for name in _differing(after, before)
         ][:1]
+
+    def sharding_problems(self) -> list[str]:
+        """Spread the weights over all devices, if there are several."""
+        return sharded_problems(
+            self.phi.init, self.phi.update, self.needs, self.params, self._gradient(1.0), _close, self.given
+        )
 
     def _gradient(self, size: float) -> Callable[[jax.Array], jax.Array]:
         return lambda leaf: jnp.asarray(size * self.random.normal(size=leaf.shape), leaf.dtype)

@@ -128,3 +128,28 @@ def test_without_a_precision_it_says_how_to_give_one():
     pull = ro.add_anchored_weights(1.0, ro.anchor.importance_weighted_weights())
     with pytest.raises(ValueError, match=r"^importance_weighted_weights needs the precision of the pull"):
         pull.update(jnp.zeros(1), pull.init(jnp.zeros(1)), jnp.zeros(1))
+
+
+def test_three_tasks_pull_as_the_sum_of_their_penalties():
+    """In the memory of one anchor: sum_k F_k (w - w_k) anywhere, to the last digits of float64."""
+    pull = ro.add_anchored_weights(
+        STRENGTH,
+        ro.anchor.importance_weighted_weights(),
+        precision=ro.phi.online_ewc(running=False),
+    )
+    modes = [jax.tree.map(jnp.asarray, draw(seed)) for seed in range(3)]
+    state = pull.init(modes[0])
+    zeros = jax.tree.map(jnp.zeros_like, modes[0])
+    _, state = pull.update(zeros, state, modes[0])  # before the first update no task can have ended
+    for task, mode in enumerate(modes):
+        state = ro.consolidate(state, mode, jax.tree.map(jnp.asarray, fisher(task)))
+        _, state = pull.update(zeros, state, mode)
+    weights = draw(77)
+    found, _ = pull.update(zeros, state, jax.tree.map(jnp.asarray, weights))
+    for name, w in weights.items():
+        expected = STRENGTH * sum(fisher(k)[name] * (w - np.asarray(modes[k][name])) for k in range(3))
+        np.testing.assert_allclose(found[name], expected, rtol=1e-13, atol=1e-14)
+    # As many values per weight for a hundred tasks: the anchor, the last weights, and importances.
+    assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 4 * sum(
+        w.size for w in weights.values()
+    )

@@ -246,10 +246,23 @@ ENTRIES: dict[str, Entry] = {
     ),
     # So weak that the minimum of the convergence tests stays where it is; what it does: test_isometry.py.
     "add_isometry_pull": with_last(lambda: ro.add_isometry_pull(1e-12), all_reduced=1),
+    "add_spectral_pull": with_last(lambda: ro.add_spectral_pull(1e-12), reduces_state=True, all_reduced=4),
     "restart_at_boundary": Entry(
         lambda learning_rate, alpha=1.0: ro.restart_at_boundary(
             riemannian_sgd(learning_rate, alpha=alpha), ro.anchor.slow_weights(decay=0.9)
         )
+    ),
+    # Without hidden layers, for the trees here have none; what it does: tests/wrappers/test_reset_units.py.
+    "reset_units": Entry(
+        lambda learning_rate, alpha=1.0: ro.reset_units(
+            riemannian_sgd(learning_rate, alpha=alpha), ro.dormant_units(), outgoing={}
+        )
+    ),
+    "soft_resets": Entry(
+        lambda learning_rate, alpha=1.0: ro.soft_resets(riemannian_sgd(learning_rate, alpha=alpha), 1e-12),
+        needs_loss=True,
+        reduces_state=True,  # numbers for each leaf
+        all_reduced=4,
     ),
     "add_metric_noise": with_edit(
         lambda: ro.add_metric_noise(1e-3, temperature=1e-20, field=lambda w: 1 + w**2), real_only=True

@@ -24,7 +24,8 @@ FIELDS = {
     name: getattr(ro.fields, name)
     for name in ("Absolute", "Constant", "LogNormal", "Multiplicative", "Quadratic")
 }
-MAKERS |= FIELDS | {"Elementwise": ro.fields.Elementwise, "Coupled": ro.fields.Coupled}
+RULES = {name: getattr(ro, name) for name in ("dormant_units", "silent_units", "least_useful_units")}
+MAKERS |= RULES | FIELDS | {"Elementwise": ro.fields.Elementwise, "Coupled": ro.fields.Coupled}
 
 NOT_A_NUMBER = [math.nan, math.inf, "0.5", [0.5], True]
 NO_TRANSFORMATION = [None, abs, "activity", ro.phi.activity]
@@ -54,10 +55,12 @@ BAD = {
     "dtype": [jnp.int32, jnp.complex64],
     "eps": NOT_NEGATIVE,
     "eps_root": NOT_NEGATIVE,
+    "every": [*COUNT, 1.5],
     "examples_per_task": POSITIVE,
     "exponent": [*NOT_A_NUMBER, None],
     "factor": [2.0, None, "phi"],
     "field": [2.0, "quadratic"],
+    "first": [*COUNT[:-1], 1.5],
     "form": CHOICE,
     "fraction": [0.0, 1.1, -1.0, *NOT_A_NUMBER, None],
     "frozen_from": [1.0, *NOT_A_NUMBER, None],
@@ -66,6 +69,7 @@ BAD = {
     "initial_deviation": [0.0, -1.0, *NOT_A_NUMBER],
     "initial_phi": POSITIVE,
     "initial_rate": POSITIVE,
+    "initializer": [2.0, "he"],
     "inner": NO_TRANSFORMATION,
     "interval": [*COUNT, 1.5],
     "key": ["0", None, 0.5],
@@ -74,7 +78,9 @@ BAD = {
     "learning_rate": NOT_NEGATIVE,
     "learning_rate_sgd": POSITIVE,
     "linear_fields": ["mu", 3, ["mu", 3]],
+    "longest": [*COUNT, 1.5],
     "low": [0.0, -1.0, *NOT_A_NUMBER],
+    "maturity": NOT_NEGATIVE,
     "max_operations": NOT_NEGATIVE,
     "max_precondition_dim": [*COUNT, 1.5],
     "max_size": [*COUNT[:-1], 1.5],
@@ -87,22 +93,28 @@ BAD = {
     "mixing": SHARE,
     "momentum": [-0.1, 1.0, *NOT_A_NUMBER],
     "mu_dtype": [jnp.int32, jnp.complex64, "float31"],
+    "outgoing": ["head", 3],
     "over": CHOICE,
+    "percentile": [0.0, 1.1, *NOT_A_NUMBER, None],
     "phi": NO_TRANSFORMATION[1:],
     "phis": [[abs], [ro.phi.activity], [None]],
     "power": POSITIVE,
     "precision": ["psi", 0.5, ro.phi.activity],
     "prior_deviation": POSITIVE,
+    "ratio": [0.0, 1.1, *NOT_A_NUMBER, None],
     "quantiles": [[-0.1], [1.1], [math.nan], ["0.5"], 0.5],
     "rate": NOT_NEGATIVE,
     "reference": NO_TRANSFORMATION,
     "role": [*CHOICE, None],
+    "rule": [None, abs, "dormant", ro.dormant_units],
+    "samples": [-1, 1.5, *NOT_A_NUMBER, None],
     "scale": NOT_NEGATIVE,
     "second_moments": CHOICE,
     "sides": CHOICE,
     "smallest_log_rate": [-100.0, 100.0, *NOT_A_NUMBER, None],
     "state_dtype": [jnp.int32, jnp.complex64, "float31"],
     "storage": CHOICE,
+    "steps": [*COUNT, 1.5],
     "squared_fields": ["nu", 3, ["nu", 3]],
     "strength": NOT_NEGATIVE,
     "temperature": NOT_NEGATIVE,
@@ -143,6 +155,7 @@ OWN = {
     ("partition_by_kind", "by_kind"): [],  # by the name of its kind: tests/test_misuse.py
     ("in_eigenbasis", "precision"): [],  # goes to JAX as it is
     ("presynaptic_release", "minimum"): [-0.1, *NOT_A_NUMBER, None],
+    ("soft_resets", "prior_deviation"): POSITIVE[:-1],
     ("laplace", "decay"): SHARE,
     ("memory_aware_synapses", "decay"): SHARE,
     ("online_ewc", "decay"): SHARE,
@@ -167,6 +180,7 @@ NEEDED = {
     "field": ro.fields.Quadratic(1.0), "fraction": 0.5, "phi": ro.phi.activity(), "inner": optax.identity(),
     "tx": optax.sgd(0.1), "factor": abs, "base": optax.sgd(0.1), "reference": optax.sgd(0.1),
     "default": optax.sgd(0.1), "function": abs, "exponent": 0.5, "phis": [ro.phi.activity()], "strength": 1.0,
+    "rule": ro.dormant_units(),
 }  # fmt: skip
 
 

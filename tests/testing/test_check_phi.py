@@ -32,7 +32,37 @@ def on_the_host(x):
     return jax.pure_callback(np.sqrt, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
 
+def devices_of(params):
+    """How many devices the first leaf is spread over."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return 1 if sharding is None else len(sharding.device_set)
+
+
+def on_one_device_only(params):
+    if devices_of(params) > 1:
+        raise NotImplementedError("one device")
+    return ()
+
+
 BROKEN = {
+    "misplaced": (
+        phi(
+            lambda g, s, p=None, **_: (square(g), s),
+            init=lambda params: jax.tree.map(lambda p: jnp.zeros(p.shape), params),
+        ),
+        r"the state at \['matrix'\] does not lie beside its weight on several devices",
+    ),
+    "on one device": (
+        phi(lambda g, s, p=None, **_: (square(g), s), init=on_one_device_only),
+        "phi does not survive 8 devices: NotImplementedError: one device",
+    ),
+    "other values on several devices": (
+        phi(
+            lambda g, s, p=None, **_: (jax.tree.map(lambda x: s * x, square(g)), s),
+            init=lambda params: jnp.asarray(float(devices_of(params))),
+        ),
+        "phi on 8 devices differs from phi on one at leaf",
+    ),
     "narrow": (
         phi(lambda g, s, p=None, **_: (jax.tree.map(jnp.abs, g), s)),
         "bfloat16: phi has dtype bfloat16",

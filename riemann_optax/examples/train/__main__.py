@@ -3,7 +3,9 @@
     python -m riemann_optax.examples.train
     python -m riemann_optax.examples.train --data text --tensorboard
     python -m riemann_optax.examples.train --phi help
+    python -m riemann_optax.examples.train --phi my_module:my_phi
     python -m riemann_optax.examples.train --compare activity maintenance_energy secant_curvature
+    python -m riemann_optax.examples.train --out runs/1 --resume --steps 1200
 
 Two processes that share the batches, to be started side by side, one with --process 0 and one with 1:
 
@@ -12,6 +14,10 @@ Two processes that share the batches, to be started side by side, one with --pro
 All optimisers start from the same weights, see the same batches and follow the same schedule: linear warm-up
 over 5% of the steps, then cosine decay. A schedule-free one has a warm-up of 100 steps alone, and is scored
 at its average. The held-out part is scored once, at the very end.
+
+A finished run is extended by --resume and more --steps than it had. The rate warms up again over 5% of the
+added steps and decays to 0 over the rest; that of a schedule-free optimiser stays as it is. The held-out part
+is then scored again.
 """
 
 import contextlib
@@ -28,6 +34,7 @@ from riemann_optax.examples.train import pictures, processes
 from riemann_optax.examples.train.checkpoint import Checkpoints
 from riemann_optax.examples.train.display import Display
 from riemann_optax.examples.train.loop import Run, evaluation_parameters, start, train
+from riemann_optax.examples.train.optimizers import EXTENDED
 from riemann_optax.examples.train.plan import CHECKPOINTS, PICTURES, RECORD, TENSORBOARD, Plan, prepare
 from riemann_optax.examples.train.record import Record, print_table, summarise, write_record
 from riemann_optax.examples.train.tensorboard import Log
@@ -114,6 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = prepare(arguments)
         record = plan.record
         if record["status"] != "finished":
+            if plan.extended_at and processes.is_leader():
+                console.print(
+                    f"from step {plan.extended_at[-1]} to {plan.steps}: {EXTENDED}",
+                    soft_wrap=True,
+                    highlight=False,
+                )
             record = finish(plan, train_all(plan, console))
         if processes.is_leader():
             print_table(record, console)

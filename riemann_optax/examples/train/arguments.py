@@ -12,8 +12,8 @@ from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.models import MODELS
 from riemann_optax.examples.train.chooser import as_text
 from riemann_optax.examples.train.loop import CHUNK
-from riemann_optax.examples.train.optimizers import OPTIMIZERS, MetricOptions, own_default
-from riemann_optax.examples.train.phis import PHIS
+from riemann_optax.examples.train.optimizers import EXTENDED, OPTIMIZERS, MetricOptions, own_default
+from riemann_optax.examples.train.phis import PHIS, find
 from riemann_optax.examples.train.placement import SHARDS
 from riemann_optax.examples.train.processes import Cluster
 from riemann_optax.optimizers import RECOMMENDED_RATES
@@ -75,11 +75,10 @@ class _ListPhis(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        if values == "help":
-            print(as_text())
+        wanted, _, own = values.partition(":")
+        if wanted == "help":
+            print(as_text(PHIS | {own: find(own)} if own else PHIS))
             parser.exit()
-        if values not in PHIS:
-            raise InputError(f"--phi {values} is not known: use one of {', '.join(PHIS)}, or --phi help")
         setattr(namespace, self.dest, values)
 
 
@@ -108,12 +107,6 @@ def _address(text: str) -> str:
     host, separator, port = text.rpartition(":")
     if text != "auto" and not (separator and host and port.isdecimal() and 0 < int(port) < 2**16):
         raise argparse.ArgumentTypeError(f"expected HOST:PORT or auto, got {text!r}")
-    return text
-
-
-def _phi(text: str) -> str:
-    if text not in PHIS:
-        raise argparse.ArgumentTypeError(f"{text} is not known: use names that --phi help lists")
     return text
 
 
@@ -162,11 +155,13 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"peak; 5%% warm-up, then cosine decay, but schedule-free has none; default {rates}",
     )
     metric.add_argument(
-        "--phi", action=_ListPhis, metavar="NAME", help="default: the optimiser's own; 'help' lists them"
+        "--phi",
+        action=_ListPhis,
+        metavar="NAME",
+        help="default: the optimiser's own; or your module:function; 'help[:module:function]' lists all",
     )
     metric.add_argument(
         "--compare",
-        type=_phi,
         nargs="+",
         metavar="NAME",
         help="several phis in the place of --phi, one after another on the same batches",
@@ -230,7 +225,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--checkpoint-every", type=count, default=200, help=f"rounded up to a multiple of {CHUNK}"
     )
     existing = output.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="continue the run in --out")
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out; with more --steps than a finished run had, "
+        + EXTENDED.replace("%", "%%"),
+    )
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     output.add_argument("--tensorboard", action="store_true", help="write TensorBoard logs too")
     output.add_argument("--quiet", action="store_true", help="no progress, only the table")
@@ -303,16 +303,17 @@ def metrics(arguments: argparse.Namespace) -> dict[str, argparse.Namespace]:
         return {"metric": arguments}
     found = {}
     for name in arguments.compare:
-        if name in found:
+        if name.replace(":", ".") in found:
             raise InputError(f"--compare has {name} twice: give each phi once")
-        found[name] = argparse.Namespace(**vars(arguments) | {"phi": name})
-        _complete_metric(found[name])
+        one = argparse.Namespace(**vars(arguments) | {"phi": name})
+        _complete_metric(one)
+        found[name.replace(":", ".")] = one  # also the name of a folder
     return found
 
 
 def _complete_metric(arguments: argparse.Namespace) -> None:
     """Fill in the optimiser, and what of it is not its own default."""
-    phi = None if arguments.phi is None else PHIS[arguments.phi]
+    phi = None if arguments.phi is None else find(arguments.phi)
     adaptive = arguments.role == "metric" and (phi is None or phi.sized_like_gradient)
     if arguments.optimizer is None:
         arguments.optimizer = "riemannian_adamw" if adaptive else "riemannian_sgd"

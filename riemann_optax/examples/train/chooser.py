@@ -1,13 +1,16 @@
 """Which phi to try: questions, and for each phi what it needs and what it costs. One table, as data."""
 
 import functools
+import json
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from riemann_optax.examples.train.phis import PHIS, Phi
+from riemann_optax.examples.train.phis import PHIS, Phi, find
 
 # A question that somebody has, and the phis that answer it, the first to be tried first.
 QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -22,6 +25,8 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
     "tasks change and nobody says when": ("mesu", "bayesian_gradient_descent"),
     "each input has a relevance of its own": ("idbd", "autostep"),
+    "features come up rarely": ("accumulated_activity",),
+    "my weights are binary or few bits": ("metaplasticity",),
     "I count energy": ("plasticity_and_energy", "maintenance_energy", "modification_energy"),
     "neurons regulate themselves": ("sliding_threshold", "per_neuron"),
     "weights grow in proportion": ("multiplicative_geometry",),
@@ -42,6 +47,29 @@ COSTS: dict[str, str] = {
 }
 
 OTHERS = "others"
+
+# Of a checkout: what a step takes is measured, see python -m benchmarks.phi_cost.
+RECORD = Path(__file__).parents[3] / "benchmarks" / "results" / "phi_cost.json"
+
+
+class Entry(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      question: that somebody has.
+      name: of a phi that answers it.
+      summary: what it is, in one line.
+      reads: what it reads beside the gradient, and what making that costs.
+      state: values of state per weight.
+      time: of a training step over AdamW's, or None where it has not been measured.
+    """
+
+    question: str
+    name: str
+    summary: str
+    reads: str
+    state: float
+    time: float | None
 
 
 def questions(phis: Mapping[str, Phi] = PHIS) -> dict[str, tuple[str, ...]]:
@@ -67,7 +95,11 @@ def state_per_weight(name: str) -> float:
       >>> state_per_weight("activity"), state_per_weight("secant_curvature")
       (1.0, 4.0)
     """
-    kept = jax.tree.leaves(jax.eval_shape(PHIS[name].factory().init, jnp.zeros([64, 64])))
+    return _state_per_weight(find(name))
+
+
+def _state_per_weight(phi: Phi) -> float:
+    kept = jax.tree.leaves(jax.eval_shape(phi.factory().init, jnp.zeros([64, 64])))
     return round(sum(int(np.prod(leaf.shape)) for leaf in kept if leaf.ndim) / 64**2, 2)
 
 
@@ -77,13 +109,43 @@ def costs(phi: Phi) -> str:
     return "; ".join(f"{need}: {COSTS[need]}" for need in needs) or "nothing but the gradient"
 
 
+def measured() -> dict[str, float]:
+    """Return the time of a training step under each phi over AdamW's, as ``benchmarks.phi_cost`` measured it.
+
+    Empty where its record is not there: it lies in the repository, not in the package.
+    """
+    if not RECORD.exists():
+        return {}
+    record: dict[str, Any] = json.loads(RECORD.read_text())
+    return {name: row["ratio"] for name, row in record["phis"].items()}
+
+
+def entries(phis: Mapping[str, Phi] = PHIS) -> list[Entry]:
+    """Return the whole table: a row for each question and phi that answers it."""
+    times = measured()
+    return [
+        Entry(
+            question,
+            name,
+            phis[name].summary,
+            costs(phis[name]),
+            _state_per_weight(phis[name]),
+            times.get(name),
+        )
+        for question, names in questions(phis).items()
+        for name in names
+    ]
+
+
 def as_text(phis: Mapping[str, Phi] = PHIS) -> str:
     """Return the table for a terminal."""
-    width, lines = max(map(len, phis)), []
-    for question, names in questions(phis).items():
-        lines.append(f"{question}:")
-        for name in names:
-            lines.append(f"  {name:{width}}  {phis[name].summary}")
-            state = f"{state_per_weight(name):g} values of state per weight"
-            lines.append(f"  {'':{width}}  reads {costs(phis[name])}; {state}")
+    width, lines, asked = max(map(len, phis)), [], ""
+    for entry in entries(phis):
+        if entry.question != asked:
+            asked = entry.question
+            lines.append(f"{asked}:")
+        lines.append(f"  {entry.name:{width}}  {entry.summary}")
+        time = "" if entry.time is None else f"; a step takes {entry.time:.2g} times AdamW's"
+        state = f"{entry.state:g} values of state per weight"
+        lines.append(f"  {'':{width}}  reads {entry.reads}; {state}{time}")
     return "\n".join(lines)

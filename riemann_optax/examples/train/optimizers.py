@@ -1,7 +1,8 @@
 """The optimisers the trainer compares: a Riemannian metric, and a baseline by its Optax name."""
 
 import inspect
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import riemann_optax as ro
 from riemann_optax._tree import find_states
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.schedule import warmup_constant, warmup_cosine
-from riemann_optax.examples.train.phis import PHIS
+from riemann_optax.examples.train.phis import find
 
 OPTIMIZERS = ("riemannian_adamw", "riemannian_eigenbasis", "riemannian_sgd", "riemannian_schedule_free")
 _SCHEDULE_FREE = "riemannian_schedule_free"
@@ -31,7 +32,7 @@ class MetricOptions(NamedTuple):
 
     Attributes:
       optimizer: one of :data:`OPTIMIZERS`.
-      phi: a key of :data:`riemann_optax.examples.train.phis.PHIS`.
+      phi: a name that :func:`riemann_optax.examples.train.phis.find` knows.
       alpha: the weight of phi in ``E``.
       role: ``"metric"`` divides by E (the paper's equations), ``"inverse_metric"`` multiplies (its text).
       conformal: the group over which E is rescaled to the mean of phi, or ``"none"``.
@@ -60,20 +61,37 @@ def own_default(optimizer: str, argument: str) -> Any:
     return inspect.signature(getattr(ro, optimizer)).parameters[argument].default
 
 
-def schedule_for(optimizer: str, rate: jax.typing.ArrayLike, steps: int) -> optax.Schedule:
+# What --resume --steps MORE makes of the schedule of a run that has finished.
+EXTENDED = (
+    "the rate warms up again over 5% of the added steps and decays to 0 over the rest; "
+    "that of a schedule-free optimiser stays as it is"
+)
+
+
+def schedule_for(
+    optimizer: str, rate: jax.typing.ArrayLike, steps: int, extended_at: Sequence[int] = ()
+) -> optax.Schedule:
     """Return the schedule of an optimiser: none but a warm-up where averaging takes its place, else a cosine.
 
     Args:
       optimizer: one of :data:`OPTIMIZERS`, or a baseline's name.
       rate: the highest rate; may be traced.
       steps: number of steps of the whole run.
+      extended_at: the lengths that the run had before each extension; see :data:`EXTENDED`.
 
     Returns:
       A schedule.
+
+    Examples:
+      >>> schedule = schedule_for("adamw", 1.0, 200, extended_at=[100])
+      >>> [round(float(schedule(count)), 2) for count in (4, 99, 100, 104, 199)]
+      [1.0, 0.0, 0.2, 1.0, 0.0]
     """
     if "schedule_free" in optimizer:
         return warmup_constant(rate, own_default(_SCHEDULE_FREE, "warmup_steps"))
-    return warmup_cosine(rate, steps)
+    ends = [0, *extended_at, steps]
+    rounds = [warmup_cosine(rate, end - begin) for begin, end in itertools.pairwise(ends)]
+    return rounds[0] if len(rounds) == 1 else optax.join_schedules(rounds, ends[1:-1])
 
 
 def build_metric(
@@ -93,7 +111,7 @@ def build_metric(
         one that is in it already.
     """
     said: dict[str, Any] = {
-        "phi": None if options.phi is None else PHIS[options.phi].factory(),
+        "phi": None if options.phi is None else find(options.phi).factory(),
         "alpha": options.alpha,
         "weight_decay": options.weight_decay,
     }
@@ -140,7 +158,7 @@ def explain(options: MetricOptions) -> str:
         says = f"Each gradient is divided by E = {scale}: where E is large, weights move little."
     else:
         says = f"Each gradient is multiplied by 1/E = {scale}: where E is large, weights move little."
-    summary = PHIS[_OWN_PHI[options.optimizer] if options.phi is None else options.phi].summary
+    summary = find(_OWN_PHI[options.optimizer] if options.phi is None else options.phi).summary
     return f"{says}\nphi: {summary[0].lower()}{summary[1:]}"
 
 

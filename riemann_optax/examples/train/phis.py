@@ -3,17 +3,24 @@
 A phi whose arguments all have defaults is known by its own name, with the first line of its docstring for
 ``--phi help``. The tables below say only where the trainer wants something else. What a phi needs beside the
 gradient and the weights it declares itself, and :func:`riemann_optax.value_and_grad` makes it.
+
+A phi of one's own has the name ``module:function``: a function without required arguments that returns it, in
+a module that Python can import.
 """
 
+import functools
+import importlib
 import inspect
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import optax
 
 import riemann_optax as ro
+from riemann_optax.examples.errors import InputError
 
 
 class Phi(NamedTuple):
@@ -94,3 +101,58 @@ PHIS: dict[str, Phi] = {
     )
     for name, factory in sorted({**_PUBLIC, **_COMPOSED}.items())
 }
+
+
+def find(name: str) -> Phi:
+    """Return a phi by its name, one of :data:`PHIS` or ``module:function``.
+
+    Raises:
+      InputError: where there is none of that name.
+
+    Examples:
+      >>> find("riemann_optax.phi:maintenance_energy").summary
+      'What a synapse costs to keep and to use: its strength'
+    """
+    if name in PHIS:
+        return PHIS[name]
+    if ":" not in name:
+        raise InputError(
+            f"--phi {name} is not known: use one of {', '.join(PHIS)}, or --phi help; one of your own is "
+            "module:function"
+        )
+    return _own(name)
+
+
+@functools.cache
+def _own(name: str) -> Phi:
+    module, _, function = name.partition(":")
+    made: Any = getattr(_imported(module), function, None)
+    if not _can_be_called(made):
+        raise InputError(
+            f"--phi {name}: {module} has no function {function} without required arguments: give one that "
+            "returns a phi"
+        )
+    return _made(name, made)
+
+
+def _can_be_called(function: object) -> bool:
+    """Whether this is a function that wants no argument."""
+    if not inspect.isfunction(function):
+        return False
+    arguments = inspect.signature(function).parameters.values()
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(one.default is not one.empty or one.kind in variable for one in arguments)
+
+
+def _made(name: str, function: Callable[..., Any]) -> Phi:
+    phi = function()
+    if not isinstance(phi, optax.GradientTransformation):
+        raise InputError(f"--phi {name} returns {type(phi).__name__}: it must return a phi, see check_phi")
+    return Phi(function, _summary(function) if inspect.getdoc(function) else "a phi of your own")
+
+
+def _imported(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"--phi: the module {module} cannot be imported: {error}") from error

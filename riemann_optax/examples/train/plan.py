@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
       tensorboard: whether to write TensorBoard logs.
       quiet: whether to show no progress.
       record: what is known so far; that of a finished run where there is nothing left to do.
+      extended_at: the lengths that the run had before each extension, the last one last.
     """
 
     problem: Problem
@@ -62,6 +64,7 @@ class Plan(NamedTuple):
     tensorboard: bool
     quiet: bool
     record: Record
+    extended_at: list[int]
 
 
 def prepare(arguments: argparse.Namespace) -> Plan:
@@ -85,6 +88,9 @@ def prepare(arguments: argparse.Namespace) -> Plan:
         )
     contestants = build_contestants(arguments)
     previous: Record | None = processes.by_leader(lambda: prepare_folder(arguments))
+    extended_at = lengths_before(arguments, previous)
+    if extended_at:
+        contestants = build_contestants(arguments, extended_at)
     record: Record = {
         "status": "running",
         "title": f"{arguments.model} on {arguments.data}, {arguments.steps} steps, seed {arguments.seed}",
@@ -92,9 +98,10 @@ def prepare(arguments: argparse.Namespace) -> Plan:
         "data": {"name": dataset.name, **dataset.description},
         "seeds": {"initial_weights": arguments.seed, "order_of_data": arguments.seed},
         "target": arguments.target,
+        "extended_at": extended_at,
         **environment(),
     }
-    if previous is not None and previous.get("status") == "finished":
+    if previous is not None and previous.get("status") == "finished" and not is_extended(arguments, previous):
         record = previous
     same = {name: getattr(arguments, name) for name in Plan._fields if hasattr(arguments, name)}
     return Plan(
@@ -102,21 +109,38 @@ def prepare(arguments: argparse.Namespace) -> Plan:
         contestants=contestants,
         explanation=explain_all(arguments),
         record=record,
+        extended_at=extended_at,
         **same,
     )
 
 
-def build_contestants(arguments: argparse.Namespace) -> dict[str, Contestant]:
+def is_extended(arguments: argparse.Namespace, previous: Record) -> bool:
+    """Whether a finished run is to have more steps."""
+    more: bool = arguments.steps > previous.get("arguments", {}).get("steps", arguments.steps)
+    return more and previous.get("status") == "finished"
+
+
+def lengths_before(arguments: argparse.Namespace, previous: Record | None) -> list[int]:
+    """Return the lengths that a run had before each of its extensions, this one included."""
+    if previous is None:
+        return []
+    lengths: list[int] = [*previous.get("extended_at", [])]
+    return [*lengths, previous["arguments"]["steps"]] if is_extended(arguments, previous) else lengths
+
+
+def build_contestants(
+    arguments: argparse.Namespace, extended_at: Sequence[int] = ()
+) -> dict[str, Contestant]:
     """Build the optimisers that the arguments ask for, keyed as in :class:`Plan`."""
     contestants = {}
     for name, one in command_line.metrics(arguments).items():
-        schedule = schedule_for(one.optimizer, one.learning_rate, one.steps)
+        schedule = schedule_for(one.optimizer, one.learning_rate, one.steps, extended_at)
         metric = build_metric(command_line.metric_options(one), schedule)
         label = one.optimizer if arguments.compare is None else f"{name}, {one.optimizer}"
         contestants[name] = Contestant(label, one.learning_rate, schedule, metric)
     if arguments.baseline != "none":
         rate = arguments.baseline_learning_rate
-        schedule = schedule_for(arguments.baseline, rate, arguments.steps)
+        schedule = schedule_for(arguments.baseline, rate, arguments.steps, extended_at)
         options = command_line.baseline_options(arguments)
         baseline = build_baseline(arguments.baseline, schedule, options)
         contestants["baseline"] = Contestant(arguments.baseline, rate, schedule, baseline)
@@ -151,9 +175,10 @@ def prepare_folder(arguments: argparse.Namespace) -> Record | None:
         now = command_line.as_record(arguments)
         for name in now.keys() - set(command_line.FREE_ON_RESUME):
             before = previous.get("arguments", {}).get(name)
-            if before != now[name]:
+            if before != now[name] and not (name == "steps" and is_extended(arguments, previous)):
                 option = "--" + name.replace("_", "-")
-                raise InputError(f"--resume: the run in {folder} has {option} {before}: give the same")
+                more = ", or more once it has finished" if name == "steps" else ""
+                raise InputError(f"--resume: the run in {folder} has {option} {before}: give the same{more}")
     try:
         if not arguments.resume and folder.exists() and any(folder.iterdir()):
             if not arguments.overwrite:

@@ -1,0 +1,1 @@
+"""What a training step takes under each phi, in units of AdamW's step on the same model."""

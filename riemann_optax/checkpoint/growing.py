@@ -1,0 +1,156 @@
+"""What becomes of a state's arrays where parameters have grown: the old values in front, the new begin.
+
+Everything here is what a run of the larger model would hold whose new weights have had no gradient and have
+not moved. Where that cannot be said from the old state, it is refused by name.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from riemann_optax._state_fields import state_fields
+from riemann_optax.checkpoint.matching import Path, Station
+
+# Fields that hold weights since the first update: new entries begin as the weights they belong to, because a
+# first update comes only once.
+_WEIGHTS: dict[str, tuple[str, ...]] = {
+    "AnchorState": ("weights",),
+    "BennaFusiState": ("copies",),
+    "ImportanceWeightedState": ("boundary_weights",),
+    "ModificationEnergyState": ("previous_params",),
+    "RWalkState": ("previous_params", "window_params"),
+    "ScheduleFreeState": ("iterate",),
+    "SecantCurvatureState": ("previous_params",),
+    "SynapticIntelligenceState": ("previous_params", "start_params"),
+    "TaskBoundaryState": ("weights",),
+}
+# Fields that are means over axes of the weights: of more weights, of which the new ones have had no gradient.
+_MEANS: dict[str, tuple[str, ...]] = {
+    "FactoredActivityState": ("rows", "columns"),
+    "PerNeuronState": ("second_moment",),
+}
+_REFUSED: dict[str, str] = {
+    "FactoredState": "its means are of axes that the state does not tell",
+    "PermutedState": "another permutation is drawn for another shape",
+}
+_SIDES = ("left", "right")
+
+
+class Weight(NamedTuple):
+    """A parameter that an array of the state belongs to.
+
+    Attributes:
+      path: of the parameter.
+      value: the parameter now.
+      old_shape: what it was before, or None where that is not known.
+    """
+
+    path: Path
+    value: Any
+    old_shape: tuple[int, ...] | None
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether it has another shape than before."""
+        return self.old_shape is not None and self.old_shape != np.shape(self.value)
+
+
+def weight_of(place: Path, params: dict[str, Weight]) -> Weight | None:
+    """Return the parameter whose path ends the path of an array within its state."""
+    endings = (jax.tree_util.keystr(place[start:]) for start in range(1, len(place) + 1))
+    return next((params[ending] for ending in endings if ending in params), None)
+
+
+def holds_weights(station: Station, place: Path) -> bool:
+    """Whether a field holds weights themselves."""
+    fields = _WEIGHTS.get(station.kind.__name__, ()) + state_fields(station.kind).captured
+    return bool(place) and getattr(place[0], "name", None) in fields
+
+
+def grown(station: Station, place: Path, old: Any, begun: Any, weight: Weight) -> Any:
+    """Return an array of the state of a parameter that has grown.
+
+    Args:
+      station: the state it belongs to, as it is to be.
+      place: its path from there.
+      old: what it was.
+      begun: what it would begin as: the weights themselves where it holds these.
+      weight: the parameter.
+
+    Returns:
+      The array, with the shape and dtype of ``begun``.
+
+    Raises:
+      ValueError: where it cannot be said what the array would be.
+    """
+    if station.kind.__name__ in _REFUSED:
+        raise _refusal(station, place, _REFUSED[station.kind.__name__])
+    shape, new_shape = np.shape(old), np.shape(begun)
+    if len(shape) != len(new_shape) or any(a > b for a, b in zip(shape, new_shape, strict=True)):
+        raise _refusal(station, place, f"its shape is {new_shape} here and was {shape}")
+    if getattr(place[0], "name", None) in _MEANS.get(station.kind.__name__, ()):
+        old = old * np.asarray(_share(new_shape, weight), np.asarray(old).dtype)
+    if shape == new_shape:
+        return old
+    front = tuple(slice(0, size) for size in shape)
+    return jnp.asarray(begun).at[front].set(jnp.asarray(old).astype(begun.dtype))
+
+
+def _share(new_shape: tuple[int, ...], weight: Weight) -> float:
+    """Return which share the old weights are of those that each mean is of."""
+    now, before = np.shape(weight.value), weight.old_shape or ()
+    if len(new_shape) != len(now):
+        return float(np.prod(before) / np.prod(now))
+    pairs = zip(new_shape, before, now, strict=True)
+    return float(np.prod([b / n for kept, b, n in pairs if kept == 1]))
+
+
+def check_bases(station: Station, old: Station, weight: Weight) -> None:
+    """Raise unless the bases of a parameter that has grown are the old ones beside new directions."""
+    for side in _SIDES:
+        before, here = (base_of(one, weight.path, side) for one in (old, station))
+        place = (jax.tree_util.GetAttrKey(f"{side}_bases"), *weight.path)
+        if (before is None) != (here is None):
+            raise _refusal(station, place, "that side has a basis in one of the two only")
+        if before is None or here is None or before.shape == here.shape:
+            continue
+        blocks = {before.shape[-3], here.shape[-3]}
+        axes = before.shape[-1] in (weight.old_shape or ()) and here.shape[-1] in np.shape(weight.value)
+        if blocks != {1} or before.shape[:-2] != here.shape[:-2] or not axes:
+            raise _refusal(station, place, "its sides are cut into blocks, or made of several axes")
+
+
+def base_of(station: Station, path: Path, side: str) -> Any:
+    """Return the bases of one side of a parameter in an ``InEigenbasisState``; None where it has none."""
+    return station.arrays.get((jax.tree_util.GetAttrKey(f"{side}_bases"), *path))
+
+
+def has_basis(station: Station, path: Path) -> bool:
+    """Whether a parameter is turned at all."""
+    return any(base_of(station, path, side) is not None for side in _SIDES)
+
+
+def same_bases(station: Station, old: Station, path: Path) -> bool:
+    """Whether the sides of a parameter have bases of the same shapes in both states."""
+
+    def shapes(one: Station) -> list[Any]:
+        return [np.shape(base) for side in _SIDES for base in [base_of(one, path, side)] if base is not None]
+
+    return shapes(station) == shapes(old) and all(
+        (base_of(station, path, side) is None) == (base_of(old, path, side) is None) for side in _SIDES
+    )
+
+
+def refuse_turned_weights(station: Station, place: Path) -> None:
+    """Refuse to grow weights that are kept in the coordinates of a basis."""
+    raise _refusal(station, place, "it holds weights in the coordinates of a basis")
+
+
+def _refusal(station: Station, place: Path, reason: str) -> ValueError:
+    array, state = (jax.tree_util.keystr(path) for path in (station.path + place, station.path))
+    return ValueError(
+        f"transplant: {array} of {station.kind.__name__} cannot be grown exactly ({reason}): begin this "
+        f"state anew with anew=({state!r},)."
+    )

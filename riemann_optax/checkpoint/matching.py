@@ -1,0 +1,132 @@
+"""Which state of one chain is which state of another: by class, and by place among the others."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Path = tuple[Any, ...]
+
+
+class Station(NamedTuple):
+    """A state that has arrays of its own: a named tuple, or what stands in none.
+
+    Attributes:
+      path: where it is in the tree.
+      kind: its class.
+      labels: the keys of dictionaries on the way to it, such as those of ``optax.partition``.
+      arrays: its arrays by their path from here, without those of the named tuples within it.
+    """
+
+    path: Path
+    kind: type[Any]
+    labels: tuple[str, ...]
+    arrays: dict[Path, Any]
+
+    @property
+    def name(self) -> str:
+        """How a message calls it."""
+        place = jax.tree_util.keystr(self.path)
+        return f"{place or 'the state'} ({self.kind.__name__})"
+
+
+def stations(tree: Any, path: Path = ()) -> Iterator[Station]:
+    """Yield every state in a tree that has arrays of its own, the outer before the inner."""
+
+    def is_inner(node: Any) -> bool:
+        return node is not tree and hasattr(node, "_fields")
+
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_inner)
+    own = {place: node for place, node in nodes if not is_inner(node)}
+    if own:
+        labels = tuple(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey))
+        yield Station(path, type(tree), labels, own)
+    for place, node in nodes:
+        if is_inner(node):
+            yield from stations(node, path + place)
+
+
+def align(old: list[Station], new: list[Station], places: Mapping[str, str]) -> dict[int, int]:
+    """Return the index of the old station for that of each new one that has one.
+
+    As many as possible are matched of one class and labels, without changing their order. That has to leave
+    one answer only.
+
+    Raises:
+      ValueError: where two or more answers are left, or ``places`` names what is not there.
+    """
+    matched = _placed(old, new, places)
+    rest_old = [i for i in range(len(old)) if i not in matched.values()]
+    rest_new = [j for j in range(len(new)) if j not in matched]
+    same = [[_key(old[i]) == _key(new[j]) for j in rest_new] for i in rest_old]
+    longest, ways = _longest(same, len(rest_old), len(rest_new))
+    if ways[0][0] > 1:
+        unclear = _unclear([old[i] for i in rest_old], [new[j] for j in rest_new])
+        raise ValueError(
+            f"transplant: {unclear}: say which is which with places={{path here: path in the old state}}."
+        )
+    i = j = 0
+    while i < len(rest_old) and j < len(rest_new):
+        if same[i][j] and longest[i][j] == 1 + longest[i + 1][j + 1]:
+            matched[rest_new[j]] = rest_old[i]
+            i, j = i + 1, j + 1
+        elif longest[i + 1][j] == longest[i][j]:
+            i += 1
+        else:
+            j += 1
+    return matched
+
+
+def _key(station: Station) -> tuple[str, tuple[str, ...]]:
+    return station.kind.__name__, station.labels
+
+
+def _placed(old: list[Station], new: list[Station], places: Mapping[str, str]) -> dict[int, int]:
+    """Return what the caller has matched."""
+    known_old, known_new = (
+        {jax.tree_util.keystr(station.path): index for index, station in enumerate(found)}
+        for found in (old, new)
+    )
+    matched = {}
+    for here, there in places.items():
+        for path, known, where in ((here, known_new, "here"), (there, known_old, "in the old state")):
+            if path not in known:
+                raise ValueError(
+                    f"transplant: places names {path!r}, and {where} no state with arrays has this path: "
+                    f"give one of {', '.join(map(repr, known))}."
+                )
+        if _key(old[known_old[there]])[0] != _key(new[known_new[here]])[0]:
+            raise ValueError(
+                f"transplant: places gives {new[known_new[here]].name} the place of "
+                f"{old[known_old[there]].name} in the old state: give states of one class."
+            )
+        matched[known_new[here]] = known_old[there]
+    return matched
+
+
+def _longest(same: list[list[bool]], rows: int, columns: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the length of the longest alignment of what follows each pair, and how many have it."""
+    longest = [[0] * (columns + 1) for _ in range(rows + 1)]
+    ways = [[1] * (columns + 1) for _ in range(rows + 1)]
+    for i in reversed(range(rows)):
+        for j in reversed(range(columns)):
+            both = longest[i + 1][j + 1] + 1 if same[i][j] else 0
+            best = max(both, longest[i + 1][j], longest[i][j + 1])
+            # Those that leave i or j out: what leaves out both would be counted twice.
+            count = ways[i + 1][j] * (longest[i + 1][j] == best) + ways[i][j + 1] * (
+                longest[i][j + 1] == best
+            )
+            count -= ways[i + 1][j + 1] * (longest[i + 1][j + 1] == best)
+            longest[i][j], ways[i][j] = best, count + ways[i + 1][j + 1] * (both == best and same[i][j])
+    return longest, ways
+
+
+def _unclear(old: list[Station], new: list[Station]) -> str:
+    """Say which states could be more than one of the others."""
+    for key in {_key(station): None for station in new}:
+        before = [station.name for station in old if _key(station) == key]
+        here = [station.name for station in new if _key(station) == key]
+        if before and len(before) != len(here):
+            return f"the old state has {' and '.join(before)}, and here there is {' and '.join(here)}"
+    shared = [s.name for s in new if _key(s) in {_key(other) for other in old}]
+    return f"the order of the states has changed: {', '.join(shared)} stood in another one"

@@ -1,0 +1,356 @@
+"""The state of one chain put into another: what fits is kept, what is new begins, and a report says which."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from riemann_optax import _tree, sharding
+from riemann_optax.checkpoint import growing
+from riemann_optax.checkpoint.growing import Weight
+from riemann_optax.checkpoint.matching import Path, Station, align, stations
+from riemann_optax.eigenbasis import InEigenbasisState
+from riemann_optax.inspect import RecordMetricState
+from riemann_optax.wrappers import LowPrecisionState
+
+_NAMED = 6  # arrays of a kind that a printed report spells out
+
+
+class TransplantReport(NamedTuple):
+    """What :func:`transplant` did with each array, by its path in the new state; ``print`` shows it.
+
+    Attributes:
+      kept: arrays with the old values, and their paths in the old state.
+      grown: those of them that have grown, and their shapes before and now.
+      cast: those of them that have another dtype now, and both dtypes.
+      begun_anew: arrays as ``tx.init`` makes them, and why.
+      dropped: paths in the old state of arrays that have no place here.
+    """
+
+    kept: dict[str, str]
+    grown: dict[str, str]
+    cast: dict[str, str]
+    begun_anew: dict[str, str]
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return a few lines for people."""
+        kept = [here if here == there else f"{here} (was {there})" for here, there in self.kept.items()]
+        lines = {
+            "kept": kept,
+            "grown": [f"{path} {change}" for path, change in self.grown.items()],
+            "cast": [f"{path} {change}" for path, change in self.cast.items()],
+            "begun anew": [f"{path} ({reason})" for path, reason in self.begun_anew.items()],
+            "dropped": list(self.dropped),
+        }
+        return "\n".join(f"{what}: {_some(items)}" for what, items in lines.items())
+
+
+def transplant(
+    state: optax.OptState,
+    tx: optax.GradientTransformation,
+    params: optax.Params,
+    *,
+    old_params: optax.Params | None = None,
+    places: Mapping[str, str] | None = None,
+    anew: Sequence[str] = (),
+) -> tuple[optax.OptState, TransplantReport]:
+    r"""Put the state of a run into another chain: keep what fits, begin what is new, and report both.
+
+    For a chain that gained or lost a recorder, a clip or a wrapper, or has another schedule, momentum or phi;
+    for state in another dtype; and for parameters that have grown. States are matched by class, and by place:
+    their order among each other and the keys of ``optax.partition``. Chains within chains and wrappers do not
+    matter. Within a state, arrays are matched by path and shape. Values are cast to the dtypes that ``tx``
+    has. Numbers that are in the state, such as the learning rate of ``optax.inject_hyperparams`` and the
+    counts that schedules read, are kept as well; ``anew`` begins them again.
+
+    With ``old_params`` arrays of parameters that have grown are grown: old entries stay at the front of each
+    axis, new ones begin as ``tx.init`` makes them, or as the weights themselves where the state holds
+    weights. The result is that of a run in which the new weights have had no gradient, but for what past
+    updates took from the whole model (``conformal="tree"``), which stays. So the means over rows and columns
+    of ``factored_activity`` and ``per_neuron`` shrink by the share of the old weights, and a basis
+    :math:`Q` of ``in_eigenbasis`` becomes
+
+    .. math::
+      \begin{pmatrix} Q & 0 \\ 0 & I \end{pmatrix}.
+
+    A state has one count for all of its arrays: new entries begin at 0 without the bias correction of a first
+    update, and their first steps are longer under Adam. Lower the learning rate for a few steps.
+
+    Without ``old_params``, arrays of another shape begin anew. Coordinates are not converted: what is turned
+    by an eigenbasis in one chain only begins anew.
+
+    Args:
+      state: that of the run, or its ``nnx.Optimizer``.
+      tx: the transformation to go on with.
+      params: the parameters to go on with. The state is put where :func:`riemann_optax.sharding.init` puts
+        it.
+      old_params: the parameters that ``state`` was made for, or their shapes.
+      places: from the path of a state here to that of its state in ``state``, where classes and order do not
+        tell.
+      anew: paths of states or arrays here that begin anew although they fit.
+
+    Returns:
+      The state for ``tx``, which may share arrays with ``state``, and a :class:`TransplantReport`.
+
+    Raises:
+      ValueError: where more than one state could be meant, where ``places`` or ``anew`` names what is not
+        there, and where an array cannot be grown exactly. Messages name the paths.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> params = {"w": jnp.ones([2, 3])}
+      >>> old = optax.chain(ro.scale_by_metric(ro.phi.activity()), optax.sgd(0.1)).init(params)
+      >>> tx = optax.chain(ro.scale_by_metric(ro.phi.activity()), optax.sgd(0.1, 0.9), ro.track_energy())
+      >>> state, report = ro.checkpoint.transplant(old, tx, params)
+      >>> print(len(report.kept), len(report.begun_anew), len(report.dropped))
+      3 6 0
+      >>> report.begun_anew["[1][0].trace['w']"]
+      'new'
+    """
+    old_tree = _wide(getattr(state, "opt_state", state))
+    fresh = sharding.init(tx, params)
+    new_tree = _wide(fresh)
+    old, new = list(stations(_tree.bare(old_tree))), list(stations(_tree.bare(new_tree)))
+    matched = align(old, new, places or {})
+    weights = _weights(params, old_params)
+    surgery = _Surgery(old, new, matched, weights, tuple(anew))
+    filled = {
+        jax.tree_util.keystr(station.path + place): surgery.array(index, place)
+        for index, station in enumerate(new)
+        for place in station.arrays
+    }
+    surgery.check_anew()
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(_tree.bare(new_tree))]
+    result = jax.tree.unflatten(jax.tree.structure(new_tree), [filled[path] for path in paths])
+    used = set(surgery.kept.values())
+    dropped = [jax.tree_util.keystr(station.path + place) for station in old for place in station.arrays]
+    report = TransplantReport(
+        surgery.kept,
+        surgery.grown,
+        surgery.cast,
+        surgery.begun_anew,
+        tuple(path for path in dropped if path not in used),
+    )
+    return _narrow(result, fresh, getattr(state, "opt_state", state), report), report
+
+
+class _Surgery:
+    """The arrays of the new state, one after another, and what is reported of them."""
+
+    def __init__(
+        self,
+        old: list[Station],
+        new: list[Station],
+        matched: dict[int, int],
+        weights: dict[str, Weight],
+        anew: tuple[str, ...],
+    ) -> None:
+        self.old, self.new, self.matched, self.weights, self.anew = old, new, matched, weights, anew
+        self.kept: dict[str, str] = {}
+        self.grown: dict[str, str] = {}
+        self.cast: dict[str, str] = {}
+        self.begun_anew: dict[str, str] = {}
+        self.found: set[str] = set()
+
+    def array(self, index: int, place: Path) -> Any:
+        """Return one array of the new state."""
+        station, begun = self.new[index], self.new[index].arrays[place]
+        name = jax.tree_util.keystr(station.path + place)
+        weight = growing.weight_of(place, self.weights)
+        before = self.old[self.matched[index]] if index in self.matched else None
+        reason = self._reason(index, place, name, before, weight)
+        if before is not None and weight is not None and growing.holds_weights(station, place):
+            begun = jnp.array(weight.value, dtype=begun.dtype, copy=True)
+        if reason is not None or before is None:
+            self.begun_anew[name] = reason or "new"
+            return begun
+        old = before.arrays[place]
+        value = old
+        if weight is not None and weight.has_grown:
+            value = self._grown(index, place, before, begun, weight)
+            if np.shape(old) != np.shape(begun):
+                self.grown[name] = f"{np.shape(old)} -> {np.shape(begun)}"
+        self.kept[name] = jax.tree_util.keystr(before.path + place)
+        if value.dtype != begun.dtype:
+            self.cast[name] = f"{old.dtype} -> {begun.dtype}"
+            value = jnp.asarray(value).astype(begun.dtype)
+        value = jnp.asarray(value)
+        return value if value.sharding == begun.sharding else jax.device_put(value, begun.sharding)
+
+    def check_anew(self) -> None:
+        """Raise ``ValueError`` for a path of ``anew`` that no array has."""
+        for path in self.anew:
+            if path not in self.found:
+                raise ValueError(
+                    f"transplant: anew names {path!r}, and no array of the state here is at or below it: its "
+                    f"states are {', '.join(repr(jax.tree_util.keystr(s.path)) for s in self.new)}."
+                )
+
+    def _reason(
+        self, index: int, place: Path, name: str, before: Station | None, weight: Weight | None
+    ) -> str | None:
+        """Return why an array begins anew; None where it is kept."""
+        asked = [path for path in self.anew if _is_below(name, path)]
+        self.found.update(asked)
+        if asked:
+            return "asked for"
+        if before is None or place not in before.arrays:
+            return "new"
+        reason = self._misfit(index, place, before, weight)
+        if reason is None and weight is None and self._lost_all_arrays(index, before):
+            return "none of the arrays it belongs to fits"
+        if reason is None and self._has_turned_weights(index, before):
+            return "the weights it holds are in other coordinates"
+        return reason
+
+    def _has_turned_weights(self, index: int, before: Station) -> bool:
+        """Whether a state holds weights in other coordinates: it then has to capture all of them anew."""
+        station = self.new[index]
+        places = [p for p in station.arrays if growing.holds_weights(station, p) and p in before.arrays]
+        weights = [growing.weight_of(place, self.weights) for place in places]
+        return any(weight is not None and not self._same_coordinates(index, weight) for weight in weights)
+
+    def _lost_all_arrays(self, index: int, before: Station) -> bool:
+        """Whether a state has arrays of weights and keeps none: its count is of nothing then."""
+        pairs = [(p, growing.weight_of(p, self.weights)) for p in self.new[index].arrays]
+        of_weights = [(place, weight) for place, weight in pairs if weight is not None]
+        return bool(of_weights) and all(
+            place not in before.arrays or self._misfit(index, place, before, weight) is not None
+            for place, weight in of_weights
+        )
+
+    def _misfit(self, index: int, place: Path, before: Station, weight: Weight | None) -> str | None:
+        station = self.new[index]
+        old, begun = before.arrays[place], station.arrays[place]
+        if station.kind is RecordMetricState and not _same_leaves(station, before):
+            return "a record of other arrays"
+        if _kind(old) != _kind(begun):
+            return f"{old.dtype} in the old state"
+        if weight is not None and not self._same_coordinates(index, weight):
+            return "other coordinates"
+        if np.shape(old) != np.shape(begun) and not (weight is not None and weight.has_grown):
+            return f"shape {np.shape(old)} in the old state"
+        return None
+
+    def _grown(self, index: int, place: Path, before: Station, begun: Any, weight: Weight) -> Any:
+        station = self.new[index]
+        for above in (index, *self._above(index)):
+            if self.new[above].kind is InEigenbasisState:
+                growing.check_bases(self.new[above], self.old[self.matched[above]], weight)
+                turned = above != index and growing.has_basis(self.new[above], weight.path)
+                if turned and growing.holds_weights(station, place):
+                    growing.refuse_turned_weights(station, place)
+            elif self.new[above].kind.__name__ == "PermutedState" and above != index:
+                growing.grown(self.new[above], place, before.arrays[place], begun, weight)
+        return growing.grown(station, place, before.arrays[place], begun, weight)
+
+    def _above(self, index: int, old: bool = False) -> list[int]:
+        """Return the states that a state is within."""
+        known = self.old if old else self.new
+        path = known[index].path
+        return [i for i, s in enumerate(known) if len(s.path) < len(path) and path[: len(s.path)] == s.path]
+
+    def _same_coordinates(self, index: int, weight: Weight) -> bool:
+        """Whether an array is in the coordinates that it was in, or in those grown."""
+        pairs = [(above, self.matched.get(above)) for above in (index, *self._above(index))]
+        mine = [(here, there) for here, there in pairs if self.new[here].kind is InEigenbasisState]
+        origin = self.matched[index]
+        theirs = [
+            i for i in (origin, *self._above(origin, old=True)) if self.old[i].kind is InEigenbasisState
+        ]
+        turned_here = [(h, t) for h, t in mine if growing.has_basis(self.new[h], weight.path)]
+        turned_there = [i for i in theirs if growing.has_basis(self.old[i], weight.path)]
+        if weight.has_grown and turned_here and [t for _, t in turned_here] == turned_there:
+            return True  # checked where it is grown
+        return [t for _, t in turned_here] == turned_there and all(
+            growing.same_bases(self.new[h], self.old[t], weight.path) for h, t in turned_here if t is not None
+        )
+
+
+def _weights(params: optax.Params, old_params: optax.Params | None) -> dict[str, Weight]:
+    """Return the parameters by name, with the shapes that they had."""
+    before = {}
+    if old_params is not None:
+        leaves = jax.tree_util.tree_leaves_with_path(_tree.bare(old_params))
+        before = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_tree.bare(params)):
+        name = jax.tree_util.keystr(path)
+        old, now = before.get(name), np.shape(leaf)
+        if old is not None and (len(old) != len(now) or any(a > b for a, b in zip(old, now, strict=True))):
+            raise ValueError(
+                f"transplant: {_tree.leaf_name(path)} of params has shape {now} and had {old}: axes can only "
+                "grow. Leave out old_params to begin the state of such arrays anew."
+            )
+        found[name] = Weight(path, leaf, old)
+    return found
+
+
+def _is_below(name: str, path: str) -> bool:
+    return name == path or (name.startswith(path) and name[len(path) :][:1] in (".", "["))
+
+
+def _kind(leaf: Any) -> Any:
+    """Return what a dtype is a kind of: a random key of its own implementation, real, complex, integer."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return str(leaf.dtype)
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    return next((kind for kind in kinds if jnp.issubdtype(leaf.dtype, kind)), leaf.dtype)
+
+
+def _same_leaves(station: Station, before: Station) -> bool:
+    """Whether a record is of the same arrays of the model as before, and has the same statistics."""
+    if {p: np.shape(x) for p, x in station.arrays.items()} != {
+        p: np.shape(x) for p, x in before.arrays.items()
+    }:
+        return False
+    ids = (jax.tree_util.GetAttrKey("leaf_ids"),)
+    return bool(np.array_equal(station.arrays[ids], before.arrays[ids]))
+
+
+def _is_low(node: Any) -> bool:
+    return isinstance(node, LowPrecisionState)
+
+
+def _wide(state: Any) -> Any:
+    """Return a state with what is compressed in it as its transformation has made it."""
+    return jax.tree.map(
+        lambda node: node._replace(inner_state=node.wide(), forms=()) if _is_low(node) else node,
+        state,
+        is_leaf=_is_low,
+    )
+
+
+def _narrow(result: Any, fresh: Any, old: Any, report: TransplantReport) -> Any:
+    """Compress again what is compressed in ``fresh``; what was compressed alike is taken as it was."""
+    lows = {
+        jax.tree_util.keystr(path): node
+        for path, node in jax.tree_util.tree_leaves_with_path(old, is_leaf=_is_low)
+        if _is_low(node)
+    }
+    nodes = jax.tree_util.tree_leaves_with_path(fresh, is_leaf=_is_low)
+    wide = jax.tree.leaves(result, is_leaf=_is_low)
+    made = []
+    for (path, node), filled in zip(nodes, wide, strict=True):
+        if not _is_low(node):
+            made.append(filled)
+            continue
+        name = jax.tree_util.keystr(path)
+        key = report.kept.get(f"{name}.key", "").removesuffix(".key")
+        before = lows.get(key) if f"{name}.key" in report.kept else None
+        same = before is not None and jax.tree.map(jax.typeof, before) == jax.tree.map(jax.typeof, node)
+        untouched = not any(_is_below(path, name) for path in (*report.begun_anew, *report.grown))
+        if same and untouched:
+            made.append(before)
+        else:
+            made.append(node._replace(key=filled.key).with_wide(filled.inner_state))
+    return jax.tree.unflatten(jax.tree.structure(fresh, is_leaf=_is_low), made)
+
+
+def _some(items: list[str]) -> str:
+    rest = len(items) - _NAMED
+    return ", ".join(items[:_NAMED]) + (f" and {rest} more" if rest > 0 else "") if items else "nothing"

@@ -1,0 +1,243 @@
+"""Hidden layers in a tree of parameters: which arrays hold the weights of each unit, and along which axes."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from riemann_optax import _axes, _tree
+from riemann_optax._axes import Axes, MatrixAxes
+
+Outgoing = Mapping[str, str | Sequence[str]]
+_BIASES = ("bias", "b")
+
+
+class Side(NamedTuple):
+    """Where the units of a hidden layer are in one array.
+
+    Attributes:
+      leaf: the number of the array among the leaves.
+      axis: of the array.
+      repeats: how many positions of the axis belong to each unit; more than 1 where the outputs of a
+        convolution have been flattened. The units are then the fastest index.
+    """
+
+    leaf: int
+    axis: int
+    repeats: int = 1
+
+
+class HiddenLayer(NamedTuple):
+    """The arrays of the units of one layer.
+
+    Attributes:
+      kernel: their incoming weights.
+      bias: their biases, if they have any.
+      outgoing: the kernels that read them.
+      units: how many there are.
+    """
+
+    kernel: Side
+    bias: Side | None
+    outgoing: tuple[Side, ...]
+    units: int
+
+
+class _Arrays:
+    """The leaves of a tree, with what their names and axes say."""
+
+    def __init__(self, params: Any, axes: Axes) -> None:
+        self.leaves = jax.tree.leaves(params)
+        self.paths = _axes.leaf_paths(params)
+        self.reads = _axes.read(params, axes)
+        self.names = [tuple(map(_key, path)) for path in self.paths]
+
+    def kernels(self) -> list[int]:
+        return [index for index, read in enumerate(self.reads) if _axes.sides(read) is not None]
+
+    def called(self, index: int) -> str:
+        return _tree.leaf_name(self.paths[index])
+
+    def of_matrix(self, index: int) -> MatrixAxes:
+        read = self.reads[index]
+        assert read is not None
+        return read
+
+
+def hidden_layers(params: Any, outgoing: Outgoing | None, axes: Axes) -> tuple[HiddenLayer, ...]:
+    """Return the hidden layers in the order of their kernels: each after those whose units it reads.
+
+    Args:
+      params: a tree without boxes.
+      outgoing: by the path of a layer those of the layers that read its units; None to read the tree as one
+        chain.
+      axes: which axes are inputs and outputs.
+
+    Raises:
+      ValueError: that names the array and the remedy, where a layer is not as it would have to be.
+    """
+    arrays = _Arrays(params, axes)
+    pairs = _chain(arrays) if outgoing is None else _named(arrays, outgoing)
+    return tuple(_hidden_layer(arrays, kernel, readers) for kernel, readers in pairs)
+
+
+def _hidden_layer(arrays: _Arrays, kernel: int, readers: list[int]) -> HiddenLayer:
+    read, shape = arrays.of_matrix(kernel), np.shape(arrays.leaves[kernel])
+    if len(read.outputs) != 1 or len(read.inputs) + 1 != len(shape):
+        raise ValueError(
+            f"reset_units: {arrays.called(kernel)} of shape {shape} is {_axes.in_words(read, shape)}, and "
+            "hidden units are the one axis of outputs of one matrix: leave this layer out of outgoing, or "
+            "say with axes= how it is to be read."
+        )
+    units = shape[read.outputs[0]]
+    return HiddenLayer(
+        Side(kernel, read.outputs[0]),
+        _bias(arrays, kernel, units),
+        tuple(_reader(arrays, kernel, reader, units) for reader in readers),
+        units,
+    )
+
+
+def _bias(arrays: _Arrays, kernel: int, units: int) -> Side | None:
+    module = arrays.names[kernel][:-1]
+    for index, (name, leaf) in enumerate(zip(arrays.names, arrays.leaves, strict=True)):
+        shape = np.shape(leaf)
+        if name[:-1] == module and name[-1:] and name[-1] in _BIASES and np.size(leaf) == units:
+            return Side(index, shape.index(units))
+    return None
+
+
+def _reader(arrays: _Arrays, kernel: int, reader: int, units: int) -> Side:
+    convolution = len(arrays.of_matrix(kernel).inputs) > 1
+    side = _input_axis(arrays, reader, units)
+    if side is None or (side.repeats > 1 and not convolution):
+        read, shape = arrays.of_matrix(reader), np.shape(arrays.leaves[reader])
+        raise ValueError(
+            f"reset_units: {arrays.called(reader)} is {_axes.in_words(read, shape)}, and cannot read the "
+            f"{units} units of {arrays.called(kernel)}: name in outgoing the layer that does."
+        )
+    return side
+
+
+def _input_axis(arrays: _Arrays, reader: int, units: int) -> Side | None:
+    """Return where a kernel reads this many units, None where it cannot."""
+    read, shape = arrays.of_matrix(reader), np.shape(arrays.leaves[reader])
+    if len(read.inputs) + len(read.outputs) != len(shape) or not units:
+        return None
+    # Of a convolution's window and channels: channels are last before the outputs, or first after them.
+    axis = min(read.inputs) if min(read.outputs) < min(read.inputs) else max(read.inputs)
+    if shape[axis] == units:
+        return Side(reader, axis)
+    # Flattened channels-last; where kernels are (out, in) images are channels-first, and nothing tells.
+    channels_last = len(read.inputs) == 1 and axis < min(read.outputs)
+    if channels_last and shape[axis] % units == 0 and shape[axis]:
+        return Side(reader, axis, shape[axis] // units)
+    return None
+
+
+def _named(arrays: _Arrays, outgoing: Outgoing) -> list[tuple[int, list[int]]]:
+    pairs = {}
+    for layer, readers in outgoing.items():
+        names = [readers] if isinstance(readers, str) else list(readers)
+        pairs[_find(arrays, layer)] = [_find(arrays, name) for name in names]
+    return _sorted(arrays, pairs)
+
+
+def _sorted(arrays: _Arrays, pairs: dict[int, list[int]]) -> list[tuple[int, list[int]]]:
+    """Return the layers so that each comes after those that it reads."""
+    rest, found = dict(pairs), []
+    while rest:
+        read = {reader for readers in rest.values() for reader in readers}
+        first = next((kernel for kernel in rest if kernel not in read), None)
+        if first is None:
+            names = ", ".join(map(arrays.called, rest))
+            raise ValueError(f"reset_units: outgoing leads from {names} back to itself: name no layer twice.")
+        found.append((first, rest.pop(first)))
+    return found
+
+
+def _find(arrays: _Arrays, name: str) -> int:
+    """Return the kernel at the path of a module or of the kernel itself."""
+    there = ["/".join(arrays.names[index]) for index in arrays.kernels()]
+    found = [
+        index
+        for index, path in zip(arrays.kernels(), there, strict=True)
+        if name in (path, "/".join(arrays.names[index][:-1]))
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"reset_units: outgoing has the name {name!r}, which {len(found)} kernels have; the parameters "
+            f"have {', '.join(map(repr, there)) or 'no kernels'}. Use the path of a kernel, or of a module "
+            "with one kernel, with / between its parts."
+        )
+    return found[0]
+
+
+def _chain(arrays: _Arrays) -> list[tuple[int, list[int]]]:
+    """Return the layers of the one chain that all kernels make."""
+    kernels = arrays.kernels()
+    readers = {k: [other for other in kernels if other != k and _fits(arrays, k, other)] for k in kernels}
+    found = _by_numbers(arrays, kernels, readers)
+    if found is not None:
+        return found
+    for kernel in kernels:
+        if len(readers[kernel]) > 1:
+            raise ValueError(_unclear(arrays, kernel, readers[kernel], "all fit"))
+        before = [other for other in kernels if kernel in readers[other]]
+        if len(before) > 1:
+            raise ValueError(_unclear(arrays, kernel, before, "may all come before it"))
+    ends = [kernel for kernel in kernels if not readers[kernel]]
+    if len(ends) != 1 or len(kernels) < 2:
+        listed = ", ".join(map(arrays.called, ends or kernels)) or "any kernel"
+        why = "nothing reads the units of" if ends or not kernels else "sizes fit in a circle from"
+        raise ValueError(
+            f"reset_units: the kernels are no chain of layers, for {why} {listed}: say which layer reads "
+            'which, outgoing={"hidden": "head"}.'
+        )
+    return _sorted(arrays, {kernel: readers[kernel] for kernel in kernels if readers[kernel]})
+
+
+def _by_numbers(
+    arrays: _Arrays, kernels: list[int], readers: dict[int, list[int]]
+) -> list[tuple[int, list[int]]] | None:
+    """Return the chain of layers whose names differ in a number only, None where that does not tell.
+
+    The sizes must fit up the numbers and not down: Linen numbers the layers of one nested expression from the
+    last to the first.
+    """
+    names = ["/".join(arrays.names[kernel]) for kernel in kernels]
+    numbers = [tuple(map(int, re.findall(r"\d+", name))) for name in names]
+    if len({re.sub(r"\d+", "#", name) for name in names}) != 1 or len(set(numbers)) != len(kernels):
+        return None
+    up = [kernel for _, kernel in sorted(zip(numbers, kernels, strict=True))]
+    fitting = [
+        order
+        for order in (up, up[::-1])
+        if len(up) > 1 and all(reader in readers[kernel] for kernel, reader in itertools.pairwise(order))
+    ]
+    if len(fitting) != 1:
+        return None
+    return [(kernel, [reader]) for kernel, reader in itertools.pairwise(fitting[0])]
+
+
+def _fits(arrays: _Arrays, kernel: int, reader: int) -> bool:
+    """Return whether a kernel has as many inputs as another has outputs."""
+    outputs, shape = arrays.of_matrix(kernel).outputs, np.shape(arrays.leaves[kernel])
+    if len(outputs) != 1 or arrays.of_matrix(reader).lookup:
+        return False
+    side = _input_axis(arrays, reader, shape[outputs[0]])
+    return side is not None and side.repeats == 1
+
+
+def _unclear(arrays: _Arrays, kernel: int, others: list[int], why: str) -> str:
+    return (
+        f"reset_units: which layer reads the units of {arrays.called(kernel)} is not clear, for "
+        f'{", ".join(map(arrays.called, others))} {why}: say it, outgoing={{"hidden": "head"}}.'
+    )
+
+
+def _key(entry: Any) -> str:
+    return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))

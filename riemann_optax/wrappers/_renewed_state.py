@@ -1,0 +1,162 @@
+"""The state of an optimiser with the values of some weights as they were at the beginning."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from riemann_optax import _axes, _tree
+from riemann_optax._axes import Axes
+from riemann_optax._state_fields import owner_and_field, state_fields
+from riemann_optax.eigenbasis import InEigenbasisState
+from riemann_optax.wrappers.precision import LowPrecisionState
+
+Slices = list[tuple[int, jax.Array]]
+
+
+class Renewal(NamedTuple):
+    """Which weights are new, and what they are.
+
+    Attributes:
+      params: the leaves of the parameters, with the new weights.
+      structure: of the parameters without boxes.
+      structures: of the parameters with and without boxes, where what is masked counts as a leaf.
+      places: of each such leaf its number in ``params``, -1 for what is masked.
+      slices: for each leaf, axes and along each which positions are new.
+      turned: for each leaf whether its inputs and its outputs are in other coordinates than the parameters.
+      sides: for each leaf the axes of its inputs and outputs.
+    """
+
+    params: list[Any]
+    structure: Any
+    structures: tuple[Any, ...]
+    places: list[int]
+    slices: list[Slices]
+    turned: list[tuple[bool, bool]]
+    sides: list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def renewal_of(params: Any, weights: list[Any], slices: list[Slices], axes: Axes) -> Renewal:
+    """Return what is new where ``weights`` are the new leaves of ``params``."""
+    bare = _tree.bare(params)
+    whole = jax.tree.leaves(bare, is_leaf=_is_masked)
+    numbers = itertools.count()
+    return Renewal(
+        params=weights,
+        structure=jax.tree.structure(bare),
+        structures=tuple(jax.tree.structure(tree, is_leaf=_is_masked) for tree in (params, bare)),
+        places=[-1 if _is_masked(leaf) else next(numbers) for leaf in whole],
+        slices=slices,
+        turned=[(False, False)] * len(weights),
+        sides=[((), ()) if read is None else (read.inputs, read.outputs) for read in _axes.read(bare, axes)],
+    )
+
+
+def where_new(slices: Slices, new: Any, old: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return ``new`` at the new positions of an array that has the axes of a leaf, perhaps more in front.
+
+    An axis that the array has reduced to 1 is shared by all units, and stays.
+    """
+    first = old.ndim - len(shape)
+    for axis, chosen in slices:
+        if old.shape[first + axis] == shape[axis]:
+            place = [1] * old.ndim
+            place[first + axis] = shape[axis]
+            old = jnp.where(chosen.reshape(place), new, old)
+    return old
+
+
+def renewed(state: Any, begun: Any, renewal: Renewal) -> Any:
+    """Return a state with the values of new weights taken from a state that begins with them.
+
+    Raises:
+      ValueError: that names the field, for values of new weights that cannot be told from others.
+    """
+
+    def like_params(node: Any) -> bool:
+        own: Any = jax.tree.structure(node, is_leaf=_is_masked)
+        return own in renewal.structures
+
+    def is_whole(node: Any) -> bool:
+        return isinstance(node, InEigenbasisState | LowPrecisionState) or like_params(node)
+
+    def visit(path: tuple[Any, ...], node: Any, new: Any) -> Any:
+        if isinstance(node, InEigenbasisState):
+            return _in_eigenbasis(node, new, renewal)
+        if isinstance(node, LowPrecisionState):
+            return node.with_wide(renewed(node.wide(), new.wide(), renewal))
+        if not like_params(node):
+            return node
+        owner, field = owner_and_field(state, path)
+        return _leaves(node, new, renewal, type(owner), field)
+
+    return jax.tree_util.tree_map_with_path(visit, state, begun, is_leaf=is_whole)
+
+
+def _leaves(tree: Any, begun: Any, renewal: Renewal, kind: type[Any], field: str) -> Any:
+    fields = state_fields(kind)
+    holds_weights = field in fields.weights + fields.captured
+    arrays, structure = jax.tree.flatten(tree, is_leaf=_is_masked)
+    found = []
+    values = jax.tree.leaves(begun, is_leaf=_is_masked)
+    for number, old, new in zip(renewal.places, arrays, values, strict=True):
+        slices = [] if _is_masked(old) or number < 0 else renewal.slices[number]
+        weight = renewal.params[number]
+        shape = np.shape(weight)
+        # One number for a whole leaf, and a random key, are no unit's.
+        if not slices or (np.size(old) == 1 and np.shape(old) != shape) or _is_key(old):
+            found.append(old)
+            continue
+        _check_axes(old, shape, f"{kind.__name__}.{field}")
+        _check_coordinates(number, renewal, f"{kind.__name__}.{field}", holds_weights)
+        value = weight.astype(old.dtype) if holds_weights else new
+        found.append(where_new(slices, value, old, shape))
+    return jax.tree.unflatten(structure, found)
+
+
+def _in_eigenbasis(state: InEigenbasisState, begun: InEigenbasisState, renewal: Renewal) -> InEigenbasisState:
+    """Return the state of an eigenbasis; what its inner transformation keeps is in its coordinates."""
+    left, right = (renewal.structure.flatten_up_to(tree) for tree in (state.left_bases, state.right_bases))
+    turned = [(not _is_masked(q), not _is_masked(r)) for q, r in zip(left, right, strict=True)]
+    own = renewal._replace(turned=turned)
+    for number, slices in enumerate(renewal.slices):
+        if slices:
+            _check_coordinates(number, own, "the inner state", holds_weights=False)
+    previous = _leaves(
+        state.previous_gradients, begun.previous_gradients, renewal, InEigenbasisState, "previous_gradients"
+    )
+    return state._replace(previous_gradients=previous, inner=renewed(state.inner, begun.inner, own))
+
+
+def _check_axes(array: Any, shape: tuple[int, ...], field: str) -> None:
+    own = array.shape[array.ndim - len(shape) :] if array.ndim >= len(shape) else None
+    if own is None or any(a not in (1, s) for a, s in zip(own, shape, strict=True)):
+        raise ValueError(
+            f"reset_units: which values of {field}, of shape {array.shape}, belong to a unit of a weight of "
+            f"shape {shape} is not known: use a transformation whose state has the axes of the weights, such "
+            "as riemann_optax.phi.factored_activity, in its place."
+        )
+
+
+def _check_coordinates(number: int, renewal: Renewal, field: str, holds_weights: bool) -> None:
+    """Raise ``ValueError`` where the values of a unit are mixed with those of others in an eigenbasis."""
+    turned, (inputs, outputs) = renewal.turned[number], renewal.sides[number]
+    mixed = {*(inputs if turned[0] else ()), *(outputs if turned[1] else ())}
+    if (holds_weights and any(turned)) or mixed.intersection(axis for axis, _ in renewal.slices[number]):
+        raise ValueError(
+            f"reset_units: in_eigenbasis mixes the units of a weight of shape "
+            f"{np.shape(renewal.params[number])} with others in {field}, and a unit cannot be taken out: "
+            'leave the sides with hidden units alone (sides= a function of the name: "input" for the first '
+            'layer, "none" between two hidden layers, "output" for the last), and keep anchors outside.'
+        )
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _is_key(array: Any) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jax.dtypes.prng_key))

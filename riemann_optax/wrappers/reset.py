@@ -1,0 +1,314 @@
+"""Hidden units that no longer learn are drawn anew, with all that the optimiser keeps of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from riemann_optax import _axes, _check, _tree
+from riemann_optax._axes import Axes
+from riemann_optax._declare import Declared
+from riemann_optax.eigenbasis import InEigenbasisState
+from riemann_optax.eigenbasis.mesh import on_auto_mesh
+from riemann_optax.phi import _state
+from riemann_optax.phi._layers import like_updates
+from riemann_optax.wrappers._hidden_layers import HiddenLayer, Side, hidden_layers
+from riemann_optax.wrappers._renewed_state import Slices, renewal_of, renewed, where_new
+from riemann_optax.wrappers.unit_rules import UnitRule
+
+Initializer = Callable[..., Any]
+
+
+class ResetUnitsState(NamedTuple):
+    """State of :func:`reset_units`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      key: the random key of the next update.
+      resets: int32 scalar, how many units have been drawn anew so far.
+      spread: at the kernel of each hidden layer the standard deviation of its first weights, a scalar;
+        ``optax.MaskedNode`` elsewhere, and everywhere where an initialiser is given.
+      rule: the state of the rule.
+      inner_state: the state of the wrapped optimiser.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    key: jax.Array
+    resets: jax.Array
+    spread: Any
+    rule: Any
+    inner_state: optax.OptState
+
+
+def reset_units(
+    inner: optax.GradientTransformation,
+    rule: UnitRule,
+    *,
+    outgoing: Mapping[str, str | Sequence[str]] | None = None,
+    initializer: Initializer | None = None,
+    key: jax.Array | int = 0,
+    axes: Axes = "flax",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Draw the hidden units that a rule chooses anew, and let ``inner`` forget them.
+
+    ::
+
+        tx = ro.reset_units(optax.adam(1e-3), ro.dormant_units(0.1, every=1000))
+        step = ro.value_and_grad(loss_fn, needs=tx)
+
+    The rule is :func:`dormant_units` (ReDo), :func:`silent_units` (self-normalised resets),
+    :func:`least_useful_units` (continual backpropagation), or a :class:`UnitRule` of your own. After the step
+    of ``inner``, of each unit that is chosen
+
+    - the incoming weights are drawn anew, the bias is 0, and so are the outgoing weights, so that what the
+      other units do stays as it is (a weight from one chosen unit to another is drawn anew);
+    - what ``inner`` keeps of these weights (momenta, averages, importances) is as ``inner.init`` makes it:
+      of a factored state the row or column of the unit. What holds weights, such as an anchor, holds the new
+      ones. What a unit shares with others stays: the counts of updates, the other factor.
+
+    In :func:`in_eigenbasis` that is exact where the side with the units is not turned; where it is, a unit is
+    in no single coordinate, and the update raises an error that says what to do.
+
+    **Layers.** Without ``outgoing`` the kernels must be one chain: numbered names such as ``Dense_0`` and
+    ``Dense_1``, or sizes that fit in one way only. Otherwise say which layer reads which, by the paths of
+    modules: ``outgoing={"encoder/hidden": "head"}``; several readers in a tuple. What is not named is left
+    alone. The bias is the vector called ``bias`` or ``b`` in the module of the kernel. A dense layer may read
+    the flattened outputs of a convolution, channels last. Scales of norms stay.
+
+    State: that of ``inner`` and of the rule, a number per layer, a key, two counts. Needs ``params``, and the
+    extra argument ``activities``, which :func:`value_and_grad` makes: of every hidden layer those after its
+    nonlinearity, units along the last axis. Under data parallelism the means over the batch are one
+    all-reduce of a value per unit.
+
+    Args:
+      inner: a whole optimiser.
+      rule: which units are drawn anew.
+      outgoing: by the path of a layer those of the layers that read its units; None for one chain.
+      initializer: ``initializer(key, shape, dtype)`` draws a kernel, such as
+        ``jax.nn.initializers.he_uniform()``; None for normal numbers of mean 0, as large as the first weights
+        of that kernel were.
+      key: of the drawing: a random key or an integer seed.
+      axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name
+        and the leaf, or a dictionary of these by the names of modules.
+
+    Returns:
+      A gradient transformation with state :class:`ResetUnitsState`.
+
+    Raises:
+      TypeError: where ``inner`` is no gradient transformation, ``rule`` no rule, or ``key`` no key.
+      ValueError: at ``init``, where it is not clear which layer reads the units of a kernel; at ``update``,
+        where ``params`` or ``activities`` are missing, or something in ``inner`` cannot forget a unit.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = ro.reset_units(optax.sgd(0.1), ro.dormant_units(every=1))
+      >>> params = {"hidden": {"kernel": jnp.ones([3, 2])}, "out": {"kernel": jnp.ones([2, 1])}}
+      >>> gradients = jax.tree.map(jnp.zeros_like, params)
+      >>> activities = {"hidden": {"kernel": jnp.array([[1.0, 0.0]])}, "out": {"kernel": jnp.zeros([1, 1])}}
+      >>> updates, state = tx.update(gradients, tx.init(params), params, activities=activities)
+      >>> print(optax.apply_updates(params, updates)["out"]["kernel"].ravel(), state.resets)
+      [1. 0.] 1
+
+    References:
+      Sokar et al, `The Dormant Neuron Phenomenon in Deep Reinforcement Learning
+      <https://arxiv.org/abs/2302.12902>`_, ICML, 2023
+
+      Dohare et al, `Loss of plasticity in deep continual learning
+      <https://doi.org/10.1038/s41586-024-07711-7>`_, Nature, 2024
+    """
+    _check.check_transformation("inner", inner)
+    if not isinstance(rule, UnitRule):
+        raise TypeError(f"rule must be a UnitRule, such as riemann_optax.dormant_units(), got {rule!r}.")
+    if initializer is not None and not callable(initializer):
+        raise TypeError(f"initializer must be a function of key, shape and dtype, got {initializer!r}.")
+    if outgoing is not None and not isinstance(outgoing, Mapping):
+        raise TypeError(f'outgoing must be a dictionary, such as {{"hidden": "head"}}, got {outgoing!r}.')
+    _check.check_key(key)
+    _axes.check_axes(axes)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: optax.Params) -> ResetUnitsState:
+        _tree.check_inexact(params, "params")
+        bare = _tree.bare(_tree.arrays(params))
+        layers = hidden_layers(bare, outgoing, axes) if jax.tree.leaves(bare) else ()
+        leaves, structure = jax.tree.flatten(bare)
+
+        def tree(make: Callable[[HiddenLayer, Any], Any]) -> Any:
+            return _of_layers(layers, structure, [make(one, leaves[one.kernel.leaf]) for one in layers])
+
+        units = tree(lambda one, leaf: jnp.zeros(one.units, _tree.working_dtype(leaf)))
+        return ResetUnitsState(
+            count=jnp.zeros([], jnp.int32),
+            key=_state.as_key(key),
+            resets=jnp.zeros([], jnp.int32),
+            spread=tree(
+                lambda one, leaf: (
+                    jnp.zeros([], _tree.working_dtype(leaf)) if initializer is None else optax.MaskedNode()
+                )
+            ),
+            rule=rule.init(units),
+            inner_state=inner.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: ResetUnitsState,
+        params: optax.Params | None = None,
+        *,
+        activities: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ResetUnitsState]:
+        _tree.check_inexact(updates, "gradients")
+        params = _check.require_params(params, "reset_units")
+        bare = _tree.bare(params)
+        leaves, structure = jax.tree.flatten(bare)
+        layers = hidden_layers(bare, outgoing, axes)
+        # A phi in inner may read them too; an eigenbasis refuses what belongs to single weights.
+        refused = _tree.find_states(state.inner_state, InEigenbasisState)
+        passed_on = extra_args if refused or activities is None else {"activities": activities, **extra_args}
+        steps, inner_state = inner.update(updates, state.inner_state, params, **passed_on)
+        if not layers:
+            return steps, state._replace(count=optax.safe_increment(state.count), inner_state=inner_state)
+        seen = _activities(
+            layers, jax.tree.leaves(like_updates("reset_units", "activities", activities, bare))
+        )
+        next_key, draw_key = jax.random.split(state.key)
+
+        def reset(
+            leaves: list[Any], steps: list[Any], seen: list[Any], own: tuple[Any, ...], draw_key: jax.Array
+        ) -> tuple[Any, ...]:
+            count, resets, spread, rule_state, inner_state = own
+            pairs = zip(leaves, steps, strict=True)
+            moved = [leaf + step.astype(leaf.dtype) for leaf, step in pairs]
+            chosen, rule_state = rule.update(
+                _of_layers(layers, structure, [h.reshape(-1, h.shape[-1]) for h in seen]),
+                _of_layers(layers, structure, [_outgoing(one, moved) for one in layers]),
+                rule_state,
+            )
+            masks = jax.tree.leaves(chosen)
+            if initializer is None:
+                spread = _state.first_or(_spreads(layers, leaves), spread, count)
+            slices = _slices(layers, masks, len(leaves))
+
+            def renew(steps: list[Any], inner_state: Any) -> tuple[list[Any], Any]:
+                drawn = _drawn(layers, leaves, spread, draw_key, initializer)
+                weights = _renewed_weights(layers, masks, moved, drawn)
+                new_steps = [
+                    where_new(new, (to - leaf).astype(step.dtype), step, leaf.shape)
+                    for new, to, leaf, step in zip(slices, weights, leaves, steps, strict=True)
+                ]
+                begun = inner.init(_tree.like(weights, params))
+                return new_steps, renewed(inner_state, begun, renewal_of(params, weights, slices, axes))
+
+            some = jnp.any(jnp.stack([jnp.any(mask) for mask in masks]))
+            steps, inner_state = jax.lax.cond(some, renew, lambda *same: same, steps, inner_state)
+            resets = sum((jnp.sum(mask).astype(resets.dtype) for mask in masks), start=resets)
+            return steps, (resets, spread, rule_state, inner_state)
+
+        # Masks of units meet weights with any sharding: on an Explicit mesh the compiler finds the rest.
+        old = (state.resets, jax.tree.leaves(state.spread), state.rule, inner_state)
+        step_leaves = jax.tree.leaves(steps)
+        new_steps, (resets, spread, rule_state, inner_state) = on_auto_mesh(
+            reset, (step_leaves, old), leaves, step_leaves, seen, (state.count, *old), draw_key
+        )
+        return _tree.like(new_steps, steps), ResetUnitsState(
+            count=optax.safe_increment(state.count),
+            key=next_key,
+            resets=resets,
+            spread=jax.tree.unflatten(jax.tree.structure(state.spread), spread),
+            rule=rule_state,
+            inner_state=inner_state,
+        )
+
+    return Declared(init, update, name="reset_units", needs=("activities",))
+
+
+def _of_layers(layers: tuple[HiddenLayer, ...], structure: Any, values: list[Any]) -> Any:
+    """Return the values at the kernels of their layers in a tree like the parameters, masked elsewhere."""
+    nodes: list[Any] = [optax.MaskedNode()] * structure.num_leaves
+    for one, value in zip(layers, values, strict=True):
+        nodes[one.kernel.leaf] = value
+    return jax.tree.unflatten(structure, nodes)
+
+
+def _activities(layers: tuple[HiddenLayer, ...], seen: list[Any]) -> list[jax.Array]:
+    """Return the activities of each hidden layer, shape [examples, units]."""
+    found = []
+    for one in layers:
+        given = seen[one.kernel.leaf]
+        if np.shape(given)[-1:] != (one.units,):
+            raise ValueError(
+                f"activities has shape {np.shape(given)} at a kernel of {one.units} units: these must be its "
+                "last axis, with batch axes in front of it."
+            )
+        given = jnp.asarray(given)
+        found.append(given[None] if given.ndim == 1 else given)
+    return found
+
+
+def _outgoing(layer: HiddenLayer, leaves: list[jax.Array]) -> jax.Array:
+    """Return the sum of the magnitudes of the outgoing weights of each unit."""
+
+    def sums(side: Side) -> jax.Array:
+        size = _tree.magnitude(leaves[side.leaf])
+        total = jnp.sum(size, axis=[axis for axis in range(size.ndim) if axis != side.axis])
+        return jnp.sum(total.reshape(side.repeats, layer.units), axis=0)
+
+    first, *others = map(sums, layer.outgoing)
+    return sum((other.astype(first.dtype) for other in others), start=first)
+
+
+def _spreads(layers: tuple[HiddenLayer, ...], leaves: list[jax.Array]) -> list[jax.Array]:
+    kernels = [leaves[one.kernel.leaf] for one in layers]
+    return [jnp.std(kernel.astype(_tree.wide_dtype(kernel))) for kernel in kernels]
+
+
+def _drawn(
+    layers: tuple[HiddenLayer, ...],
+    leaves: list[jax.Array],
+    spread: list[jax.Array],
+    key: jax.Array,
+    initializer: Initializer | None,
+) -> list[jax.Array]:
+    """Return a new kernel for each hidden layer."""
+    drawn = []
+    for number, one in enumerate(layers):
+        kernel, own_key = leaves[one.kernel.leaf], jax.random.fold_in(key, number)
+        if initializer is not None:
+            drawn.append(jnp.asarray(initializer(own_key, kernel.shape, kernel.dtype)))
+        else:
+            normal = jax.random.normal(own_key, kernel.shape, _tree.wide_dtype(kernel))
+            drawn.append(spread[number] * normal)
+    return drawn
+
+
+def _slices(layers: tuple[HiddenLayer, ...], masks: list[jax.Array], number: int) -> list[Slices]:
+    """Return for each leaf along which of its axes which positions belong to units that are chosen."""
+    slices: list[Slices] = [[] for _ in range(number)]
+    for one, mask in zip(layers, masks, strict=True):
+        for side in (one.kernel, one.bias, *one.outgoing):
+            if side is not None:
+                slices[side.leaf].append((side.axis, jnp.tile(mask, side.repeats)))
+    return slices
+
+
+def _renewed_weights(
+    layers: tuple[HiddenLayer, ...], masks: list[jax.Array], moved: list[jax.Array], drawn: list[jax.Array]
+) -> list[jax.Array]:
+    """Return the leaves with the weights of the chosen units renewed, layer after layer."""
+    weights = list(moved)
+
+    def renew(side: Side, mask: jax.Array, value: Any) -> None:
+        leaf = weights[side.leaf]
+        weights[side.leaf] = where_new([(side.axis, jnp.tile(mask, side.repeats))], value, leaf, leaf.shape)
+
+    for one, mask, kernel in zip(layers, masks, drawn, strict=True):
+        renew(one.kernel, mask, kernel.astype(moved[one.kernel.leaf].dtype))
+        if one.bias is not None:
+            renew(one.bias, mask, 0)
+        for reader in one.outgoing:
+            renew(reader, mask, 0)
+    return weights

@@ -1,0 +1,216 @@
+"""A leak of the weights to their first values, as large as the data of the moment ask for."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from riemann_optax import _check, _tree
+from riemann_optax._declare import Declared, required
+from riemann_optax._state_fields import declare_fields
+from riemann_optax.phi import _state
+
+
+@declare_fields(linear=("prior_mean",), weights=("prior_mean",))
+class SoftResetsState(NamedTuple):
+    """State of :func:`soft_resets`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      key: the random key of the next update.
+      prior_mean: the weights at the first update, shaped like the parameters; zeros before.
+      prior_deviation: a scalar for each leaf, the deviation of the prior.
+      kept: a scalar for each leaf, the share that the last update kept of the distance to the prior.
+      inner_state: the state of the wrapped optimiser.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
+    key: jax.Array
+    prior_mean: optax.Params
+    prior_deviation: Any
+    kept: Any
+    inner_state: optax.OptState
+
+
+def soft_resets(
+    inner: optax.GradientTransformation,
+    rate: optax.ScalarOrSchedule,
+    *,
+    ratio: float = 0.9,
+    samples: int = 1,
+    prior_deviation: float | None = None,
+    key: jax.Array | int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Let the weights of each leaf drift to the first weights, as far as the batch speaks for it.
+
+    .. math::
+      \tilde\theta = \gamma\,\theta + (1 - \gamma)\,\theta_0, \qquad
+      \theta \leftarrow \tilde\theta + \big(\gamma^2 + (1 - \gamma^2)/s^2\big)\,
+      \mathrm{inner}\big(\nabla L(\tilde\theta)\big)
+
+    Between two updates the best weights are thought to drift to the prior :math:`N(\theta_0, \sigma_0^2)`,
+    while the weights are known up to :math:`s\,\sigma_0`. The share :math:`\gamma` of each leaf is one
+    gradient step from 1, at most 1 and at least 0, on the predictive likelihood of the batch,
+
+    .. math::
+      \gamma = 1 - \mathrm{rate}\cdot\mathrm{mean}\,\Big\langle \nabla L(\theta + s\,\sigma_0\,\epsilon),\;
+      \theta - \theta_0 - \tfrac{1 - s^2}{s}\,\sigma_0\,\epsilon \Big\rangle, \qquad \epsilon \sim N(0, 1)
+
+    which is its derivative by reparametrisation, with the mean over samples of the loss in the place of the
+    logarithm of a mean; of one sample they are the same. While the data stay the same, ``gamma`` is near 1;
+    where they change, the weights are reset a little, and steps are longer.
+
+    State: that of ``inner``, a value per weight, two numbers per leaf, a key and a count. Needs ``params``,
+    and the extra argument ``obj_fn``, which :func:`value_and_grad` makes. Cost: ``samples + 1`` gradients
+    more. Under sharding one all-reduce of a number per leaf and sample.
+
+    Args:
+      inner: a whole optimiser, with its learning rate; it sees gradients and weights after the drift.
+      rate: step size of ``gamma``, at least 0: a number, a schedule of the update count, or a traced scalar.
+      ratio: ``s``, deviation of the weights over that of the prior, in (0, 1].
+      samples: of the perturbed weights, at least 0; 0 takes the gradient at the weights themselves, without
+        noise, which is there already.
+      prior_deviation: ``sigma_0``, positive; None means that of the first weights of each leaf.
+      key: of the noise: a random key or an integer seed.
+
+    Returns:
+      A gradient transformation with state :class:`SoftResetsState`.
+
+    Raises:
+      TypeError: where ``inner`` is no gradient transformation, or ``key`` no key.
+      ValueError: for an argument outside its range; at ``update``, where ``params`` or ``obj_fn`` are
+        missing.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> tx = ro.soft_resets(optax.sgd(0.0), 0.1, samples=0)
+      >>> state, loss = tx.init(jnp.zeros(1)), lambda w: 0.5 * jnp.sum(w**2)
+      >>> for weight in (1.0, 2.0):  # the first is the prior; then 1 - 0.1 * 2 * (2 - 1) is kept
+      ...     w = jnp.array([weight])
+      ...     updates, state = tx.update(w, state, w, obj_fn=loss)
+      ...     print(state.kept, w + updates)
+      1.0 [1.]
+      0.8 [1.8]
+
+    References:
+      Galashov et al, `Non-Stationary Learning of Neural Networks with Automatic Soft Parameter Reset
+      <https://arxiv.org/abs/2411.04034>`_, NeurIPS, 2024
+    """
+    _check.check_transformation("inner", inner)
+    _check.check_schedulable("rate", rate)
+    _check.check_number("ratio", ratio, low=0.0, high=1.0, low_open=True)
+    _check.check_count("samples", samples, low=0)
+    if prior_deviation is not None:
+        _check.check_number("prior_deviation", prior_deviation, low=0.0, low_open=True)
+    _check.check_key(key)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: optax.Params) -> SoftResetsState:
+        _tree.check_inexact(params, "params")
+        params = _tree.arrays(params)
+
+        def whole(value: float) -> Any:
+            return jax.tree.map(lambda p: jnp.full([], value, _tree.working_dtype(p)), _tree.bare(params))
+
+        return SoftResetsState(
+            count=jnp.zeros([], jnp.int32),
+            key=_state.as_key(key),
+            prior_mean=optax.tree.zeros_like(params),
+            prior_deviation=whole(0.0),
+            kept=whole(1.0),
+            inner_state=inner.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: SoftResetsState,
+        params: optax.Params | None = None,
+        *,
+        obj_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SoftResetsState]:
+        _tree.check_inexact(updates, "gradients")
+        updates, params = _tree.arrays(updates), _check.require_params(params, "soft_resets")
+        loss = required("soft_resets", "obj_fn", obj_fn)
+        prior_mean = _state.first_or(params, state.prior_mean, state.count)
+        # Lists of leaves from here on.
+        weights, gradients = jax.tree.leaves(params), jax.tree.leaves(updates)
+        distances = jax.tree.map(_difference, weights, jax.tree.leaves(prior_mean))
+        first = [_deviation(weight, prior_deviation) for weight in weights]
+        deviations = _state.first_or(first, jax.tree.leaves(state.prior_deviation), state.count)
+        next_key, noise_key = jax.random.split(state.key)
+
+        def gradients_at(places: list[jax.Array]) -> list[jax.Array]:
+            found = jax.grad(lambda p: jnp.real(loss(p)))(_tree.like(places, params))
+            return [jnp.conj(gradient) for gradient in jax.tree.leaves(found)]
+
+        def slopes(sample: int) -> list[jax.Array]:
+            """Return the derivative of the loss by the share of each leaf, at 1, from one perturbation."""
+            keys = list(jax.random.split(jax.random.fold_in(noise_key, sample), max(len(weights), 1)))
+            noise = jax.tree.map(_noise, distances, deviations, keys[: len(weights)])
+            places = jax.tree.map(lambda w, e: _moved(w, ratio * e), weights, noise)
+            moves = jax.tree.map(lambda d, e: d - (1 - ratio**2) / ratio * e, distances, noise)
+            products: list[jax.Array] = jax.tree.map(_product, gradients_at(places), moves)
+            return products
+
+        if samples:
+            found = [slopes(sample) for sample in range(samples)]
+            slope = [sum(of_leaf[1:], start=of_leaf[0]) / samples for of_leaf in zip(*found, strict=True)]
+        else:
+            slope = jax.tree.map(_product, gradients, distances)
+        step_size = _tree.at_count(rate, state.count)
+        kept = [
+            jnp.clip(1 - jnp.asarray(step_size).astype(own.dtype) * own, 0, 1).astype(deviation.dtype)
+            for own, deviation in zip(slope, deviations, strict=True)
+        ]
+        leaks = jax.tree.map(lambda g, d: (g - 1).astype(d.dtype) * d, kept, distances)
+        drifted = jax.tree.map(_moved, weights, leaks)
+        gradients = jax.tree.map(lambda g, u: g.astype(u.dtype), gradients_at(drifted), gradients)
+        steps, inner_state = inner.update(
+            _tree.like(gradients, updates),
+            state.inner_state,
+            _tree.like(drifted, params),
+            obj_fn=obj_fn,
+            **extra_args,
+        )
+
+        def change(step: jax.Array, leak: jax.Array, g: jax.Array) -> jax.Array:
+            factor = g**2 + (1 - g**2) / ratio**2
+            return (leak + factor.astype(leak.dtype) * step.astype(leak.dtype)).astype(step.dtype)
+
+        changes = jax.tree.map(change, jax.tree.leaves(steps), leaks, kept)
+        return _tree.like(changes, steps), SoftResetsState(
+            count=optax.safe_increment(state.count),
+            key=next_key,
+            prior_mean=prior_mean,
+            prior_deviation=_tree.like(deviations, state.prior_deviation),
+            kept=_tree.like(kept, state.kept),
+            inner_state=inner_state,
+        )
+
+    return Declared(init, update, name="soft_resets", needs=("obj_fn",))
+
+
+def _deviation(weight: jax.Array, given: float | None) -> jax.Array:
+    dtype = _tree.working_dtype(weight)
+    if given is not None:
+        return jnp.asarray(given).astype(dtype)
+    return jnp.std(weight.astype(_tree.wide_dtype(weight))) if weight.size else jnp.zeros([], dtype)
+
+
+def _difference(weight: jax.Array, mean: jax.Array) -> jax.Array:
+    return weight.astype(_tree.wide_dtype(weight)) - mean.astype(_tree.wide_dtype(weight))
+
+
+def _moved(weight: jax.Array, change: jax.Array) -> jax.Array:
+    return (weight.astype(change.dtype) + change).astype(weight.dtype)
+
+
+def _product(gradient: jax.Array, move: jax.Array) -> jax.Array:
+    return jnp.sum(_tree.inner(gradient, move))
+
+
+def _noise(like: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
+    normal = jax.random.normal(key, like.shape, like.dtype)
+    return jnp.ones_like(like) * deviation.astype(like.dtype) * normal

@@ -1,0 +1,69 @@
+"""The flat numbers for logs, beside what NumPy makes of E itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+LEVELS = tuple(np.linspace(0.05, 0.95, 19).tolist())
+
+
+def recorded(quantiles, scale=1.0):
+    random = np.random.default_rng(0)
+    params = {
+        "a": jnp.asarray(scale * random.normal(size=[40, 5]), jnp.float32),
+        "b": jnp.asarray(0.1 * random.normal(size=[30]), jnp.float32),
+    }
+    tx = optax.chain(
+        ro.compute_metric(ro.phi.maintenance_energy(), alpha=1.0),
+        ro.record_metric(quantiles),
+        ro.scale_by_inverse_metric(),
+    )
+    _, state = tx.update(params, tx.init(params), params)
+    return state, params, {name: 1 + np.abs(np.asarray(leaf)) for name, leaf in params.items()}
+
+
+@pytest.mark.parametrize("threshold", [1.0, 1.05, 1.3, 2.0, 2.5, 99.0])
+def test_the_share_of_rigid_weights_is_right_to_a_gap_of_the_quantiles(threshold):
+    state, params, metric = recorded(LEVELS)
+    scalars = ro.metric_scalars(state, params, quantiles=LEVELS, rigid_above=threshold)
+    for name, values in metric.items():
+        assert abs(scalars[f"rigid/{name}"] - (values > threshold).mean()) <= 0.05
+
+
+def test_the_share_of_a_group_is_weighted_by_sizes():
+    state, params, _ = recorded(LEVELS)
+    each = ro.metric_scalars(state, params, quantiles=LEVELS)
+    whole = ro.metric_scalars(state, params, groups=lambda path: "all", quantiles=LEVELS)
+    expected = (200 * each["rigid/a"] + 30 * each["rigid/b"]) / 230
+    np.testing.assert_allclose(whole["rigid/all"], expected, rtol=1e-6)
+    assert each["rigid/b"] == 0
+
+
+def test_without_quantiles_there_is_no_share_and_others_than_recorded_are_refused():
+    state, params, _ = recorded(())
+    assert not any(name.startswith("rigid") for name in ro.metric_scalars(state, params))
+    with pytest.raises(ValueError, match="quantiles has 1 levels and the record has 0"):
+        ro.metric_scalars(state, params, quantiles=(0.5,))
+
+
+def test_skipped_steps_are_counted():
+    tx, params = ro.skip_nonfinite(ro.riemannian_sgd(0.1)), jnp.ones(2)
+    state = tx.init(params)
+    bad = jnp.array([1.0, jnp.nan])
+    for gradient in (bad, params, bad, bad):
+        _, state = tx.update(gradient, state, params)
+    assert ro.metric_scalars(state, params) == {"bad_steps": 3.0, "bad_steps_in_a_row": 2.0}
+
+
+def test_a_basis_that_was_kept_is_counted():
+    tx, params = ro.in_eigenbasis(optax.trace(0.9), update_every=1), {"w": jnp.ones([3, 2])}
+    state = tx.init(params)
+    _, state = tx.update(params, state, params)
+    assert ro.metric_scalars(state, params) == {"eigenbasis/updates": 1.0, "eigenbasis/kept_bases": 0.0}
+    infinite = state._replace(right_factors=jax.tree.map(lambda x: x * jnp.inf, state.right_factors))
+    _, state = tx.update(params, infinite, params)
+    assert ro.metric_scalars(state, params)["eigenbasis/kept_bases"] >= 1.0

@@ -1,0 +1,276 @@
+"""Which arrays belong to a hidden unit, in several libraries and transforms; what is not clear is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+from jax.sharding import AxisType, NamedSharding
+
+import riemann_optax as ro
+
+
+def kernels(**shapes):
+    generator = np.random.default_rng(0)
+    return {
+        name: {"kernel": jnp.asarray(generator.normal(size=shape), jnp.float32)}
+        for name, shape in shapes.items()
+    }
+
+
+def seen_like(params, outputs=-1):
+    """The last unit of each layer is silent, and one other fires."""
+
+    def activities(leaf):
+        return jnp.ones([2, leaf.shape[outputs]]).at[:, -1].set(0.0)
+
+    return jax.tree.map(activities, params)
+
+
+def reset(params, tx=None, seen=None, **arguments):
+    """Return the parameters after one update that only resets."""
+    tx = tx or ro.reset_units(optax.sgd(0.0), ro.dormant_units(0.0, every=1), **arguments)
+    updates, state = tx.update(
+        jax.tree.map(jnp.zeros_like, params),
+        tx.init(params),
+        params,
+        activities=seen_like(params) if seen is None else seen,
+    )
+    return optax.apply_updates(params, updates), state
+
+
+@pytest.mark.parametrize(
+    ("params", "readers"),
+    [
+        (kernels(a=(4, 6), b=(3, 4)), {"b": "a"}),  # sizes fit in one way only
+        (
+            kernels(Dense_0=(5, 4), Dense_1=(4, 4), Dense_2=(4, 4)),
+            {"Dense_0": "Dense_1", "Dense_1": "Dense_2"},
+        ),
+        (  # Linen, where the layers are nested in one expression
+            kernels(Dense_0=(4, 4), Dense_1=(4, 4), Dense_2=(5, 4)),
+            {"Dense_2": "Dense_1", "Dense_1": "Dense_0"},
+        ),
+    ],
+)
+def test_a_chain_is_read_from_sizes_or_numbers(params, readers):
+    after, state = reset(params)
+    assert state.resets == len(readers)
+    for layer in params:
+        changed = np.asarray(after[layer]["kernel"] != params[layer]["kernel"])
+        expected = np.zeros_like(changed)
+        if layer in readers:
+            expected[:, -1] = True
+        if layer in readers.values():
+            expected[-1] = True
+        np.testing.assert_array_equal(changed, expected)
+
+
+AMBIGUOUS = {
+    "all fit": kernels(hidden=(5, 4), one=(4, 2), two=(4, 3)),
+    "may all come before it": kernels(one=(5, 4), two=(6, 4), head=(4, 2)),
+    "all fit: say": kernels(Dense_0=(4, 4), Dense_1=(4, 4), Dense_2=(4, 4)),
+    "fit in a circle": kernels(one=(3, 4), two=(4, 3)),
+    "nothing reads the units of": kernels(one=(4, 6), two=(5, 2)),
+}
+
+
+@pytest.mark.parametrize("why", AMBIGUOUS)
+def test_what_is_not_clear_is_refused_with_the_name_of_a_leaf(why):
+    with pytest.raises(ValueError, match=rf"\['\w+'\]\['kernel'\].*{why}|{why}.*\['\w+'\]\['kernel'\]"):
+        reset(AMBIGUOUS[why])
+
+
+def test_outgoing_says_which_layers_read_which():
+    params = AMBIGUOUS["all fit"]
+    after, _ = reset(params, outgoing={"hidden": ("one", "two/kernel")})
+    for name in ("one", "two"):
+        np.testing.assert_array_equal(after[name]["kernel"][-1], 0)
+        np.testing.assert_array_equal(after[name]["kernel"][:-1], params[name]["kernel"][:-1])
+    after, _ = reset(params, outgoing={"hidden": "one"})
+    np.testing.assert_array_equal(after["two"]["kernel"], params["two"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("outgoing", "message"),
+    [
+        ({"hiden": "one"}, r"has the name 'hiden', which 0 kernels have; .*'hidden/kernel'"),
+        ({"one": "two"}, r"\['two'\]\['kernel'\] is inputs 4, outputs 3, and cannot read the 2 units of"),
+        ({"hidden": "hidden"}, "back to itself"),
+    ],
+)
+def test_a_wrong_name_is_refused(outgoing, message):
+    with pytest.raises(ValueError, match=message):
+        reset(AMBIGUOUS["all fit"], outgoing=outgoing)
+
+
+def test_channels_of_a_convolution_and_their_flattened_outputs():
+    params = {
+        "conv": {"kernel": jnp.ones([3, 3, 2, 4]), "bias": jnp.ones(4)},
+        "next_conv": {"kernel": jnp.ones([3, 3, 4, 2]), "bias": jnp.ones(2)},
+        "head": {"kernel": jnp.ones([6, 5]), "bias": jnp.ones(5)},  # three places of two channels
+    }
+    after, state = reset(params, outgoing={"conv": "next_conv", "next_conv": "head"})
+    assert state.resets == 2
+    np.testing.assert_array_equal(after["conv"]["bias"], [1, 1, 1, 0])
+    np.testing.assert_array_equal(after["next_conv"]["kernel"][:, :, 3, 0], 0)
+    np.testing.assert_array_equal(after["next_conv"]["kernel"][:, :, :3, 0], 1)
+    np.testing.assert_array_equal(after["head"]["kernel"][:, 0], [1, 0, 1, 0, 1, 0])
+
+
+class Network(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.hidden, self.head = nnx.Linear(3, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.hidden(x)))
+
+
+def mean_square(model, batch):
+    return jnp.mean(jnp.square(model(batch)))
+
+
+def test_value_and_grad_supplies_the_activities_of_a_flax_module():
+    model, batch = Network(), jnp.ones([4, 3])
+    model.hidden.bias[...] = jnp.full(8, -100.0).at[:5].set(100.0)  # three units that never fire
+    optimizer = nnx.Optimizer(
+        model, ro.reset_units(optax.adam(0.01), ro.dormant_units(0.0, every=1)), wrt=nnx.Param
+    )
+    step = ro.value_and_grad(mean_square, needs=optimizer.tx)
+
+    @nnx.jit
+    def train(model, optimizer):
+        _, gradients, extra = step(model, batch, state=optimizer)
+        optimizer.update(model, gradients, **extra)
+
+    train(model, optimizer)
+    np.testing.assert_array_equal(model.hidden.bias[...] == 0, np.arange(8) >= 5)
+    np.testing.assert_array_equal((model.head.kernel[...] == 0).all(1), np.arange(8) >= 5)
+
+
+def test_value_and_grad_supplies_those_of_linen_in_a_scan():
+    class Hidden(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(2)(linen.relu(linen.Dense(6)(x)))
+
+    module, batch = Hidden(), jnp.ones([4, 3])
+    params = module.init(jax.random.key(0), batch)["params"]
+    tx = ro.reset_units(optax.adam(0.01), ro.least_useful_units(0.1, maturity=2))
+    step = ro.value_and_grad(lambda p, x: jnp.mean(module.apply({"params": p}, x) ** 2), needs=tx)
+
+    def train(carry, _):
+        params, state = carry
+        _, gradients, extra = step(params, batch, state=state)
+        updates, state = tx.update(gradients, state, params, **extra)
+        return (optax.apply_updates(params, updates), state), state.resets
+
+    start = params, tx.init(params)
+    (_, state), resets = jax.lax.scan(train, start, None, length=20)
+    assert resets[-1] > 5
+    assert jax.tree.structure(state) == jax.tree.structure(start[1])
+
+
+def test_several_runs_side_by_side():
+    params = AMBIGUOUS["all fit"]
+    scales = jnp.array([1.0, 2.0, 3.0])
+
+    def run(scale):
+        after, state = reset(jax.tree.map(lambda w: scale * w, params), outgoing={"hidden": ("one", "two")})
+        return after, state.resets
+
+    together = jax.vmap(run)(scales)
+    for number, scale in enumerate(scales):
+        alone = run(scale)
+        jax.tree.map(lambda a, b, n=number: np.testing.assert_allclose(a[n], b, rtol=1e-6), together, alone)
+
+
+def in_a_frame(sides):
+    inner = ro.in_eigenbasis(optax.sgd(0.1, momentum=0.9), sides=sides, update_every=2)
+    return [ro.reset_units(inner, ro.dormant_units(0.0, every=every)) for every in (6, 100)]
+
+
+def test_in_an_eigenbasis_whose_sides_are_not_those_of_the_units():
+    """The momentum in the original coordinates is that without a reset, and 0 for the unit."""
+    params = kernels(hidden=(5, 4), head=(4, 3))
+    tx, without = in_a_frame(lambda name, leaf: "input" if "hidden" in name else "output")
+    states = [tx.init(params), without.init(params)]
+    for step in range(6):
+        gradients = jax.tree.map(lambda w, step=step: jnp.cos(w + step), params)
+        for number, one in enumerate((tx, without)):
+            _, states[number] = jax.jit(one.update)(
+                gradients, states[number], params, activities=seen_like(params)
+            )
+    found, expected = (momentum(state.inner_state) for state in states)
+    assert [int(state.resets) for state in states] == [1, 0]
+    np.testing.assert_allclose(found["hidden"][:, :3], expected["hidden"][:, :3], rtol=1e-6)
+    np.testing.assert_allclose(found["head"][:3], expected["head"][:3], rtol=1e-6)
+    np.testing.assert_allclose(found["hidden"][:, 3], 0, atol=1e-7)
+    np.testing.assert_allclose(found["head"][3], 0, atol=1e-7)
+    assert (np.abs(expected["hidden"][:, 3]) > 0.01).all()
+
+
+def momentum(state):
+    trace = state.inner[0].trace
+    left, right = state.left_bases["hidden"]["kernel"][0], state.right_bases["head"]["kernel"][0]
+    return {"hidden": left @ trace["hidden"]["kernel"], "head": trace["head"]["kernel"] @ right.T}
+
+
+@pytest.mark.parametrize(
+    ("sides", "inner"), [("both", optax.adam(0.1)), ("input", optax.sgd(0.1, momentum=0.9))]
+)
+def test_a_unit_that_an_eigenbasis_mixes_with_others_is_refused(sides, inner):
+    tx = ro.reset_units(ro.in_eigenbasis(inner, sides=sides), ro.dormant_units(0.0, every=1))
+    with pytest.raises(ValueError, match=r"in_eigenbasis mixes the units of a weight of shape"):
+        reset(kernels(hidden=(5, 4), head=(4, 3)), tx)
+
+
+def test_a_state_without_the_axes_of_the_weights_is_refused_by_name():
+    tx = ro.reset_units(optax.adafactor(0.1, min_dim_size_to_factor=2), ro.dormant_units(0.0, every=1))
+    with pytest.raises(ValueError, match=r"FactoredState\.v_row, of shape .* is not known"):
+        reset(kernels(hidden=(5, 4), head=(4, 3)), tx)
+
+
+def test_without_activities_it_says_how_to_make_them():
+    params = kernels(hidden=(5, 4), head=(4, 3))
+    tx = ro.reset_units(optax.sgd(0.1), ro.dormant_units())
+    with pytest.raises(ValueError, match=r"^reset_units needs the extra argument activities"):
+        tx.update(params, tx.init(params), params)
+    with pytest.raises(ValueError, match=r"activities has shape \(2, 5\) at a kernel of 4 units"):
+        reset(params, tx, seen=seen_like(params, outputs=0))
+
+
+def test_narrow_state_keeps_its_types():
+    params = kernels(hidden=(4, 3), head=(3, 2))
+    tx = ro.reset_units(ro.low_precision_state(optax.adam(0.1)), ro.dormant_units(0.0, every=1))
+    first = tx.init(params)
+    _, state = reset(params, tx)
+    types = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), one) for one in (first, state)]
+    assert types[0] == types[1]
+    assert not state.inner_state.inner_state[0].mu["hidden"]["kernel"][:, -1].any()
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_on_a_mesh_the_same_units_are_drawn_to_the_same_weights(kind):
+    params, seen = kernels(hidden=(4, 8), head=(8, 2)), {"hidden": {"kernel": jnp.ones([4, 8])}}
+    seen["hidden"]["kernel"] = seen["hidden"]["kernel"].at[:, 3::4].set(0.0)
+    seen["head"] = {"kernel": jnp.ones([4, 2])}
+    tx = ro.reset_units(optax.adam(0.1), ro.least_useful_units(0.25, maturity=0))
+    expected, own = jax.jit(tx.update)(params, tx.init(params), params, activities=seen)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind, kind))
+    with jax.set_mesh(mesh):
+        specs = {"hidden": jax.P("x", "y"), "head": jax.P("y", None)}
+        placed = {
+            name: {"kernel": jax.device_put(layer["kernel"], NamedSharding(mesh, specs[name]))}
+            for name, layer in params.items()
+        }
+        spread = jax.tree.map(lambda h: jax.device_put(h, NamedSharding(mesh, jax.P("x", None))), seen)
+        found, state = jax.jit(tx.update)(placed, tx.init(placed), placed, activities=spread)
+    assert state.resets == own.resets == 2
+    for name, layer in found.items():
+        np.testing.assert_allclose(layer["kernel"], expected[name]["kernel"], rtol=1e-5, atol=1e-6)
+        assert layer["kernel"].sharding.is_equivalent_to(placed[name]["kernel"].sharding, 2)
+    first = state.inner_state[0].mu["hidden"]["kernel"]
+    np.testing.assert_array_equal(np.asarray(first)[:, 3::4], 0)

@@ -1,0 +1,368 @@
+"""Units drawn anew: the published rules replayed in NumPy, and what an optimiser forgets of a unit."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+SIZES, BATCH, STEPS, RATE = (5, 8, 6, 3), 4, 240, 0.02
+LAYERS = len(SIZES) - 1
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def first_weights():
+    generator = np.random.default_rng(0)
+    return [
+        {
+            "kernel": generator.normal(size=(rows, columns)) / np.sqrt(rows),
+            "bias": generator.normal(size=columns) - 0.5,
+        }
+        for rows, columns in itertools.pairwise(SIZES)
+    ]
+
+
+def drawn(shape):
+    """A kernel that is the same in both programs."""
+    return np.cos(np.arange(np.prod(shape), dtype=float)).reshape(shape)
+
+
+def initializer(key, shape, dtype):
+    return jnp.asarray(drawn(shape), dtype)
+
+
+def batch(step):
+    return np.random.default_rng(100 + step // 40).normal(size=(BATCH, SIZES[0]))
+
+
+def hidden_activities(weights, step):
+    activities, x = [], batch(step)
+    for layer in weights:
+        x = np.maximum(x @ layer["kernel"] + layer["bias"], 0.0)
+        activities.append(x)
+    return activities
+
+
+def gradients(weights, step):
+    """Of nothing in particular, but of the weights and noise."""
+    generator = np.random.default_rng(1000 + step)
+    return [
+        {
+            n: 0.5 * layer[n] + generator.normal(size=layer[n].shape) + (n == "bias")
+            for n in ("bias", "kernel")
+        }
+        for layer in weights
+    ]
+
+
+class Adam:
+    """Adam step by step, with moments that can be forgotten."""
+
+    def __init__(self, weights):
+        self.count = 0
+        self.moments = [
+            {n: [np.zeros_like(w), np.zeros_like(w)] for n, w in layer.items()} for layer in weights
+        ]
+
+    def step(self, weights, grads):
+        self.count += 1
+        for layer, own, moments in zip(weights, grads, self.moments, strict=True):
+            for name, w in layer.items():
+                first, second = moments[name]
+                first[:] = 0.9 * first + 0.1 * own[name]
+                second[:] = 0.999 * second + 0.001 * own[name] ** 2
+                mean, square = first / (1 - 0.9**self.count), second / (1 - 0.999**self.count)
+                w -= RATE * mean / (np.sqrt(square) + 1e-8)
+
+
+def renew(weights, adam, layer, unit):
+    """Incoming weights drawn, bias and outgoing weights 0, moments of all of them 0."""
+    weights[layer]["kernel"][:, unit] = drawn(weights[layer]["kernel"].shape)[:, unit]
+    weights[layer]["bias"][unit] = 0.0
+    weights[layer + 1]["kernel"][unit] = 0.0
+    for moment in range(2):
+        adam.moments[layer]["kernel"][moment][:, unit] = 0.0
+        adam.moments[layer]["bias"][moment][unit] = 0.0
+        adam.moments[layer + 1]["kernel"][moment][unit] = 0.0
+
+
+def dormant(threshold, every):
+    def choose(weights, activities, step):
+        chosen = []
+        for layer in range(LAYERS - 1):
+            size = np.abs(activities[layer]).mean(0)
+            dead = size <= threshold * size.mean()
+            chosen.append(dead if (step + 1) % every == 0 else np.zeros_like(dead))
+        return chosen
+
+    return choose
+
+
+class Silent:
+    """Algorithm 1 of Farias and Jozefiak, in examples instead of updates, as their program counts."""
+
+    def __init__(self, percentile, every, longest, first):
+        self.percentile, self.every, self.longest = percentile, every, longest * BATCH
+        self.ages = [np.zeros(n, int) for n in SIZES[1:-1]]
+        self.limits = [np.full(n, first * BATCH) for n in SIZES[1:-1]]
+        self.ended = [[[] for _ in range(n)] for n in SIZES[1:-1]]
+
+    def __call__(self, weights, activities, step):
+        chosen = []
+        for layer in range(LAYERS - 1):
+            silent = (activities[layer] <= 0).all(0)
+            chosen.append(np.zeros(SIZES[layer + 1], bool))
+            for unit, quiet in enumerate(silent):
+                if not quiet:
+                    self.ended[layer][unit].append(self.ages[layer][unit])
+                self.ages[layer][unit] = self.ages[layer][unit] + BATCH if quiet else 0
+                if self.ages[layer][unit] >= self.limits[layer][unit]:
+                    chosen[layer][unit] = True
+                    self.ended[layer][unit].append(self.ages[layer][unit])
+                    self.ages[layer][unit] = 0
+        if (step + 1) % self.every == 0:
+            for layer in range(LAYERS - 1):
+                for unit, ended in enumerate(self.ended[layer]):
+                    self.limits[layer][unit] = self.limit(ended, self.limits[layer][unit])
+            self.ended = [[[] for _ in range(n)] for n in SIZES[1:-1]]
+        return chosen
+
+    def limit(self, ended, limit):
+        lasted = sorted(age for age in ended if age > 0)
+        duration = 1
+        if lasted:  # the first at which the share of durations up to it reaches the percentile
+            duration = next(
+                age
+                for n, age in enumerate(lasted, 1)
+                if sum(x <= age for x in lasted) >= self.percentile * len(lasted)
+            )
+        return np.clip(duration if duration < limit else 2 * limit, BATCH, self.longest)
+
+
+class LeastUseful:
+    """Algorithm 1 of Dohare et al, with the corrected utilities of their program."""
+
+    def __init__(self, rate, maturity, decay):
+        self.rate, self.maturity, self.decay = rate, maturity, decay
+        self.utility = [np.zeros(n) for n in SIZES[1:-1]]
+        self.age = [np.zeros(n, int) for n in SIZES[1:-1]]
+        self.due = [0.0] * (LAYERS - 1)
+
+    def __call__(self, weights, activities, step):
+        chosen = []
+        for layer in range(LAYERS - 1):
+            outgoing = np.abs(weights[layer + 1]["kernel"]).sum(1)
+            contribution = np.abs(activities[layer]).mean(0) * outgoing
+            self.utility[layer] = self.decay * self.utility[layer] + (1 - self.decay) * contribution
+            self.age[layer] += 1
+            mature = np.flatnonzero(self.age[layer] > self.maturity)
+            self.due[layer] += self.rate * len(mature)
+            number = int(self.due[layer])
+            self.due[layer] -= number
+            unbiased = self.utility[layer] / (1 - self.decay ** self.age[layer])
+            worst = mature[np.argsort(unbiased[mature], kind="stable")[:number]]
+            chosen.append(np.isin(np.arange(SIZES[layer + 1]), worst))
+            self.utility[layer][worst] = 0.0
+            self.age[layer][worst] = 0
+        return chosen
+
+
+RULES = {
+    "dormant": (lambda: ro.dormant_units(0.3, every=20), lambda: dormant(0.3, 20)),
+    "silent": (
+        lambda: ro.silent_units(0.9, every=30, longest=25, first=8),
+        lambda: Silent(0.9, 30, 25, 8),
+    ),
+    "least useful": (
+        lambda: ro.least_useful_units(0.01, maturity=30, decay=0.9),
+        lambda: LeastUseful(0.01, 30, 0.9),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_replays_the_published_rule_around_adam(name):
+    make, oracle = RULES[name]
+    tx = ro.reset_units(optax.adam(RATE), make(), initializer=initializer)
+    params = jax.tree.map(jnp.asarray, first_weights())
+    state, update = tx.init(params), jax.jit(tx.update)
+    weights, choose = first_weights(), oracle()
+    adam, resets = Adam(weights), 0
+    for step in range(STEPS):
+        own = jax.tree.map(np.asarray, params)
+        seen = [{"kernel": h, "bias": h} for h in hidden_activities(own, step)]
+        updates, state = update(gradients(own, step), state, params, activities=seen)
+        params = optax.apply_updates(params, updates)
+
+        activities = hidden_activities(weights, step)
+        adam.step(weights, gradients(weights, step))
+        for layer, chosen in enumerate(choose(weights, activities, step)):
+            for unit in np.flatnonzero(chosen):
+                renew(weights, adam, layer, unit)
+                resets += 1
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), params, weights)
+        assert state.resets == resets
+    assert resets > 10
+    for moment, found in ((0, state.inner_state[0].mu), (1, state.inner_state[0].nu)):
+        expected = [{n: m[moment] for n, m in layer.items()} for layer in adam.moments]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+
+
+def test_the_published_order_between_two_layers():
+    """A weight from a chosen unit to another chosen one is drawn, as where layers are renewed in turn."""
+    tx = ro.reset_units(optax.sgd(0.0), ro.dormant_units(2.0, every=1), initializer=initializer)
+    params = jax.tree.map(jnp.asarray, first_weights())
+    seen = [{"kernel": jnp.ones([1, n]), "bias": jnp.ones([1, n])} for n in SIZES[1:]]
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params, activities=seen)
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(after[0]["kernel"], drawn((5, 8)), rtol=1e-12)
+    np.testing.assert_allclose(after[1]["kernel"], drawn((8, 6)), rtol=1e-12)
+    np.testing.assert_array_equal(after[2]["kernel"], np.zeros((6, 3)))
+    np.testing.assert_array_equal(after[2]["bias"], params[2]["bias"])
+
+
+PARAMS = {
+    "head": {"bias": np.ones(2), "kernel": np.full((3, 2), 2.0)},
+    "hidden": {"bias": np.ones(3), "kernel": np.arange(1.0, 13.0).reshape(4, 3)},
+}
+SEEN = {
+    "head": {"bias": np.ones((1, 2)), "kernel": np.ones((1, 2))},
+    "hidden": {"bias": np.array([[1.0, 0.0, 1.0]]), "kernel": np.array([[1.0, 0.0, 1.0]])},
+}
+
+
+def after_a_reset(inner, steps=3, seen=SEEN, **arguments):
+    """Return parameters and inner state after some steps and a reset of the middle unit."""
+    tx = ro.reset_units(inner, ro.dormant_units(0.0, every=steps), **arguments)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state, update = tx.init(params), jax.jit(tx.update)
+    for step in range(steps):
+        own = jax.tree.map(lambda w, step=step: jnp.cos(w + step), params)
+        updates, state = update(own, state, params, activities=seen)
+        params = optax.apply_updates(params, updates)
+    assert state.resets == 1
+    return params, state
+
+
+def own_values(tree):
+    """The values of the middle unit, and all others."""
+    unit = [tree["hidden"]["kernel"][..., 1], tree["hidden"]["bias"][1], tree["head"]["kernel"][..., 1, :]]
+    rest = [
+        jnp.delete(tree["hidden"]["kernel"], 1, -1),
+        jnp.delete(tree["hidden"]["bias"], 1),
+        jnp.delete(tree["head"]["kernel"], 1, -2),
+        tree["head"]["bias"],
+    ]
+    return unit, rest
+
+
+INNER = {
+    "momentum": lambda: optax.sgd(0.1, momentum=0.9),
+    "the metric": lambda: ro.riemannian_sgd(0.1, phi=ro.phi.activity(), conformal=None),
+    "accumulated": lambda: optax.chain(
+        ro.compute_metric(ro.phi.accumulated_activity()), ro.scale_by_inverse_metric(), optax.scale(-0.1)
+    ),
+    "masked": lambda: optax.masked(
+        optax.adam(0.1), {"head": {"bias": True, "kernel": True}, "hidden": {"bias": False, "kernel": True}}
+    ),
+    "partitioned": lambda: ro.partition_by_kind(optax.adam(0.1), bias=optax.sgd(0.1, momentum=0.5)),
+    "wrapped": lambda: optax.apply_if_finite(optax.adam(0.1), 3),
+    "hyper-parameters": lambda: optax.inject_hyperparams(optax.adam)(0.1),
+}
+
+
+AXES = {("hidden", "kernel"): 1, ("hidden", "bias"): 0, ("head", "kernel"): 0}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_what_is_kept_of_a_unit_is_forgotten_and_nothing_else(name):
+    """Beside the same steps without a reset, which only differ in the values of the unit."""
+    (_, state), (_, other) = after_a_reset(INNER[name]()), after_a_reset_without(INNER[name]())
+    seen = 0
+    with_paths = jax.tree_util.tree_leaves_with_path(state.inner_state)
+    for (path, array), before in zip(with_paths, jax.tree.leaves(other.inner_state), strict=True):
+        keys = tuple(entry.key for entry in path if hasattr(entry, "key"))[-2:]
+        array, before = np.asarray(array, np.float64), np.asarray(before, np.float64)
+        if keys in AXES:
+            assert not np.take(array, 1, AXES[keys]).any()
+            assert np.take(before, 1, AXES[keys]).any()
+            array, before = (np.delete(x, 1, AXES[keys]) for x in (array, before))
+            seen += 1
+        np.testing.assert_array_equal(array, before)
+    assert seen >= 3
+
+
+def after_a_reset_without(inner, steps=3):
+    tx = ro.reset_units(inner, ro.dormant_units(0.0, every=steps + 1))
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state, update = tx.init(params), jax.jit(tx.update)
+    for step in range(steps):
+        own = jax.tree.map(lambda w, step=step: jnp.cos(w + step), params)
+        updates, state = update(own, state, params, activities=SEEN)
+        params = optax.apply_updates(params, updates)
+    assert state.resets == 0
+    return params, state
+
+
+def test_of_a_factored_state_the_row_or_column_of_the_unit():
+    inner = ro.riemannian_sgd(0.1, phi=ro.phi.factored_activity(), momentum=None, conformal=None)
+    _, state = after_a_reset(inner)
+    _, other = after_a_reset_without(inner)
+    (one,), (two,) = (
+        [node for node in jax.tree.leaves(s, is_leaf=is_factored) if is_factored(node)]
+        for s in (state, other)
+    )
+    np.testing.assert_array_equal(one.columns["hidden"]["kernel"][0, 1], 0)
+    np.testing.assert_array_equal(one.rows["head"]["kernel"][1], 0)
+    for shared in (one.rows["hidden"]["kernel"], two.rows["hidden"]["kernel"]):
+        assert (shared > 0).all()
+    np.testing.assert_array_equal(one.rows["hidden"]["kernel"], two.rows["hidden"]["kernel"])
+    np.testing.assert_array_equal(one.columns["head"]["kernel"], two.columns["head"]["kernel"])
+    np.testing.assert_array_equal(
+        one.columns["hidden"]["kernel"][0, ::2], two.columns["hidden"]["kernel"][0, ::2]
+    )
+
+
+def is_factored(node):
+    return isinstance(node, ro.phi.FactoredActivityState)
+
+
+def test_an_anchor_holds_the_new_weights():
+    """So that L2-Init does not pull a new unit to where the old one began."""
+    inner = optax.chain(ro.add_anchored_weights(0.1, ro.anchor.initial_weights()), optax.sgd(0.1))
+    params, state = after_a_reset(inner)
+    anchor = state.inner_state[0].anchor.weights
+    unit, _ = own_values(anchor)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), unit, own_values(params)[0])
+    np.testing.assert_array_equal(anchor["hidden"]["kernel"][:, 0], PARAMS["hidden"]["kernel"][:, 0])
+    _, state = after_a_reset(ro.schedule_free(optax.sgd(0.1)))
+    unit, _ = own_values(state.inner_state.iterate)
+    assert (unit[1] == 0).all()
+    assert (unit[2] == 0).all()
+
+
+def test_without_an_initialiser_new_weights_are_spread_like_the_first():
+    generator = np.random.default_rng(0)
+    params = {
+        "a": {"kernel": jnp.asarray(3.0 * generator.normal(size=(400, 50)))},
+        "b": {"kernel": jnp.asarray(generator.normal(size=(50, 7)))},
+    }
+    tx = ro.reset_units(optax.sgd(0.0), ro.dormant_units(2.0, every=2))
+    state, seen = tx.init(params), {"a": {"kernel": np.ones((1, 50))}, "b": {"kernel": np.ones((1, 7))}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    _, state = tx.update(zeros, state, params, activities=seen)
+    shrunk = jax.tree.map(lambda w: 0.1 * w, params)  # the first weights count, not these
+    updates, state = tx.update(zeros, state, shrunk, activities=seen)
+    new = optax.apply_updates(shrunk, updates)["a"]["kernel"]
+    assert state.resets == 50
+    np.testing.assert_allclose(jnp.std(new), jnp.std(params["a"]["kernel"]), rtol=0.02)
+    np.testing.assert_allclose(jnp.mean(new), 0.0, atol=0.1)

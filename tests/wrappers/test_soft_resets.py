@@ -1,0 +1,138 @@
+"""Soft resets replayed in NumPy: the drift of each leaf, its share and the step after it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+STEPS, RATE, SHARE_RATE, RATIO = 200, 0.05, 0.02, 0.8
+SHAPES = {"a": (3,), "b": (2, 4)}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def draw(seed):
+    generator = np.random.default_rng(seed)
+    return {name: generator.normal(size=shape) for name, shape in SHAPES.items()}
+
+
+def minimum(step):
+    """Where the data of the moment have their minimum: it jumps every 40 steps."""
+    return draw(10 + step // 40)
+
+
+def loss(params, step):
+    goal = minimum(step)
+    return sum(jnp.sum((w - goal[name]) ** 2 + 0.1 * (w - goal[name]) ** 4) for name, w in params.items())
+
+
+def slope(w, goal):
+    return 2 * (w - goal) + 0.4 * (w - goal) ** 3
+
+
+class Momentum:
+    def __init__(self):
+        self.trace = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+
+    def step(self, name, gradient):
+        self.trace[name] = 0.9 * self.trace[name] + gradient
+        return -RATE * self.trace[name]
+
+
+def run(tx):
+    params = jax.tree.map(jnp.asarray, draw(0))
+    state, path = tx.init(params), []
+
+    @jax.jit
+    def update(params, state, goal):
+        def own_loss(p):
+            return sum(jnp.sum((p[n] - goal[n]) ** 2 + 0.1 * (p[n] - goal[n]) ** 4) for n in p)
+
+        updates, state = tx.update(jax.grad(own_loss)(params), state, params, obj_fn=own_loss)
+        return optax.apply_updates(params, updates), state
+
+    for step in range(STEPS):
+        params, state = update(params, state, minimum(step))
+        path.append((params, state))
+    return path
+
+
+def noises(keys):
+    """The noise of each update: the draws are the library's, what is made of them is not."""
+    for key in keys:
+        _, noise_key = jax.random.split(key)
+        of_leaves = jax.random.split(jax.random.fold_in(noise_key, 0), len(SHAPES))
+        yield {
+            name: np.asarray(jax.random.normal(k, SHAPES[name], jnp.float64))
+            for name, k in zip(sorted(SHAPES), of_leaves, strict=True)
+        }
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_replays_the_published_rule(samples):
+    tx = ro.soft_resets(optax.sgd(RATE, momentum=0.9), SHARE_RATE, ratio=RATIO, samples=samples, key=3)
+    path = run(tx)
+    keys = [jax.random.key(3), *(state.key for _, state in path)]
+    start, weights, inner = draw(0), draw(0), Momentum()
+    deviation = {name: np.std(w) for name, w in start.items()}
+    smallest = 1.0
+    for step, ((params, state), noise) in enumerate(zip(path, noises(keys), strict=False)):
+        goal = minimum(step)
+        for name, w in weights.items():
+            e = deviation[name] * noise[name] * samples
+            # d/dg of L(g w + (1-g) w0 + sqrt(g^2 s^2 + 1 - g^2) e) at g = 1
+            move = w - start[name] + (RATIO**2 - 1) / RATIO * e
+            g = 1 - SHARE_RATE * np.sum(slope(w + RATIO * e, goal[name]) * move)
+            g = min(max(g, 0.0), 1.0)
+            drifted = g * w + (1 - g) * start[name]
+            change = inner.step(name, slope(drifted, goal[name]))
+            weights[name] = drifted + (g**2 + (1 - g**2) / RATIO**2) * change
+            np.testing.assert_allclose(state.kept[name], g, rtol=1e-9)
+            np.testing.assert_allclose(params[name], weights[name], rtol=1e-8, atol=1e-10)
+            smallest = min(smallest, g)
+    assert smallest < 0.95
+
+
+def test_the_share_is_the_derivative_of_the_predictive_likelihood():
+    """By finite differences in the share, with the noise held fixed."""
+    noise, s, deviation = np.array([0.3, -1.2]), 0.7, 0.5
+    weights, prior = np.array([1.0, 2.0]), np.array([-0.5, 0.25])
+
+    def predictive(g):
+        return np.sum(
+            np.cos(g * weights + (1 - g) * prior + np.sqrt(g**2 * s**2 + 1 - g**2) * deviation * noise)
+        )
+
+    expected = (predictive(1 + 1e-6) - predictive(1 - 1e-6)) / 2e-6
+    at = weights + s * deviation * noise
+    found = np.sum(-np.sin(at) * (weights - prior - (1 - s**2) / s * deviation * noise))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_with_a_rate_of_0_it_is_the_inner_optimiser():
+    path = run(ro.soft_resets(optax.adam(RATE), 0.0))
+    alone = optax.adam(RATE)
+    params = jax.tree.map(jnp.asarray, draw(0))
+    state = alone.init(params)
+    for step in range(20):
+        updates, state = alone.update(jax.grad(loss)(params, step), state, params)
+        params = optax.apply_updates(params, updates)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), params, path[step][0])
+
+
+def test_value_and_grad_supplies_the_loss():
+    tx = ro.soft_resets(optax.sgd(0.1), 0.1)
+    params = jnp.ones(2)
+    step = ro.value_and_grad(lambda w, batch: jnp.sum(batch * w**2), needs=tx)
+    _, gradients, extra = step(params, jnp.ones(2), state=tx.init(params))
+    assert set(extra) == {"obj_fn"}
+    tx.update(gradients, tx.init(params), params, **extra)
+    with pytest.raises(ValueError, match=r"^soft_resets needs the extra argument obj_fn"):
+        tx.update(gradients, tx.init(params), params)
