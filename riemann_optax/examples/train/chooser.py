@@ -15,6 +15,7 @@ from riemann_optax.examples.train.phis import PHIS, Phi, find
 # A question that somebody has, and the phis that answer it, the first to be tried first.
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "I want a drop-in for AdamW": ("factored_activity", "activity", "per_neuron", "accumulated_activity"),
+    "my memory is tight": ("momentum_activity", "factored_activity"),
     "my gradients are noisy": ("surprise", "bayesian_synapse", "autostep"),
     "one axis is steep": (
         *("secant_curvature", "gauss_newton_curvature", "hutchinson_curvature", "factored_activity"),
