@@ -3,12 +3,14 @@
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 # The decompositions are of small matrices, whose threads would only wait for each other; NumPy and SciPy read
 # this when they are imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -16,8 +18,14 @@ from benchmarks.eigenbasis import cost, forms
 from benchmarks.eigenbasis.methods import METHODS
 from benchmarks.eigenbasis.report import LEGEND, Row, claims, content, draw, table
 from benchmarks.eigenbasis.runs import FULL, FULL_GRID, QUICK, QUICK_GRID, Laboratory
+from benchmarks.eigenbasis.sizes import SCALES, python_sources
 from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
 from benchmarks.shared.records import Records, write_record
+
+
+class OutOfTimeError(Exception):
+    """The minutes that were given are over."""
+
 
 PARTS = ("forms", "quality", "cost")
 
@@ -39,7 +47,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="forms (the default): all forms and peers; quality: an older protocol; cost: counted, not timed",
     )
     parser.add_argument("--runs", type=Path, help="file that keeps each run as it is done, to go on from")
-    parser.add_argument("--full", action="store_true", help="forms at 0.65 million weights, on five seeds")
+    parser.add_argument(
+        "--size",
+        choices=[name for name in SCALES if name != "quick"],
+        default="small",
+        help="of the forms' Transformer: small 0.13 million weights, full 0.65; 20m and 120m are for a GPU, "
+        "and learn the sources of Python's standard library",
+    )
+    parser.add_argument("--text-file", type=Path, help="a file of bytes to learn instead")
+    parser.add_argument("--minutes", type=float, help="stop then; the same command goes on")
     parser.add_argument("--only", nargs="+", choices=forms.FORMS, metavar="FORM", help="only these forms")
     parser.add_argument("--quick", action="store_true", help="training for twenty steps, which shows nothing")
     return parse_with_folder(parser, arguments)
@@ -72,17 +88,27 @@ def quality(options: argparse.Namespace, command: list[str], console: Console) -
 
 def compare(options: argparse.Namespace, command: list[str], console: Console) -> None:
     """Compare all forms and peers, write the record and print the table; a stopped run goes on."""
-    size = forms.QUICK if options.quick else forms.FULL if options.full else forms.SMALL
-    path = options.runs or options.out / "eigenbasis_forms.runs.jsonl"
+    scale = SCALES["quick" if options.quick else options.size]
+    stem = "eigenbasis_forms" if options.size == "small" else f"eigenbasis_forms_{options.size}"
+    path = options.runs or options.out / f"{stem}.runs.jsonl"
+    text = options.text_file or (python_sources(options.out) if scale.text else None)
+    end = np.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("forms", total=None)
-        rows = forms.compare(
-            options.only or list(forms.FORMS),
-            size,
-            Records(path, command),
-            lambda text: progress.update(task, description=text),
-        )
-    write_record(options.out / "eigenbasis_forms.json", command, forms.content(size, rows))
+
+        def show(what: str) -> None:
+            if time.monotonic() > end:
+                raise OutOfTimeError(what)
+            progress.update(task, description=what)
+
+        try:
+            rows = forms.compare(options.only or list(forms.FORMS), scale, Records(path, command), show, text)
+        except OutOfTimeError as stopped:
+            console.print(
+                f"{options.minutes:g} minutes are over, before {stopped}. The same command goes on."
+            )
+            return
+    write_record(options.out / f"{stem}.json", command, forms.content(scale.size, rows))
     console.print(forms.table(rows))
     for claim, holds in forms.claims(rows).items():
         console.print(f"{claim}: {'holds' if holds else 'DOES NOT HOLD'}.", soft_wrap=True)
@@ -94,7 +120,7 @@ def main(arguments: list[str]) -> None:
     """Run the parts that are asked for."""
     options = parse(arguments)
     command = ["python", "-m", "benchmarks.eigenbasis", *["--quick"] * options.quick]
-    command += ["--full"] * options.full
+    command += ["--size", options.size] * (options.size != "small")
     console = wide_console()
     if "forms" in options.parts:
         compare(options, command, console)

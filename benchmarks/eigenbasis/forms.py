@@ -6,6 +6,7 @@ have the same liberties as ours, Nesterov's momentum among them.
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from rich.table import Table
 import riemann_optax as ro
 from benchmarks.eigenbasis import runs
 from benchmarks.eigenbasis.runs import BIN, Run, rate_value
+from benchmarks.eigenbasis.sizes import Scale
 from benchmarks.shared import terminal
 from benchmarks.shared.experiment import Method, Size
 from benchmarks.shared.records import Records
@@ -80,19 +82,7 @@ FORMS = {
     "eigenbasis, both sides, activity": ours(sides="both", **FULL_MOMENT),
 }
 
-QUICK = Size(
-    {"steps": 20, "batch": 2, "window": 16, "width": 16, "depth": 1}, tuning_seeds=(0,), seeds=(10, 11)
-)
-SMALL = Size(
-    {"steps": 200, "batch": 8, "window": 64, "width": 64, "depth": 2}, tuning_seeds=(0,), seeds=(10, 11)
-)
-# The GPT of the leads: 0.65 million weights.
-FULL = Size(
-    {"steps": 600, "batch": 8, "window": 128, "width": 128, "depth": 3},
-    tuning_seeds=(0, 1),
-    seeds=(10, 11, 12, 13, 14),
-)
-EXPONENTS, WIDENINGS = (-2, -1, 0), 3
+WIDENINGS = 3
 
 
 class Cost(NamedTuple):
@@ -141,9 +131,9 @@ class Row(NamedTuple):
         return float((below[0] + 1) * BIN) if below.size else np.inf
 
 
-def measure(form: Form, length: dict[str, Any], periods: int = 3) -> Cost:
+def measure(form: Form, length: dict[str, Any], text: Path | None = None, periods: int = 3) -> Cost:
     """Time training steps of one form, one by one."""
-    dataset = data.load_text(window=length["window"])
+    dataset = data.load_text(text, window=length["window"])
     train = {name: jnp.asarray(array) for name, array in dataset.parts["train"].items()}
     model = runs.language_model(dataset, 0, length["width"], length["depth"])
     period = 10
@@ -193,15 +183,23 @@ def measure(form: Form, length: dict[str, Any], periods: int = 3) -> Cost:
 
 
 def compare(
-    names: list[str], size: Size, records: Records, progress: Callable[[str], None] = lambda text: None
+    names: list[str],
+    scale: Scale,
+    records: Records,
+    progress: Callable[[str], None] = lambda text: None,
+    text: Path | None = None,
 ) -> list[Row]:
-    """Tune each form, run it on fresh seeds and measure its cost, unless the records have it."""
+    """Tune each form, run it on fresh seeds and measure its cost, unless the records have it.
+
+    Whatever ``progress`` raises stops the comparison between two runs.
+    """
+    size = scale.size
     methods = {name: FORMS[name].method() for name in names}
-    laboratory = runs.Laboratory(records, size, progress, methods)
+    laboratory = runs.Laboratory(records, size, progress, methods, text)
     rows = []
     for name in names:
         losses: dict[int, float] = {}
-        exponents = list(EXPONENTS)
+        exponents = list(scale.exponents)
         for _ in range(WIDENINGS + 1):
             for exponent in exponents:
                 if exponent not in losses:
@@ -214,7 +212,7 @@ def compare(
         found = [laboratory.run(name, best, seed) for seed in size.seeds]
         progress(f"{name}: cost")
         key = {"cost of": name, "length": dict(size.length), "on": jax.devices()[0].device_kind}
-        cost = records.get(key, lambda name=name: measure(FORMS[name], dict(size.length))._asdict())
+        cost = records.get(key, lambda name=name: measure(FORMS[name], dict(size.length), text)._asdict())
         rows.append(Row(name, rate_value(best), found, Cost(**cost)))
     return rows
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +71,13 @@ def language_model(dataset: data.Dataset, seed: int, width: int, depth: int) -> 
 
 
 def trainer(
-    method: Method, steps: int, batch: int, window: int, width: int = 64, depth: int = 2
+    method: Method,
+    steps: int,
+    batch: int,
+    window: int,
+    width: int = 64,
+    depth: int = 2,
+    text: Path | None = None,
 ) -> Callable[[float, int], Run]:
     """Return a function that trains at a rate on a seed, compiled once for all of its calls.
 
@@ -81,8 +88,9 @@ def trainer(
       window: bytes of context.
       width: of the Transformer.
       depth: of the Transformer, in blocks.
+      text: a file to learn instead of Python's help topics.
     """
-    dataset = data.load_text(window=window)
+    dataset = data.load_text(text, window=window)
     train, validation = (
         {name: jnp.asarray(array) for name, array in dataset.parts[part].items()}
         for part in ("train", "validation")
@@ -137,8 +145,10 @@ class Laboratory:
         size: Size,
         progress: Callable[[str], None] = lambda text: None,
         methods: Mapping[str, Method] = METHODS,
+        text: Path | None = None,
     ) -> None:
-        """``progress`` is told what is run next."""
+        """``progress`` is told what is run next; ``text`` is a file to learn."""
+        self._text = text
         self._methods = methods
         self._records, self._size, self._progress = records, size, progress
         self._trainers: dict[str, Callable[[float, int], Run]] = {}
@@ -147,11 +157,13 @@ class Laboratory:
         """Return a run of a method, from the records or by training."""
         rate = rate_value(exponent)
         key = {"method": name, "rate": rate, "seed": seed, "length": dict(self._size.length)}
+        if self._text is not None:
+            key["text"] = self._text.name
 
         def make() -> dict[str, Any]:
             self._progress(f"{name}: rate {rate:g}, seed {seed}")
             if name not in self._trainers:
-                self._trainers[name] = trainer(self._methods[name], **self._size.length)
+                self._trainers[name] = trainer(self._methods[name], text=self._text, **self._size.length)
             return self._trainers[name](rate, seed)._asdict()
 
         found = self._records.get(key, make)

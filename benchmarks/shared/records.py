@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 PACKAGES = ("riemann-optax", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn")
@@ -19,8 +20,14 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
     return {
         "command": " ".join(command),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "machine": f"{platform.machine()} {platform.system()}",
+        "machine": f"{platform.machine()} {platform.system()}{_card()}",
     }
+
+
+def _card() -> str:
+    """Return the accelerator's name, empty where there is none."""
+    device = jax.devices()[0]
+    return "" if device.platform == "cpu" else f", {device.device_kind}"
 
 
 def rounded(value: Any, digits: int | None = DIGITS) -> Any:

@@ -1,15 +1,18 @@
 """The eigenbasis benchmark: a real run, tuning on a widening grid, going on after a stop, report and cost."""
 
+import inspect
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks.eigenbasis import __main__ as command
-from benchmarks.eigenbasis import cost, forms, report, runs
+from benchmarks.eigenbasis import cost, forms, report, runs, sizes
 from benchmarks.eigenbasis.methods import METHODS, MUON, OURS, OURS_SELDOM
 from benchmarks.shared.experiment import Size
 from benchmarks.shared.records import Records
+from riemann_optax.examples import data
 
 LENGTH = dict(runs.QUICK.length)
 SMALL = Size(LENGTH, tuning_seeds=(0, 1), seeds=(0, 1))
@@ -143,3 +146,31 @@ def test_steps_to_a_loss_are_read_from_the_mean_curve():
     row = forms.Row("form", 0.01, [runs.Run(1.0, 1.0, curve, 1.0) for curve in curves], cost_of_none)
     assert row.reached(2.1) == 2 * runs.BIN
     assert row.reached(0.5) == np.inf
+
+
+@pytest.mark.parametrize(("name", "millions"), [("small", 0.13), ("full", 0.65), ("20m", 20), ("120m", 120)])
+def test_the_sizes_are_what_they_are_called(name, millions):
+    length = sizes.SCALES[name].size.length
+    dataset = data.load_text(window=length["window"])
+    model = jax.eval_shape(
+        lambda: runs.language_model(dataset, 0, length["width"], length["depth"]).parameters
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(model)) == pytest.approx(millions * 1e6, rel=0.06)
+
+
+def test_a_comparison_out_of_time_goes_on_and_a_text_may_be_ones_own(tmp_path, capsys):
+    text = tmp_path / "own.txt"
+    text.write_bytes(bytes(range(256)) * 40)
+    arguments = ["--quick", "--out", str(tmp_path), "--text-file", str(text), "--only", forms.ADAMW]
+    command.main([*arguments, "--minutes", "0"])
+    assert "0 minutes are over, before AdamW: rate" in capsys.readouterr().out
+    assert not (tmp_path / "eigenbasis_forms.json").exists()
+    command.main(arguments)
+    (row,) = json.loads((tmp_path / "eigenbasis_forms.json").read_text())["rows"]
+    assert np.all(np.isfinite(row["validation_by_seed"]))
+
+
+def test_the_sources_of_python_are_one_text(tmp_path):
+    text = sizes.python_sources(tmp_path).read_bytes()
+    assert len(text) > 5e6
+    assert inspect.getsource(json.loads).encode() in text
