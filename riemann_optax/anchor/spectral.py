@@ -108,7 +108,10 @@ def add_spectral_pull(
                 turned.append(old)
                 continue
             matrix = weight.astype(wide_dtype(weight))
-            vector = jnp.where(state.count == 0, _first_vector(old), old)
+            # 0 before the first update, of weights that have been 0, and of a matrix that came later: a power
+            # iteration never leaves it.
+            lost = jnp.all(old == 0, axis=read.outputs, keepdims=True)
+            vector = jnp.where(lost, _first_vector(old), old)
             size, left, right = _largest(matrix, vector, read, steps)
             pull = 2 * jnp.asarray(strength).astype(size.dtype) * (size - 1) * left * jnp.conj(right)
             added.append(_plus(change, pull))

@@ -65,7 +65,8 @@ def weight_of(place: Path, params: dict[str, Weight]) -> Weight | None:
 
 def holds_weights(station: Station, place: Path) -> bool:
     """Whether a field holds weights themselves."""
-    fields = _WEIGHTS.get(station.kind.__name__, ()) + state_fields(station.kind).captured
+    declared = state_fields(station.kind)
+    fields = _WEIGHTS.get(station.kind.__name__, ()) + declared.captured + declared.weights
     return bool(place) and getattr(place[0], "name", None) in fields
 
 

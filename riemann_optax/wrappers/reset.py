@@ -180,7 +180,7 @@ def reset_units(
         def reset(
             leaves: list[Any], steps: list[Any], seen: list[Any], own: tuple[Any, ...], draw_key: jax.Array
         ) -> tuple[Any, ...]:
-            count, resets, spread, rule_state, inner_state = own
+            resets, spread, rule_state, inner_state = own
             pairs = zip(leaves, steps, strict=True)
             moved = [leaf + step.astype(leaf.dtype) for leaf, step in pairs]
             chosen, rule_state = rule.update(
@@ -190,7 +190,11 @@ def reset_units(
             )
             masks = jax.tree.leaves(chosen)
             if initializer is None:
-                spread = _state.first_or(_spreads(layers, leaves), spread, count)
+                # 0 before the first update, of a layer that came later, and of a kernel that began constant.
+                spread = [
+                    jnp.where(own == 0, now.astype(own.dtype), own)
+                    for now, own in zip(_spreads(layers, leaves), spread, strict=True)
+                ]
             slices = _slices(layers, masks, len(leaves))
 
             def renew(steps: list[Any], inner_state: Any) -> tuple[list[Any], Any]:
@@ -212,7 +216,7 @@ def reset_units(
         old = (state.resets, jax.tree.leaves(state.spread), state.rule, inner_state)
         step_leaves = jax.tree.leaves(steps)
         new_steps, (resets, spread, rule_state, inner_state) = on_auto_mesh(
-            reset, (step_leaves, old), leaves, step_leaves, seen, (state.count, *old), draw_key
+            reset, (step_leaves, old), leaves, step_leaves, seen, old, draw_key
         )
         return _tree.like(new_steps, steps), ResetUnitsState(
             count=optax.safe_increment(state.count),

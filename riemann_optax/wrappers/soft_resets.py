@@ -137,8 +137,13 @@ def soft_resets(
         # Lists of leaves from here on.
         weights, gradients = jax.tree.leaves(params), jax.tree.leaves(updates)
         distances = jax.tree.map(_difference, weights, jax.tree.leaves(prior_mean))
-        first = [_deviation(weight, prior_deviation) for weight in weights]
-        deviations = _state.first_or(first, jax.tree.leaves(state.prior_deviation), state.count)
+        # Of a leaf that came later, by checkpoint.transplant, the state has the prior and 0.
+        deviations = [
+            jnp.where(known == 0, _deviation(mean, prior_deviation).astype(known.dtype), known)
+            for mean, known in zip(
+                jax.tree.leaves(prior_mean), jax.tree.leaves(state.prior_deviation), strict=True
+            )
+        ]
         next_key, noise_key = jax.random.split(state.key)
 
         def gradients_at(places: list[jax.Array]) -> list[jax.Array]:

@@ -97,3 +97,24 @@ def test_in_an_eigenbasis_the_vector_turns_with_the_basis():
         found, one = inside.update(gradient, one, weight)
         expected, two = outside.update(gradient, two, weight)
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_matrix_that_begins_at_zero_is_pulled_once_it_has_left_it():
+    """As the last layer of a residual branch does; one of a stack may be 0 and the others not."""
+    pull = ro.add_spectral_pull(RATE, steps=100, axes="scanned")
+    weights = jnp.stack([jnp.zeros([4, 3]), jnp.asarray(matrix(4, 3, seed=1))])
+    state = pull.init({"kernel": weights})
+    for params in (weights, weights, weights.at[0].set(matrix(4, 3))):
+        found, state = pull.update({"kernel": jnp.zeros_like(params)}, state, {"kernel": params})
+    for part, weight in zip(found["kernel"], params, strict=True):
+        np.testing.assert_allclose(part, pull_by_svd(weight), rtol=1e-8, atol=1e-10)
+
+
+def test_a_layer_that_comes_later_is_pulled_as_well():
+    pull = ro.add_spectral_pull(RATE, steps=100)
+    small = {"a": {"kernel": jnp.asarray(matrix(4, 3))}}
+    large = {**small, "b": {"kernel": jnp.asarray(matrix(3, 3, seed=1))}}
+    _, state = pull.update(small, pull.init(small), small)
+    state, _ = ro.checkpoint.transplant(state, pull, large, old_params=small)
+    found, _ = pull.update(jax.tree.map(jnp.zeros_like, large), state, large)
+    np.testing.assert_allclose(found["b"]["kernel"], pull_by_svd(large["b"]["kernel"]), rtol=1e-8, atol=1e-10)

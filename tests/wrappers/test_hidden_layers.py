@@ -274,3 +274,16 @@ def test_on_a_mesh_the_same_units_are_drawn_to_the_same_weights(kind):
         assert layer["kernel"].sharding.is_equivalent_to(placed[name]["kernel"].sharding, 2)
     first = state.inner_state[0].mu["hidden"]["kernel"]
     np.testing.assert_array_equal(np.asarray(first)[:, 3::4], 0)
+
+
+def test_a_layer_that_comes_later_is_drawn_as_large_as_it_was_then():
+    tx = ro.reset_units(optax.sgd(0.0), ro.dormant_units(0.0, every=1))
+    small, large = (
+        kernels(Dense_0=(5, 4), Dense_1=(4, 3)),
+        kernels(Dense_0=(5, 4), Dense_1=(4, 3), Dense_2=(3, 2)),
+    )
+    _, state = reset(small, tx)
+    state, _ = ro.checkpoint.transplant(state, tx, large, old_params=small)
+    _, state = tx.update(jax.tree.map(jnp.zeros_like, large), state, large, activities=seen_like(large))
+    for layer, spread in (("Dense_0", small["Dense_0"]), ("Dense_1", large["Dense_1"])):
+        np.testing.assert_allclose(state.spread[layer]["kernel"], jnp.std(spread["kernel"]), rtol=1e-6)

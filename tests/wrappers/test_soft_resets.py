@@ -136,3 +136,19 @@ def test_value_and_grad_supplies_the_loss():
     tx.update(gradients, tx.init(params), params, **extra)
     with pytest.raises(ValueError, match=r"^soft_resets needs the extra argument obj_fn"):
         tx.update(gradients, tx.init(params), params)
+
+
+def test_a_leaf_that_comes_later_has_its_weights_then_as_its_prior():
+    tx = ro.soft_resets(optax.sgd(0.1), 0.1)
+
+    def loss(tree):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))
+
+    small = {"a": jnp.array([1.0, 3.0])}
+    large = {"a": jnp.array([1.0, 3.0, 2.0]), "b": jnp.array([5.0, 9.0])}
+    _, state = tx.update(small, tx.init(small), small, obj_fn=loss)
+    state, _ = ro.checkpoint.transplant(state, tx, large, old_params=small)
+    _, state = tx.update(large, state, large, obj_fn=loss)
+    jax.tree.map(np.testing.assert_array_equal, state.prior_mean, large)
+    np.testing.assert_allclose(state.prior_deviation["a"], 1.0)  # of the weights that were there first
+    np.testing.assert_allclose(state.prior_deviation["b"], 2.0)
