@@ -104,6 +104,24 @@ def check_same_structure(tree: Any, reference: Any, argument: str, reference_nam
             raise ValueError(f"{argument} has {leaf_name(path)}, which {reference_name} lacks: {remedy}")
 
 
+def check_gradients(updates: Any, params: Any) -> None:
+    """Raise ``ValueError`` unless the gradients have the leaves of the parameters."""
+    check_same_structure(
+        updates,
+        params,
+        "the tree of gradients",
+        "params",
+        "pass the gradients and the parameters of the same model, in this order, with None in both for what "
+        "is not trained.",
+    )
+
+
+def check_flag(argument: str, value: Any) -> None:
+    """Raise ``TypeError`` unless ``value`` is a boolean."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{argument} must be True or False, got {value!r}{injected(argument, value)}.")
+
+
 def require_params(params: Any, name: str) -> Any:
     """Return ``params``; where they are missing raise Optax's own error, with the name of who needs them."""
     if params is None:

@@ -131,11 +131,7 @@ def compute_metric(
         _refuse_covectors(updates)
         _tree.check_inexact(updates, "gradients")
         if params is not None:
-            remedy = (
-                "pass the gradients and the parameters of the same model, in this order, with None in both "
-            )
-            remedy += "for what is not trained."
-            _check.check_same_structure(updates, params, "the tree of gradients", "params", remedy)
+            _check.check_gradients(updates, params)
         updates, params = _tree.arrays((updates, params))
         try:
             ((values, means, phi_state), names), momentum = momentum_kept_by(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree, sharding
+from riemann_optax import _check, _tree, sharding
 from riemann_optax.checkpoint import growing
 from riemann_optax.checkpoint.growing import Weight
 from riemann_optax.checkpoint.matching import Path, Station, align, stations
@@ -99,6 +99,7 @@ def transplant(
     Raises:
       ValueError: where more than one state could be meant, where ``places`` or ``anew`` names what is not
         there, and where an array cannot be grown exactly. Messages name the paths.
+      TypeError: where ``state`` has no named tuples, as what is restored without a target.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -111,8 +112,17 @@ def transplant(
       >>> report.begun_anew["[1][0].trace['w']"]
       'new'
     """
+    _check.check_transformation("tx", tx)
+    if places is not None and not isinstance(places, Mapping):
+        raise TypeError(f"places must be a dictionary from paths here to paths in state, got {places!r}.")
+    _check.check_names("anew", anew)
     old_tree = _wide(getattr(state, "opt_state", state))
     fresh = sharding.init(tx, params)
+    if _has_states(fresh) and not _has_states(old_tree):
+        raise TypeError(
+            f"state must be the state of an optimiser, got a {type(old_tree).__name__} without any of its "
+            "named tuples: restore it into riemann_optax.checkpoint.target(tx, params) of the old run first."
+        )
     new_tree = _wide(fresh)
     old, new = list(stations(_tree.bare(old_tree))), list(stations(_tree.bare(new_tree)))
     matched = align(old, new, places or {})
@@ -269,6 +279,12 @@ class _Surgery:
         return [t for _, t in turned_here] == turned_there and all(
             growing.same_bases(self.new[h], self.old[t], weight.path) for h, t in turned_here if t is not None
         )
+
+
+def _has_states(tree: Any) -> bool:
+    """Whether there is a named tuple in a tree: lists and dictionaries alone are what a reader made of it."""
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "_fields"))
+    return any(hasattr(node, "_fields") for node in nodes)
 
 
 def _weights(params: optax.Params, old_params: optax.Params | None) -> dict[str, Weight]:

@@ -1,13 +1,14 @@
 """Seeing a metric live: one flat dictionary of scalars from the state of an optimiser."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.inspect.recording import RecordMetricState, TrackEnergyState, metric_statistics
 
@@ -50,10 +51,12 @@ def metric_scalars(
       ``rigid/LEAF``, the share of rigid weights; ``energy/modification`` and ``energy/maintenance``;
       ``bad_steps`` and ``bad_steps_in_a_row``, skipped by ``skip_nonfinite`` or ``optax.apply_if_finite``;
       ``eigenbasis/updates`` and ``eigenbasis/kept_bases`` of ``in_eigenbasis``, how often a basis was due and
-      none was found; ``hyperparams/NAME`` of ``optax.inject_hyperparams``.
+      none was found; ``hyperparams/NAME`` of ``optax.inject_hyperparams``, and of several with one name
+      ``hyperparams/LABEL/NAME`` with the label of ``optax.partition``, or with their number.
 
     Raises:
-      ValueError: where the state holds none of these, or a record has another number of quantiles.
+      ValueError: where the state holds none of these, a level is outside [0, 1], or a record has another
+        number of quantiles.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -69,6 +72,9 @@ def metric_scalars(
       rate_mean/w 0.625
       rate_max/w 1.0
     """
+    if not isinstance(quantiles, Sequence) or not all(0 <= level <= 1 for level in quantiles):
+        raise ValueError(f"quantiles must be levels in [0, 1], such as (0.5, 0.9), got {quantiles!r}.")
+    _check.check_number("rigid_above", rigid_above)
     state = _tree.bare(getattr(state, "opt_state", state))
     params = _tree.bare(params)
     scalars: dict[str, float] = {}
@@ -84,18 +90,48 @@ def metric_scalars(
     if turned:
         scalars["eigenbasis/updates"] = float(max(int(one.count) for one in turned))
         scalars["eigenbasis/kept_bases"] = float(sum(int(one.kept_bases) for one in turned))
-    for injected in _tree.find_states(state, optax.InjectStatefulHyperparamsState):
-        scalars |= {
-            f"hyperparams/{name}": float(value)
-            for name, value in injected.hyperparams.items()
-            if np.ndim(value) == 0
-        }
+    scalars |= _hyperparams(state)
     if not scalars:
         raise ValueError(
             "metric_scalars: the state holds nothing that records: put record_metric() between the stages "
             "(record=True of the aliases) or track_energy() last."
         )
     return {prefix + name: value for name, value in scalars.items()}
+
+
+def _hyperparams(state: Any) -> dict[str, float]:
+    """Return the injected numbers; of several with one name, with what tells them apart before it."""
+    found = list(_injected(state))
+    names = Counter(name for _, _, name, _ in found)
+    labelled = Counter((labels, name) for labels, _, name, _ in found)
+    scalars = {}
+    for labels, number, name, value in found:
+        parts = () if names[name] == 1 else labels
+        if names[name] > 1 and labelled[labels, name] > 1:
+            parts = (*labels, str(number))
+        scalars["/".join(("hyperparams", *parts, name))] = value
+    return scalars
+
+
+def _injected(state: Any) -> Iterator[tuple[tuple[str, ...], int, str, float]]:
+    """Yield labels of ``optax.partition``, number of the state, name and value of each injected number."""
+
+    def is_injected(node: Any) -> bool:
+        return isinstance(node, optax.InjectStatefulHyperparamsState)
+
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), state)]
+    number = 0
+    while waiting:
+        outer, tree = waiting.pop(0)
+        for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_injected):
+            if not is_injected(node):
+                continue
+            labels = outer + tuple(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
+            for name, value in node.hyperparams.items():
+                if np.ndim(value) == 0:
+                    yield labels, number, name, float(value)
+            number += 1
+            waiting.append((labels, node.inner_state))
 
 
 def _of_leaves(

@@ -105,7 +105,7 @@ def _bias(arrays: _Arrays, kernel: int, units: int) -> Side | None:
     module = arrays.names[kernel][:-1]
     for index, (name, leaf) in enumerate(zip(arrays.names, arrays.leaves, strict=True)):
         shape = np.shape(leaf)
-        if name[:-1] == module and name[-1:] and name[-1] in _BIASES and np.size(leaf) == units:
+        if name[:-1] == module and name[-1:] and name[-1] in _BIASES and np.size(leaf) == units and shape:
             return Side(index, shape.index(units))
     return None
 
@@ -139,10 +139,24 @@ def _input_axis(arrays: _Arrays, reader: int, units: int) -> Side | None:
 
 
 def _named(arrays: _Arrays, outgoing: Outgoing) -> list[tuple[int, list[int]]]:
-    pairs = {}
+    pairs: dict[int, list[int]] = {}
     for layer, readers in outgoing.items():
-        names = [readers] if isinstance(readers, str) else list(readers)
-        pairs[_find(arrays, layer)] = [_find(arrays, name) for name in names]
+        named = [readers] if isinstance(readers, str) else readers
+        names = list(named) if isinstance(named, Sequence) else []
+        if not names or not all(isinstance(name, str) for name in (layer, *names)):
+            raise TypeError(
+                "reset_units: outgoing must have paths of layers for each layer, one or more, and has "
+                f'{readers!r} for {layer!r}: write {{"hidden": "head"}}, and leave out a layer that nothing reads.'
+            )
+        kernel = _find(arrays, layer)
+        pairs[kernel] = list(dict.fromkeys(_find(arrays, name) for name in names))
+        shared = [(a, b) for a in pairs if a != kernel for b in pairs[kernel] if b in pairs[a]]
+        for other, reader in shared:
+            raise ValueError(
+                f"reset_units: outgoing says that {arrays.called(reader)} reads both {arrays.called(other)} "
+                f"and {arrays.called(kernel)}: one row then belongs to a unit of each (a sum, or a gate), "
+                "and no unit can be drawn anew alone. Leave out both."
+            )
     return _sorted(arrays, pairs)
 
 

@@ -22,18 +22,15 @@ class Renewal(NamedTuple):
 
     Attributes:
       params: the leaves of the parameters, with the new weights.
-      structure: of the parameters without boxes.
-      structures: of the parameters with and without boxes, where what is masked counts as a leaf.
-      places: of each such leaf its number in ``params``, -1 for what is masked.
+      numbered: the parameters with and without boxes, with the number of each leaf in its place, and -1 for
+        what is masked.
       slices: for each leaf, axes and along each which positions are new.
       turned: for each leaf whether its inputs and its outputs are in other coordinates than the parameters.
       sides: for each leaf the axes of its inputs and outputs.
     """
 
     params: list[Any]
-    structure: Any
-    structures: tuple[Any, ...]
-    places: list[int]
+    numbered: tuple[Any, ...]
     slices: list[Slices]
     turned: list[tuple[bool, bool]]
     sides: list[tuple[tuple[int, ...], tuple[int, ...]]]
@@ -42,13 +39,14 @@ class Renewal(NamedTuple):
 def renewal_of(params: Any, weights: list[Any], slices: list[Slices], axes: Axes) -> Renewal:
     """Return what is new where ``weights`` are the new leaves of ``params``."""
     bare = _tree.bare(params)
-    whole = jax.tree.leaves(bare, is_leaf=_is_masked)
-    numbers = itertools.count()
+
+    def numbered(tree: Any) -> Any:
+        numbers = itertools.count()
+        return jax.tree.map(lambda leaf: -1 if _is_masked(leaf) else next(numbers), tree, is_leaf=_is_masked)
+
     return Renewal(
         params=weights,
-        structure=jax.tree.structure(bare),
-        structures=tuple(jax.tree.structure(tree, is_leaf=_is_masked) for tree in (params, bare)),
-        places=[-1 if _is_masked(leaf) else next(numbers) for leaf in whole],
+        numbered=(numbered(params), numbered(bare)),
         slices=slices,
         turned=[(False, False)] * len(weights),
         sides=[((), ()) if read is None else (read.inputs, read.outputs) for read in _axes.read(bare, axes)],
@@ -75,22 +73,26 @@ def renewed(state: Any, begun: Any, renewal: Renewal) -> Any:
     Raises:
       ValueError: that names the field, for values of new weights that cannot be told from others.
     """
-
-    def like_params(node: Any) -> bool:
-        own: Any = jax.tree.structure(node, is_leaf=_is_masked)
-        return own in renewal.structures
+    total = sum(np.size(weight) for weight in renewal.params)
 
     def is_whole(node: Any) -> bool:
-        return isinstance(node, InEigenbasisState | LowPrecisionState) or like_params(node)
+        is_own = isinstance(node, InEigenbasisState | LowPrecisionState)
+        return is_own or _places(node, renewal) is not None
 
     def visit(path: tuple[Any, ...], node: Any, new: Any) -> Any:
         if isinstance(node, InEigenbasisState):
             return _in_eigenbasis(node, new, renewal)
         if isinstance(node, LowPrecisionState):
             return node.with_wide(renewed(node.wide(), new.wide(), renewal))
-        if not like_params(node):
+        is_other = _places(node, renewal) is None
+        if is_other and not (np.shape(node) == (total,) and jnp.issubdtype(node.dtype, jnp.inexact)):
             return node
         owner, field = owner_and_field(state, path)
+        if is_other:
+            raise ValueError(
+                f"reset_units: {type(owner).__name__}.{field} is one vector of all {total} weights, and "
+                "which of its values belong to a unit is not known: leave out optax.flatten."
+            )
         return _leaves(node, new, renewal, type(owner), field)
 
     return jax.tree_util.tree_map_with_path(visit, state, begun, is_leaf=is_whole)
@@ -102,7 +104,7 @@ def _leaves(tree: Any, begun: Any, renewal: Renewal, kind: type[Any], field: str
     arrays, structure = jax.tree.flatten(tree, is_leaf=_is_masked)
     found = []
     values = jax.tree.leaves(begun, is_leaf=_is_masked)
-    for number, old, new in zip(renewal.places, arrays, values, strict=True):
+    for number, old, new in zip(_places(tree, renewal) or [], arrays, values, strict=True):
         slices = [] if _is_masked(old) or number < 0 else renewal.slices[number]
         weight = renewal.params[number]
         shape = np.shape(weight)
@@ -119,8 +121,8 @@ def _leaves(tree: Any, begun: Any, renewal: Renewal, kind: type[Any], field: str
 
 def _in_eigenbasis(state: InEigenbasisState, begun: InEigenbasisState, renewal: Renewal) -> InEigenbasisState:
     """Return the state of an eigenbasis; what its inner transformation keeps is in its coordinates."""
-    left, right = (renewal.structure.flatten_up_to(tree) for tree in (state.left_bases, state.right_bases))
-    turned = [(not _is_masked(q), not _is_masked(r)) for q, r in zip(left, right, strict=True)]
+    left, right = (_with_arrays(bases, renewal) for bases in (state.left_bases, state.right_bases))
+    turned = [(number in left, number in right) for number in range(len(renewal.params))]
     own = renewal._replace(turned=turned)
     for number, slices in enumerate(renewal.slices):
         if slices:
@@ -152,6 +154,29 @@ def _check_coordinates(number: int, renewal: Renewal, field: str, holds_weights:
             'leave the sides with hidden units alone (sides= a function of the name: "input" for the first '
             'layer, "none" between two hidden layers, "output" for the last), and keep anchors outside.'
         )
+
+
+def _places(node: Any, renewal: Renewal) -> list[int] | None:
+    """Return the number of the weight of each leaf, -1 for what is masked; None of another tree.
+
+    One ``optax.MaskedNode`` may stand for a branch: a mask or labels may be a prefix of the parameters.
+    """
+    structure: Any
+    leaves, structure = jax.tree.flatten(node, is_leaf=_is_masked)
+    for numbered in renewal.numbered:
+        try:
+            places = structure.flatten_up_to(numbered)
+        except (TypeError, ValueError):  # another tree
+            continue
+        pairs = list(zip(leaves, places, strict=True))
+        if all(_is_masked(leaf) or isinstance(place, int) for leaf, place in pairs):
+            return [-1 if _is_masked(leaf) else place for leaf, place in pairs]
+    return None
+
+
+def _with_arrays(tree: Any, renewal: Renewal) -> set[int]:
+    """Return the numbers of the weights that have an array in a tree like the parameters."""
+    return set(_places(tree, renewal) or ()) - {-1}
 
 
 def _is_masked(node: Any) -> bool:

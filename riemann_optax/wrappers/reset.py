@@ -164,6 +164,7 @@ def reset_units(
         _tree.check_inexact(updates, "gradients")
         params = _check.require_params(params, "reset_units")
         bare = _tree.bare(params)
+        _check.check_gradients(_tree.bare(updates), bare)
         leaves, structure = jax.tree.flatten(bare)
         layers = hidden_layers(bare, outgoing, axes)
         # A phi in inner may read them too; an eigenbasis refuses what belongs to single weights.

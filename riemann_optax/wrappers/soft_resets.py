@@ -61,6 +61,10 @@ def soft_resets(
     logarithm of a mean; of one sample they are the same. While the data stay the same, ``gamma`` is near 1;
     where they change, the weights are reset a little, and steps are longer.
 
+    The step is along the gradient at the weights after the drift, which is taken here, and not along the one
+    given. So clip inside of ``inner``, and leave out ``optax.MultiSteps`` around it: of several batches it
+    would see the last.
+
     State: that of ``inner``, a value per weight, two numbers per leaf, a key and a count. Needs ``params``,
     and the extra argument ``obj_fn``, which :func:`value_and_grad` makes. Cost: ``samples + 1`` gradients
     more. Under sharding one all-reduce of a number per leaf and sample.
@@ -132,6 +136,7 @@ def soft_resets(
     ) -> tuple[optax.Updates, SoftResetsState]:
         _tree.check_inexact(updates, "gradients")
         updates, params = _tree.arrays(updates), _check.require_params(params, "soft_resets")
+        _check.check_gradients(_tree.bare(updates), _tree.bare(params))
         loss = required("soft_resets", "obj_fn", obj_fn)
         prior_mean = _state.first_or(params, state.prior_mean, state.count)
         # Lists of leaves from here on.

@@ -289,3 +289,18 @@ def test_the_state_lies_where_the_parameters_lie():
     state = adamw().init(weights)
     moved, _ = transplant(state, adamw(record=True), jax.device_put(weights, where))
     assert moved[4].ema["kernel"].sharding.is_equivalent_to(where, 2)
+
+
+@pytest.mark.parametrize("state", [None, "x", {"0": {"count": 3, "mu": {"w": 1.0}}}, [{"mu": [1.0]}]])
+def test_what_was_restored_without_named_tuples_is_refused(state):
+    """Nothing in it could be matched, and all would begin anew."""
+    with pytest.raises(TypeError, match=r"restore it into riemann_optax\.checkpoint\.target"):
+        transplant(state, optax.adam(0.1), {"w": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("arguments", [{"anew": "[0]"}, {"places": "[0]"}, {"tx": optax.adam}])
+def test_arguments_of_other_types_are_refused(arguments):
+    params = {"w": jnp.ones(2)}
+    tx = optax.adam(0.1)
+    with pytest.raises(TypeError, match=f"^{next(iter(arguments))} must be"):
+        transplant(tx.init(params), params=params, **{"tx": tx, **arguments})

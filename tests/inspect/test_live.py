@@ -67,3 +67,32 @@ def test_a_basis_that_was_kept_is_counted():
     infinite = state._replace(right_factors=jax.tree.map(lambda x: x * jnp.inf, state.right_factors))
     _, state = tx.update(params, infinite, params)
     assert ro.metric_scalars(state, params)["eigenbasis/kept_bases"] >= 1.0
+
+
+def test_numbers_of_one_name_that_are_injected_twice_are_told_apart():
+    def injected(rate):
+        return optax.inject_hyperparams(optax.sgd)(rate)
+
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    groups = optax.partition({"slow": injected(0.125), "fast": injected(0.5)}, {"a": "slow", "b": "fast"})
+    assert ro.metric_scalars(groups.init(params), params) == {
+        "hyperparams/slow/learning_rate": 0.125,
+        "hyperparams/fast/learning_rate": 0.5,
+    }
+    chain = optax.chain(injected(0.125), injected(0.5))
+    assert ro.metric_scalars(chain.init(params), params) == {
+        "hyperparams/0/learning_rate": 0.125,
+        "hyperparams/1/learning_rate": 0.5,
+    }
+    outer = optax.inject_hyperparams(lambda scale: optax.chain(injected(0.125), optax.scale(scale)))(2.0)
+    assert ro.metric_scalars(outer.init(params), params) == {
+        "hyperparams/scale": 2.0,
+        "hyperparams/learning_rate": 0.125,
+    }
+
+
+@pytest.mark.parametrize("levels", [(0.5, 7.0), (-0.1, 0.5), (0.5, float("nan")), 0.5])
+def test_levels_that_are_none_are_refused(levels):
+    state, params, _ = recorded((0.25, 0.75))
+    with pytest.raises(ValueError, match=r"quantiles must be levels in \[0, 1\]"):
+        ro.metric_scalars(state, params, quantiles=levels)

@@ -104,3 +104,9 @@ def test_it_is_never_the_default_and_needs_the_weights():
     tx = ro.riemannian_adamw(0.05, weight_decay=0.0, multiply_by_parameter_scale=True)
     with pytest.raises(ValueError, match="multiply_by_parameter_scale: "):
         tx.update(params, tx.init(params))
+
+
+@pytest.mark.parametrize("value", [1e-3, "no", None, 1])
+def test_what_is_neither_true_nor_false_is_refused(value):
+    with pytest.raises(TypeError, match="multiply_by_parameter_scale must be True or False"):
+        ro.riemannian_adamw(0.1, multiply_by_parameter_scale=value)

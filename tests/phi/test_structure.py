@@ -222,3 +222,12 @@ def test_a_high_power_stays_finite():
     gradients = jnp.full([3, 4], 1e3)
     values, _ = phi.update(gradients, phi.init(gradients))
     assert np.isfinite(values).all()
+
+
+def test_a_leaf_without_weights_changes_nothing_in_the_others():
+    weights = {"kernel": jnp.asarray(START), "none": jnp.zeros([0, 3]), "nothing": jnp.zeros([2, 0])}
+    alone = {"kernel": weights["kernel"]}
+    tx = ro.riemannian_adamw(0.1)
+    found, _ = tx.update(weights, tx.init(weights), weights)
+    expected, _ = tx.update(alone, tx.init(alone), alone)
+    np.testing.assert_array_equal(found["kernel"], expected["kernel"])

@@ -287,3 +287,75 @@ def test_a_layer_that_comes_later_is_drawn_as_large_as_it_was_then():
     _, state = tx.update(jax.tree.map(jnp.zeros_like, large), state, large, activities=seen_like(large))
     for layer, spread in (("Dense_0", small["Dense_0"]), ("Dense_1", large["Dense_1"])):
         np.testing.assert_allclose(state.spread[layer]["kernel"], jnp.std(spread["kernel"]), rtol=1e-6)
+
+
+TURNED = ro.in_eigenbasis(optax.scale_by_adam(), sides="input", update_every=1)
+
+
+@pytest.mark.parametrize("inner", [optax.adam(0.1), TURNED], ids=["adam", "eigenbasis"])
+def test_labels_and_masks_may_be_a_prefix_of_the_parameters(inner):
+    """What is kept of a unit is forgotten as it is where each leaf has a label of its own."""
+    params = kernels(hidden=(5, 4), head=(4, 3))
+
+    def state_with(labels, mask):
+        mixed = optax.chain(
+            optax.partition({"turned": inner, "plain": optax.sgd(0.1, momentum=0.9)}, labels),
+            optax.masked(optax.trace(0.5), mask),
+        )
+        tx = ro.reset_units(mixed, ro.dormant_units(0.0, every=1))
+        _, state = tx.update(params, tx.init(params), params, activities=seen_like(params))
+        return jax.tree.leaves(state.inner_state)
+
+    short = state_with({"hidden": "turned", "head": "plain"}, {"hidden": False, "head": True})
+    long = state_with(
+        {"hidden": {"kernel": "turned"}, "head": {"kernel": "plain"}},
+        {"hidden": {"kernel": False}, "head": {"kernel": True}},
+    )
+    assert any(leaf.shape == (5, 4) and not leaf[:, -1].any() and leaf.any() for leaf in short)
+    jax.tree.map(np.testing.assert_array_equal, short, long)
+
+
+def test_a_state_that_is_one_vector_of_all_weights_is_refused():
+    tx = ro.reset_units(optax.flatten(optax.adam(0.1)), ro.dormant_units(0.0, every=1))
+    with pytest.raises(ValueError, match=r"ScaleByAdamState\.mu is one vector of all 32 weights"):
+        reset(kernels(hidden=(5, 4), head=(4, 3)), tx)
+
+
+@pytest.mark.parametrize("readers", [(), None, 3, (3,), ["head", None]])
+def test_readers_that_are_no_paths_are_refused(readers):
+    params = kernels(hidden=(5, 4), head=(4, 3))
+    with pytest.raises(TypeError, match="outgoing must have paths of layers for each layer, one or more"):
+        reset(params, outgoing={"hidden": readers})
+
+
+def test_two_layers_with_one_reader_are_refused():
+    """A row of the reader is of a unit of each: without one of the two the other would not stay as it is."""
+    params = kernels(gate=(5, 4), up=(5, 4), down=(4, 3))
+    with pytest.raises(ValueError, match=r"leaf \['down'\]\['kernel'\] reads both .*'gate'.*'up'"):
+        reset(params, outgoing={"gate": "down", "up": "down"})
+
+
+def test_a_layer_of_one_unit_may_have_a_bias_that_is_a_number():
+    params = kernels(hidden=(5, 1), head=(1, 3))
+    params["hidden"]["bias"] = jnp.ones([])
+    seen = {
+        "hidden": {"kernel": jnp.zeros([2, 1]), "bias": jnp.zeros([])},
+        "head": {"kernel": jnp.ones([2, 3])},
+    }
+    after, state = reset(params, seen=seen)
+    assert state.resets == 1
+    assert not after["head"]["kernel"].any()
+
+
+@pytest.mark.parametrize("name", ["reset_units", "soft_resets", "add_spectral_pull"])
+def test_gradients_that_lack_a_leaf_are_refused_by_its_name(name):
+    tx = {
+        "reset_units": ro.reset_units(optax.sgd(0.1), ro.dormant_units()),
+        "soft_resets": ro.soft_resets(optax.sgd(0.1), 0.1),
+        "add_spectral_pull": ro.add_spectral_pull(0.1),
+    }[name]
+    params = kernels(hidden=(5, 4), head=(4, 3))
+    gradients = {**params, "hidden": {"kernel": None}}
+    extra = {"obj_fn": jnp.sum, "activities": seen_like(params)}
+    with pytest.raises(ValueError, match=r"lacks leaf \['hidden'\]\['kernel'\] of params: .*None in both"):
+        tx.update(gradients, tx.init(params), params, **extra)
