@@ -146,7 +146,7 @@ def _named(arrays: _Arrays, outgoing: Outgoing) -> list[tuple[int, list[int]]]:
         if not names or not all(isinstance(name, str) for name in (layer, *names)):
             raise TypeError(
                 "reset_units: outgoing must have paths of layers for each layer, one or more, and has "
-                f'{readers!r} for {layer!r}: write {{"hidden": "head"}}, and leave out a layer that nothing reads.'
+                f'{readers!r} for {layer!r}: write {{"hidden": "head"}}, and leave out what nothing reads.'
             )
         kernel = _find(arrays, layer)
         pairs[kernel] = list(dict.fromkeys(_find(arrays, name) for name in names))

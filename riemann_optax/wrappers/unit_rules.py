@@ -214,7 +214,7 @@ def least_useful_units(rate: float = 1e-4, *, maturity: int = 100, decay: float 
     State: 2 values per unit, and 1 per layer.
 
     Args:
-      rate: share of the mature units drawn anew per update, at least 0.
+      rate: share of the mature units drawn anew per update, in [0, 1].
       maturity: updates up to which a new unit is protected, at least 0.
       decay: of the running mean, in [0, 1). Published: 0.99.
 
@@ -236,7 +236,7 @@ def least_useful_units(rate: float = 1e-4, *, maturity: int = 100, decay: float 
       Dohare et al, `Loss of plasticity in deep continual learning
       <https://doi.org/10.1038/s41586-024-07711-7>`_, Nature, 2024
     """
-    _check.check_number("rate", rate, low=0.0)
+    _check.check_share("rate", rate)  # above 1 more would be due than there is, and the debt would grow
     _check.check_number("maturity", maturity, low=0)
     _check.check_decay(decay)
 

@@ -366,3 +366,9 @@ def test_without_an_initialiser_new_weights_are_spread_like_the_first():
     assert state.resets == 50
     np.testing.assert_allclose(jnp.std(new), jnp.std(params["a"]["kernel"]), rtol=0.02)
     np.testing.assert_allclose(jnp.mean(new), 0.0, atol=0.1)
+
+
+@pytest.mark.parametrize("rate", [1.5, -0.1, float("nan")])
+def test_a_rate_that_is_no_share_is_refused(rate):
+    with pytest.raises(ValueError, match=r"rate must be a finite number in \[0, 1\]"):
+        ro.least_useful_units(rate)
