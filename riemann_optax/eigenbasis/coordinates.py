@@ -95,8 +95,8 @@ def _refuse_codes(state: optax.OptState, path: tuple[Any, ...], array: Any, has_
     if has_axes and jnp.issubdtype(array.dtype, jnp.integer):
         owner, field = owner_and_field(state, path)
         raise ValueError(
-            f"in_eigenbasis: {type(owner).__name__}.{field} holds codes of {array.dtype}, and these cannot "
-            "change coordinates: put low_precision_state around in_eigenbasis instead of inside it, or use "
+            f"in_eigenbasis: {type(owner).__name__}.{field} is codes of {array.dtype}, which cannot change "
+            "coordinates: put low_precision_state around in_eigenbasis instead of inside it, or use "
             'storage="bfloat16".'
         )
 
