@@ -38,7 +38,7 @@ def weighted_sum(*phis: optax.GradientTransformation, weights: Sequence[float] |
       A phi with state :class:`CombinedState`; extra arguments reach all parts.
 
     Raises:
-      ValueError: for no phi at all, or a number of weights that differs from that of phis.
+      ValueError: for no phi at all, or if the numbers of weights and phis differ.
       TypeError: where a phi is no gradient transformation.
 
     Examples:

@@ -47,7 +47,7 @@ def presynaptic_release(
 
     clipped to ``[minimum, maximum]``, starting at ``minimum`` and frozen once it reaches ``frozen_from``. The
     weight moves with the release probability from before its change. With ``form="constant"`` the steps do
-    not shrink towards ``maximum``, and it is the clip alone that holds them:
+    not shrink towards ``maximum``; only the clip bounds them:
 
     .. math::
       p \leftarrow \mathrm{clip}\big(p + \mathrm{up}\big) \ \text{or} \ \mathrm{clip}\big(p -
@@ -112,7 +112,7 @@ def presynaptic_release(
     _check.check_number("threshold", threshold, low=0.0)
     _check.check_choice("form", form, ("proportional", "constant"))
     if form == "constant" and all(map(_check.is_concrete_number, (up, maximum, frozen_from))):
-        # A step to the maximum itself would make the metric infinite, and the next of its weights 0.
+        # A step to the maximum itself would make the metric infinite, and the next step of its weights 0.
         _check.check_number("up", up, low=0.0, high=maximum - frozen_from, high_open=True)
     _check.check_state_dtype(state_dtype)
 

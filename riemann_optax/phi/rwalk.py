@@ -38,7 +38,7 @@ class RWalkState(NamedTuple):
       squares: sum of squared gradients since the last score, shaped like the parameters.
       fisher: running Fisher information, shaped like the parameters.
       task_score: sum of the scores since the last task boundary, shaped like the parameters.
-      score: what the scores of all finished tasks have left, shaped like the parameters.
+      score: the decayed scores of all finished tasks, shaped like the parameters.
       importance: phi: ``score`` plus the Fisher information at the last task boundary, each scaled to [0, 1].
     """
 
