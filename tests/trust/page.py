@@ -195,8 +195,9 @@ def write_page(records: dict[str, Any] | None = None) -> str:
         paragraph(
             "Each phi runs on a noisy quadratic of nine weights. The same phi in float64 gets the same",
             "weights and gradients. The bounds: E is positive and finite, the state is finite, no counter is",
-            "negative, and `log E` of every weight at every step is close to its value in float64. The tolerance is",
-            "the rounding of a change of bfloat16 weights, or of a million changes of a rate or a deviation.",
+            "negative, and `log E` of every weight at every step is close to its value in float64. The",
+            "tolerance is the rounding of a change of bfloat16 weights, or of a million changes of a rate or",
+            "a deviation.",
         ),
         runs_table(records["long_runs"]),
         "## Surviving mutants\n",
@@ -212,8 +213,8 @@ def write_page(records: dict[str, Any] | None = None) -> str:
         "## Reruns\n",
         paragraph(
             "The same seeds give the same bits. Eight devices and the oldest supported releases add in",
-            f"another order: the bound is {reproducible.TOLERANCE['eight devices']:g} of the largest distance that a",
-            f"weight moves in {again['steps']} steps.",
+            f"another order: the bound is {reproducible.TOLERANCE['eight devices']:g} of the largest",
+            f"distance that a weight moves in {again['steps']} steps.",
         ),
     ]
     return "\n".join(sections)
