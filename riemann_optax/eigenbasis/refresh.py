@@ -41,7 +41,7 @@ class Change(NamedTuple):
     """How coordinates along one side change with its basis; matrices ``[..., old, new]``.
 
     Attributes:
-      vectors: ``Q_old^T Q_new``, for what is linear in the gradient.
+      vectors: ``Q_old^T Q_new``, for arrays linear in the gradient.
       squares: for second moments.
     """
 

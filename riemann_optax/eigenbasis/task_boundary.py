@@ -30,7 +30,7 @@ class BoundaryInEigenbasisState(NamedTuple):
 
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
         """Return a state that consolidates at its next update; :func:`riemann_optax.consolidate` calls it."""
-        del params  # those of the next update are the same
+        del params  # the next update has the same
         if task_importance is not None:
             raise ValueError(
                 "in_eigenbasis: task_importance belongs to single weights, which the eigenbasis mixes: keep "

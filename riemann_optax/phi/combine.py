@@ -111,7 +111,7 @@ def power(phi: optax.GradientTransformation, exponent: float) -> Phi:
 
     A negative exponent turns steepness into flatness: ``power(hutchinson_curvature(), -1)``. There a phi of 0
     gives infinity, so add a constant first: ``weighted_sum(phi, from_weights(jnp.ones_like))``. State and
-    collectives: those of ``phi``.
+    collectives: phi's.
 
     Args:
       phi: a phi that is nowhere negative.

@@ -52,7 +52,7 @@ class ImportanceState(NamedTuple):
         elif self.needs_importance:
             raise ValueError(
                 "with running=False the importance of a task is measured at its end: pass task_importance to "
-                "consolidate, or to update beside task_boundary."
+                "consolidate, or to update with task_boundary."
             )
         else:
             measured = self.task_mean
@@ -156,7 +156,7 @@ def laplace(
       \Lambda = \sigma_0^{-2} + \sum_\mathrm{tasks} F_k
 
     ``alpha`` is the variance ``sigma_0**2`` of the prior. The published step preconditions the log posterior
-    by the precision of the prior that the task began with, whose mode ``mu`` is that of the last task:
+    by the precision of the task's prior, whose mode ``mu`` is the mode of the last task:
 
     .. math::
       w \leftarrow w - \eta\,\big(\sigma_0^2\,\nabla\ell(w) / E + w - \mu\big)

@@ -75,7 +75,7 @@ def presynaptic_release(
       form: ``"proportional"`` to the distance to ``maximum``, or ``"constant"`` steps.
       state_dtype: of ``p``; None means float32, or wider where the parameter is wider.
 
-    The defaults are those of the published experiments.
+    The defaults come from the published experiments.
 
     Returns:
       A phi with state :class:`PresynapticReleaseState`.
@@ -137,7 +137,7 @@ def presynaptic_release(
             room = maximum - wide if form == "proportional" else jnp.ones_like(wide)
             moved = jnp.where(size >= threshold, wide + room * up, wide - room * down)
             moved = jnp.clip(moved, minimum, maximum)
-            # A NaN gradient compares as small: it lowers p by one step and leaves no NaN behind.
+            # A NaN gradient compares as small: it lowers p by one step and leaves no NaN.
             return jnp.where(wide >= frozen_from, wide, moved).astype(p.dtype)
 
         values = jax.tree.map(rigidity, updates, state.release_probability)

@@ -160,7 +160,7 @@ def rwalk(
     Args:
       interval: the updates in a window, at least 1. Published default 10 (50 for larger networks).
       mixing: the weight of the newest window in ``F``, in [0, 1]. Published default 0.9.
-      damping: ``epsilon``, positive, in units of loss. Default 1e-3, that of the published code.
+      damping: ``epsilon``, positive, in units of loss. Default 1e-3, as in the published code.
       memory: ``gamma``, the share of ``s`` that survives a boundary, in [0, 1]. Published default 0.5.
       state_dtype: of all but the copies of parameters and gradients; None means float32, or wider where the
         parameter is wider.
