@@ -1,5 +1,6 @@
 """Tables and numbers as Markdown shows them."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -8,18 +9,25 @@ from benchmarks.shared import statistics
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out a table: the first column to the left, the others to the right.
+    """Lay out a table: columns that begin with a word to the left, columns of numbers to the right.
 
     Examples:
-      >>> print(table(["a", "b"], [["x", "1"]]))
-      | a | b |
-      |:--|--:|
-      | x | 1 |
+      >>> print(table(["a", "b", "c"], [["x", "1", "y"], ["x", "**-2**", "1"]]))
+      | a | b | c |
+      |:--|--:|:--|
+      | x | 1 | y |
+      | x | **-2** | 1 |
     """
-    marks = ":--|" + "--:|" * (len(headings) - 1)
-    lines = ["| " + " | ".join(headings) + " |", "|" + marks]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    cells = [list(row) for row in rows]
+    marks = [":--" if any(_is_text(row[i]) for row in cells) else "--:" for i in range(len(headings))]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "|".join(marks) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join(lines)
+
+
+def _is_text(cell: str) -> bool:
+    """Return whether a cell begins with a word other than "missed"."""
+    return bool(re.match(r"[^\W\d_]|`", cell.lstrip("* "))) and not cell.startswith(("missed", "inf", "nan"))
 
 
 def number(value: float, digits: int = 2) -> str:

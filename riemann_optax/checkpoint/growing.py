@@ -1,7 +1,7 @@
-"""What becomes of a state's arrays where parameters have grown: the old values in front, the new begin.
+"""State arrays of parameters that have grown: old values in front, initial values for new entries.
 
-Everything here is what a run of the larger model would hold whose new weights have had no gradient and have
-not moved. Where that cannot be said from the old state, it is refused by name.
+The result equals the state of a run of the larger model in which the new weights had no gradient and did not
+move. If the old state does not determine that, an error names the array.
 """
 
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ import numpy as np
 from riemann_optax._state_fields import state_fields
 from riemann_optax.checkpoint.matching import Path, Station
 
-# Fields that hold weights since the first update: new entries begin as the weights they belong to, because a
-# first update comes only once.
+# Fields that hold weights since the first update: new entries start as the weights themselves, because there
+# is no second first update.
 _WEIGHTS: dict[str, tuple[str, ...]] = {
     "AnchorState": ("weights",),
     "BennaFusiState": ("copies",),
@@ -26,7 +26,7 @@ _WEIGHTS: dict[str, tuple[str, ...]] = {
     "SynapticIntelligenceState": ("previous_params", "start_params"),
     "TaskBoundaryState": ("weights",),
 }
-# Fields that are means over axes of the weights: of more weights, of which the new ones have had no gradient.
+# Fields that are means over axes of the weights: new weights, which had no gradient, reduce the mean.
 _MEANS: dict[str, tuple[str, ...]] = {
     "FactoredActivityState": ("rows", "columns"),
     "PerNeuronState": ("second_moment",),
@@ -42,9 +42,9 @@ class Weight(NamedTuple):
     """A parameter that an array of the state belongs to.
 
     Attributes:
-      path: of the parameter.
+      path: the path of the parameter.
       value: the parameter now.
-      old_shape: what it was before, or None where that is not known.
+      old_shape: its shape before, or None if that is not known.
     """
 
     path: Path
@@ -53,12 +53,12 @@ class Weight(NamedTuple):
 
     @property
     def has_grown(self) -> bool:
-        """Whether it has another shape than before."""
+        """Whether its shape has changed."""
         return self.old_shape is not None and self.old_shape != np.shape(self.value)
 
 
 def weight_of(place: Path, params: dict[str, Weight]) -> Weight | None:
-    """Return the parameter whose path ends the path of an array within its state."""
+    """Return the parameter whose path is the end of the array's path within its state."""
     endings = (jax.tree_util.keystr(place[start:]) for start in range(1, len(place) + 1))
     return next((params[ending] for ending in endings if ending in params), None)
 
@@ -71,20 +71,20 @@ def holds_weights(station: Station, place: Path) -> bool:
 
 
 def grown(station: Station, place: Path, old: Any, begun: Any, weight: Weight) -> Any:
-    """Return an array of the state of a parameter that has grown.
+    """Return an array of the state for a parameter that has grown.
 
     Args:
-      station: the state it belongs to, as it is to be.
-      place: its path from there.
-      old: what it was.
-      begun: what it would begin as: the weights themselves where it holds these.
+      station: the new state that holds the array.
+      place: the path of the array within it.
+      old: the old array.
+      begun: the initial array; the weights themselves if the array holds weights.
       weight: the parameter.
 
     Returns:
       The array, with the shape and dtype of ``begun``.
 
     Raises:
-      ValueError: where it cannot be said what the array would be.
+      ValueError: if the old state does not determine the array.
     """
     if station.kind.__name__ in _REFUSED:
         raise _refusal(station, place, _REFUSED[station.kind.__name__])
@@ -100,7 +100,7 @@ def grown(station: Station, place: Path, old: Any, begun: Any, weight: Weight) -
 
 
 def _share(new_shape: tuple[int, ...], weight: Weight) -> float:
-    """Return which share the old weights are of those that each mean is of."""
+    """Return the share of old weights among all weights of each mean."""
     now, before = np.shape(weight.value), weight.old_shape or ()
     if len(new_shape) != len(now):
         return float(np.prod(before) / np.prod(now))
@@ -109,7 +109,7 @@ def _share(new_shape: tuple[int, ...], weight: Weight) -> float:
 
 
 def check_bases(station: Station, old: Station, weight: Weight) -> None:
-    """Raise unless the bases of a parameter that has grown are the old ones beside new directions."""
+    """Raise unless the bases of a grown parameter can be the old ones plus new directions."""
     for side in _SIDES:
         before, here = (base_of(one, weight.path, side) for one in (old, station))
         place = (jax.tree_util.GetAttrKey(f"{side}_bases"), *weight.path)
@@ -124,17 +124,17 @@ def check_bases(station: Station, old: Station, weight: Weight) -> None:
 
 
 def base_of(station: Station, path: Path, side: str) -> Any:
-    """Return the bases of one side of a parameter in an ``InEigenbasisState``; None where it has none."""
+    """Return the bases of one side of a parameter in an ``InEigenbasisState``, or None."""
     return station.arrays.get((jax.tree_util.GetAttrKey(f"{side}_bases"), *path))
 
 
 def has_basis(station: Station, path: Path) -> bool:
-    """Whether a parameter is turned at all."""
+    """Whether a parameter has a basis on any side."""
     return any(base_of(station, path, side) is not None for side in _SIDES)
 
 
 def same_bases(station: Station, old: Station, path: Path) -> bool:
-    """Whether the sides of a parameter have bases of the same shapes in both states."""
+    """Whether both states have bases of the same shapes for a parameter."""
 
     def shapes(one: Station) -> list[Any]:
         return [np.shape(base) for side in _SIDES for base in [base_of(one, path, side)] if base is not None]
@@ -145,7 +145,7 @@ def same_bases(station: Station, old: Station, path: Path) -> bool:
 
 
 def refuse_turned_weights(station: Station, place: Path) -> None:
-    """Refuse to grow weights that are kept in the coordinates of a basis."""
+    """Raise ``ValueError`` for weights that are stored in the coordinates of a basis."""
     raise _refusal(station, place, "it holds weights in the coordinates of a basis")
 
 

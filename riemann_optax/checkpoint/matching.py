@@ -1,4 +1,4 @@
-"""Which state of one chain is which state of another: by class, and by place among the others."""
+"""Matching the states of two chains, by class and order."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ Path = tuple[Any, ...]
 
 
 class Station(NamedTuple):
-    """A state that has arrays of its own: a named tuple, or what stands in none.
+    """A state with arrays of its own: a named tuple, or the tree outside of all named tuples.
 
     Attributes:
-      path: where it is in the tree.
+      path: its path in the tree.
       kind: its class.
-      labels: the keys of dictionaries on the way to it, such as those of ``optax.partition``.
-      arrays: its arrays by their path from here, without those of the named tuples within it.
+      labels: the keys of dictionaries along its path, such as the labels of ``optax.partition``.
+      arrays: its arrays by their path from here, without the arrays of named tuples within it.
     """
 
     path: Path
@@ -25,13 +25,13 @@ class Station(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How a message calls it."""
+        """The name for messages."""
         place = jax.tree_util.keystr(self.path)
         return f"{place or 'the state'} ({self.kind.__name__})"
 
 
 def stations(tree: Any, path: Path = ()) -> Iterator[Station]:
-    """Yield every state in a tree that has arrays of its own, the outer before the inner."""
+    """Yield every state in a tree that has arrays of its own, outer states first."""
 
     def is_inner(node: Any) -> bool:
         return node is not tree and hasattr(node, "_fields")
@@ -47,13 +47,13 @@ def stations(tree: Any, path: Path = ()) -> Iterator[Station]:
 
 
 def align(old: list[Station], new: list[Station], places: Mapping[str, str]) -> dict[int, int]:
-    """Return the index of the old station for that of each new one that has one.
+    """Return a dictionary from the index of each matched new station to the index of its old one.
 
-    As many as possible are matched of one class and labels, without changing their order. That has to leave
-    one answer only.
+    The match pairs as many stations of equal class and labels as possible, in the same order. It must be
+    unique.
 
     Raises:
-      ValueError: where two or more answers are left, or ``places`` names what is not there.
+      ValueError: if the match is not unique, or ``places`` names a missing path.
     """
     matched = _placed(old, new, places)
     rest_old = [i for i in range(len(old)) if i not in matched.values()]
@@ -63,7 +63,7 @@ def align(old: list[Station], new: list[Station], places: Mapping[str, str]) -> 
     if ways[0][0] > 1:
         unclear = _unclear([old[i] for i in rest_old], [new[j] for j in rest_new])
         raise ValueError(
-            f"transplant: {unclear}: say which is which with places={{path here: path in the old state}}."
+            f"transplant: {unclear}: match them with places={{path here: path in the old state}}."
         )
     i = j = 0
     while i < len(rest_old) and j < len(rest_new):
@@ -82,7 +82,7 @@ def _key(station: Station) -> tuple[str, tuple[str, ...]]:
 
 
 def _placed(old: list[Station], new: list[Station], places: Mapping[str, str]) -> dict[int, int]:
-    """Return what the caller has matched."""
+    """Return the matches that the caller has given."""
     known_old, known_new = (
         {jax.tree_util.keystr(station.path): index for index, station in enumerate(found)}
         for found in (old, new)
@@ -105,14 +105,14 @@ def _placed(old: list[Station], new: list[Station], places: Mapping[str, str]) -
 
 
 def _longest(same: list[list[bool]], rows: int, columns: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the length of the longest alignment of what follows each pair, and how many have it."""
+    """Return, from each pair on, the length of the longest alignment and the number of such alignments."""
     longest = [[0] * (columns + 1) for _ in range(rows + 1)]
     ways = [[1] * (columns + 1) for _ in range(rows + 1)]
     for i in reversed(range(rows)):
         for j in reversed(range(columns)):
             both = longest[i + 1][j + 1] + 1 if same[i][j] else 0
             best = max(both, longest[i + 1][j], longest[i][j + 1])
-            # Those that leave i or j out: what leaves out both would be counted twice.
+            # Alignments without i or without j; subtract those without both, which are counted twice.
             count = ways[i + 1][j] * (longest[i + 1][j] == best) + ways[i][j + 1] * (
                 longest[i][j + 1] == best
             )
@@ -122,11 +122,11 @@ def _longest(same: list[list[bool]], rows: int, columns: int) -> tuple[list[list
 
 
 def _unclear(old: list[Station], new: list[Station]) -> str:
-    """Say which states could be more than one of the others."""
+    """Say which states have more than one possible match."""
     for key in {_key(station): None for station in new}:
         before = [station.name for station in old if _key(station) == key]
         here = [station.name for station in new if _key(station) == key]
         if before and len(before) != len(here):
             return f"the old state has {' and '.join(before)}, and here there is {' and '.join(here)}"
     shared = [s.name for s in new if _key(s) in {_key(other) for other in old}]
-    return f"the order of the states has changed: {', '.join(shared)} stood in another one"
+    return f"the order of the states has changed: {', '.join(shared)} had another order"

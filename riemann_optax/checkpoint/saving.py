@@ -1,4 +1,4 @@
-"""A manifest to save beside a checkpoint, whether a checkpoint fits, and a target to restore it to."""
+"""A manifest to save with a checkpoint, a check that the checkpoint fits, and a target to restore it to."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,8 +9,8 @@ import optax
 from riemann_optax import _tree, sharding
 from riemann_optax._version import __version__
 
-# To be raised by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint
-# of an older format is restored unless it holds one of the states that have changed since.
+# Increase by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint of
+# an older format can be restored unless it holds one of the states that have changed since.
 FORMAT_VERSION = 3
 _CHANGED_IN = {
     "LowPrecisionState": 2,
@@ -18,14 +18,14 @@ _CHANGED_IN = {
     "TrackEnergyState": 2,
     "RWalkState": 2,
     "InEigenbasisState": 3,
-}  # the state, and the format since which it is what it is
+}  # the state, and the format in which it last changed
 
 _WIDENED = ("float32[]", "float64[]")
-_NAMED = 8  # differences of a kind that a message spells out
+_NAMED = 8  # differences of a kind that a message lists
 
 
 def manifest(tree: Any) -> dict[str, Any]:
-    """Return what to save beside a tree, so that :func:`check` can tell later whether it fits.
+    """Return a manifest to save with a tree, so that :func:`check` can tell later whether it fits.
 
     Args:
       tree: an optimiser state, or a tree that holds one; arrays or ``jax.ShapeDtypeStruct``.
@@ -59,17 +59,17 @@ def manifest(tree: Any) -> dict[str, Any]:
 def check(saved: Any, tree: Any) -> None:
     """Raise unless the checkpoint with the manifest ``saved`` can be restored to the structure of ``tree``.
 
-    Two phis that keep the same statistics in a state of the same type (``activity`` and ``bayesian_synapse``)
-    can go on from each other's checkpoints.
+    Two phis with the same statistics in a state of the same type (``activity`` and ``bayesian_synapse``) can
+    continue from each other's checkpoints.
 
     Args:
-      saved: what :func:`manifest` returned when the checkpoint was written, as JSON gives it back.
-      tree: what is to be restored, such as :func:`target` returns; arrays or ``jax.ShapeDtypeStruct``.
+      saved: the result of :func:`manifest` when the checkpoint was written, as read back from JSON.
+      tree: the tree to restore, such as :func:`target` returns; arrays or ``jax.ShapeDtypeStruct``.
 
     Raises:
-      ValueError: for a manifest that is damaged or not of this library; for another format of the state; and
-        for a checkpoint of another phi, chain or model, where it names what only the checkpoint has, what
-        only ``tree`` has and what differs in type, dtype or shape.
+      ValueError: for a manifest that is damaged or from another library; for another format of the state; and
+        for a checkpoint of another phi, chain or model. The message then names the arrays that only the
+        checkpoint or only ``tree`` has, and those that differ in type, dtype or shape.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -115,20 +115,19 @@ def check(saved: Any, tree: Any) -> None:
 def target(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptState:
     """Return the state of ``tx`` as shapes, dtypes and shardings, to restore a checkpoint to.
 
-    The mesh may be another than the one the checkpoint was saved on: of other devices, another layout, or
-    with Explicit instead of Auto axes. Nothing is allocated. States with random keys need Orbax 0.11.30 or
-    newer.
+    The mesh may differ from the mesh of the checkpoint: other devices, another layout, or Explicit instead of
+    Auto axes. Nothing is allocated. States with random keys need Orbax 0.11.30 or newer.
 
     Args:
       tx: the transformation.
-      params: the parameters, or ``jax.ShapeDtypeStruct`` with shardings, where they are to lie from now on.
+      params: the parameters, or ``jax.ShapeDtypeStruct``, with the shardings to use from now on.
 
     Returns:
-      The structure of ``tx.init(params)`` with ``jax.ShapeDtypeStruct`` leaves, each where
-      :func:`riemann_optax.sharding.state_shardings` puts it.
+      The structure of ``tx.init(params)`` with ``jax.ShapeDtypeStruct`` leaves, sharded as in
+      :func:`riemann_optax.sharding.state_shardings`.
 
     Raises:
-      ValueError: as :func:`riemann_optax.sharding.state_shardings`.
+      ValueError: as :func:`riemann_optax.sharding.state_shardings` does.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -144,12 +143,12 @@ def target(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptS
 
 
 def _type_name(leaf: Any) -> str:
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else _tree.dtype_of(leaf)  # a random key's is not NumPy's
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else _tree.dtype_of(leaf)  # a key's dtype is not NumPy's
     return f"{dtype}[{','.join(map(str, getattr(leaf, 'shape', ())))}]"
 
 
 def _named_states(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield path and type of every named tuple with arrays in it, the outer before the inner."""
+    """Yield path and type of every named tuple with arrays in it, outer ones first."""
 
     def is_inner(node: Any) -> bool:
         return node is not tree and hasattr(node, "_fields")
@@ -162,11 +161,11 @@ def _named_states(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _changed(what: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Return in words which paths of both have other types, as a list of one sentence or none."""
+    """Return a list of at most one sentence: the paths whose types differ."""
     changed = [
         f"the {what}{' ' if path else ''}{path} is {saved[path]} in the checkpoint and {here[path]} here"
         for path in saved
-        # A scalar of a run without 64-bit types fits into one with them.
+        # A run with 64-bit types can take a scalar from a run without them.
         if path in here and saved[path] != here[path] and (saved[path], here[path]) != _WIDENED
     ]
     return [_some(changed)] if changed else []

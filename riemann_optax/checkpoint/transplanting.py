@@ -1,4 +1,4 @@
-"""The state of one chain put into another: what fits is kept, what is new begins, and a report says which."""
+"""Transplant the state of one chain into another: keep what fits, begin the rest anew, and report it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.inspect import RecordMetricState
 from riemann_optax.wrappers import LowPrecisionState
 
-_NAMED = 6  # arrays of a kind that a printed report spells out
+_NAMED = 6  # arrays of a kind that a printed report lists
 
 
 class TransplantReport(NamedTuple):
@@ -24,10 +24,10 @@ class TransplantReport(NamedTuple):
 
     Attributes:
       kept: arrays with the old values, and their paths in the old state.
-      grown: those of them that have grown, and their shapes before and now.
-      cast: those of them that have another dtype now, and both dtypes.
+      grown: kept arrays that have grown, with the old and the new shape.
+      cast: kept arrays with a new dtype, with both dtypes.
       begun_anew: arrays as ``tx.init`` makes them, and why.
-      dropped: paths in the old state of arrays that have no place here.
+      dropped: old paths of arrays that have no place in the new state.
     """
 
     kept: dict[str, str]
@@ -37,7 +37,7 @@ class TransplantReport(NamedTuple):
     dropped: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return a few lines for people."""
+        """Return a readable summary of a few lines."""
         kept = [here if here == there else f"{here} (was {there})" for here, there in self.kept.items()]
         lines = {
             "kept": kept,
@@ -58,21 +58,21 @@ def transplant(
     places: Mapping[str, str] | None = None,
     anew: Sequence[str] = (),
 ) -> tuple[optax.OptState, TransplantReport]:
-    r"""Put the state of a run into another chain: keep what fits, begin what is new, and report both.
+    r"""Put the state of a run into another chain: keep what fits, begin the rest anew, and report both.
 
-    For a chain that gained or lost a recorder, a clip or a wrapper, or has another schedule, momentum or phi;
-    for state in another dtype; and for parameters that have grown. States are matched by class, and by place:
-    their order among each other and the keys of ``optax.partition``. Chains within chains and wrappers do not
-    matter. Within a state, arrays are matched by path and shape. Values are cast to the dtypes that ``tx``
-    has. Numbers that are in the state, such as the learning rate of ``optax.inject_hyperparams`` and the
-    counts that schedules read, are kept as well; ``anew`` begins them again.
+    Use it for a chain that gained or lost a recorder, a clip or a wrapper, or has another schedule, momentum
+    or phi; for state in another dtype; and for parameters that have grown. States are matched by class, by
+    their order, and by the keys of ``optax.partition``. Nested chains and wrappers do not matter. Within a
+    state, arrays are matched by path and shape. Values are cast to the dtypes of ``tx``. Numbers in the
+    state, such as the learning rate of ``optax.inject_hyperparams`` and the counts that schedules read, are
+    kept as well; list them in ``anew`` to start them again.
 
-    With ``old_params`` arrays of parameters that have grown are grown: old entries stay at the front of each
-    axis, new ones begin as ``tx.init`` makes them, or as the weights themselves where the state holds
-    weights. The result is that of a run in which the new weights have had no gradient, but for what past
-    updates took from the whole model (``conformal="tree"``), which stays. So the means over rows and columns
-    of ``factored_activity`` and ``per_neuron`` shrink by the share of the old weights, and a basis
-    :math:`Q` of ``in_eigenbasis`` becomes
+    With ``old_params``, arrays of grown parameters grow too: old entries stay at the front of each axis, new
+    ones begin as ``tx.init`` makes them, or as the weights themselves if the state holds weights. The result
+    equals the state of a run in which the new weights had no gradient, except that values which past updates
+    computed from the whole model (``conformal="tree"``) do not change. So the means over rows and columns of
+    ``factored_activity`` and ``per_neuron`` shrink by the share of the old weights, and a basis :math:`Q` of
+    ``in_eigenbasis`` becomes
 
     .. math::
       \begin{pmatrix} Q & 0 \\ 0 & I \end{pmatrix}.
@@ -80,26 +80,26 @@ def transplant(
     A state has one count for all of its arrays: new entries begin at 0 without the bias correction of a first
     update, and their first steps are longer under Adam. Lower the learning rate for a few steps.
 
-    Without ``old_params``, arrays of another shape begin anew. Coordinates are not converted: what is turned
-    by an eigenbasis in one chain only begins anew.
+    Without ``old_params``, arrays of another shape begin anew. Coordinates are not converted: an array that
+    is in an eigenbasis in only one of the chains begins anew.
 
     Args:
-      state: that of the run, or its ``nnx.Optimizer``.
-      tx: the transformation to go on with.
-      params: the parameters to go on with. The state is put where :func:`riemann_optax.sharding.init` puts
-        it.
+      state: the state of the run, or its ``nnx.Optimizer``.
+      tx: the transformation to continue with.
+      params: the parameters to continue with. The state is sharded as in
+        :func:`riemann_optax.sharding.init`.
       old_params: the parameters that ``state`` was made for, or their shapes.
-      places: from the path of a state here to that of its state in ``state``, where classes and order do not
-        tell.
+      places: a dictionary from paths of states here to paths of their states in ``state``, if class and order
+        do not determine the match.
       anew: paths of states or arrays here that begin anew although they fit.
 
     Returns:
       The state for ``tx``, which may share arrays with ``state``, and a :class:`TransplantReport`.
 
     Raises:
-      ValueError: where more than one state could be meant, where ``places`` or ``anew`` names what is not
-        there, and where an array cannot be grown exactly. Messages name the paths.
-      TypeError: where ``state`` has no named tuples, as what is restored without a target.
+      ValueError: if the match is not unique, if ``places`` or ``anew`` names a missing path, or if an array
+        cannot be grown exactly. Messages name the paths.
+      TypeError: if ``state`` has no named tuples, for example after a restore without a target.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -149,7 +149,7 @@ def transplant(
 
 
 class _Surgery:
-    """The arrays of the new state, one after another, and what is reported of them."""
+    """Makes the arrays of the new state one by one, and collects the report."""
 
     def __init__(
         self,
@@ -192,18 +192,18 @@ class _Surgery:
         return value if value.sharding == begun.sharding else jax.device_put(value, begun.sharding)
 
     def check_anew(self) -> None:
-        """Raise ``ValueError`` for a path of ``anew`` that no array has."""
+        """Raise ``ValueError`` for a path in ``anew`` that matches no array."""
         for path in self.anew:
             if path not in self.found:
                 raise ValueError(
-                    f"transplant: anew names {path!r}, and no array of the state here is at or below it: its "
+                    f"transplant: anew names {path!r}, but no array of the new state is at or below it: its "
                     f"states are {', '.join(repr(jax.tree_util.keystr(s.path)) for s in self.new)}."
                 )
 
     def _reason(
         self, index: int, place: Path, name: str, before: Station | None, weight: Weight | None
     ) -> str | None:
-        """Return why an array begins anew; None where it is kept."""
+        """Return why an array begins anew; None if it is kept."""
         asked = [path for path in self.anew if _is_below(name, path)]
         self.found.update(asked)
         if asked:
@@ -218,14 +218,14 @@ class _Surgery:
         return reason
 
     def _has_turned_weights(self, index: int, before: Station) -> bool:
-        """Whether a state holds weights in other coordinates: it then has to capture all of them anew."""
+        """Whether a state holds weights in other coordinates; it must then capture all of them again."""
         station = self.new[index]
         places = [p for p in station.arrays if growing.holds_weights(station, p) and p in before.arrays]
         weights = [growing.weight_of(place, self.weights) for place in places]
         return any(weight is not None and not self._same_coordinates(index, weight) for weight in weights)
 
     def _lost_all_arrays(self, index: int, before: Station) -> bool:
-        """Whether a state has arrays of weights and keeps none: its count is of nothing then."""
+        """Whether a state has arrays of weights and keeps none; its count is then meaningless."""
         pairs = [(p, growing.weight_of(p, self.weights)) for p in self.new[index].arrays]
         of_weights = [(place, weight) for place, weight in pairs if weight is not None]
         return bool(of_weights) and all(
@@ -259,13 +259,13 @@ class _Surgery:
         return growing.grown(station, place, before.arrays[place], begun, weight)
 
     def _above(self, index: int, old: bool = False) -> list[int]:
-        """Return the states that a state is within."""
+        """Return the states that enclose a state."""
         known = self.old if old else self.new
         path = known[index].path
         return [i for i, s in enumerate(known) if len(s.path) < len(path) and path[: len(s.path)] == s.path]
 
     def _same_coordinates(self, index: int, weight: Weight) -> bool:
-        """Whether an array is in the coordinates that it was in, or in those grown."""
+        """Whether an array is in its old coordinates, or in the grown ones."""
         pairs = [(above, self.matched.get(above)) for above in (index, *self._above(index))]
         mine = [(here, there) for here, there in pairs if self.new[here].kind is InEigenbasisState]
         origin = self.matched[index]
@@ -275,7 +275,7 @@ class _Surgery:
         turned_here = [(h, t) for h, t in mine if growing.has_basis(self.new[h], weight.path)]
         turned_there = [i for i in theirs if growing.has_basis(self.old[i], weight.path)]
         if weight.has_grown and turned_here and [t for _, t in turned_here] == turned_there:
-            return True  # checked where it is grown
+            return True  # _grown checks it
         return [t for _, t in turned_here] == turned_there and all(
             growing.same_bases(self.new[h], self.old[t], weight.path) for h, t in turned_here if t is not None
         )
@@ -288,7 +288,7 @@ def _has_states(tree: Any) -> bool:
 
 
 def _weights(params: optax.Params, old_params: optax.Params | None) -> dict[str, Weight]:
-    """Return the parameters by name, with the shapes that they had."""
+    """Return the parameters by name, with their old shapes."""
     before = {}
     if old_params is not None:
         leaves = jax.tree_util.tree_leaves_with_path(_tree.bare(old_params))
@@ -311,7 +311,7 @@ def _is_below(name: str, path: str) -> bool:
 
 
 def _kind(leaf: Any) -> Any:
-    """Return what a dtype is a kind of: a random key of its own implementation, real, complex, integer."""
+    """Return the kind of a dtype: boolean, integer, real, complex, or the implementation of a random key."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return str(leaf.dtype)
     kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
@@ -319,7 +319,7 @@ def _kind(leaf: Any) -> Any:
 
 
 def _same_leaves(station: Station, before: Station) -> bool:
-    """Whether a record is of the same arrays of the model as before, and has the same statistics."""
+    """Whether a record belongs to the same arrays of the model as before, with the same statistics."""
     if {p: np.shape(x) for p, x in station.arrays.items()} != {
         p: np.shape(x) for p, x in before.arrays.items()
     }:
@@ -333,7 +333,7 @@ def _is_low(node: Any) -> bool:
 
 
 def _wide(state: Any) -> Any:
-    """Return a state with what is compressed in it as its transformation has made it."""
+    """Return a state with its compressed parts decompressed."""
     return jax.tree.map(
         lambda node: node._replace(inner_state=node.wide(), forms=()) if _is_low(node) else node,
         state,
@@ -342,7 +342,7 @@ def _wide(state: Any) -> Any:
 
 
 def _narrow(result: Any, fresh: Any, old: Any, report: TransplantReport) -> Any:
-    """Compress again what is compressed in ``fresh``; what was compressed alike is taken as it was."""
+    """Compress the parts that are compressed in ``fresh``; reuse old parts compressed in the same way."""
     lows = {
         jax.tree_util.keystr(path): node
         for path, node in jax.tree_util.tree_leaves_with_path(old, is_leaf=_is_low)

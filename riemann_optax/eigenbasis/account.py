@@ -1,4 +1,4 @@
-"""What is turned, what is not and why, and what it costs: the account that describe prints."""
+"""Which sides are turned, which are not and why, and what it costs: the lines that describe prints."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from riemann_optax.eigenbasis.layout import REFRESHING, TURNING, LayoutRules, Re
 
 
 def account(params: Any, rules: LayoutRules, state_dtype: Any) -> list[str]:
-    """Return a line for each leaf that has a side: which are turned, why others are not, and the cost."""
+    """Return one line per leaf with sides: which are turned, why others are not, and the cost."""
     lines = []
     rows = zip(_axes.leaf_paths(params), jax.tree.leaves(params), _axes.read(params, rules.axes), strict=True)
     for path, leaf, axes in rows:

@@ -1,4 +1,4 @@
-"""The mathematics of one basis: correlations, eigenvectors, turning into a basis and back."""
+"""The mathematics of one basis: correlations, eigenvectors, rotation into the basis and back."""
 
 from typing import Any, Literal
 
@@ -32,19 +32,19 @@ def correlations(matrices: jax.Array, side: Literal["left", "right"]) -> jax.Arr
 
 
 def decompose(correlation: jax.Array) -> jax.Array:
-    """Return the eigenvectors of ``[..., n, n]`` as columns, those of the largest eigenvalues first."""
+    """Return the eigenvectors of ``[..., n, n]`` as columns, largest eigenvalue first."""
     return jnp.flip(jnp.linalg.eigh(correlation)[1], -1)
 
 
 def iterate(
     correlation: jax.Array, basis: jax.Array, method: Method = "auto"
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return a nearer basis after one power iteration, the order of columns it was made in, and success.
+    """Return an improved basis after one power iteration, the order of its columns, and success.
 
-    A QR decomposition gives way to columns further left, so the columns are sorted by what the correlation
-    is along them. The correlation is taken with ``8 epsilon`` of its size on the diagonal: its eigenvectors
-    are the same, and where it is 0 to rounding columns stay what they were, where a power iteration would
-    leave nothing of them.
+    QR keeps earlier columns and corrects later ones, so the columns are sorted by Rayleigh quotient first,
+    largest first. ``8 epsilon`` of the correlation's size is added to its diagonal. This keeps its
+    eigenvectors, and columns in its null space stay as they were; without it the power iteration would map
+    them to 0.
     """
     correlation = _of_size_one(correlation)
     product = jnp.matmul(correlation, basis, precision=EXACT)
@@ -57,7 +57,7 @@ def iterate(
 
 
 def has_turned(correlation: jax.Array, basis: jax.Array, tau: Any) -> jax.Array:
-    """Return whether each basis has turned: off the diagonal is more than ``tau`` of the whole."""
+    """Return whether each basis has turned: the share off the diagonal exceeds ``tau``."""
     correlation = _of_size_one(correlation)
     product = jnp.matmul(correlation, basis, precision=EXACT)
     turned = jnp.matmul(jnp.swapaxes(basis, -1, -2), product, precision=EXACT)
@@ -66,8 +66,8 @@ def has_turned(correlation: jax.Array, basis: jax.Array, tau: Any) -> jax.Array:
         jnp.sqrt(jnp.sum(jnp.square(part), axis=(-2, -1)))
         for part in (jnp.where(diagonal, jnp.zeros_like(turned), turned), turned)
     )
-    # What is not finite counts as turned, and is then found not to be a basis. At 0, which a traced tau may
-    # be, all count.
+    # Non-finite matrices count as turned; the refresh then finds no basis. With tau 0, which may be traced,
+    # every basis counts as turned.
     has = ~(off <= tau * whole)
     return jnp.logical_or(has, tau == 0)
 

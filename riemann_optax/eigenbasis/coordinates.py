@@ -1,4 +1,4 @@
-"""Which arrays of an inner state hold coordinates, and how each of them changes with a basis."""
+"""Which arrays of an inner state hold coordinates, and how each changes with the basis."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ class Coordinates(NamedTuple):
     Attributes:
       position: its number among the arrays of the state.
       linear: whether it is linear in the gradient or the weights; if not, it mixes as a variance does.
-      captured: whether ``init`` has filled it with weights, in the original coordinates.
+      captured: whether ``init`` copies weights into it, in the original coordinates.
     """
 
     position: int
@@ -30,18 +30,18 @@ def coordinate_arrays(
 ) -> list[list[Coordinates]]:
     """Return, for each leaf of ``params``, the arrays of a state that hold its coordinates.
 
-    These are the arrays in each part of the state that has the structure of ``params`` (parts may be masked),
-    where they have the shape of the leaf; further axes in front, and axes reduced to 1, are allowed. How each
-    of them changes is what its state class declares.
+    A part of the state with the structure of ``params`` (parts may be masked) holds them in the arrays that
+    have the shape of the leaf; further axes in front, and axes reduced to 1, are allowed. The state class
+    declares how each array changes.
 
     Args:
-      state: of the inner transformation.
-      params: or gradients: a tree of the leaves.
+      state: the state of the inner transformation.
+      params: the parameters or the gradients.
       turned: whether each leaf has a basis.
       extra: fields declared by the caller, for state classes that do not declare theirs.
 
     Raises:
-      ValueError: for coordinates of a turned leaf in a field that nobody declared, or in 8 bits.
+      ValueError: for coordinates of a turned leaf in an undeclared field, or in 8 bits.
     """
     leaves, structure = jax.tree.flatten(params, is_leaf=is_masked)
     structures = (structure, jax.tree.structure(_tree.bare(params), is_leaf=is_masked))
@@ -72,7 +72,7 @@ def coordinate_arrays(
 def _coordinates(
     state: optax.OptState, path: tuple[Any, ...], position: int, extra: StateFields, has_axes: bool
 ) -> list[Coordinates]:
-    """Return how the array at ``path`` changes, in a list; an empty one where it holds no coordinates."""
+    """Return a list with how the array at ``path`` changes; an empty list if it holds no coordinates."""
     owner, field = owner_and_field(state, path)
     declared = state_fields(type(owner))
     linear, squared = field in declared.linear + extra.linear, field in declared.squared + extra.squared
@@ -83,26 +83,26 @@ def _coordinates(
         return []
     raise ValueError(
         f"in_eigenbasis: nobody has declared how {type(owner).__name__}.{field} changes when a basis does. "
-        "Where it is linear in gradients or weights (a momentum, a copy of the weights) name it in "
-        f'linear_fields=("{field}",), where it is a second moment in squared_fields=("{field}",): as class '
-        "attributes of the state class if it is yours, else as arguments of in_eigenbasis. If it is neither, "
-        "keep this transformation outside of in_eigenbasis."
+        "If it is linear in gradients or weights (a momentum, a copy of the weights), name it in "
+        f'linear_fields=("{field}",); if it is a second moment, in squared_fields=("{field}",). These are '
+        "class attributes of the state class if it is yours, and arguments of in_eigenbasis otherwise. If it "
+        "is neither, keep this transformation outside of in_eigenbasis."
     )
 
 
 def _refuse_codes(state: optax.OptState, path: tuple[Any, ...], array: Any, has_axes: bool) -> None:
-    """Raise ``ValueError`` for coordinates in 8 bits, which no matrix can turn."""
+    """Raise ``ValueError`` for coordinates in 8 bits, which no matrix can rotate."""
     if has_axes and jnp.issubdtype(array.dtype, jnp.integer):
         owner, field = owner_and_field(state, path)
         raise ValueError(
             f"in_eigenbasis: {type(owner).__name__}.{field} is codes of {array.dtype}, which cannot change "
-            "coordinates: put low_precision_state around in_eigenbasis instead of into it, or use "
+            "coordinates: put low_precision_state around in_eigenbasis instead of inside it, or use "
             'storage="bfloat16".'
         )
 
 
 def is_masked(node: Any) -> bool:
-    """Return whether ``optax.masked`` or ``optax.partition`` has left out this leaf."""
+    """Return whether ``optax.masked`` or ``optax.partition`` leaves out this leaf."""
     return isinstance(node, optax.MaskedNode)
 
 

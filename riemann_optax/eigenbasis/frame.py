@@ -1,4 +1,4 @@
-"""The bases of all leaves at one update: made, entered and left."""
+"""The bases of all leaves at one update: computing them, rotating into them and back."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -39,7 +39,7 @@ class Frame(NamedTuple):
         return jax.tree.map(lambda x, original: x.astype(original.dtype), turned, like)
 
     def enter_captured(self, state: Any, coordinates: list[list[Coordinates]], count: jax.Array) -> Any:
-        """Return the state; at the first update turn what ``init`` has copied from the weights."""
+        """Return the state; at the first update rotate the weights that ``init`` copied into it."""
         captured = {
             one.position: leaf for leaf, found in enumerate(coordinates) for one in found if one.captured
         }
@@ -60,7 +60,7 @@ class Frame(NamedTuple):
         return x if layout is None else self._one(change, x, layout, self.left[leaf], self.right[leaf])
 
     def arguments(self, extra_args: dict[str, Any], params: Any) -> dict[str, Any]:
-        """Return the extra arguments as ``inner`` needs them; functions get the dtypes of params."""
+        """Return the extra arguments in these coordinates; functions get the dtypes of params."""
         return {name: self._argument(name, value, params) for name, value in extra_args.items()}
 
     def _argument(self, name: str, value: Any, params: Any) -> Any:
@@ -116,7 +116,7 @@ def averaged(
     side: Literal["left", "right"],
     decay: Any,
 ) -> list[Any]:
-    """Return the running means of the correlations of one side with these gradients taken in."""
+    """Return the running means of one side's correlations, updated with these gradients."""
 
     def all_leaves(gradients: list[Any], factors: list[Any]) -> list[Any]:
         new = []
@@ -135,15 +135,15 @@ def averaged(
 
 
 def _bounded(gradient: jax.Array) -> jax.Array:
-    """Bound a gradient so far that sums of its squares, and their products with a basis, stay finite."""
+    """Clip a gradient so that sums of its squares, and their products with a basis, stay finite."""
     bound = 2.0**400 if gradient.dtype.itemsize > 4 else 2.0**50
     return jnp.clip(gradient, -bound, bound)
 
 
 def decompose_first(groups: list[list[Job]], squares: dict[str, list[Any]], count: jax.Array) -> jax.Array:
-    """Put the eigenvectors of the first factors into the bases, at the first update.
+    """At the first update, set the bases to the eigenvectors of the factors.
 
-    Returns how many factors had none.
+    Returns for how many factors none were found.
     """
     alike: dict[tuple[int, str], list[Job]] = {}
     for job in (job for group in groups for job in group):
@@ -174,10 +174,10 @@ def decompose_first(groups: list[list[Job]], squares: dict[str, list[Any]], coun
 def without_noise(
     turned: Any, layouts: list[Layout | None], count: jax.Array, dtypes: list[Any], state_dtype: Any
 ) -> Any:
-    """Set to 0, at the first update, what is rounding in a gradient that its own basis makes diagonal.
+    """At the first update, set entries to 0 that are rounding errors: a gradient's own basis diagonalises it.
 
-    Adam, and any metric of infinite alpha, would divide that rounding by itself. ``dtypes`` are those that
-    the gradients came in.
+    Adam, and any metric with infinite alpha, would divide these errors by themselves. ``dtypes`` are the
+    dtypes of the original gradients.
     """
     leaves, structure = jax.tree.flatten(turned)
 
@@ -194,11 +194,11 @@ def without_noise(
 
 
 def _rounded(leaf: jax.Array, layout: Layout, dtype: Any, state_dtype: Any) -> jax.Array:
-    """Return the leaf without what its bases cannot resolve.
+    """Return the leaf with 0 for entries that its bases cannot resolve.
 
-    They come from squares, which show nothing below the root of the working precision, and are themselves
-    rounded to ``state_dtype``. Entries of the gradient are off by half an epsilon of its own ``dtype``, and
-    so at most are its components, as shares of the largest.
+    The bases come from squares, which resolve nothing below the root of the working precision, and are
+    rounded to ``state_dtype``. Entries of the gradient have errors of half an epsilon of its own ``dtype``;
+    relative to the largest, its components have at most the same.
     """
     size = jnp.abs(leaf)
     working = _tree.working_dtype(leaf)
@@ -220,7 +220,7 @@ def first_square(
     fill: Callable[..., jax.Array],
     state_dtype: Any,
 ) -> Any:
-    """Return the first factor or basis of one side of a leaf, where its sharding wants it."""
+    """Return the first factor or basis of one side of a leaf, with its sharding."""
     if layout is None or not getattr(layout, side):
         return optax.MaskedNode()
     square = fill(layout.square(side), state_dtype or _tree.working_dtype(leaf))
@@ -245,7 +245,7 @@ def identity(shape: tuple[int, ...], dtype: Any) -> jax.Array:
 def check_made_for(
     gradients: Any, layouts: list[Layout | None], left_factors: Any, right_factors: Any
 ) -> None:
-    """Raise ``ValueError`` that names the first leaf for which the state has not been made."""
+    """Raise ``ValueError`` that names the first leaf for which the state was not made."""
     given, left, right = (
         dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked))
         for tree in (gradients, left_factors, right_factors)

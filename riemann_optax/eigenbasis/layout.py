@@ -1,4 +1,4 @@
-"""How an array is read as a matrix: which axes are its inputs and outputs, and which sides get a basis."""
+"""How an array is read as a matrix: which axes are inputs and outputs, and which sides get a basis."""
 
 import math
 import warnings
@@ -14,7 +14,7 @@ from riemann_optax._axes import Axes, MatrixAxes
 Side = Literal["both", "smaller", "input", "output", "none", "vector"]
 SIDES: tuple[str, ...] = get_args(Side)
 
-# Operations of a side of size n: of each weight in an update, n times; of a refresh, n**3 times.
+# Operations for a side of size n: in an update, times n per weight; in a refresh, times n**3.
 TURNING = 6  # three products: its correlations, into the basis, and back
 REFRESHING = 14  # the products and solves of Cholesky QR
 ChooseSide = Callable[[str, Any], Side]
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
         return jnp.transpose(x, self.permutation).reshape(*self.stack, *self.rows, *self.columns)
 
     def array(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Return what :meth:`matrices` was made of, an array of this shape."""
+        """Return the array of this shape that :meth:`matrices` was made from."""
         permuted = matrices.reshape([shape[axis] for axis in self.permutation])
         return jnp.transpose(permuted, [self.permutation.index(axis) for axis in range(len(shape))])
 
@@ -66,7 +66,7 @@ class Layout(NamedTuple):
 
 
 class LayoutRules(NamedTuple):
-    """How all leaves are read: the arguments of :func:`in_eigenbasis` that say so.
+    """How all leaves are read: the arguments of :func:`in_eigenbasis` for this.
 
     Attributes:
       sides: one choice for all leaves, or a function of name and leaf.
@@ -94,7 +94,7 @@ class LayoutRules(NamedTuple):
         return [self._layout(*row) for row in rows]
 
     def layouts_with_warning(self, params: Any) -> list[Layout | None]:
-        """Return the layouts; warn of arrays that are turned though neither name nor shape tells how."""
+        """Return the layouts; warn of turned arrays whose axes follow from neither name nor shape."""
         with _axes.listen() as readings:
             layouts = self.layouts(params)
         doubtful = []
@@ -113,7 +113,7 @@ class LayoutRules(NamedTuple):
         return layouts
 
     def sides_of(self, path: tuple[Any, ...], leaf: Any, axes: MatrixAxes | None) -> list["ReadSide"]:
-        """Return what becomes of the input side and the output side of a leaf; none where it has no sides."""
+        """Return how the input and output sides of a leaf are treated; an empty list if it has none."""
         shape = leaf.shape
         chosen = self.sides(jax.tree_util.keystr(path), leaf) if callable(self.sides) else self.sides
         _check.check_choice(f"sides of {_tree.leaf_name(path)}", chosen, SIDES)
@@ -124,7 +124,7 @@ class LayoutRules(NamedTuple):
             "left": chosen in ("both", "input", "vector") or (chosen == "smaller" and rows <= columns),
             "right": chosen in ("both", "output", "vector") or (chosen == "smaller" and rows > columns),
         }
-        # A vector is turned because somebody has asked for it, whatever it costs per weight.
+        # A vector is turned only on request, so no limit per weight applies.
         bounded = bool(axes.outputs)
         return [
             self._side(rows, columns, wanted["left"], chosen, bounded),
@@ -137,8 +137,8 @@ class LayoutRules(NamedTuple):
             return None
         if jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating):
             raise TypeError(
-                f"in_eigenbasis: eigenbases are those of real matrices, and {_tree.leaf_name(path)} is "
-                'complex: keep it out with optax.masked, or give it sides="none".'
+                f"in_eigenbasis: eigenbases need real matrices, and {_tree.leaf_name(path)} is complex: keep "
+                'it out with optax.masked, or give it sides="none".'
             )
         left, right = found
         chosen = (*axes.inputs, *axes.outputs)
@@ -168,7 +168,7 @@ class LayoutRules(NamedTuple):
         return ReadSide(size, None, reason)
 
     def _too_large(self, block: int, other: int, bounded: bool) -> str:
-        """Return why blocks of this size are not turned, empty where they are."""
+        """Return why blocks of this size are too large; empty if they are not."""
         if self.max_size is not None and block > self.max_size:
             return f"longer than max_size, {self.max_size}"
         state = 2 * block / other

@@ -1,4 +1,4 @@
-"""Where bases and factors live on a mesh, and how the compiler is left to find the rest."""
+"""Where bases and factors lie on a mesh; the compiler infers all other shardings."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from riemann_optax.eigenbasis.layout import Layout
 
 
 def named_sharding(leaf: Any) -> NamedSharding | None:
-    """Return a leaf's sharding where it is known: on an Explicit mesh always, elsewhere of arrays only."""
+    """Return a leaf's sharding if it is known: always on an Explicit mesh, elsewhere only of arrays."""
     traced = isinstance(leaf, jax.core.Tracer)
     sharding = getattr(jax.typeof(leaf) if traced else leaf, "sharding", None)
     if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
@@ -25,10 +25,10 @@ def is_explicit(sharding: NamedSharding) -> bool:
 
 
 def square_sharding(leaf: Any, layout: Layout, side: Literal["left", "right"]) -> NamedSharding | None:
-    """Return where the bases of a side live: spread over all devices that its leaf is spread over.
+    """Return the sharding of a side's bases: they are spread over the same devices as the leaf.
 
-    The axes of the mesh along the leaf's own side go along the rows of the square (along its blocks, where
-    it has several), those along the other side along its columns, wherever sizes divide.
+    The mesh axes of the side itself shard the rows of the square (its blocks, if it has several). The mesh
+    axes of the other side shard its columns. Both only where sizes divide.
     """
     sharding = named_sharding(leaf)
     if sharding is None:
@@ -74,12 +74,12 @@ def spread(squares: jax.Array) -> jax.Array:
 
 
 def on_auto_mesh(function: Callable[..., Any], like: Any, *arguments: Any) -> Any:
-    """Call a function; where the mesh has Explicit axes, let the compiler find the shardings inside.
+    """Call a function; on a mesh with Explicit axes the compiler infers the shardings inside.
 
     Args:
-      function: what to call.
-      like: arrays in the structure of the result, which get back the shardings of these.
-      *arguments: of the function.
+      function: the function.
+      like: arrays in the structure of the result, which gets their shardings.
+      *arguments: the arguments of the function.
     """
     shardings = [named_sharding(leaf) for leaf in jax.tree.leaves((like, arguments))]
     mesh = next((sharding.mesh for sharding in shardings if sharding is not None), None)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 Method = Literal["auto", "householder", "cholesky"]
 METHODS: tuple[str, ...] = get_args(Method)
 
-# Products that decide a basis, or say how coordinates change with it, are never in TF32 or bfloat16.
+# Products that determine a basis, or how coordinates change with it, never use TF32 or bfloat16.
 EXACT = jax.lax.Precision.HIGHEST
 
 _SHIFT = 17.0  # in epsilon * sqrt(n): above the rounding of a Gram matrix of unit columns
@@ -22,10 +22,10 @@ def orthonormalise(matrices: jax.Array, method: Method = "auto") -> tuple[jax.Ar
     .. math::
       X = Q\,R, \qquad Q^\top Q = 1, \quad R_{ii} > 0
 
-    The diagonal makes ``Q`` unique, and continuous in ``X``: a basis that no longer turns stays as it is.
+    The positive diagonal makes ``Q`` unique, and continuous in ``X``: a converged basis stays the same.
     ``"cholesky"`` divides columns by their lengths and then by the Cholesky factor of their Gram matrix, one
-    to five times: with ``17 epsilon sqrt(n)`` on its diagonal until it is near to 1, then once without. That
-    is matrix products and triangular solves of a whole batch at once, in full precision. ``"householder"`` is
+    to five times: with ``17 epsilon sqrt(n)`` on its diagonal until it is near to 1, then once without. This
+    needs only matrix products and triangular solves, batched and in full precision. ``"householder"`` is
     ``jnp.linalg.qr``.
 
     Args:
@@ -35,9 +35,9 @@ def orthonormalise(matrices: jax.Array, method: Method = "auto") -> tuple[jax.Ar
         Householder QR of a library is slow: 63 times as long for 36 matrices of side 512 on an H200.
 
     Returns:
-      ``(Q, found)``: of the shape of ``matrices``; and booleans ``[...]``, whether that ``Q`` is finite and
-      orthonormal. Where columns are dependent to rounding, or zero, ``"cholesky"`` may find none, and
-      ``"householder"`` completes them with directions that rounding decides.
+      ``(Q, found)``: ``Q`` in the shape of ``matrices``, and booleans ``[...]``, whether it is finite and
+      orthonormal. Where columns are zero or dependent to rounding, ``"cholesky"`` may find no ``Q``, and
+      ``"householder"`` fills in directions that depend on rounding.
     """
     if method == "householder":
         return _householder(matrices)
@@ -83,7 +83,7 @@ def _cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _of_unit_length(matrices: jax.Array) -> jax.Array:
-    """Divide columns by their lengths; the largest entry first, so that no square overflows."""
+    """Divide columns by their lengths; first by their largest entry, so that no square overflows."""
     for size in (jnp.max(jnp.abs(matrices), axis=-2, keepdims=True), None):
         length = jnp.linalg.norm(matrices, axis=-2, keepdims=True) if size is None else size
         matrices = matrices / jnp.where(length == 0, jnp.ones_like(length), length)

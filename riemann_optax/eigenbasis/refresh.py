@@ -1,4 +1,4 @@
-"""Bringing bases up to date, and everything that is kept in their coordinates with them."""
+"""Refreshing bases, and converting everything that is stored in their coordinates."""
 
 import math
 from typing import Any, Literal, NamedTuple
@@ -18,13 +18,13 @@ _LAST = 2**31 - 1
 
 
 class RefreshRules(NamedTuple):
-    """How bases are brought up to date.
+    """How bases are refreshed.
 
     Attributes:
       mix: whether second moments are mixed, or only reordered.
-      tau: how far a basis has to have turned; 0 refreshes all.
-      method: of :func:`orthonormalise`.
-      precision: of the products that carry averages.
+      tau: how far a basis must have turned to be refreshed; 0 refreshes all.
+      method: the method of :func:`orthonormalise`.
+      precision: precision of the products that convert averages.
     """
 
     mix: bool
@@ -33,7 +33,7 @@ class RefreshRules(NamedTuple):
     precision: Any = None
 
     def refreshes_all(self) -> bool:
-        """Return whether ``tau`` is known to be 0; a traced one is not, and may be set during a run."""
+        """Return whether ``tau`` is known to be 0; a traced one is not known, and may change in a run."""
         return is_concrete_number(self.tau) and self.tau == 0
 
 
@@ -41,7 +41,7 @@ class Change(NamedTuple):
     """How coordinates along one side change with its basis; matrices ``[..., old, new]``.
 
     Attributes:
-      vectors: ``Q_old^T Q_new``, for what is linear in the gradient.
+      vectors: ``Q_old^T Q_new``, for arrays linear in the gradient.
       squares: for second moments.
     """
 
@@ -52,9 +52,9 @@ class Change(NamedTuple):
 def first_bases(
     factors: list[jax.Array], likes: list[jax.Array], dtype: Any
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Return the eigenvectors of factors of one size, in shape and dtype of ``likes``, and how many are not.
+    """Return the eigenvectors of factors of one size, in shape and dtype of ``likes``, and how many failed.
 
-    Where a factor has none, because it is not finite, the basis is what it was.
+    Where a factor is not finite and has none, the old basis is kept.
     """
     old = _stacked(likes, dtype)
     new = spread(decompose(_stacked(factors, dtype)))
@@ -72,19 +72,19 @@ def refreshed(
 ) -> tuple[list[jax.Array], list[Change], jax.Array]:
     """Return the new bases of one group, all of one size, how coordinates change, and how many were kept.
 
-    A basis is kept, and counted, where no orthonormal one was found; it is kept, and not counted, where it
-    has not turned by ``rules.tau``.
+    A basis is kept, and counted, if no orthonormal one was found. It is kept, and not counted, if it has not
+    turned by ``rules.tau``.
 
     Args:
       factors: running correlations ``[..., n, n]``.
       bases: the old bases, of the same shapes.
-      dtype: to compute in.
-      rules: how.
+      dtype: the dtype of the computation.
+      rules: the rules.
     """
     old, correlation = _stacked(bases, dtype), _stacked(factors, dtype)
     new, order, found = iterate(correlation, old, rules.method)
     change = found if rules.refreshes_all() else found & has_turned(correlation, old, rules.tau)
-    # What is stored is what coordinates refer to, so the change is that between rounded bases.
+    # Coordinates refer to the stored bases, so compute the change between the rounded bases.
     stored = jnp.where(change[:, None, None], spread(new), old).astype(bases[0].dtype)
     unit = jnp.broadcast_to(jnp.eye(old.shape[-1], dtype=dtype), old.shape)
     vectors = jnp.einsum("...ij,...ik->...jk", old, stored.astype(dtype), precision=EXACT)
@@ -122,19 +122,19 @@ def carried(
 ) -> jax.Array:
     """Return an average in the coordinates of the new basis.
 
-    Where the average is reduced over an axis that turns, the *matrix* is reduced before the product, never
-    the product: a mean over the product of a matrix with something broadcast is more work, and XLA's CPU
-    backend of JAX 0.10.2 returns garbage for it at shapes such as (100, 50).
+    If the average is reduced over an axis that turns, the *matrix* is reduced before the product. Reducing
+    the product of a matrix with a broadcast array is more work, and the CPU backend of JAX 0.10.2 returns
+    garbage for it at shapes such as (100, 50).
 
     Args:
-      average: of the shape of its leaf, or with 1 for axes it is reduced over, or with further axes in front.
+      average: an array of the leaf's shape, perhaps with axes reduced to 1, or with further axes in front.
       change: ``[*stack, blocks, old, new]``.
-      layout: of the leaf.
+      layout: the layout of the leaf.
       side: which side has changed.
-      shape: of the leaf.
-      linear: whether the average is linear in gradient or weights; if not, the squares in a row and in a
-        column of ``change`` sum to 1.
-      precision: of the products.
+      shape: the shape of the leaf.
+      linear: whether the average is linear in gradient or weights; if not, rows and columns of ``change``
+        sum to 1.
+      precision: the precision of the products.
     """
     if average.ndim > len(shape):
         moved: jax.Array = jax.vmap(lambda one: carried(one, change, layout, side, shape, linear, precision))(
@@ -174,15 +174,15 @@ def _reduced_change(change: jax.Array, lengths: list[int], reduced: list[int]) -
 
 
 class Refresh(NamedTuple):
-    """The refresh of one group: run at every step, it does its work when its turn has come.
+    """The refresh of one group: called at every step, it acts only when the refresh is due.
 
     Attributes:
       group: the jobs.
-      layouts: of all leaves.
-      shapes: of all leaves.
+      layouts: the layouts of all leaves.
+      shapes: the shapes of all leaves.
       coordinates: the arrays of the inner state that hold coordinates, for all leaves.
       period: steps between two refreshes.
-      rules: how.
+      rules: the rules.
     """
 
     group: list[Job]
@@ -236,9 +236,9 @@ class Refresh(NamedTuple):
 def refresh_group(
     work: Refresh, count: jax.Array, matrices: dict[str, list[Any]], arrays: list[jax.Array]
 ) -> jax.Array:
-    """Do the work of one group if its turn has come; put what is new into ``matrices`` and ``arrays``.
+    """Refresh one group if it is due; write the new arrays into ``matrices`` and ``arrays``.
 
-    Returns how many bases were kept because none was found.
+    Returns how many bases were kept because no new one was found.
     """
     positions = {one.position for job in work.group for one in work.coordinates[job.leaf]}
     factors = [matrices[f"{job.side}_factors"][job.leaf] for job in work.group]
@@ -254,5 +254,5 @@ def refresh_group(
 
 
 def saturated_sum(count: jax.Array, more: jax.Array) -> jax.Array:
-    """Return the sum of two counts; at the end of int32 it stays."""
+    """Return the sum of two counts, at most the largest int32."""
     return jnp.where(count > _LAST - more, jnp.full_like(count, _LAST), count + more)

@@ -13,8 +13,8 @@ class Job(NamedTuple):
       leaf: number of the leaf.
       side: which side of it.
       shape: shape of its bases, ``(*stack, blocks, size, size)``.
-      dtype: what they are computed in.
-      slot: the refresh comes at steps that are this modulo ``update_every``.
+      dtype: the dtype of the computation.
+      slot: the refresh runs at steps that equal this modulo ``update_every``.
     """
 
     leaf: int
@@ -33,15 +33,15 @@ def schedule(
 ) -> tuple[list[list[Job]], int]:
     """Spread the refreshes over steps; return groups of jobs of one size, dtype and slot, and the period.
 
-    The largest come first; each run of ``together`` alike jobs goes into the slot that has least to do; with
-    None all are refreshed at the same step.
+    Jobs are assigned largest first: each run of ``together`` jobs of one size and dtype goes into the slot
+    with the least work. With None all are refreshed at the same step.
 
     Args:
-      layouts: of all leaves.
-      dtypes: what each leaf is computed in.
+      layouts: the layouts of all leaves.
+      dtypes: the dtype in which each leaf is computed.
       update_every: the shortest period.
-      together: how many alike jobs go into one slot.
-      budget: operations of one step; the period grows until it is kept, or each run is alone in its slot.
+      together: how many jobs of one size and dtype go into one slot.
+      budget: operations per step; the period grows until no step exceeds it, or each run has its own slot.
     """
     alike: dict[tuple[int, str], list[Job]] = {}
     for index, (layout, dtype) in enumerate(zip(layouts, dtypes, strict=True)):
@@ -70,7 +70,7 @@ def schedule(
 
 
 def operations(job: Job) -> float:
-    """Return about how many operations a refresh takes: the products and solves of Cholesky QR."""
+    """Return roughly how many operations a refresh takes: the products and solves of Cholesky QR."""
     return float(REFRESHING * math.prod(job.shape) * job.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""Task boundaries that are announced outside of a step, where nobody knows the coordinates of the state."""
+"""Task boundaries announced outside of a step, where the coordinates of the state are not known."""
 
 from typing import Any, NamedTuple, Self
 
@@ -14,7 +14,7 @@ class BoundaryInEigenbasisState(NamedTuple):
 
     Attributes:
       pending: bool scalar, whether a task has ended since the last update. The next update consolidates
-        first, because it knows the coordinates of the state: how axes are read is in no array.
+        first, because only ``update`` knows how axes are read, and so the coordinates of the state.
       inner_state: the state of the inner transformation, in the coordinates of the bases.
     """
 
@@ -23,14 +23,14 @@ class BoundaryInEigenbasisState(NamedTuple):
 
     @property
     def takes_importance(self) -> bool:
-        """Whether a state within takes a ``task_importance``, which is refused here by name."""
+        """Whether an inner state takes a ``task_importance``, which raises an error here."""
         return any(
             getattr(node, "takes_importance", False) for node in consolidating_states(self.inner_state)
         )
 
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
-        """Return the state that consolidates at its next update; for :func:`riemann_optax.consolidate`."""
-        del params  # those of the next update are the same
+        """Return a state that consolidates at its next update; :func:`riemann_optax.consolidate` calls it."""
+        del params  # the next update has the same
         if task_importance is not None:
             raise ValueError(
                 "in_eigenbasis: task_importance belongs to single weights, which the eigenbasis mixes: keep "
@@ -45,14 +45,14 @@ class BoundaryInEigenbasisState(NamedTuple):
 
 
 def enclosed(inner_state: optax.OptState) -> optax.OptState:
-    """Return a first inner state with room for a pending boundary, if anything in it consolidates."""
+    """Return the initial inner state, with a flag for a pending boundary if anything in it consolidates."""
     if not consolidating_states(inner_state):
         return inner_state
     return BoundaryInEigenbasisState(jnp.zeros([], jnp.bool_), inner_state)
 
 
 def enclosed_like(old: optax.OptState, inner_state: optax.OptState) -> optax.OptState:
-    """Return the next inner state as the last one was, with no boundary pending."""
+    """Return the next inner state in the form of the old one, with no boundary pending."""
     if not isinstance(old, BoundaryInEigenbasisState):
         return inner_state
     return BoundaryInEigenbasisState(jnp.zeros_like(old.pending), inner_state)
@@ -79,5 +79,5 @@ def consolidated_if(pending: Any, inner_state: optax.OptState, params: Any) -> o
 
 
 def _is_measured(state: Any) -> bool:
-    """Return whether a state within consolidates only with a ``task_importance``."""
+    """Return whether an inner state consolidates only with a ``task_importance``."""
     return any(getattr(node, "needs_importance", False) for node in consolidating_states(state))

@@ -43,13 +43,13 @@ class InEigenbasisState(NamedTuple):
       count: int32 scalar, the number of updates so far.
       left_factors: running mean of ``G G^T``.
       right_factors: running mean of ``G^T G``.
-      left_bases: orthogonal matrices, eigenvectors in columns.
+      left_bases: orthogonal matrices with the eigenvectors as columns.
       right_bases: the same for the other side.
-      previous_gradients: of the last update, if it is their differences that are correlated.
-      kept_bases: int32 scalar, how often a basis was due and none was found that is orthonormal, or finite;
-        the old one was kept. :func:`describe` shows it.
-      inner: the state of the inner transformation, in the coordinates of these bases; in a
-        :class:`BoundaryInEigenbasisState` where something in it consolidates.
+      previous_gradients: the gradients of the last update, if ``correlate="gradient_differences"``.
+      kept_bases: int32 scalar, how often a basis was due, but no finite orthonormal one was found, and the
+        old one was kept. :func:`describe` shows it.
+      inner: the state of the inner transformation, in the coordinates of these bases; inside a
+        :class:`BoundaryInEigenbasisState` if something in it consolidates.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -93,102 +93,102 @@ def in_eigenbasis(
 
     with a bar for a running mean. A diagonal metric inside is then :math:`g = (Q_L \otimes
     Q_R)\,\mathrm{diag}(E)\,(Q_L \otimes Q_R)^\top`: synapses that share a neuron interact. With
-    ``optax.scale_by_adam`` inside this is SOAP. The bases are the eigenvectors of the first gradient's
-    correlations, so that no update is skipped and a turned problem has a turned trajectory; later, after an
-    update, one power iteration and a QR decomposition bring a side of a matrix up to date every
-    ``update_every`` steps, the sides taking turns so that each step has a similar share of the work. On a GPU
-    or TPU the decomposition is made of matrix products. Where it finds no orthonormal basis the old one is
-    kept, and ``kept_bases`` of the state counts it.
+    ``optax.scale_by_adam`` inside this is SOAP. The first bases are the eigenvectors of the first gradient's
+    correlations, so no update is skipped, and rotating the problem rotates the trajectory. Later, one power
+    iteration and a QR decomposition refresh each side of a matrix every ``update_every`` steps, after the
+    update. The sides take turns, so that each step has a similar share of the work. On a GPU or TPU the
+    decomposition consists of matrix products. If it finds no orthonormal basis the old one is kept, and
+    ``kept_bases`` in the state counts it.
 
     **What inner sees.** Gradients *and parameters* in the coordinates of the bases, in the shape of the leaf
-    and in float32 or wider: a phi of the weights, an anchor or weight decay inside is one of the turned
-    weights, and ``E`` as :func:`metric_at` and :func:`record_metric` show it belongs to eigenvectors. Means
-    over a leaf or the tree mean the same; "neuron" is an output eigenvector. The functions ``obj_fn``,
-    ``value_fn`` and ``outputs_fn`` and gradients of examples or samples among the extra arguments are turned
-    too; ``inputs``, ``activities`` and ``task_importance`` belong to single weights and are refused. Both
-    stages must be inside, or both outside.
+    and in float32 or wider. So inside, a phi of the weights, an anchor and weight decay see the rotated
+    weights, and the ``E`` that :func:`metric_at` and :func:`record_metric` show belongs to eigenvectors.
+    Means over a leaf or the tree mean the same; "neuron" is an output eigenvector. Among the extra arguments
+    the functions ``obj_fn``, ``value_fn`` and ``outputs_fn`` and gradients of examples or samples are
+    rotated too; ``inputs``, ``activities`` and ``task_importance`` belong to single weights and raise an
+    error. Both stages must be inside, or both outside.
 
-    **What inner remembers.** When a basis changes, whatever in the state of ``inner`` has the shape of the
-    leaf changes coordinates with it: what is linear in gradients or weights exactly, by
-    ``Q_new^T Q_old``, which is what SOAP's momentum in the original coordinates amounts to; second moments
-    and diagonals of a curvature are mixed by the *squares* of that matrix: the variances of coordinates that
-    were independent in the old basis. SOAP keeps them in place (``second_moments="keep"``, which only
-    reorders them along with the eigenvectors). Each state class declares which of its fields are which, by
-    its class attributes ``linear_fields`` and ``squared_fields``; for Optax's own a table does.
-    Momentum after ``in_eigenbasis`` rather than inside is the same as inside, if the metric comes before it.
+    **What inner remembers.** When a basis changes, every array in the state of ``inner`` that has the shape
+    of the leaf changes coordinates with it. Arrays linear in gradients or weights change exactly, by
+    ``Q_new^T Q_old``; SOAP gets the same by keeping momentum in the original coordinates. Second moments and
+    diagonals of a curvature are mixed by the *squares* of that matrix: this is exact for variances of
+    coordinates that were independent in the old basis. SOAP does not mix them (``second_moments="keep"``
+    only reorders them along with the eigenvectors). Each state class declares its fields by the class
+    attributes ``linear_fields`` and ``squared_fields``; a table declares those of Optax.
+    Momentum after ``in_eigenbasis`` equals momentum inside, if the metric comes before it.
 
     **Which arrays.** Axes are read as rows and columns by ``axes``, by default :func:`kernel_axes`: dense,
     convolutional, attention and stacked kernels. Vectors, and stacks of them, stay diagonal unless
-    ``sides="vector"``. A side is left alone where it costs too much for what it is: where factor and basis
-    hold more than ``max_state`` values per weight of the matrix (``2 n / m`` for the side n of ``n x m``, so
-    8192 of a vocabulary of 8192 x 512 is left alone and 2048 of 512 x 2048 is turned), where it takes more
-    than ``max_operations`` per weight and update (``6 n + 14 n**2 / (m update_every)``), or where it is
-    longer than ``max_size``. With ``block_size`` such a side is turned in equal blocks of at most that, if
-    one of at least half that divides it. :func:`describe` lists what is turned, what is not and why, and
-    what it costs.
+    ``sides="vector"``. A side is left alone if it costs too much: if factor and basis hold more than
+    ``max_state`` values per weight of the matrix (``2 n / m`` for the side n of ``n x m``, so 8192 of a
+    vocabulary of 8192 x 512 is left alone and 2048 of 512 x 2048 is turned), if it takes more than
+    ``max_operations`` per weight and update (``6 n + 14 n**2 / (m update_every)``), or if it is longer than
+    ``max_size``. With ``block_size`` such a side is turned in equal blocks of at most that size, if a size
+    of at least half of it divides the side. :func:`describe` lists which sides are turned, which are not and
+    why, and the cost.
 
     **Cost.** State of a square matrix, factors and bases: 16 bytes per weight, 8 with
-    ``state_dtype=jnp.bfloat16``, half of either for one side. For an ``n x n`` matrix an update is ``12
-    n**3`` operations and about ``20 n**3 / update_every`` for the refresh, where a training step on ``T``
-    tokens is ``6 n**2 T``: see ``python -m benchmarks.eigenbasis``. Under ``vmap`` a step costs what a
-    refresh does.
+    ``state_dtype=jnp.bfloat16``, half of either for one side. For an ``n x n`` matrix an update takes ``12
+    n**3`` operations, and the refresh about ``20 n**3 / update_every``; a training step on ``T`` tokens takes
+    ``6 n**2 T``: see ``python -m benchmarks.eigenbasis``. Under ``vmap`` every step costs as much as a
+    refresh.
 
-    **Sharding.** Factors and bases are spread over the devices that their leaf is spread over, wherever sizes
-    divide (as ``tx.init`` outside of ``jit``, an Explicit mesh or :func:`sharding.init` place them). The
-    bases of stacked matrices, and of ``refresh_together`` alike sides, are decomposed on different devices
-    if the devices divide their number. Collectives per update of a matrix, beside the refresh and those of
-    ``inner``: with its rows over all devices 4 all-gathers and 1 all-reduce; with its columns over one axis 3
-    all-gathers, 3 all-reduces and 6 moves of shards; a stack spread over its matrices needs none.
+    **Sharding.** Factors and bases are spread over the same devices as their leaf, wherever sizes divide (as
+    ``tx.init`` outside of ``jit``, an Explicit mesh or :func:`sharding.init` place them). The bases of
+    stacked matrices, and of ``refresh_together`` sides of one size, are decomposed on different devices if
+    the devices divide their number. Collectives per update of a matrix, without the refresh and ``inner``:
+    with rows over all devices 4 all-gathers and 1 all-reduce; with columns over one axis 3 all-gathers, 3
+    all-reduces and 6 moves of shards; none for a stack spread over its matrices.
 
     Args:
-      inner: any Optax transformation or chain; :func:`compute_metric` up to :func:`scale_by_inverse_metric`
-        with an edit or momentum, say.
-      decay: of the running means of the correlations, in [0, 1). Default 0.95, as SOAP's.
+      inner: any Optax transformation or chain, such as :func:`compute_metric` up to
+        :func:`scale_by_inverse_metric` with an edit or momentum.
+      decay: decay of the running means of the correlations, in [0, 1). Default 0.95, as in SOAP.
       update_every: steps between two refreshes of a side.
       sides: ``"both"``, ``"smaller"`` (only the shorter side, rows if they are equal), ``"input"``,
-        ``"output"``, ``"none"``, or ``"vector"``, which is both, and 1-D arrays as well; or a function of a
+        ``"output"``, ``"none"``, or ``"vector"`` (both sides, and 1-D arrays as well); or a function of a
         leaf's name (as ``jax.tree_util.keystr`` writes its path) and the leaf that returns one of them.
       max_size: the longest side with one basis, or None for any.
-      block_size: of the blocks of sides that are too large; None leaves them alone.
+      block_size: the largest block of sides that are too large; None leaves them alone.
       max_state: the most values of factor and basis per weight, for one side of a matrix.
       max_operations: the most operations per weight and update, for one side of a matrix.
       axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, or a function of a leaf's name
         and the leaf that returns its :class:`MatrixAxes`, or None to leave it alone; or a dictionary of these
         by the names of modules.
-      state_dtype: of factors and bases; None means float32, or wider where the parameter is wider. Products
-        are computed in float32 or wider.
-      correlate: ``"gradients"``, or ``"gradient_differences"`` of one update to the next, whose correlations
-        are those of the Hessian's own factors: **for gradients without noise only**. The first update is then
-        made in the original coordinates, and later bases are brought up to date before they are used, not
-        after; the state holds the last gradient as well.
+      state_dtype: dtype of factors and bases; None means float32, or wider where the parameter is wider.
+        Products are computed in float32 or wider.
+      correlate: ``"gradients"``, or ``"gradient_differences"`` from one update to the next. Differences
+        have the correlations of the Hessian's own factors: **for gradients without noise only**. The first
+        update is then made in the original coordinates, and later each basis is refreshed before its use,
+        not after; the state holds the last gradient as well.
       second_moments: ``"mix"`` or ``"keep"``, see above.
-      linear_fields: names of further fields of states that are linear in gradients or weights, for state
-        classes that are not yours to declare.
+      linear_fields: names of further state fields that are linear in gradients or weights, for state classes
+        that you cannot change.
       squared_fields: names of further fields that are second moments.
-      tau: refresh a side only if it has turned: if of ``Q^T L Q`` more than this share, in Frobenius norm, is
-        off the diagonal; 0 refreshes always. A published range is 0.01 to 0.1; bases of bfloat16 are never
-        nearer than 0.005.
-      refresh_together: how many sides of the same size are refreshed at the same step; on a mesh, its
-        devices. None refreshes all sides at one step, as published, and that step is long.
+      tau: refresh a side only if it has turned: if more than this share of ``Q^T L Q``, in Frobenius norm, is
+        off the diagonal; 0 refreshes always. A published range is 0.01 to 0.1; bfloat16 bases never get
+        below 0.005.
+      refresh_together: how many sides of the same size are refreshed at the same step; on a mesh, use its
+        number of devices. None refreshes all sides at one step, as published, and that step is long.
       refresh_budget: the most operations that refreshes may take in one step; a side of size n takes ``14
-        n**3``. Where they do not fit into ``update_every`` steps, each side waits longer. One side, or
+        n**3``. If they do not fit into ``update_every`` steps, each side waits longer. One side, or
         ``refresh_together`` of them, is never divided.
-      orthonormalisation: ``"householder"``, ``"cholesky"``, or ``"auto"``, which is the first on a CPU and
-        the second elsewhere.
-      precision: of the products that turn gradients and updates and carry averages, as in ``jnp.matmul``.
-        Those that decide a basis are always in full precision.
+      orthonormalisation: ``"householder"``, ``"cholesky"``, or ``"auto"``: Householder on a CPU, Cholesky
+        elsewhere.
+      precision: precision of the products that rotate gradients and updates and convert averages, as in
+        ``jnp.matmul``. Products that determine a basis always use full precision.
 
     Returns:
       A gradient transformation with state :class:`InEigenbasisState`.
 
     Raises:
       ValueError: for an argument outside its range, axes that a leaf does not have, or at ``update`` an extra
-        argument that cannot be turned, or a field of a state that nobody has declared.
+        argument that cannot be rotated, or an undeclared field of a state.
       TypeError: where ``inner`` is no gradient transformation, or a matrix is complex.
 
     Warns:
-      UserWarning: at ``init``, of arrays that are turned though neither name nor shape tells what their axes
-        are; ``axes`` says it.
+      UserWarning: at ``init``, if neither name nor shape tells what the axes of a turned array are. Set
+        ``axes``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
@@ -254,7 +254,7 @@ def in_eigenbasis(
         leaves, structure = jax.tree.flatten(bare)
         layouts = rules.layouts_with_warning(bare)
         inner_state = inner.init(_tree.widen(params))
-        # Whatever nobody has declared is refused here, not in the middle of a run.
+        # Refuse undeclared fields here, not in the middle of a run.
         coordinate_arrays(inner_state, params, [layout is not None for layout in layouts], extra)
 
         def matrices(side: Literal["left", "right"], fill: Callable[..., jax.Array]) -> Any:
@@ -360,7 +360,7 @@ def in_eigenbasis(
 
 
 def _differences(gradients: list[Any], previous: list[Any], count: jax.Array) -> list[Any]:
-    """Return how gradients have changed since the last update, at the first 0."""
+    """Return how gradients have changed since the last update; 0 at the first."""
 
     def change(gradient: jax.Array, old: Any) -> jax.Array:
         if is_masked(old):

@@ -17,7 +17,7 @@ class SoapState(NamedTuple):
     """State of :func:`soap`, in the eigenbasis.
 
     Attributes:
-      count: int32 scalar, the number of updates so far, with the first one, which only finds the bases.
+      count: int32 scalar, the number of updates so far, including the first, which only finds the bases.
       adam: the state of ``optax.scale_by_adam``.
     """
 
@@ -50,17 +50,17 @@ def soap(
       L &= \beta L + (1-\beta)\,G G^\top, \qquad R = \beta R + (1-\beta)\,G^\top G \\
       W &\leftarrow W - \eta\,\big(Q_L\,\mathrm{Adam}(Q_L^\top G\,Q_R)\,Q_R^\top + \lambda W\big)
 
-    with ``Q`` the eigenvectors, found by ``eigh`` from the first gradient, and brought up to date every
-    ``precondition_frequency`` steps after an update, by one power iteration and a QR decomposition whose
-    columns are sorted. As in the authors' program **the first update only finds the bases**, so that no
-    gradient is turned into a basis of its own: weights only decay. Vectors have Adam.
+    with ``Q`` the eigenvectors. ``eigh`` finds them from the first gradient. One power iteration and a QR
+    decomposition with sorted columns refresh them every ``precondition_frequency`` steps, after the update.
+    As in the authors' program **the first update only finds the bases**, so that no gradient is rotated into
+    its own basis: weights only decay. Vectors use Adam.
 
-    The defaults are the published algorithm. Three things are other than in the authors' program: weight
-    decay is ``optax.adamw``'s; a kernel with more than two axes is read as a matrix by ``axes``, where they
-    give each axis a basis; and a correlation has ``8 epsilon`` of its size on its diagonal when a basis is
-    brought up to date, so that its null space is left as it is.
+    The defaults are the published algorithm. Three things differ from the authors' program. Weight decay
+    works as in ``optax.adamw``. A kernel with more than two axes is read as a matrix by ``axes``; theirs has
+    a basis for each axis. A refresh adds ``8 epsilon`` of the correlation's size to its diagonal; this
+    leaves its null space unchanged.
 
-    State of a square matrix: 6 values per weight. :func:`riemannian_eigenbasis` has 2.
+    State of a square matrix: 6 values per weight; :func:`riemannian_eigenbasis` has 2.
 
     Args:
       learning_rate: a number or a schedule.
@@ -68,16 +68,16 @@ def soap(
       b2: decay of the second moment, in [0, 1).
       eps: added to the root of the second moment, in the eigenbasis.
       eps_root: added to the second moment under the root.
-      mu_dtype: of the first moment; None means that of the gradient in the eigenbasis, float32 or wider.
+      mu_dtype: dtype of the first moment; None means the gradient's in the eigenbasis, float32 or wider.
       weight_decay: strength of decoupled weight decay, times the learning rate: a number or a schedule.
       mask: which leaves decay: a tree of booleans or a function of the parameters.
-      nesterov: whether the first moment is Nesterov's, as in ``optax.nadamw``; published without.
+      nesterov: whether to use Nesterov momentum, as in ``optax.nadamw``; published without.
       shampoo_beta: decay of the correlations, in [0, 1); None means ``b2``, as published.
       precondition_frequency: steps between two refreshes of the bases.
       max_precondition_dim: the longest side that is turned.
       one_sided: whether only the shorter side is turned.
-      staggered: whether sides take turns to be refreshed, so that steps are equally long; published without.
-      state_dtype: of correlations and bases; None means float32, or wider where the parameter is.
+      staggered: whether to refresh the sides in turn, so that steps take equal time; published without.
+      state_dtype: dtype of correlations and bases; None means float32, or wider where the parameter is.
       axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name
         and the leaf, or a dictionary of these by the names of modules.
 
@@ -136,7 +136,7 @@ def soap(
 
 
 def _after_the_first(adam: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Leave Adam as it is at the first update, and return 0."""
+    """Return 0 at the first update and leave Adam's state unchanged."""
 
     def init(params: optax.Params) -> SoapState:
         return SoapState(jnp.zeros([], jnp.int32), adam.init(params))
@@ -150,7 +150,7 @@ def _after_the_first(adam: optax.GradientTransformation) -> optax.GradientTransf
         def unless_first(tree: Any) -> Any:
             return jax.tree.map(lambda x: jnp.where(first, jnp.zeros_like(x), x), tree)
 
-        # Of a gradient of 0 the moments stay 0: only the count has to be put back.
+        # With a gradient of 0 the moments stay 0, so only the count must be restored.
         updates, adam_state = adam.update(unless_first(jax.tree.map(_bounded, updates)), state.adam, params)
         adam_state = adam_state._replace(count=unless_first(adam_state.count))
         return unless_first(updates), SoapState(optax.safe_increment(state.count), adam_state)
@@ -159,6 +159,6 @@ def _after_the_first(adam: optax.GradientTransformation) -> optax.GradientTransf
 
 
 def _bounded(gradient: jax.Array) -> jax.Array:
-    """Bound a gradient so far that its square stays finite."""
+    """Clip a gradient so that its square stays finite."""
     bound = 2.0**500 if gradient.dtype.itemsize > 4 else 2.0**60
     return jnp.clip(gradient, -bound, bound)

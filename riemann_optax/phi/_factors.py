@@ -1,4 +1,4 @@
-"""Means of a phi that is the product of two factors, from the factors: no pass over the weights."""
+"""Means of a phi that is a product of two factors, computed from the factors without a pass over weights."""
 
 import functools
 import math
@@ -30,16 +30,16 @@ def group_means(pairs: list[Pair], over: _tree.Group | None) -> list[jax.Array] 
     return means
 
 
-# So many arrays are added in one kernel: of kernels that are alike XLA compiles one.
+# Number of arrays added in one kernel; XLA compiles identical kernels once.
 _TOGETHER = 16
 
 
 def _sums_of_alike(pairs: list[Pair]) -> list[jax.Array]:
     """Return parts of the sum over all pairs.
 
-    Pairs of one shape, dtype and sharding are summed together: their second factors, each times the sum of
-    its first, are added first. That is fewer reductions than one for each leaf, each of which XLA would
-    compile, and a GPU launch. (Of a stack XLA makes reductions of each again.)
+    Pairs of one shape, dtype and sharding are summed together: each second factor is multiplied by the sum
+    of its first, and these products are added before the reduction. One reduction per leaf would cost a
+    compilation and a GPU launch each. (Stacking does not help: XLA splits the reduction again.)
     """
     alike = defaultdict(list)
     for a, b in pairs:

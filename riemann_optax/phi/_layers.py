@@ -34,7 +34,7 @@ def mean_square_activities(name: str, activities: Any, updates: Any, axes: Axes)
 
 
 def fan_in(read: MatrixAxes | None) -> tuple[int, ...]:
-    """Return the axes that a neuron's weights extend over: none for biases, of which each has its neuron."""
+    """Return the axes that a neuron's weights extend over: none for biases, which have one neuron each."""
     return read.inputs if read is not None and read.outputs else ()
 
 
@@ -59,7 +59,7 @@ def _mean_squares(
 
 
 def like_updates(name: str, argument: str, value: Any, updates: Any) -> Any:
-    """Return ``value`` in the containers of ``updates``: a dict will do where Flax has a ``State``."""
+    """Return ``value`` in the containers of ``updates``, so that a dict can stand for a Flax ``State``."""
     value = _tree.bare(required(name, argument, value))
     given = [path for path, _ in jax.tree_util.tree_leaves_with_path(value)]
     needed = [path for path, _ in jax.tree_util.tree_leaves_with_path(_tree.bare(updates))]
@@ -79,7 +79,7 @@ def _mean_square(
     """Return the mean of ``abs(value)**2`` over all axes in front of ``shape``."""
     given = jnp.shape(value)
     batch_axes = len(given) - len(shape)
-    if given and given[batch_axes:] != shape:  # of too few axes there are too few left
+    if given and given[batch_axes:] != shape:  # also true if there are too few axes
         raise ValueError(
             f"{argument} has shape {given} at {_tree.leaf_name(path)}, which has shape "
             f"{jnp.shape(gradient)}: its last axes must be {shape}, with batch axes in front of them."

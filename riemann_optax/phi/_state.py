@@ -20,9 +20,9 @@ def running_mean(new: Any, mean: Any, decay: Any) -> Any:
 
 
 def averaging(decay: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Return the function of a new value and a running mean behind :func:`running_mean`."""
+    """Return the function of a new value and a running mean that :func:`running_mean` maps over leaves."""
 
-    @functools.cache  # scalars once for each dtype, not for each leaf: compiling takes time for all of them
+    @functools.cache  # scalars once per dtype, not per leaf, because each takes time to compile
     def shares(dtype: Any) -> tuple[jax.Array, jax.Array]:
         rate = jnp.asarray(decay).astype(dtype)
         return rate, 1 - rate
@@ -35,7 +35,7 @@ def averaging(decay: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def debias(mean: Any, decay: Any, count: jax.Array) -> Any:
-    """Divide a running mean by ``1 - decay**count``, the weight its ``count`` terms have together."""
+    """Divide a running mean by ``1 - decay**count``, the total weight of its ``count`` terms."""
 
     @functools.cache
     def inverse_weight(dtype: Any) -> jax.Array:
@@ -43,7 +43,7 @@ def debias(mean: Any, decay: Any, count: jax.Array) -> Any:
         inverse: jax.Array = 1 / (1 - rate ** count.astype(dtype))
         return inverse
 
-    # Multiplied: a quotient per weight would be kept in fresh memory wherever it is used twice.
+    # Multiply: XLA would store a quotient per weight in new memory if it is used twice.
     return jax.tree.map(lambda m: m * inverse_weight(m.dtype), mean)
 
 
@@ -54,7 +54,7 @@ def newest_weight(decay: Any, count: jax.Array) -> jax.Array:
     """
     rate = wide_scalar(1.0 - decay)
     number = count.astype(rate.dtype)
-    # Of 1 - decay**count without its cancellation near a decay of 1, where the limit is 1 / count.
+    # 1 - decay**count without its cancellation for a decay near 1, where the limit is 1 / count.
     total = -jnp.expm1(number * jnp.log1p(-jnp.minimum(rate, 1.0)))
     plain = rate == 0
     return jnp.where(plain, 1 / number, rate / jnp.where(plain, 1.0, total))
@@ -66,7 +66,7 @@ def cast_like(tree: Any, reference: Any) -> Any:
 
 
 def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
-    """Return ``params - previous`` in the working dtype, 0 at the first update, when nothing is known."""
+    """Return ``params - previous`` in the working dtype; 0 at the first update, without a previous value."""
 
     def change(p: jax.Array, q: jax.Array) -> jax.Array:
         difference = p - q.astype(p.dtype)
@@ -91,7 +91,7 @@ def in_working_dtype(values: Any, reference: Any) -> Any:
 
 
 def copy_like(params: Any, reference: Any) -> Any:
-    """Copy ``params`` into state: a copy, because an alias of a donated buffer is a deleted array."""
+    """Copy ``params`` into state; an alias of a donated buffer would be a deleted array."""
     return jax.tree.map(lambda p, r: jnp.array(p, dtype=r.dtype, copy=True), params, reference)
 
 
@@ -101,7 +101,7 @@ def wide_scalar(value: Any) -> jax.Array:
 
 
 def extreme(reduction: Callable[..., jax.Array], tree: Any, empty: float) -> jax.Array:
-    """Return ``jnp.min`` or ``jnp.max`` of a whole tree in its widest dtype, ``empty`` for nothing."""
+    """Return ``jnp.min`` or ``jnp.max`` of a whole tree in its widest dtype; ``empty`` without leaves."""
     leaves = jax.tree.leaves(tree)
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
     each = [reduction(leaf, initial=empty).astype(dtype) for leaf in leaves]

@@ -1,4 +1,4 @@
-"""Activity: how large the gradients of a synapse have been, and how far from what was expected."""
+"""Activity: how large the gradients of a synapse have been, and how far from their own mean."""
 
 from typing import Any, NamedTuple
 
@@ -184,9 +184,9 @@ def surprise(
       s_t = \beta_2 s_{t-1} + (1 - \beta_2)\,|g_t - m_t|^2, \qquad
       \varphi_t = \big(s_t / (1 - \beta_2^t)\big)^p
 
-    A large gradient that is always the same leaves a synapse free, where :func:`activity` stiffens it: what
-    counts is noise, or oscillation. This is the denominator of AdaBelief, equal to Optax's in float64 without
-    the two epsilons that are added to it there. Like there, the mean is not bias-corrected.
+    A constant large gradient leaves a synapse free, while :func:`activity` stiffens it: only noise and
+    oscillation count here. This is the denominator of AdaBelief, equal to Optax's in float64 without the two
+    epsilons that Optax adds. As in Optax, the mean is not bias-corrected.
 
     ``phi >= 0``. State: 2 values per weight. No collective.
 

@@ -38,7 +38,7 @@ def weighted_sum(*phis: optax.GradientTransformation, weights: Sequence[float] |
       A phi with state :class:`CombinedState`; extra arguments reach all parts.
 
     Raises:
-      ValueError: for no phi at all, or a number of weights that differs from that of phis.
+      ValueError: for no phi at all, or if the numbers of weights and phis differ.
       TypeError: where a phi is no gradient transformation.
 
     Examples:
@@ -111,7 +111,7 @@ def power(phi: optax.GradientTransformation, exponent: float) -> Phi:
 
     A negative exponent turns steepness into flatness: ``power(hutchinson_curvature(), -1)``. There a phi of 0
     gives infinity, so add a constant first: ``weighted_sum(phi, from_weights(jnp.ones_like))``. State and
-    collectives: those of ``phi``.
+    collectives: phi's.
 
     Args:
       phi: a phi that is nowhere negative.

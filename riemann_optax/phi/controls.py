@@ -29,14 +29,14 @@ def permuted(phi: optax.GradientTransformation, *, key: jax.Array | int = 0) -> 
     r"""Give each weight the phi of another: :math:`\varphi_{\pi(i)}`, :math:`\pi` random within each leaf.
 
     An identification control. Train twice, each with its own best learning rate: once with ``phi`` and once
-    with ``permuted(phi)``. Both have the same values of ``E`` in each leaf at every step; if the permuted one
-    does as well, it is not *which* weight is stiff that helped, and what looked like a gain of the metric is
-    a gain of its learning rate.
+    with ``permuted(phi)``. Both have the same values of ``E`` in each leaf at every step. If the permuted one
+    does as well, it did not matter *which* weight is stiff, and the apparent gain of the metric is a gain of
+    its learning rate.
 
     The permutation is fixed for the run. It is not stored: each update recomputes it from the key. A fresh
-    one for every update would give each weight the same average rate, so that over time it would be
-    :func:`leaf_mean` with noise; a fixed one leaves each weight the steady, slowly changing ``E`` that a real
-    metric gives it, and takes away nothing but its own.
+    permutation at every update would give each weight the same average rate, which over time is
+    :func:`leaf_mean` with noise. A fixed one gives each weight a steady, slowly changing ``E``, as a real
+    metric does, but the ``E`` of another weight.
 
     ``phi >= 0`` where ``phi`` is. State: phi's, and a key. Under sharding each leaf is gathered, one
     all-gather per leaf; under ``shard_map`` a permutation stays within the shard. Sorts each leaf at every
@@ -82,11 +82,11 @@ def permuted(phi: optax.GradientTransformation, *, key: jax.Array | int = 0) -> 
 def leaf_mean(phi: optax.GradientTransformation) -> Phi:
     r"""Give all weights of a leaf their mean phi: one learning rate per leaf.
 
-    An identification control, as :func:`permuted` is, and a weaker one: what is left is the schedule of the
-    rates and their balance between leaves. If it does as well as ``phi``, the metric helped by adapting the
+    An identification control, weaker than :func:`permuted`: it keeps the schedule of the rates and their
+    balance between leaves. If it does as well as ``phi``, the metric helped by adapting the
     rate of each leaf, and differences *within* leaves did nothing.
 
-    ``phi >= 0`` where ``phi`` is. State: that of ``phi``. Under sharding one all-reduce of a scalar per leaf,
+    ``phi >= 0`` where ``phi`` is. State: phi's. Under sharding one all-reduce of a scalar per leaf,
     which XLA combines.
 
     Args:

@@ -42,13 +42,14 @@ def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtyp
     .. math::
       \varphi = \frac{\overline{|\Delta g\,\Delta w|}}{\overline{|\Delta w|^2}}
 
-    with bars for running means and changes since the last update. On a quadratic whose Hessian is diagonal it
-    is exact after one step. At the first update, and for a weight that has never moved, nothing is known and
-    ``phi = initial_phi``: choose it above any curvature expected, so that the first update is a small probe.
+    with bars for running means and deltas for changes since the last update. On a quadratic with a diagonal
+    Hessian it is exact after one step. At the first update, and for a weight that has never moved, nothing is
+    known and ``phi = initial_phi``: choose it above any expected curvature, so that the first update is a
+    small probe.
 
     **Deterministic gradients only**: with minibatches ``dg`` is mostly the change of batch, and phi grows
     without bound. With minibatches pass ``gradients_at_previous_params``, the gradient of the *current*
-    batch at the *previous* parameters, as an extra argument; both gradients are then of one batch.
+    batch at the *previous* parameters, as an extra argument; both gradients then come from one batch.
 
     ``phi >= 0``. State: 4 values per weight. No collective. Needs ``params``.
 
@@ -164,8 +165,8 @@ def hutchinson_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, state
         optax.chain(ro.phi.hutchinson_curvature(decay=0.0), ro.phi.activity(decay=0.999))
 
     With ``alpha = 1 / eps``, rate ``lr / eps`` and ``on_gradient(optax.ema(0.9))`` between the stages it is
-    AdaHessian for leaves with one axis, equal to the paper's in float64; of matrices and convolutions the
-    paper averages the diagonal over blocks first, which this does not.
+    AdaHessian for leaves with one axis, equal to the paper's in float64. For matrices and convolutions the
+    paper first averages the diagonal over blocks; this does not.
 
     ``phi >= 0``. State: 1 value per weight. Elementwise but for the Hessian-vector product, which costs about
     twice a gradient and has its collectives.

@@ -1,4 +1,4 @@
-"""Gates: a weight moves less where moving would undo what it has achieved."""
+"""Gates: a weight moves less where a move would undo its contribution."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -95,8 +95,8 @@ def utility_gate(
     gate and weight decay outside of it: put ``on_gradient(optax.add_noise(...))`` between the stages and
     ``optax.add_decayed_weights`` after them.
 
-    Equal in float64 to the paper's rule, where mean and maximum are corrected for their bias alike, so that
-    the correction cancels. The authors' program corrects the mean alone: its gate starts at ``sigmoid(U /
+    Equal in float64 to the paper's rule, which corrects mean and maximum for the same bias, so that the
+    correction cancels. The authors' program corrects the mean alone: its gate starts at ``sigmoid(U /
     (1 - decay))`` and is closed or wide open for about ``1 / (1 - decay)`` updates. At the default decay that
     was 18% and 87% of the movement of 300 steps in two replays. Its local form divides the utilities of each
     neuron by the root of the sum of their squares, where ``over="leaf"`` divides by the maximum of the layer.

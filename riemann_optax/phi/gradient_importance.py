@@ -23,7 +23,7 @@ class ImportanceState(NamedTuple):
       memory: scalar, the argument of that name at the last update, which ``consolidate`` needs.
       task_mean: running mean of the importance in the present task, shaped like the parameters; ``()`` with
         ``running=False``.
-      importance: what all finished tasks have left, shaped like the parameters.
+      importance: the importance from all finished tasks, shaped like the parameters.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -52,7 +52,7 @@ class ImportanceState(NamedTuple):
         elif self.needs_importance:
             raise ValueError(
                 "with running=False the importance of a task is measured at its end: pass task_importance to "
-                "consolidate, or to update beside task_boundary."
+                "consolidate, or to update with task_boundary."
             )
         else:
             measured = self.task_mean
@@ -84,12 +84,12 @@ def online_ewc(
     Give the gradient of each example as the extra argument ``per_example_gradients``, with a leading batch
     axis: ``jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, batch)``. **Without them phi is the batched
     Fisher**, the square of the batch-mean gradient: ``1/B`` of the Fisher where per-example gradients are
-    independent with mean zero, and more where they agree. The Fisher proper has labels drawn from the model;
-    with those of the data it is the empirical Fisher.
+    independent with mean zero, and more where they agree. The true Fisher uses labels drawn from the model;
+    with labels of the data it is the empirical Fisher.
 
-    The published penalty goes beside it: ``add_anchored_weights(rate, anchor, precision="phi")`` between the
-    stages, with ``alpha = learning_rate * rate``, is its implicit step. Of a penalty ``lambda/2 * sum F (w -
-    w_old)**2``, as in both papers, the rate is ``lambda``; of programs that leave out the half, ``2 *
+    Add the published penalty separately: ``add_anchored_weights(rate, anchor, precision="phi")`` between the
+    stages, with ``alpha = learning_rate * rate``, is its implicit step. For a penalty ``lambda/2 * sum F (w -
+    w_old)**2``, as in both papers, the rate is ``lambda``; for programs that leave out the half, it is ``2 *
     lambda``. The anchor :func:`riemann_optax.anchor.importance_weighted_weights` makes it Kirkpatrick's, with
     the weights of every task, and :func:`riemann_optax.anchor.task_boundary_weights` Schwarz's, with those of
     the last; both are equal to the papers' in float64. The papers measure ``F_task`` after training, at the
@@ -156,7 +156,7 @@ def laplace(
       \Lambda = \sigma_0^{-2} + \sum_\mathrm{tasks} F_k
 
     ``alpha`` is the variance ``sigma_0**2`` of the prior. The published step preconditions the log posterior
-    by the precision of the prior that the task began with, whose mode ``mu`` is that of the last task:
+    by the precision of the task's prior, whose mode ``mu`` is the mode of the last task:
 
     .. math::
       w \leftarrow w - \eta\,\big(\sigma_0^2\,\nabla\ell(w) / E + w - \mu\big)
@@ -294,7 +294,7 @@ def memory_aware_synapses(
 
 
 def fisher_information(updates: optax.Updates, per_example_gradients: optax.Updates | None) -> optax.Updates:
-    """Return the mean squared per-example gradient, or the square of the batch's where there is no other."""
+    """Return the mean squared per-example gradient; without these, the square of the batch gradient."""
     if per_example_gradients is None:
         return jax.tree.map(_tree.squared_magnitude, updates)
     return mean_over_examples(

@@ -174,10 +174,10 @@ def autostep(
       E = 1/a, \qquad h \leftarrow h\,\big(1 - a\,\overline{x^2}\big) - a\,g
 
     :func:`idbd` with the meta-gradient divided by its running maximum and with rates that never overshoot the
-    example at hand. Use ``alpha = 1`` and a learning rate of 1. For a linear unit, half the squared error and
+    current example. Use ``alpha = 1`` and a learning rate of 1. For a linear unit, half the squared error and
     one example at a time this is the published rule, equal to it in float64. The sum runs over the fan-in, as
-    ``axes`` reads it. (A bias is a leaf by itself: to include it, append a constant input. A vector of
-    weights sums over all of it; with the number 1 for ``inputs``, as biases have, over nothing.)
+    ``axes`` reads it. (A bias is a leaf by itself: to include it, append a constant input. For a vector of
+    weights the sum runs over the whole vector; for biases, with 1 as ``inputs``, there is no sum.)
 
     Needs the extra argument ``inputs`` as :func:`idbd` does, or ``form="gradients"``, the same approximation.
 
@@ -288,7 +288,7 @@ def _squares(name: str, form: str, inputs: Any, updates: optax.Updates, axes: Ax
 
 
 def _sum_over_fan_in(read: MatrixAxes | None, values: jax.Array, square: jax.Array) -> jax.Array:
-    """Sum over the fan-in; over a vector if it has inputs of its own, as biases have not; keep the rank."""
+    """Sum over the fan-in, keeping the rank; a vector is summed only if it has inputs, unlike biases."""
     if read is None or (square.ndim == 0 and not read.outputs):
         return values
     return jnp.sum(values, axis=read.inputs, keepdims=True)

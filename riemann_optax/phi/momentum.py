@@ -28,7 +28,7 @@ class MomentumActivityState(NamedTuple):
 
 
 def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
-    r"""Size of the gradient that momentum leads to expect: a busy synapse is stiff, without a state for it.
+    r"""Size of the gradient, estimated from momentum: a busy synapse is stiff, without a state of its own.
 
     .. math::
       m_t = \beta m_{t-1} + (1 - \beta)\,g_t, \qquad
@@ -40,9 +40,9 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
     **one value per weight in all**. Without that edit the step is along the gradient.
 
     **Where it is good, and where not.** On small networks it needs as many steps as a phi with a state of
-    its own. A language model missed its target loss, and at saddles and on plateaus it is bad: phi remembers
-    no longer than momentum does. It is for tight memory. :func:`factored_activity` with momentum keeps one
-    value per row and column more.
+    its own. A language model missed its target loss, and at saddles and on plateaus it is bad, because phi
+    remembers no longer than momentum does. Use it if memory is tight. :func:`factored_activity` with
+    momentum keeps one more value per row and column.
 
     ``phi >= 0``. State: 1 value per weight, the momentum. No collective. Two stages with ``conformal="tree"``
     and a large alpha take the rates of Adam.
@@ -96,7 +96,7 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
         del params, extra_args
         count = optax.safe_increment(state.count)
 
-        @functools.cache  # scalars once for each dtype, not for each leaf: each is to be compiled
+        @functools.cache  # scalars once per dtype, not per leaf, because each takes time to compile
         def scalars(dtype: Any) -> tuple[jax.Array, ...]:
             rate = jnp.asarray(decay).astype(dtype)
             number = count.astype(dtype)
@@ -111,13 +111,13 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
         def expected_square(g: Any, mean: jax.Array) -> jax.Array:
             _, new, inverse, *_ = scalars(_tree.working_dtype(g))
             fresh = new * jnp.asarray(g).astype(mean.dtype)
-            # The old momentum from the new one: reading the donated state for two results copies it on a CPU.
+            # Compute the old momentum from the new: two reads of the donated state would copy it on a CPU.
             old = inverse * (mean - fresh)
             return (1 - new * new) * _tree.squared_magnitude(old) + _tree.squared_magnitude(fresh)
 
         def root_over_share(g: Any, mean: jax.Array) -> jax.Array:
-            # Deliberately another expression than that of phi: XLA would keep the root of one expression with
-            # two users in fresh memory, which on a CPU costs more than the whole update.
+            # Deliberately unlike the expression of phi: XLA would store the root of a shared expression in
+            # new memory, which on a CPU costs more than the whole update.
             _, new, inverse, *_ = scalars(_tree.working_dtype(g))
             old = (1 / new) * mean - jnp.asarray(g).astype(mean.dtype)
             share = (1 - new * new) * inverse * inverse

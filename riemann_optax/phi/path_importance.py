@@ -30,7 +30,7 @@ class SynapticIntelligenceState(NamedTuple):
       previous_gradients: the gradients at the last update.
       start_params: the parameters at the last task boundary, or at the first update.
       path_integral: ``sum(-g dw)`` since then, shaped like the parameters.
-      importance: what all finished tasks have left, shaped like the parameters.
+      importance: the importance from all finished tasks, shaped like the parameters.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's

@@ -47,7 +47,7 @@ def presynaptic_release(
 
     clipped to ``[minimum, maximum]``, starting at ``minimum`` and frozen once it reaches ``frozen_from``. The
     weight moves with the release probability from before its change. With ``form="constant"`` the steps do
-    not shrink towards ``maximum``, and it is the clip alone that holds them:
+    not shrink towards ``maximum``; only the clip bounds them:
 
     .. math::
       p \leftarrow \mathrm{clip}\big(p + \mathrm{up}\big) \ \text{or} \ \mathrm{clip}\big(p -
@@ -75,7 +75,7 @@ def presynaptic_release(
       form: ``"proportional"`` to the distance to ``maximum``, or ``"constant"`` steps.
       state_dtype: of ``p``; None means float32, or wider where the parameter is wider.
 
-    The defaults are those of the published experiments.
+    The defaults come from the published experiments.
 
     Returns:
       A phi with state :class:`PresynapticReleaseState`.
@@ -112,7 +112,7 @@ def presynaptic_release(
     _check.check_number("threshold", threshold, low=0.0)
     _check.check_choice("form", form, ("proportional", "constant"))
     if form == "constant" and all(map(_check.is_concrete_number, (up, maximum, frozen_from))):
-        # A step to the maximum itself would make the metric infinite, and the next of its weights 0.
+        # A step to the maximum itself would make the metric infinite, and the next step of its weights 0.
         _check.check_number("up", up, low=0.0, high=maximum - frozen_from, high_open=True)
     _check.check_state_dtype(state_dtype)
 
@@ -137,7 +137,7 @@ def presynaptic_release(
             room = maximum - wide if form == "proportional" else jnp.ones_like(wide)
             moved = jnp.where(size >= threshold, wide + room * up, wide - room * down)
             moved = jnp.clip(moved, minimum, maximum)
-            # A NaN gradient compares as small: it lowers p by one step and leaves no NaN behind.
+            # A NaN gradient compares as small: it lowers p by one step and leaves no NaN.
             return jnp.where(wide >= frozen_from, wide, moved).astype(p.dtype)
 
         values = jax.tree.map(rigidity, updates, state.release_probability)

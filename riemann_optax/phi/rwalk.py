@@ -38,7 +38,7 @@ class RWalkState(NamedTuple):
       squares: sum of squared gradients since the last score, shaped like the parameters.
       fisher: running Fisher information, shaped like the parameters.
       task_score: sum of the scores since the last task boundary, shaped like the parameters.
-      score: what the scores of all finished tasks have left, shaped like the parameters.
+      score: the decayed scores of all finished tasks, shaped like the parameters.
       importance: phi: ``score`` plus the Fisher information at the last task boundary, each scaled to [0, 1].
     """
 
@@ -160,7 +160,7 @@ def rwalk(
     Args:
       interval: the updates in a window, at least 1. Published default 10 (50 for larger networks).
       mixing: the weight of the newest window in ``F``, in [0, 1]. Published default 0.9.
-      damping: ``epsilon``, positive, in units of loss. Default 1e-3, that of the published code.
+      damping: ``epsilon``, positive, in units of loss. Default 1e-3, as in the published code.
       memory: ``gamma``, the share of ``s`` that survives a boundary, in [0, 1]. Published default 0.5.
       state_dtype: of all but the copies of parameters and gradients; None means float32, or wider where the
         parameter is wider.

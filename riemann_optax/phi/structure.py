@@ -1,4 +1,4 @@
-"""Structure: what the synapses of a row, a column or a neuron have in common."""
+"""Structure: one value shared by the synapses of a row, a column or a neuron."""
 
 import math
 from typing import Any, NamedTuple
@@ -23,9 +23,9 @@ class FactoredActivityState(NamedTuple):
 
     Attributes:
       count: int32 scalar, the number of updates so far.
-      rows: running mean of the squared gradients of each row, shape (..., rows, 1); for a vector that of each
+      rows: running mean of the squared gradients of each row, shape (..., rows, 1); for a vector, of each
         weight.
-      columns: the same of each column, shape (..., 1, columns); for a vector zeros, which are not used.
+      columns: the same for each column, shape (..., 1, columns); for a vector, unused zeros.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -36,23 +36,23 @@ class FactoredActivityState(NamedTuple):
 def factored_activity(
     *, decay: float = 0.99, power: float = 0.5, axes: Axes = "flax", state_dtype: Any = None
 ) -> Phi:
-    r"""Activity of the presynaptic times that of the postsynaptic side, in almost no memory.
+    r"""Presynaptic activity times postsynaptic activity, in almost no memory.
 
     .. math::
       \varphi_{ij} = \Big(\frac{r_i\,c_j}{\mathrm{mean}(r)}\Big)^p
 
-    with ``r`` and ``c`` the bias-corrected running means of the squared gradients of each row and column.
-    Where these are of rank one, ``|g_ij|**2 = a_i * b_j``, this equals :func:`activity` exactly. It is
-    Adafactor's second moment, equal to it in float64, without its clipped and relative steps and its growing
-    decay.
+    with ``r`` and ``c`` the bias-corrected running means of the squared gradients of each row and column. If
+    the squares have rank one, ``|g_ij|**2 = a_i * b_j``, this equals :func:`activity` exactly. It is the
+    second moment of Adafactor, equal to it in float64, without Adafactor's clipped and relative steps and
+    its growing decay.
 
-    Rows and columns are the fan-in and the fan-out as ``axes`` reads them, whichever comes first in the
-    array; stacked layers are matrices side by side. Vectors, such as biases, have no rows and columns:
-    **there this is** :func:`activity`, with one value of state per weight.
+    Rows and columns are the fan-in and the fan-out as ``axes`` reads them, in either order; stacked layers
+    are separate matrices. Vectors, such as biases, have no rows and columns: **there this is**
+    :func:`activity`, with one value of state per weight.
 
     ``phi >= 0``. State: ``1/rows + 1/columns`` values per weight. Under sharding one all-reduce of a value
-    per row for each leaf whose columns are sharded, and one per column where its rows are (and of their
-    mean), which XLA combines.
+    per row for each leaf with sharded columns, and one of a value per column (and of their mean) for each
+    leaf with sharded rows; XLA combines them.
 
     Args:
       decay: of the running means, in [0, 1), per update; the memory window.
@@ -92,7 +92,7 @@ def factored_activity(
         zeros = _tree.zeros_like(_tree.bare(params), state_dtype)
         return FactoredActivityState(
             count=jnp.zeros([], jnp.int32),
-            # Sums of zeros: zeros of their own shape with the placement of what is left of the axes.
+            # Sums of zeros are zeros of the reduced shape, with the sharding of the remaining axes.
             rows=_axes.map_leaves(lambda read, x: _sum(x, _row_axes(read)), axes, zeros),
             columns=_axes.map_leaves(lambda read, x: _sum(x, _column_axes(read, x.ndim)), axes, zeros),
         )
@@ -114,7 +114,7 @@ def factored_activity(
         average = _state.averaging(decay)
         rows = list(map(average, map(_row_means, reads, gradients), old_rows))
         columns = [
-            # Of what is no matrix it is not used, and stays as it is.
+            # Unused, and unchanged, for a leaf that is not a matrix.
             old if _axes.sides(read) is None else average(_column_means(read, gradient), old)
             for read, gradient, old in zip(reads, gradients, old_columns, strict=True)
         ]
@@ -163,11 +163,11 @@ def per_neuron(
       \varphi_{ij} = \Big(\mathrm{mean}_i\,\hat v_{ij}\Big)^p
 
     with ``v`` the bias-corrected running mean of the squared gradient and the mean over the fan-in, as
-    ``axes`` reads it. A vector is one neuron; of an embedding each row is one. For the kernels of linear
-    layers it is Adam-mini's second moment, equal to it in float64; there attention has one value per head.
+    ``axes`` reads it. A vector is one neuron; in an embedding each row is one. For kernels of linear layers
+    it equals Adam-mini's second moment in float64; for attention Adam-mini has one value per head.
 
-    ``phi >= 0``. State: 1 value per neuron. Under sharding of the fan-in one all-reduce of a value per neuron
-    for each leaf, which XLA combines.
+    ``phi >= 0``. State: 1 value per neuron. If the fan-in is sharded, one all-reduce of a value per neuron
+    for each leaf; XLA combines them.
 
     Args:
       decay: of the running mean, in [0, 1), per update; the memory window.
@@ -241,9 +241,9 @@ def sliding_threshold(*, decay: float = 0.99, axes: Axes = "flax", state_dtype: 
       \varphi_{ij} = \theta_j = \overline{y_j^2}
 
     with ``y`` the activity of the postsynaptic neuron and a bar for the bias-corrected running mean. Law and
-    Cooper divide the learning rate by this threshold, ``dw = eta * y * (y - theta) * x / theta``: their rate
-    is the metric ``E = theta``, which ``multiply_metric(sliding_threshold())`` gives where ``compute_metric``
-    has ``alpha = 0``.
+    Cooper divide the learning rate by this threshold, ``dw = eta * y * (y - theta) * x / theta``. This is
+    the metric ``E = theta``: use ``multiply_metric(sliding_threshold())`` after ``compute_metric`` with
+    ``alpha = 0``.
 
     Needs the extra argument ``activities``: a tree like the parameters, at each leaf the activities of its
     neurons, shaped like the weights without the axes of the fan-in (biases like themselves), with any batch
@@ -322,11 +322,11 @@ def _factors(
     columns: list[jax.Array],
     power: float,
 ) -> list[Pair]:
-    """Return the two factors of phi for each leaf; of what is no matrix the second is None."""
+    """Return the two factors of phi for each leaf; the second is None for a leaf that is not a matrix."""
     found = map(_axes.sides, reads)
     matrices = {index: sides for index, sides in enumerate(found) if sides is not None}
     shares = {index: _share(sides, rows[index], columns[index]) for index, sides in matrices.items()}
-    # The power of each factor, not of their product: a root per row and column, not per weight.
+    # Raise each factor to the power, not their product: a root per row and column, not per weight.
     raised, shares = _tree.power((debiased, shares), power)
     for index, (_, outputs) in matrices.items():
         # A share is at most columns**power, so that a bound on the first factor keeps the product finite.
@@ -339,19 +339,19 @@ def _factors(
 
 
 def _share(sides: _axes.Sides, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Return each column's mean square over that of the whole matrix; 0 where all are 0."""
+    """Return each column's mean square divided by the matrix's mean square; 0 where all are 0."""
     mean = jnp.mean(rows, axis=sides[0], keepdims=True)
     return columns / jnp.maximum(mean, np.finfo(mean.dtype).tiny)
 
 
 def _row_axes(read: MatrixAxes | None) -> tuple[int, ...]:
-    """Return the axes that rows extend over: none where there are no rows, but single weights."""
+    """Return the axes that rows extend over; none for a leaf without rows."""
     sides = _axes.sides(read)
     return () if sides is None else sides[1]
 
 
 def _column_axes(read: MatrixAxes | None, ndim: int) -> tuple[int, ...]:
-    """Return the axes that columns extend over; all of those of a vector."""
+    """Return the axes that columns extend over; all axes of a vector."""
     sides = _axes.sides(read)
     if sides is not None:
         return sides[0]
@@ -363,7 +363,7 @@ def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def _row_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
-    """Return the mean square of each row, shape (..., rows, 1), or the squares of what is no matrix."""
+    """Return the mean square of each row, shape (..., rows, 1); the squares if it is no matrix."""
     axes = _row_axes(read)
     if not axes:
         return _tree.squared_magnitude(gradient)
@@ -373,23 +373,23 @@ def _row_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
 def _column_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
     """Return the mean square of each column of a matrix, shape (..., 1, columns)."""
     axes = _column_axes(read, gradient.ndim)
-    # The 2 is there to be another expression than that of the rows. Of one expression XLA makes one array of
-    # all squares, which on a CPU costs as much as the whole update; of two it makes none.
+    # Deliberately unlike _row_means (the 2 cancels): if XLA saw the same expression twice it would
+    # materialise all squares, which on a CPU costs as much as the whole update.
     return _saturate(jnp.mean(jnp.square(2 * _real(gradient)), axis=axes, keepdims=True) / 4)
 
 
 def _real(gradient: jax.Array) -> jax.Array:
-    """Return real numbers of the magnitude of the gradient, in the working dtype."""
+    """Return the gradient in the working dtype; if it is complex, its magnitude."""
     return _tree.magnitude(gradient) if jnp.iscomplexobj(gradient) else _tree.to_working_dtype(gradient)
 
 
 def _limit(dtype: Any) -> float:
-    """Return the bound of mean squares, that of ``squared_magnitude``."""
+    """Return the bound of mean squares, the same as in ``squared_magnitude``."""
     return 2.0**1022 if dtype.itemsize > 4 else 2.0**126
 
 
 def _saturate(mean: jax.Array) -> jax.Array:
-    """Bound a mean of squares as the squares themselves are bounded: its sum may have overflowed."""
+    """Bound a mean of squares like the squares themselves, because its sum may overflow."""
     return jnp.minimum(mean, _limit(mean.dtype))
 
 

@@ -24,9 +24,9 @@ def bayesian_synapse(
       \varphi = \sqrt{\tfrac14 + (\eta_\mathrm{sgd}/\eta)^2\, \hat v} - \tfrac12
 
     with ``v`` the bias-corrected running mean of the squared gradient. Use ``alpha = 1`` and the base rate
-    ``learning_rate_sgd``: then ``E`` is the inverse posterior variance in units of the prior's, the step is
-    that of SGD where data say little (``E -> 1``) and that of Adam's denominator, ``learning_rate /
-    sqrt(v)``, where they say much. The published rule also averages the gradient: put
+    ``learning_rate_sgd``: then ``E`` is the inverse posterior variance in units of the prior's. Where data
+    say little (``E -> 1``) the step equals SGD's; where they say much it is ``learning_rate / sqrt(v)``, as
+    with Adam's denominator. The published rule also averages the gradient: put
     ``on_gradient(optax.ema(0.9))`` between the stages. It is then equal to the authors' in float64.
 
     ``phi >= 0``. State: 1 value per weight. No collective. ``v`` is a mean of squared *batch-mean*

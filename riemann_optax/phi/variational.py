@@ -154,8 +154,8 @@ def mesu(
       initial_deviation: ``s`` at the start, positive; None means ``prior_deviation``.
       largest_change: ``r``, the largest change of the weight, and of ``s``, in one update as a share of
         ``s``, in (0, 1). Default 0.5 (ours; the authors set it for each experiment).
-      mean_rate: ``c_mu``, positive. Default 1, that of the paper's equations.
-      deviation_rate: ``c_sigma``, positive. Default 1/2, that of the paper's equations.
+      mean_rate: ``c_mu``, positive. Default 1, from the paper's equations.
+      deviation_rate: ``c_sigma``, positive. Default 1/2, from the paper's equations.
       key: a random key or an integer seed, for :func:`draw_perturbations`.
       state_dtype: of ``s``; None means float32, or wider where the parameter is wider. In bfloat16 the leak
         rounds away.

@@ -1,4 +1,4 @@
-"""Wrappers: from an optimiser to an optimiser."""
+"""Wrappers: each takes an optimiser and returns one."""
 
 from riemann_optax.wrappers.guard import skip_nonfinite
 from riemann_optax.wrappers.kinds import parameter_kinds, partition_by_kind

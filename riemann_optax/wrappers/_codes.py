@@ -1,4 +1,4 @@
-"""One array of float32 in two bytes or one per value: rounded, or as codes and the scales of its blocks."""
+"""Storage of a float32 array in one or two bytes per value: as bfloat16, or as codes with block scales."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,15 +11,15 @@ STORAGES: tuple[str, ...] = get_args(Storage)
 
 
 class Kept(NamedTuple):
-    """The array is as the transformation has made it."""
+    """The array is stored as the transformation made it."""
 
 
 class Rounded(NamedTuple):
-    """The array is bfloat16, and float32 for the transformation."""
+    """The array is stored in bfloat16; the transformation sees float32."""
 
 
 class Coded(NamedTuple):
-    """The array is codes, int8 or uint8, of float32.
+    """The array is stored as int8 or uint8 codes; the transformation sees float32.
 
     Attributes:
       scales: float32, the largest magnitude of each block, shape (..., blocks).
@@ -29,24 +29,24 @@ class Coded(NamedTuple):
 
 
 Form = Kept | Rounded | Coded
-# A value is ``scale * sign(code) * (abs(code) / levels)**8``. The power is high enough for a momentum and the
-# root of a second moment to have steps of similar size wherever they are: a momentum rounded up by a large
-# factor over a root that is exact would be a step as many times too large.
+# A value is ``scale * sign(code) * (abs(code) / levels)**8``. With this power a momentum and the root of a
+# second moment have levels of similar relative distance everywhere. If a momentum were rounded up by a large
+# factor, and the root were exact, the step would be too large by that factor.
 _ROOTS = 3
-_LEVELS = {"int8": 127, "uint8": 255}  # to each side of 0, or of what is never negative
-# The code of the smallest values that are not 0. A second moment must not become 0, for an optimiser divides
-# by its root; and the first level of a momentum must not be larger than that of such a root.
+_LEVELS = {"int8": 127, "uint8": 255}  # per sign, or of a nonnegative field
+# The code of the smallest nonzero values. A second moment must not become 0, because an optimiser divides by
+# its root; and the first level of a momentum must not exceed the first level of such a root.
 _SMALLEST = {"int8": 1, "uint8": 2}
 
 
 def first(x: Any, storage: Storage, block_size: int, nonnegative: bool) -> tuple[Any, Form]:
-    """Return an array as it is stored first, and how: rounded to the nearest, which is quick outside of jit.
+    """Return an array as ``init`` stores it, and its form: rounded to nearest, which is fast outside of jit.
 
     Args:
-      x: what the transformation has made.
-      storage: of arrays of float32.
+      x: the array that the transformation made.
+      storage: the storage of float32 arrays.
       block_size: values that share a scale.
-      nonnegative: whether no value of the array is ever negative.
+      nonnegative: whether the array is never negative.
     """
     fewest_axes = 1 if storage == "bfloat16" else 2
     if getattr(x, "dtype", None) != jnp.float32 or x.size == 0 or x.ndim < fewest_axes:
@@ -58,13 +58,13 @@ def first(x: Any, storage: Storage, block_size: int, nonnegative: bool) -> tuple
     _check_blocks(x, blocks, block_size)
     dtype = jnp.uint8 if nonnegative else jnp.int8
     if not isinstance(x, jax.core.Tracer) and not jnp.any(x):
-        # Nearly all states start from zeros, and outside of jit each operation below is compiled by itself.
+        # Nearly all states start at zero, and outside of jit each operation below is compiled separately.
         return jnp.zeros_like(x, dtype=dtype), Coded(jnp.max(_blocked(x, blocks), axis=-1))
     return _quantize(x, None, blocks, dtype)
 
 
 def store(x: jax.Array, before: jax.Array, form: Form, key: jax.Array) -> tuple[jax.Array, Form]:
-    """Return an array in the form and dtype that it had before, stochastically rounded."""
+    """Return an array in its previous form and dtype, stochastically rounded."""
     if isinstance(form, Kept):
         if x.dtype == jnp.float32 and before.dtype == jnp.bfloat16:
             return _round(x, _random_bits(x, key)), form
@@ -77,7 +77,7 @@ def store(x: jax.Array, before: jax.Array, form: Form, key: jax.Array) -> tuple[
 
 
 def read(x: jax.Array, form: Form) -> jax.Array:
-    """Return an array as the transformation knows it."""
+    """Return an array as the transformation sees it."""
     if isinstance(form, Kept):
         return x
     if isinstance(form, Rounded):
@@ -95,15 +95,15 @@ def _round(x: jax.Array, bits: jax.Array) -> jax.Array:
         return jax.lax.bitcast_convert_type(words & jnp.uint32(0xFFFF0000), jnp.float32)
 
     rounded = cut(words + (bits & jnp.uint32(0xFFFF)))
-    # The largest numbers must not become infinite; infinities and NaNs are no numbers to add bits to.
+    # The largest numbers must not become infinite; infinities and NaNs must not change.
     rounded = jnp.where(jnp.isfinite(rounded), rounded, cut(words))
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
 
 def _quantize(x: jax.Array, bits: jax.Array | None, blocks: int, dtype: Any) -> tuple[jax.Array, Form]:
-    """Store a share of the block's largest magnitude as one of the two levels around it.
+    """Divide by the block's largest magnitude and store one of the two neighbouring levels.
 
-    Without random bits that is the nearer one, on the scale of the code.
+    Without random bits, store the nearer one, on the scale of the code.
     """
     levels, smallest = _LEVELS[jnp.dtype(dtype).name], _SMALLEST[jnp.dtype(dtype).name]
     groups = _blocked(jnp.abs(x), blocks)
@@ -122,7 +122,7 @@ def _quantize(x: jax.Array, bits: jax.Array | None, blocks: int, dtype: Any) -> 
         level = below + (uniform < (share - low) / (high - low)).astype(x.dtype)
         level = jnp.minimum(level, levels)
     level = jnp.where(share > 0, jnp.maximum(level, smallest), level)
-    # A block with a NaN or an infinity has that as its scale, and is NaN when read: nothing is hidden.
+    # A NaN or an infinity becomes the scale of its block, which then reads as NaN: nothing is hidden.
     level = jnp.where(jnp.isfinite(level), level, jnp.ones_like(level))
     return (jnp.sign(x) * level).astype(dtype), Coded(scales)
 
@@ -132,7 +132,7 @@ def _blocked(x: jax.Array, blocks: int) -> jax.Array:
 
 
 def _check_blocks(x: jax.Array, blocks: int, block_size: int) -> None:
-    """Raise where the last axis is cut into more parts than it has whole blocks for."""
+    """Raise if a block of the last axis would lie on several devices."""
     sharding = jax.typeof(x).sharding
     names = sharding.spec[x.ndim - 1] if len(sharding.spec) == x.ndim else None
     names = () if names is None else names if isinstance(names, tuple) else (names,)
@@ -148,7 +148,7 @@ def _check_blocks(x: jax.Array, blocks: int, block_size: int) -> None:
 
 
 def _random_bits(x: jax.Array, key: jax.Array) -> jax.Array:
-    """Return 32 random bits per element, a hash of its place: the same however ``x`` is sharded."""
+    """Return 32 random bits per element, a hash of its index, so that sharding does not change them."""
     place = jnp.zeros_like(x, dtype=jnp.uint32)
     for axis in range(x.ndim):
         place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)

@@ -20,9 +20,9 @@ class Side(NamedTuple):
 
     Attributes:
       leaf: the number of the array among the leaves.
-      axis: of the array.
-      repeats: how many positions of the axis belong to each unit; more than 1 where the outputs of a
-        convolution have been flattened. The units are then the fastest index.
+      axis: the axis of the units.
+      repeats: how many positions of the axis belong to each unit; more than 1 if the outputs of a
+        convolution were flattened. The units are then the fastest index.
     """
 
     leaf: int
@@ -31,13 +31,13 @@ class Side(NamedTuple):
 
 
 class HiddenLayer(NamedTuple):
-    """The arrays of the units of one layer.
+    """The arrays that hold the weights of one layer's units.
 
     Attributes:
-      kernel: their incoming weights.
-      bias: their biases, if they have any.
-      outgoing: the kernels that read them.
-      units: how many there are.
+      kernel: the incoming weights.
+      bias: the biases, or None.
+      outgoing: the kernels that read the units.
+      units: the number of units.
     """
 
     kernel: Side
@@ -47,7 +47,7 @@ class HiddenLayer(NamedTuple):
 
 
 class _Arrays:
-    """The leaves of a tree, with what their names and axes say."""
+    """The leaves of a tree with their paths, names and axes."""
 
     def __init__(self, params: Any, axes: Axes) -> None:
         self.leaves = jax.tree.leaves(params)
@@ -68,16 +68,16 @@ class _Arrays:
 
 
 def hidden_layers(params: Any, outgoing: Outgoing | None, axes: Axes) -> tuple[HiddenLayer, ...]:
-    """Return the hidden layers in the order of their kernels: each after those whose units it reads.
+    """Return the hidden layers in topological order: each after the layers whose units it reads.
 
     Args:
       params: a tree without boxes.
-      outgoing: by the path of a layer those of the layers that read its units; None to read the tree as one
-        chain.
+      outgoing: a dictionary from the path of a layer to the paths of the layers that read its units; None to
+        read the tree as one chain.
       axes: which axes are inputs and outputs.
 
     Raises:
-      ValueError: that names the array and the remedy, where a layer is not as it would have to be.
+      ValueError: if a layer cannot be used; the message names the array and the remedy.
     """
     arrays = _Arrays(params, axes)
     pairs = _chain(arrays) if outgoing is None else _named(arrays, outgoing)
@@ -88,9 +88,9 @@ def _hidden_layer(arrays: _Arrays, kernel: int, readers: list[int]) -> HiddenLay
     read, shape = arrays.of_matrix(kernel), np.shape(arrays.leaves[kernel])
     if len(read.outputs) != 1 or len(read.inputs) + 1 != len(shape):
         raise ValueError(
-            f"reset_units: {arrays.called(kernel)} of shape {shape} is {_axes.in_words(read, shape)}, and "
-            "hidden units are the one axis of outputs of one matrix: leave this layer out of outgoing, or "
-            "say with axes= how it is to be read."
+            f"reset_units: {arrays.called(kernel)} of shape {shape} is {_axes.in_words(read, shape)}, but "
+            "hidden units need one matrix with one axis of outputs: leave this layer out of outgoing, or "
+            "set axes= to say how to read it."
         )
     units = shape[read.outputs[0]]
     return HiddenLayer(
@@ -117,21 +117,21 @@ def _reader(arrays: _Arrays, kernel: int, reader: int, units: int) -> Side:
         read, shape = arrays.of_matrix(reader), np.shape(arrays.leaves[reader])
         raise ValueError(
             f"reset_units: {arrays.called(reader)} is {_axes.in_words(read, shape)}, and cannot read the "
-            f"{units} units of {arrays.called(kernel)}: name in outgoing the layer that does."
+            f"{units} units of {arrays.called(kernel)}: name the layer that reads them in outgoing."
         )
     return side
 
 
 def _input_axis(arrays: _Arrays, reader: int, units: int) -> Side | None:
-    """Return where a kernel reads this many units, None where it cannot."""
+    """Return where a kernel reads this many units; None if it cannot."""
     read, shape = arrays.of_matrix(reader), np.shape(arrays.leaves[reader])
     if len(read.inputs) + len(read.outputs) != len(shape) or not units:
         return None
-    # Of a convolution's window and channels: channels are last before the outputs, or first after them.
+    # A convolution has window and channel axes: channels come last before the outputs, or first after them.
     axis = min(read.inputs) if min(read.outputs) < min(read.inputs) else max(read.inputs)
     if shape[axis] == units:
         return Side(reader, axis)
-    # Flattened channels-last; where kernels are (out, in) images are channels-first, and nothing tells.
+    # Only channels-last flattening is known; with (out, in) kernels images are channels-first.
     channels_last = len(read.inputs) == 1 and axis < min(read.outputs)
     if channels_last and shape[axis] % units == 0 and shape[axis]:
         return Side(reader, axis, shape[axis] // units)
@@ -161,7 +161,7 @@ def _named(arrays: _Arrays, outgoing: Outgoing) -> list[tuple[int, list[int]]]:
 
 
 def _sorted(arrays: _Arrays, pairs: dict[int, list[int]]) -> list[tuple[int, list[int]]]:
-    """Return the layers so that each comes after those that it reads."""
+    """Sort the layers so that each comes after the layers it reads."""
     rest, found = dict(pairs), []
     while rest:
         read = {reader for readers in rest.values() for reader in readers}
@@ -191,7 +191,7 @@ def _find(arrays: _Arrays, name: str) -> int:
 
 
 def _chain(arrays: _Arrays) -> list[tuple[int, list[int]]]:
-    """Return the layers of the one chain that all kernels make."""
+    """Return the layers if all kernels form one chain."""
     kernels = arrays.kernels()
     readers = {k: [other for other in kernels if other != k and _fits(arrays, k, other)] for k in kernels}
     found = _by_numbers(arrays, kernels, readers)
@@ -208,8 +208,8 @@ def _chain(arrays: _Arrays) -> list[tuple[int, list[int]]]:
         listed = ", ".join(map(arrays.called, ends or kernels)) or "any kernel"
         why = "nothing reads the units of" if ends or not kernels else "sizes fit in a circle from"
         raise ValueError(
-            f"reset_units: the kernels are no chain of layers, for {why} {listed}: say which layer reads "
-            'which, outgoing={"hidden": "head"}.'
+            f"reset_units: the kernels are not one chain of layers, because {why} {listed}: say which layer "
+            'reads which, outgoing={"hidden": "head"}.'
         )
     return _sorted(arrays, {kernel: readers[kernel] for kernel in kernels if readers[kernel]})
 
@@ -217,10 +217,10 @@ def _chain(arrays: _Arrays) -> list[tuple[int, list[int]]]:
 def _by_numbers(
     arrays: _Arrays, kernels: list[int], readers: dict[int, list[int]]
 ) -> list[tuple[int, list[int]]] | None:
-    """Return the chain of layers whose names differ in a number only, None where that does not tell.
+    """Return the chain of layers whose names differ only in a number; None if the order is not clear.
 
-    The sizes must fit up the numbers and not down: Linen numbers the layers of one nested expression from the
-    last to the first.
+    Sizes must fit in one direction only, up or down the numbers: Linen numbers the layers of one nested
+    expression from the last to the first.
     """
     names = ["/".join(arrays.names[kernel]) for kernel in kernels]
     numbers = [tuple(map(int, re.findall(r"\d+", name))) for name in names]
@@ -248,8 +248,8 @@ def _fits(arrays: _Arrays, kernel: int, reader: int) -> bool:
 
 def _unclear(arrays: _Arrays, kernel: int, others: list[int], why: str) -> str:
     return (
-        f"reset_units: which layer reads the units of {arrays.called(kernel)} is not clear, for "
-        f'{", ".join(map(arrays.called, others))} {why}: say it, outgoing={{"hidden": "head"}}.'
+        f"reset_units: it is not clear which layer reads the units of {arrays.called(kernel)}, because "
+        f'{", ".join(map(arrays.called, others))} {why}: say it with outgoing={{"hidden": "head"}}.'
     )
 
 

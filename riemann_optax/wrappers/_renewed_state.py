@@ -1,4 +1,4 @@
-"""The state of an optimiser with the values of some weights as they were at the beginning."""
+"""The state of an optimiser with the values of some weights reset to their initial values."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ Slices = list[tuple[int, jax.Array]]
 
 
 class Renewal(NamedTuple):
-    """Which weights are new, and what they are.
+    """Which weights are new, and their values.
 
     Attributes:
       params: the leaves of the parameters, with the new weights.
-      numbered: the parameters with and without boxes, with the number of each leaf in its place, and -1 for
-        what is masked.
-      slices: for each leaf, axes and along each which positions are new.
-      turned: for each leaf whether its inputs and its outputs are in other coordinates than the parameters.
-      sides: for each leaf the axes of its inputs and outputs.
+      numbered: the parameters with and without boxes, with the number of each leaf in its place, or -1 if it
+        is masked.
+      slices: for each leaf, its axes with new positions, and the positions along each.
+      turned: for each leaf, whether its inputs and its outputs are in the coordinates of a basis.
+      sides: for each leaf, the axes of its inputs and outputs.
     """
 
     params: list[Any]
@@ -37,7 +37,7 @@ class Renewal(NamedTuple):
 
 
 def renewal_of(params: Any, weights: list[Any], slices: list[Slices], axes: Axes) -> Renewal:
-    """Return what is new where ``weights`` are the new leaves of ``params``."""
+    """Return the renewal with ``weights`` as the new leaves of ``params``."""
     bare = _tree.bare(params)
 
     def numbered(tree: Any) -> Any:
@@ -54,9 +54,9 @@ def renewal_of(params: Any, weights: list[Any], slices: list[Slices], axes: Axes
 
 
 def where_new(slices: Slices, new: Any, old: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return ``new`` at the new positions of an array that has the axes of a leaf, perhaps more in front.
+    """Put ``new`` at the new positions of an array with the axes of a leaf, perhaps with more in front.
 
-    An axis that the array has reduced to 1 is shared by all units, and stays.
+    All units share an axis that is reduced to 1; it does not change.
     """
     first = old.ndim - len(shape)
     for axis, chosen in slices:
@@ -68,10 +68,10 @@ def where_new(slices: Slices, new: Any, old: jax.Array, shape: tuple[int, ...]) 
 
 
 def renewed(state: Any, begun: Any, renewal: Renewal) -> Any:
-    """Return a state with the values of new weights taken from a state that begins with them.
+    """Return a state with the values of new weights taken from the fresh state ``begun``.
 
     Raises:
-      ValueError: that names the field, for values of new weights that cannot be told from others.
+      ValueError: if the values of the new weights cannot be separated from others; it names the field.
     """
     total = sum(np.size(weight) for weight in renewal.params)
 
@@ -108,7 +108,7 @@ def _leaves(tree: Any, begun: Any, renewal: Renewal, kind: type[Any], field: str
         slices = [] if _is_masked(old) or number < 0 else renewal.slices[number]
         weight = renewal.params[number]
         shape = np.shape(weight)
-        # One number for a whole leaf, and a random key, are no unit's.
+        # One number for a whole leaf, or a random key, belongs to no unit.
         if not slices or (np.size(old) == 1 and np.shape(old) != shape) or _is_key(old):
             found.append(old)
             continue
@@ -120,7 +120,7 @@ def _leaves(tree: Any, begun: Any, renewal: Renewal, kind: type[Any], field: str
 
 
 def _in_eigenbasis(state: InEigenbasisState, begun: InEigenbasisState, renewal: Renewal) -> InEigenbasisState:
-    """Return the state of an eigenbasis; what its inner transformation keeps is in its coordinates."""
+    """Return the state of an eigenbasis, whose inner state is in the coordinates of the basis."""
     left, right = (_with_arrays(bases, renewal) for bases in (state.left_bases, state.right_bases))
     turned = [(number in left, number in right) for number in range(len(renewal.params))]
     own = renewal._replace(turned=turned)
@@ -139,12 +139,12 @@ def _check_axes(array: Any, shape: tuple[int, ...], field: str) -> None:
         raise ValueError(
             f"reset_units: which values of {field}, of shape {array.shape}, belong to a unit of a weight of "
             f"shape {shape} is not known: use a transformation whose state has the axes of the weights, such "
-            "as riemann_optax.phi.factored_activity, in its place."
+            "as riemann_optax.phi.factored_activity."
         )
 
 
 def _check_coordinates(number: int, renewal: Renewal, field: str, holds_weights: bool) -> None:
-    """Raise ``ValueError`` where the values of a unit are mixed with those of others in an eigenbasis."""
+    """Raise ``ValueError`` if an eigenbasis mixes the values of a unit with the values of others."""
     turned, (inputs, outputs) = renewal.turned[number], renewal.sides[number]
     mixed = {*(inputs if turned[0] else ()), *(outputs if turned[1] else ())}
     if (holds_weights and any(turned)) or mixed.intersection(axis for axis, _ in renewal.slices[number]):

@@ -11,12 +11,12 @@ from riemann_optax._check import check_transformation
 
 
 def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Let a gradient with NaN or infinity anywhere change neither the state of ``tx`` nor the weights.
+    """Skip every update whose gradient has a NaN or infinity: state and weights do not change.
 
-    This is ``optax.apply_if_finite`` that never gives up: however many bad gradients follow each other, none
-    is applied. The state counts them (``notfinite_count`` in a row, ``total_notfinite`` in all); look at it.
-    Without the guard one NaN stays in the running mean of a phi for good, and so in every later update.
-    Under sharding the test needs one all-reduce.
+    ``optax.apply_if_finite`` gives up after a number of bad gradients; this never applies one. The state
+    counts them (``notfinite_count`` in a row, ``total_notfinite`` in all); look at it. Without the guard one
+    NaN stays in the running mean of a phi for good, and so in every later update. Under sharding the test
+    needs one all-reduce.
 
     Args:
       tx: a whole optimiser, or both stages: a metric cannot leave the guard.
@@ -59,8 +59,8 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransforma
             jnp.array(True),
         )
 
-        # A selection, not optax.apply_if_finite's lax.cond: XLA fuses it with the update, and called eagerly
-        # on an Explicit mesh the two branches of that cond differ in their shardings.
+        # A selection, not a lax.cond as in optax.apply_if_finite: XLA fuses it with the update, and the
+        # branches of that cond differ in sharding when called eagerly on an Explicit mesh.
         def select(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 

@@ -19,8 +19,8 @@ def parameter_kinds(params: optax.Params) -> Any:
     ============  ===================================================================
     kind          leaf
     ============  ===================================================================
-    embedding     named ``embedding`` (also where it is tied to the output layer)
-    norm          named ``scale``; or ``bias`` beside a ``scale``
+    embedding     named ``embedding`` (also if it is tied to the output layer)
+    norm          named ``scale``; or ``bias`` next to a ``scale``
     bias          named ``bias``
     matrix        any other leaf with two or more axes
     vector        any other leaf

@@ -1,4 +1,4 @@
-"""A control for whole optimisers: the base step at the length of the metric's."""
+"""A control for whole optimisers: the base step, scaled to the length of the metric's step."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -28,19 +28,20 @@ def norm_matched_base(
     reference: optax.GradientTransformation,
     over: Literal["tree", "leaf"] = "tree",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Walk in the direction of ``base`` with the step length of ``reference``.
+    r"""Step in the direction of ``base`` with the step length of ``reference``.
 
     .. math::
       u = u_\mathrm{base}\,\frac{\|u_\mathrm{ref}\|}{\|u_\mathrm{base}\|}
 
     An identification control: train once with ``reference``, your optimiser with a metric, and once with
-    ``norm_matched_base(base, reference)``, ``base`` being the same without the metric. If the second does as
-    well, the metric helped by the length of its steps, as a better learning rate or schedule would have, and
-    not by their direction. ``over="leaf"`` also grants the base the metric's balance between leaves. The
-    controls of phi are :func:`riemann_optax.phi.permuted` and :func:`riemann_optax.phi.leaf_mean`.
+    ``norm_matched_base(base, reference)``, where ``base`` is the same optimiser without the metric. If the
+    second does as well, the metric helped through the length of its steps, as a better learning rate or
+    schedule would, and not through their direction. ``over="leaf"`` also gives the base the metric's balance
+    between leaves. The controls of phi are :func:`riemann_optax.phi.permuted` and
+    :func:`riemann_optax.phi.leaf_mean`.
 
-    Both run on the same gradients and on the parameters that the base step leads to. Where the base step is
-    0 it stays 0. Under sharding two all-reduces of a scalar per leaf, which XLA combines.
+    Both optimisers see the same gradients and the parameters that the base steps lead to. Where the base
+    step is 0 it stays 0. Under sharding two all-reduces of a scalar per leaf, which XLA combines.
 
     Args:
       base: an optimiser without a metric; its own learning rate cancels, unless it is 0.

@@ -1,4 +1,4 @@
-"""Precision: state in two bytes or one that does not stall, and narrow weights with wide copies."""
+"""Precision: state in one or two bytes that does not stall, and master weights for narrow weights."""
 
 from typing import Any, NamedTuple, Self
 
@@ -20,12 +20,12 @@ class LowPrecisionState(NamedTuple):
     """State of :func:`low_precision_state`.
 
     Attributes:
-      key: uint32 scalar, from which the next rounding is drawn.
-      inner_state: the state of the wrapped transformation. In the place of its float32 arrays are arrays of
-        the same shape in bfloat16, or codes in int8 or uint8.
+      key: uint32 scalar, the seed of the next rounding.
+      inner_state: the state of the wrapped transformation. Its float32 arrays are replaced by arrays of the
+        same shape in bfloat16, or by codes in int8 or uint8.
       forms: how each array of ``inner_state`` is stored, with the scales of its codes, in the order of
-        ``jax.tree.leaves``: ``Kept``, ``Rounded`` or ``Coded``. Not a tree like the parameters, or
-        scales would be taken for them. For parameters without leaves the number 0.
+        ``jax.tree.leaves``: ``Kept``, ``Rounded`` or ``Coded``. It is not a tree like the parameters, because
+        scales would then pass for parameters. The number 0 if there are no parameters.
     """
 
     key: jax.Array
@@ -33,7 +33,7 @@ class LowPrecisionState(NamedTuple):
     forms: Any
 
     def wide(self) -> optax.OptState:
-        """Return the state of the wrapped transformation as it has made it."""
+        """Return the state of the wrapped transformation, with its original dtypes."""
         if not isinstance(self.forms, tuple):
             return self.inner_state
         arrays, structure = jax.tree.flatten(self.inner_state)
@@ -55,7 +55,7 @@ class LowPrecisionState(NamedTuple):
         return self._replace(key=word, inner_state=jax.tree.unflatten(structure, arrays), forms=forms)
 
     def wrapped_state(self) -> optax.OptState:
-        """Return where :func:`riemann_optax.consolidate` looks for states with something to do."""
+        """Return the state in which :func:`riemann_optax.consolidate` looks for states to consolidate."""
         return self.inner_state
 
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
@@ -70,50 +70,50 @@ def low_precision_state(
     block_size: int = 32,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keep the state of ``tx`` in two bytes or in one per value, without stalling.
+    r"""Keep the state of ``tx`` in one or two bytes per value, without stalling.
 
-    A running mean rounded to the nearest bfloat16 stops where its increments are smaller than half a unit in
-    the last place: with decay 0.999 the mean of a constant 1 never passes 0.5. Here rounding is stochastic,
-    up with the probability that makes it right on average,
+    A running mean rounded to the nearest bfloat16 stops when its increments are smaller than half a unit in
+    the last place: with decay 0.999 the mean of a constant 1 never passes 0.5. Here rounding is stochastic.
+    The probability of rounding up makes it right on average,
 
     .. math::
       \mathrm{E}[\mathrm{round}(x)] = x,
 
-    so that small increments are made now and then instead of never. The update itself is computed in
-    float32. ``tx`` may be a phi, a momentum or a whole optimiser; wrap what may be noisy:
+    so small increments take effect now and then instead of never. The update itself is computed in float32.
+    ``tx`` may be a phi, a momentum or a whole optimiser; wrap only parts that may be noisy:
     ``compute_metric(low_precision_state(phi.activity(decay=0.999)), alpha)``.
 
     ``"bfloat16"`` has steps of 1/256 to 1/128 of a value. ``"int8"`` stores, for each block of the last axis,
-    its largest magnitude, and each value as the eighth power of one of 127 levels of that: steps are 6% near
-    the largest, 15% at a thousandth and 35% at a millionth of it. Fields that are never negative, such as
-    second moments, have 255 levels and steps half as large; a state class declares them by its class
-    attribute ``nonnegative_fields``. What is below 2e-17 of the largest is stored as that, never as 0, for
-    optimisers divide by the roots of second moments. Steps of Adam's are right to about 10% (root mean
-    square) where the gradients of a block differ by factors of up to a thousand, and none is more than about
-    10 times too large however much they differ.
-    The mean of a constant settles between the two neighbours of that constant; under noise rounding errors
+    its largest magnitude, and each value relative to it as the eighth power of one of 127 levels: steps are
+    6% near the largest, 15% at a thousandth and 35% at a millionth of it. Fields that are never negative,
+    such as second moments, have 255 levels and steps half as large; a state class declares them by its class
+    attribute ``nonnegative_fields``. Nonzero values below 2e-17 of the largest are stored as 2e-17 of it, not
+    as 0, because optimisers divide by the roots of second moments. Steps of Adam are right to about 10% (root
+    mean square) if the gradients of a block differ by factors of up to a thousand. However much they differ,
+    no step is more than about 10 times too large.
+    The mean of a constant settles between the two neighbours of that constant. Under noise, rounding errors
     add up like the increments of the running mean itself, in bfloat16 to a standard deviation of about ``0.25
     * step / sqrt(1 - decay)``.
 
     Only float32 arrays with at least one axis are compressed (two for ``"int8"``: biases are small, and a
-    mesh would cut their blocks). Counters, scalars, complex and float64 arrays, and what is stored in fewer
-    than four bytes already, are kept as they are.
+    mesh would cut their blocks). Counters, scalars, complex and float64 arrays, and arrays of fewer than four
+    bytes per value do not change.
 
     State: 2 bytes per value, or ``1 + 4 / block_size``. No collective: random bits are a hash of an
-    element's place in its array, so results do not depend on the sharding. With ``"int8"`` the blocks
-    have to lie within a device: a last axis sharded so that they do not is refused on an Explicit mesh, and
-    costs communication on an Auto one.
+    element's index in its array, so results do not depend on the sharding. With ``"int8"`` each block must
+    lie within one device: sharding that cuts blocks raises an error on an Explicit mesh, and costs
+    communication on an Auto one.
 
     Args:
       tx: any Optax transformation.
       storage: ``"bfloat16"`` or ``"int8"``.
-      block_size: values that share a scale, at least 1; only for ``"int8"``. A last axis that it does not
-        divide is one block.
-      key: of the rounding: a random key or an integer seed.
+      block_size: values that share a scale, at least 1; only for ``"int8"``. If it does not divide the last
+        axis, that axis is one block.
+      key: a random key or an integer seed for the rounding.
 
     Returns:
-      A gradient transformation with state :class:`LowPrecisionState`. Its structure and dtypes are decided at
-      ``init``.
+      A gradient transformation with state :class:`LowPrecisionState`. ``init`` fixes its structure and
+      dtypes.
 
     Raises:
       TypeError: where ``tx`` is no gradient transformation or ``key`` neither key nor integer.
@@ -180,11 +180,11 @@ def _first_word(key: Any) -> jax.Array:
 
 
 def _nonnegative(state: optax.OptState) -> list[bool]:
-    """Return which arrays of a state are never negative, as its classes declare their fields."""
+    """Return which arrays of a state are never negative, according to its classes."""
     bare = _tree.bare(state)
 
     def declared(path: tuple[Any, ...]) -> bool:
-        # By the state or by a node within it: the parameters may be a class with fields of their own.
+        # The state or a node within it declares it: the parameters may be a class with fields of their own.
         owners = owners_and_fields(bare, path)
         return any(field in state_fields(type(owner)).nonnegative for owner, field in owners)
 
@@ -195,8 +195,8 @@ class MasterWeightsState(NamedTuple):
     """State of :func:`master_weights`.
 
     Attributes:
-      remainder: what the narrow weights lack of the wide ones, shaped like the parameters;
-        ``optax.MaskedNode`` for weights that are not narrow.
+      remainder: master weight minus narrow weight, shaped like the parameters; ``optax.MaskedNode`` for
+        weights that are not narrow.
       inner_state: the state of the wrapped optimiser, for the wide weights.
     """
 
@@ -209,24 +209,25 @@ def master_weights(
 ) -> optax.GradientTransformationExtraArgs:
     """Train weights of low precision as if they were of high precision.
 
-    A bfloat16 weight does not move at all where a step is smaller than 1/512 of it. Here the state holds the
-    remainder that a narrow weight lacks of a wide one, so that the sum of both is the *master weight*: the
-    steps of ``tx`` are added to that, and the update takes the narrow weight to its rounded value. ``tx``
-    sees gradients and weights in ``dtype``. Put it around the whole optimiser, weight decay included: the
-    remainder is right if the updates are applied as they are.
+    A bfloat16 weight does not move at all if a step is smaller than 1/512 of it. Here the state holds a
+    remainder; narrow weight plus remainder is the *master weight*. The steps of ``tx`` are added to the
+    master weight, and the update moves the narrow weight to its rounded value. ``tx`` sees gradients and
+    weights in ``dtype``. Wrap the whole optimiser, including weight decay: the remainder is right only if the
+    updates are applied unchanged.
 
-    It is the remainder that is kept, not the weights: the state starts from zeros, whatever else changes the
-    weights is respected, and where weights are wide already nothing is kept or changed.
+    The state holds the remainder, not the weights: it starts at zero, other changes of the weights are
+    respected, and weights that are already wide need no state and do not change.
 
-    State: 1 value of ``dtype`` per narrow weight, and that of ``tx``. Elementwise, so no collective.
+    State: 1 value of ``dtype`` per narrow weight, and the state of ``tx``. Elementwise, so no collective.
 
     Args:
       tx: the whole optimiser.
-      dtype: of the master weights, real floating point. Complex leaves and leaves at least as wide pass.
+      dtype: dtype of the master weights, real floating point. Complex leaves and leaves at least as wide
+        pass unchanged.
 
     Returns:
-      An optimiser with state :class:`MasterWeightsState`, for use with ``optax.apply_updates`` as any other;
-      its updates have the dtype of the parameters.
+      An optimiser with state :class:`MasterWeightsState`, for ``optax.apply_updates``; its updates have the
+      dtype of the parameters.
 
     Raises:
       TypeError: where ``tx`` is no gradient transformation.
@@ -293,7 +294,7 @@ def master_weights(
         def rest(step: jax.Array, leaf: jax.Array, weight: jax.Array, moved: jax.Array) -> Any:
             if not is_narrow(leaf):
                 return optax.MaskedNode()
-            # What apply_updates will make of it, which may be one unit in the last place off.
+            # Use the result of apply_updates, which may be off by one unit in the last place.
             return weight + step - (leaf + moved).astype(dtype)
 
         moved = jax.tree.map(move, steps, params, weights)

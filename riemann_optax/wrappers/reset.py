@@ -1,4 +1,4 @@
-"""Hidden units that no longer learn are drawn anew, with all that the optimiser keeps of them."""
+"""Reset hidden units that no longer learn, together with their optimiser state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,9 +28,9 @@ class ResetUnitsState(NamedTuple):
     Attributes:
       count: int32 scalar, the number of updates so far.
       key: the random key of the next update.
-      resets: int32 scalar, how many units have been drawn anew so far.
-      spread: at the kernel of each hidden layer the standard deviation of its first weights, a scalar;
-        ``optax.MaskedNode`` elsewhere, and everywhere where an initialiser is given.
+      resets: int32 scalar, how many units have been reset so far.
+      spread: a scalar at the kernel of each hidden layer, the standard deviation of its initial weights;
+        ``optax.MaskedNode`` elsewhere, and everywhere if an initialiser is given.
       rule: the state of the rule.
       inner_state: the state of the wrapped optimiser.
     """
@@ -52,7 +52,7 @@ def reset_units(
     key: jax.Array | int = 0,
     axes: Axes = "flax",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Draw the hidden units that a rule chooses anew, and let ``inner`` forget them.
+    r"""Reset the hidden units that a rule chooses, and their state in ``inner``.
 
     ::
 
@@ -61,36 +61,37 @@ def reset_units(
 
     The rule is :func:`dormant_units` (ReDo), :func:`silent_units` (self-normalised resets),
     :func:`least_useful_units` (continual backpropagation), or a :class:`UnitRule` of your own. After the step
-    of ``inner``, of each unit that is chosen
+    of ``inner``, each chosen unit is reset:
 
-    - the incoming weights are drawn anew, the bias is 0, and so are the outgoing weights, so that what the
-      other units do stays as it is (a weight from one chosen unit to another is drawn anew);
-    - what ``inner`` keeps of these weights (momenta, averages, importances) is as ``inner.init`` makes it:
-      of a factored state the row or column of the unit. What holds weights, such as an anchor, holds the new
-      ones. What a unit shares with others stays: the counts of updates, the other factor.
+    - its incoming weights are redrawn, and its bias and outgoing weights become 0, so that the outputs of
+      other units do not change at the reset (a weight from one chosen unit to another is redrawn);
+    - the state of ``inner`` for these weights (momenta, averages, importances) becomes what ``inner.init``
+      returns; in a factored state this is the row or column of the unit. Stored weights, such as an anchor,
+      become the new weights. State shared with other units does not change: update counts, the other factor.
 
-    In :func:`in_eigenbasis` that is exact where the side with the units is not turned; where it is, a unit is
-    in no single coordinate, and the update raises an error that says what to do.
+    In :func:`in_eigenbasis` this is exact if the side with the units is not turned. If it is turned, a unit
+    has no coordinate of its own, and the update raises an error with the remedy.
 
-    **Layers.** Without ``outgoing`` the kernels must be one chain: numbered names such as ``Dense_0`` and
-    ``Dense_1``, or sizes that fit in one way only. Otherwise say which layer reads which, by the paths of
-    modules: ``outgoing={"encoder/hidden": "head"}``; several readers in a tuple. What is not named is left
-    alone. The bias is the vector called ``bias`` or ``b`` in the module of the kernel. A dense layer may read
-    the flattened outputs of a convolution, channels last. Scales of norms stay.
+    **Layers.** Without ``outgoing`` the kernels must form one chain: numbered names such as ``Dense_0`` and
+    ``Dense_1``, or sizes that fit in one way only. Otherwise give the reader of each layer by module path:
+    ``outgoing={"encoder/hidden": "head"}``, several readers as a tuple. Layers that are not named do not
+    change. The bias is the vector called ``bias`` or ``b`` in the module of the kernel. A dense layer may
+    read the flattened outputs of a convolution, channels last. Scales of norms do not change.
 
-    State: that of ``inner`` and of the rule, a number per layer, a key, two counts. Needs ``params``, and the
-    extra argument ``activities``, which :func:`value_and_grad` makes: of every hidden layer those after its
-    nonlinearity, units along the last axis. Under data parallelism the means over the batch are one
-    all-reduce of a value per unit.
+    State: the states of ``inner`` and of the rule, a number per layer, a key, two counts. Needs ``params``,
+    and the extra argument ``activities``, which :func:`value_and_grad` makes: for every hidden layer the
+    activities after its nonlinearity, with units along the last axis. Under data parallelism the means over
+    the batch take one all-reduce of a value per unit.
 
     Args:
       inner: a whole optimiser.
-      rule: which units are drawn anew.
-      outgoing: by the path of a layer those of the layers that read its units; None for one chain.
+      rule: chooses the units to reset.
+      outgoing: a dictionary from the path of a layer to the paths of the layers that read its units; None
+        for one chain.
       initializer: ``initializer(key, shape, dtype)`` draws a kernel, such as
-        ``jax.nn.initializers.he_uniform()``; None for normal numbers of mean 0, as large as the first weights
-        of that kernel were.
-      key: of the drawing: a random key or an integer seed.
+        ``jax.nn.initializers.he_uniform()``; None for normal numbers with mean 0 and the standard deviation
+        of the kernel's initial weights.
+      key: a random key or an integer seed for the new weights.
       axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name
         and the leaf, or a dictionary of these by the names of modules.
 
@@ -98,9 +99,9 @@ def reset_units(
       A gradient transformation with state :class:`ResetUnitsState`.
 
     Raises:
-      TypeError: where ``inner`` is no gradient transformation, ``rule`` no rule, or ``key`` no key.
-      ValueError: at ``init``, where it is not clear which layer reads the units of a kernel; at ``update``,
-        where ``params`` or ``activities`` are missing, or something in ``inner`` cannot forget a unit.
+      TypeError: if ``inner`` is not a gradient transformation, ``rule`` not a rule, or ``key`` not a key.
+      ValueError: at ``init``, if it is not clear which layer reads the units of a kernel; at ``update``, if
+        ``params`` or ``activities`` are missing, or a state in ``inner`` cannot be reset for one unit.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -167,7 +168,7 @@ def reset_units(
         _check.check_gradients(_tree.bare(updates), bare)
         leaves, structure = jax.tree.flatten(bare)
         layers = hidden_layers(bare, outgoing, axes)
-        # A phi in inner may read them too; an eigenbasis refuses what belongs to single weights.
+        # A phi in inner may read activities too; an eigenbasis refuses them.
         refused = _tree.find_states(state.inner_state, InEigenbasisState)
         passed_on = extra_args if refused or activities is None else {"activities": activities, **extra_args}
         steps, inner_state = inner.update(updates, state.inner_state, params, **passed_on)
@@ -213,7 +214,7 @@ def reset_units(
             resets = sum((jnp.sum(mask).astype(resets.dtype) for mask in masks), start=resets)
             return steps, (resets, spread, rule_state, inner_state)
 
-        # Masks of units meet weights with any sharding: on an Explicit mesh the compiler finds the rest.
+        # Weights may have any sharding: on an Explicit mesh the compiler infers it for the masks of units.
         old = (state.resets, jax.tree.leaves(state.spread), state.rule, inner_state)
         step_leaves = jax.tree.leaves(steps)
         new_steps, (resets, spread, rule_state, inner_state) = on_auto_mesh(
@@ -232,7 +233,7 @@ def reset_units(
 
 
 def _of_layers(layers: tuple[HiddenLayer, ...], structure: Any, values: list[Any]) -> Any:
-    """Return the values at the kernels of their layers in a tree like the parameters, masked elsewhere."""
+    """Return a tree like the parameters with each value at the kernel of its layer, masked elsewhere."""
     nodes: list[Any] = [optax.MaskedNode()] * structure.num_leaves
     for one, value in zip(layers, values, strict=True):
         nodes[one.kernel.leaf] = value
@@ -246,7 +247,7 @@ def _activities(layers: tuple[HiddenLayer, ...], seen: list[Any]) -> list[jax.Ar
         given = seen[one.kernel.leaf]
         if np.shape(given)[-1:] != (one.units,):
             raise ValueError(
-                f"activities has shape {np.shape(given)} at a kernel of {one.units} units: these must be its "
+                f"activities has shape {np.shape(given)} at a kernel of {one.units} units: units must be its "
                 "last axis, with batch axes in front of it."
             )
         given = jnp.asarray(given)
@@ -291,7 +292,7 @@ def _drawn(
 
 
 def _slices(layers: tuple[HiddenLayer, ...], masks: list[jax.Array], number: int) -> list[Slices]:
-    """Return for each leaf along which of its axes which positions belong to units that are chosen."""
+    """Return for each leaf its axes with units, and the positions of chosen units along each."""
     slices: list[Slices] = [[] for _ in range(number)]
     for one, mask in zip(layers, masks, strict=True):
         for side in (one.kernel, one.bias, *one.outgoing):
@@ -303,7 +304,7 @@ def _slices(layers: tuple[HiddenLayer, ...], masks: list[jax.Array], number: int
 def _renewed_weights(
     layers: tuple[HiddenLayer, ...], masks: list[jax.Array], moved: list[jax.Array], drawn: list[jax.Array]
 ) -> list[jax.Array]:
-    """Return the leaves with the weights of the chosen units renewed, layer after layer."""
+    """Return the leaves with the weights of the chosen units renewed, layer by layer."""
     weights = list(moved)
 
     def renew(side: Side, mask: jax.Array, value: Any) -> None:

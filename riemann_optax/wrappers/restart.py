@@ -1,4 +1,4 @@
-"""A restart between two tasks: new weights, and the optimiser as it began."""
+"""A restart at a task boundary: the anchor's weights, and a fresh optimiser state."""
 
 from typing import Any, NamedTuple
 
@@ -25,16 +25,15 @@ class RestartAtBoundaryState(NamedTuple):
 def restart_at_boundary(
     inner: optax.GradientTransformation, anchor: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """Restart from the weights of an anchor at each task boundary, with the optimiser as it began.
+    """Restart from the weights of an anchor at each task boundary, with a fresh optimiser state.
 
     With ``anchor.nearest_isometry()`` a network keeps its directions and gets back its scales; with
     ``anchor.initial_weights()`` every task is trained from scratch. At a boundary the update leads exactly to
-    the anchor: the gradient given there belongs to the weights that are left, and is not used. The state of
-    ``inner`` is then as ``inner.init`` makes it, all momenta and averages included, also inside of
-    :func:`in_eigenbasis`.
+    the anchor; it ignores the gradient, which belongs to the old weights. The state of ``inner`` becomes what
+    ``inner.init`` returns, including all momenta and averages, also inside :func:`in_eigenbasis`.
 
-    State: those of anchor and ``inner``. Needs ``params``. A boundary is announced by the extra argument
-    ``task_boundary`` of ``update``; in a Flax NNX loop ``optimizer.update(model, gradients,
+    State: the states of ``anchor`` and ``inner``. Needs ``params``. The extra argument ``task_boundary`` of
+    ``update`` announces a boundary; in a Flax NNX loop ``optimizer.update(model, gradients,
     task_boundary=boundary)``.
 
     Args:

@@ -1,4 +1,4 @@
-"""A leak of the weights to their first values, as large as the data of the moment ask for."""
+"""A drift of the weights to their initial values, as strong as the current batch suggests."""
 
 from typing import Any, NamedTuple
 
@@ -20,8 +20,8 @@ class SoftResetsState(NamedTuple):
       count: int32 scalar, the number of updates so far.
       key: the random key of the next update.
       prior_mean: the weights at the first update, shaped like the parameters; zeros before.
-      prior_deviation: a scalar for each leaf, the deviation of the prior.
-      kept: a scalar for each leaf, the share that the last update kept of the distance to the prior.
+      prior_deviation: a scalar for each leaf, the standard deviation of the prior.
+      kept: ``gamma`` of the last update, a scalar for each leaf.
       inner_state: the state of the wrapped optimiser.
     """
 
@@ -42,49 +42,49 @@ def soft_resets(
     prior_deviation: float | None = None,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Let the weights of each leaf drift to the first weights, as far as the batch speaks for it.
+    r"""Let the weights of each leaf drift to their initial values, as far as the batch supports it.
 
     .. math::
       \tilde\theta = \gamma\,\theta + (1 - \gamma)\,\theta_0, \qquad
       \theta \leftarrow \tilde\theta + \big(\gamma^2 + (1 - \gamma^2)/s^2\big)\,
       \mathrm{inner}\big(\nabla L(\tilde\theta)\big)
 
-    Between two updates the best weights are thought to drift to the prior :math:`N(\theta_0, \sigma_0^2)`,
-    while the weights are known up to :math:`s\,\sigma_0`. The share :math:`\gamma` of each leaf is one
-    gradient step from 1, at most 1 and at least 0, on the predictive likelihood of the batch,
+    The model: between two updates the best weights drift to the prior :math:`N(\theta_0, \sigma_0^2)`, and
+    the weights are known up to :math:`s\,\sigma_0`. The share :math:`\gamma` of each leaf is the result of
+    one gradient step from 1 on the predictive likelihood of the batch, clipped to [0, 1],
 
     .. math::
       \gamma = 1 - \mathrm{rate}\cdot\mathrm{mean}\,\Big\langle \nabla L(\theta + s\,\sigma_0\,\epsilon),\;
       \theta - \theta_0 - \tfrac{1 - s^2}{s}\,\sigma_0\,\epsilon \Big\rangle, \qquad \epsilon \sim N(0, 1)
 
-    which is its derivative by reparametrisation, with the mean over samples of the loss in the place of the
-    logarithm of a mean; of one sample they are the same. While the data stay the same, ``gamma`` is near 1;
-    where they change, the weights are reset a little, and steps are longer.
+    The mean is the derivative by reparametrisation; it averages the loss over samples instead of taking the
+    logarithm of a mean, which is the same for one sample. While the data stay the same, ``gamma`` is near 1.
+    When they change, the weights are reset a little, and steps are longer.
 
-    The step is along the gradient at the weights after the drift, which is taken here, and not along the one
-    given. So clip inside of ``inner``, and leave out ``optax.MultiSteps`` around it: of several batches it
-    would see the last.
+    The step is along the gradient at the weights after the drift, which is taken here; the given gradient is
+    not the step's. So clip inside of ``inner``, and do not wrap this rule in ``optax.MultiSteps``: only the
+    last of the batches would count.
 
-    State: that of ``inner``, a value per weight, two numbers per leaf, a key and a count. Needs ``params``,
-    and the extra argument ``obj_fn``, which :func:`value_and_grad` makes. Cost: ``samples + 1`` gradients
-    more. Under sharding one all-reduce of a number per leaf and sample.
+    State: the state of ``inner``, a value per weight, two numbers per leaf, a key and a count. Needs
+    ``params``, and the extra argument ``obj_fn``, which :func:`value_and_grad` makes. Cost: ``samples + 1``
+    additional gradients. Under sharding one all-reduce of a number per leaf and sample.
 
     Args:
       inner: a whole optimiser, with its learning rate; it sees gradients and weights after the drift.
       rate: step size of ``gamma``, at least 0: a number, a schedule of the update count, or a traced scalar.
-      ratio: ``s``, deviation of the weights over that of the prior, in (0, 1].
-      samples: of the perturbed weights, at least 0; 0 takes the gradient at the weights themselves, without
-        noise, which is there already.
-      prior_deviation: ``sigma_0``, positive; None means that of the first weights of each leaf.
-      key: of the noise: a random key or an integer seed.
+      ratio: ``s``, the standard deviation of the weights divided by the prior's, in (0, 1].
+      samples: how many perturbed weights, at least 0; 0 reuses the gradient at the weights themselves,
+        without noise.
+      prior_deviation: ``sigma_0``, positive; None means the standard deviation of each leaf's initial
+        weights.
+      key: a random key or an integer seed for the noise.
 
     Returns:
       A gradient transformation with state :class:`SoftResetsState`.
 
     Raises:
-      TypeError: where ``inner`` is no gradient transformation, or ``key`` no key.
-      ValueError: for an argument outside its range; at ``update``, where ``params`` or ``obj_fn`` are
-        missing.
+      TypeError: if ``inner`` is not a gradient transformation, or ``key`` not a key.
+      ValueError: for an argument outside its range; at ``update``, if ``params`` or ``obj_fn`` are missing.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -156,7 +156,7 @@ def soft_resets(
             return [jnp.conj(gradient) for gradient in jax.tree.leaves(found)]
 
         def slopes(sample: int) -> list[jax.Array]:
-            """Return the derivative of the loss by the share of each leaf, at 1, from one perturbation."""
+            """Return the derivative of the loss by each leaf's share at 1, from one perturbation."""
             keys = list(jax.random.split(jax.random.fold_in(noise_key, sample), max(len(weights), 1)))
             noise = jax.tree.map(_noise, distances, deviations, keys[: len(weights)])
             places = jax.tree.map(lambda w, e: _moved(w, ratio * e), weights, noise)

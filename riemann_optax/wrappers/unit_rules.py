@@ -1,4 +1,4 @@
-"""Which hidden units are to be drawn anew: three published rules."""
+"""Which hidden units to reset: three published rules."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,16 +11,16 @@ from riemann_optax import _check, _tree
 
 
 class UnitRule(NamedTuple):
-    """Which hidden units are to be drawn anew: what :func:`reset_units` asks at every update.
+    """A rule that chooses the hidden units to reset; :func:`reset_units` calls it at every update.
 
     A tree of units is like the parameters, with an array of shape ``[units]`` at the kernel of each hidden
-    layer and ``optax.MaskedNode`` elsewhere; ``jax.tree.map`` sees the arrays only.
+    layer and ``optax.MaskedNode`` elsewhere; ``jax.tree.map`` sees only the arrays.
 
     Attributes:
-      init: the function of a tree of units, zeros in the working dtype, that makes the state.
-      update: the function ``(activities, outgoing, state) -> (chosen, state)``. Activities are a tree like
-        that of units with arrays ``[examples, units]``; ``outgoing`` is the tree of units with the sums of
-        the magnitudes of outgoing weights; ``chosen`` is one of booleans.
+      init: makes the state from a tree of units, zeros in the working dtype.
+      update: the function ``(activities, outgoing, state) -> (chosen, state)``. ``activities`` is a tree of
+        units with arrays ``[examples, units]`` instead; ``outgoing`` is a tree of units with the sum of the
+        magnitudes of each unit's outgoing weights; ``chosen`` is a tree of units with booleans.
     """
 
     init: Callable[[Any], Any]
@@ -38,7 +38,7 @@ class DormantUnitsState(NamedTuple):
 
 
 def dormant_units(threshold: float = 0.1, *, every: int = 1000) -> UnitRule:
-    r"""Choose, now and then, the units that are much less active than their layer (ReDo).
+    r"""Choose the units that are much less active than their layer, now and then (ReDo).
 
     .. math::
       \mathrm{mean}\,|h_i| \le \tau \cdot \mathrm{mean}_k\,\mathrm{mean}\,|h_k|
@@ -46,7 +46,7 @@ def dormant_units(threshold: float = 0.1, *, every: int = 1000) -> UnitRule:
     with means over the examples of the batch, and over the units of the layer. State: a count.
 
     Args:
-      threshold: ``tau``, at least 0. Published are 0 to 0.1.
+      threshold: ``tau``, at least 0. Published values: 0 to 0.1.
       every: updates between two choices, at least 1.
 
     Returns:
@@ -79,7 +79,7 @@ def dormant_units(threshold: float = 0.1, *, every: int = 1000) -> UnitRule:
 
         def choose(activity: jax.Array) -> jax.Array:
             sizes = _mean_magnitude(activity)
-            # A product, no quotient: a layer of zeros is dormant as a whole.
+            # A product, not a quotient: if all activities are 0, the whole layer is dormant.
             dormant = sizes <= jnp.asarray(threshold).astype(sizes.dtype) * jnp.mean(sizes)
             return jnp.logical_and(dormant, count % every == 0)
 
@@ -94,8 +94,8 @@ class SilentUnitsState(NamedTuple):
     Attributes:
       count: int32 scalar, the number of updates so far.
       silence: int32, for how many updates each unit has been silent.
-      durations: int32, shape [units, longest + 1], how often each unit was silent for so many updates.
-      limit: int32, the silence at which each unit is drawn anew.
+      durations: int32, shape [units, longest + 1], how often each unit was silent for that many updates.
+      limit: int32, the length of silence at which each unit is reset.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -107,19 +107,20 @@ class SilentUnitsState(NamedTuple):
 def silent_units(
     percentile: float = 0.95, *, every: int = 100, longest: int = 200, first: int | None = None
 ) -> UnitRule:
-    r"""Choose the units that are silent for longer than they have nearly ever been (self-normalised resets).
+    r"""Choose the units that have been silent for unusually long (self-normalised resets).
 
-    A unit is silent at an update if :math:`h_i \le 0` for all examples. Each has a limit of its own: now and
-    then that becomes the percentile of how long its silences have lasted since the last time, resets
-    included; where that is not below the limit there is, the limit is doubled. A unit that was never silent
-    for a whole update has the limit 1. It is meant for rectified units.
+    A unit is silent at an update if :math:`h_i \le 0` for all examples. Each unit has its own limit. Every
+    ``every`` updates it becomes a percentile of the lengths of the unit's silences since the last change,
+    including silences that ended in a reset. If this percentile is not below the old limit, the limit is
+    doubled instead. A unit that was never silent for a whole update gets the limit 1. The rule is for
+    rectified units.
 
     State: ``longest + 4`` integers per unit, and a count.
 
     Args:
-      percentile: of the durations, in (0, 1]. Published are 0.92 to 0.99 and above.
-      every: updates between two changes of the limits; published is a task of 100 updates.
-      longest: the largest limit, in updates; published is 20,000 examples, in batches of 100.
+      percentile: the percentile of the durations, in (0, 1]. Published values: 0.92 to 0.99 and above.
+      every: updates between two changes of the limits; published: a task of 100 updates.
+      longest: the largest limit, in updates; published: 20,000 examples in batches of 100.
       first: the first limit; None means ``longest``.
 
     Returns:
@@ -161,11 +162,11 @@ def silent_units(
         return durations + jnp.logical_and(place, ended[:, None]).astype(durations.dtype)
 
     def new_limit(durations: jax.Array, limit: jax.Array) -> jax.Array:
-        # A duration of 0 is a unit that goes on firing, and no silence.
+        # A duration of 0 is not a silence: the unit keeps firing.
         cumulative = jnp.cumsum(durations[:, 1:], axis=1).astype(jnp.float32)
         reached = cumulative >= percentile * cumulative[:, -1:]
         duration = 1 + jnp.argmax(reached, axis=1).astype(limit.dtype)
-        duration = jnp.where(cumulative[:, -1] == 0, 0, duration)  # no silence at all has ended
+        duration = jnp.where(cumulative[:, -1] == 0, 0, duration)  # no silence has ended
         return jnp.clip(jnp.where(duration < limit, duration, 2 * limit), 1, longest)
 
     def update(activities: Any, outgoing: Any, state: SilentUnitsState) -> tuple[Any, SilentUnitsState]:
@@ -188,12 +189,12 @@ def silent_units(
 
 
 class LeastUsefulUnitsState(NamedTuple):
-    """State of :func:`least_useful_units`; all fields are trees of units, the last of numbers per layer.
+    """State of :func:`least_useful_units`; all fields are trees of units, the last with a scalar per layer.
 
     Attributes:
       utility: running mean of the contribution of each unit, not bias-corrected.
-      age: int32, updates since each unit was drawn.
-      due: scalars, how many units of each layer, in parts of one, are to be drawn anew.
+      age: int32, updates since each unit was last reset.
+      due: scalars, how many units of each layer are due for a reset; fractions accumulate.
     """
 
     utility: Any
@@ -202,21 +203,21 @@ class LeastUsefulUnitsState(NamedTuple):
 
 
 def least_useful_units(rate: float = 1e-4, *, maturity: int = 100, decay: float = 0.99) -> UnitRule:
-    r"""Choose the least useful of the mature units, a small share per update (continual backpropagation).
+    r"""Choose the least useful mature units, a small share per update (continual backpropagation).
 
     .. math::
       u_i \leftarrow \beta u_i + (1 - \beta)\,\mathrm{mean}\,|h_i|\,\sum_k |w_{ik}|, \qquad
       \hat u_i = u_i / (1 - \beta^{\mathrm{age}_i})
 
     with ``w`` the outgoing weights. At every update ``rate`` times the number of mature units of a layer is
-    added to what is due there; as many whole units as are due then go, those of the smallest utility.
+    added to the layer's count of due resets. The integer part of the count is reset, smallest utility first.
 
     State: 2 values per unit, and 1 per layer.
 
     Args:
-      rate: share of the mature units drawn anew per update, in [0, 1].
-      maturity: updates up to which a new unit is protected, at least 0.
-      decay: of the running mean, in [0, 1). Published: 0.99.
+      rate: share of the mature units to reset per update, in [0, 1].
+      maturity: a new unit is protected for this many updates, at least 0.
+      decay: decay of the running mean, in [0, 1). Published: 0.99.
 
     Returns:
       A rule with state :class:`LeastUsefulUnitsState`, for :func:`reset_units`.

@@ -15,7 +15,7 @@ RECORDS = ("inputs", "refusals", "long_runs", "reproducible", "mutation", "cover
 OPENING = """# What has been tried on this package
 
 Written by `python -m tests.trust` from the records in `tests/trust/results/` alone. The suite in CI runs a
-short form of each of these; the long forms take an hour and more, and are run before a release.
+short form of each of these. The long forms take an hour and more; they are run before a release.
 """
 
 
@@ -64,7 +64,7 @@ def summary(records: dict[str, Any]) -> str:
         (
             "random trees of parameters",
             f"{sum(tried(inputs, 'trees')):,}, at least {min(tried(inputs, 'trees')):,} for each "
-            f"transformation; {sum(tried(inputs, 'traced')):,} of others in `scan`, `cond` and `vmap`, "
+            f"transformation; {sum(tried(inputs, 'traced')):,} other trees in `scan`, `cond` and `vmap`, "
             f"{sum(tried(inputs, 'run')):,} compiled with donation and compared with eager",
             failed,
             "`python -m tests.trust inputs`",
@@ -97,7 +97,7 @@ def summary(records: dict[str, Any]) -> str:
             (
                 f"the same run on {what}" if "devices" in what else f"the same run under the {what}",
                 ", ".join(f"{name} {version}" for name, version in again["versions"][what].items()),
-                f"weights within {largest[what]:.1g} of the way they went",
+                f"weights differ by at most {largest[what]:.1g} of the largest distance moved",
                 "the same" if "devices" in what else "the same, `--oldest PYTHON`",
             )
             for what in again["differences"]
@@ -144,8 +144,8 @@ def runs_table(record: dict[str, Any]) -> str:
         "phi",
         "weights",
         "E, least to largest",
-        "from log E in float64",
-        "at most",
+        "error of log E against float64",
+        "bound",
         "largest entry of the state",
     ]
     return table(head, rows())
@@ -162,7 +162,7 @@ def survivors_table(record: dict[str, Any]) -> str:
         )
         for one in record["survivors"]
     ]
-    return table(["file", "change", "verdict", "why it is let live"], rows)
+    return table(["file", "change", "verdict", "why no test kills it"], rows)
 
 
 def coverage_table(record: dict[str, Any]) -> str:
@@ -193,28 +193,28 @@ def write_page(records: dict[str, Any] | None = None) -> str:
         summary(records),
         "## A million steps\n",
         paragraph(
-            "On a noisy quadratic of nine weights, beside the same phi in float64, which is given the",
-            "very weights and gradients of the run. The bounds: E positive and finite, the state finite,",
-            "no counter negative, and `log E` of every weight at every step near that in float64: within",
-            "the rounding of a change of bfloat16 weights, or of a million changes of a rate or a deviation.",
+            "Each phi runs on a noisy quadratic of nine weights. The same phi in float64 gets the same",
+            "weights and gradients. The bounds: E is positive and finite, the state is finite, no counter is",
+            "negative, and `log E` of every weight at every step is close to its value in float64. The",
+            "tolerance is the rounding of a change of bfloat16 weights, or of a million changes of a rate or",
+            "a deviation.",
         ),
         runs_table(records["long_runs"]),
-        "## Mutants that live\n",
+        "## Surviving mutants\n",
         paragraph(
-            "One sign, term, constant or condition is changed at a time, and the tests that run its line are",
-            f"run until one turns red. The sample is that of seed {mutation['seed']} at commit",
-            f"{mutation['commit'][:7]}; of {mutation['controls']} runs without a change",
-            f"{mutation['controls_killed']} turned red. Tests were written for what the sample showed in",
-            f"{', '.join(closed)}.",
+            "A mutant changes one sign, term, constant or condition. The tests that run its line are run",
+            f"until one fails. The sample has seed {mutation['seed']} at commit {mutation['commit'][:7]}; of",
+            f"{mutation['controls']} control runs without a change {mutation['controls_killed']} failed.",
+            f"Tests were then written for survivors in {', '.join(closed)}.",
         ),
         survivors_table(mutation),
         "## Coverage\n",
         coverage_table(records["coverage"]),
         "## Reruns\n",
         paragraph(
-            "The same seeds give the same bits. On eight devices, and under the oldest releases supported,",
-            f"sums have another order: the bound is {reproducible.TOLERANCE['eight devices']:g} of the",
-            f"longest way a weight has gone in {again['steps']} steps.",
+            "The same seeds give the same bits. Eight devices and the oldest supported releases add in",
+            f"another order: the bound is {reproducible.TOLERANCE['eight devices']:g} of the largest",
+            f"distance that a weight moves in {again['steps']} steps.",
         ),
     ]
     return "\n".join(sections)
