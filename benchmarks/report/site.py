@@ -96,8 +96,9 @@ def figure1_table(record: dict[str, Any]) -> str:
 
 
 def step_cost_table(record: dict[str, Any]) -> str:
-    """Lay out the time of an update of one large matrix over SGD's and Adam's."""
+    """Lay out the time of an update of one large matrix and of a Transformer's tree over SGD's and Adam's."""
     costs = record["costs"]["matrix"]
+    tree = record["costs"]["transformer"]
     shown = {
         "sgd": "`optax.sgd`",
         "adam": "`optax.adam`",
@@ -109,16 +110,21 @@ def step_cost_table(record: dict[str, Any]) -> str:
         "averaged phi, momentum": "averaged phi, momentum",
         "factored phi": "factored phi",
         "factored phi, momentum": "factored phi, momentum",
+        "riemannian_adamw": "`ro.riemannian_adamw`",
+        "schedule_free_adamw": "`optax.contrib.schedule_free_adamw`",
+        "riemannian_schedule_free": "`ro.riemannian_schedule_free`",
     }
     lines = [
         [
             words,
             *(number(costs[name]["seconds"] / costs[over]["seconds"]) for over in ("sgd", "adam")),
+            number(tree[name]["seconds"] / tree["adam"]["seconds"]),
             f"{costs[name]['state_bytes_per_parameter']:.2g}",
         ]
         for name, words in shown.items()
     ]
-    return table(["update of", "time / SGD's", "time / Adam's", "state, bytes per weight"], lines)
+    headings = ["update of", "time / SGD's", "time / Adam's", "a Transformer's tree: time / Adam's"]
+    return table([*headings, "state, bytes per weight"], lines)
 
 
 def eigenbasis_table(record: dict[str, Any]) -> str:
