@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax._tree import leaf_name
+from riemann_optax import _check
+from riemann_optax._tree import bare, leaf_name
 
 _HELP = (
     "the metric is still attached: move this transformation before compute_metric "
@@ -194,3 +195,11 @@ def map_covectors(
 ) -> Any:
     """Map ``function`` over the leaves that carry a metric and ``euclidean`` over the others."""
     return jax.tree.map(lambda x: function(x) if isinstance(x, Covector) else euclidean(x), updates)
+
+
+def check_leaves(updates: Any, params: Any) -> list[Any]:
+    """Return the updates' leaves; ``ValueError`` where they are not as many as the parameters'."""
+    leaves = jax.tree.leaves(updates, is_leaf=lambda leaf: isinstance(leaf, Covector))
+    if len(leaves) != len(jax.tree.leaves(params)):
+        _check.check_gradients(bare(map_covectors(lambda c: c.components, updates)), bare(params))
+    return leaves

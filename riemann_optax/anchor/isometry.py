@@ -12,7 +12,7 @@ from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._declare import Declared
 from riemann_optax._tree import wide_dtype
-from riemann_optax.covector import Covector
+from riemann_optax.covector import Covector, check_leaves
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
 
 
@@ -84,6 +84,7 @@ def add_isometry_pull(
     ) -> tuple[optax.Updates, IsometryPullState]:
         del extra_args
         params = _check.require_params(params, "add_isometry_pull")
+        check_leaves(updates, params)
         strength = _tree.at_count(rate, state.count)
 
         def add(read: MatrixAxes | None, weight: jax.Array, update: Any) -> Any:

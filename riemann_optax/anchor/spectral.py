@@ -10,7 +10,7 @@ from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._state_fields import declare_fields
 from riemann_optax._tree import wide_dtype
-from riemann_optax.covector import Covector, map_covectors
+from riemann_optax.covector import Covector, check_leaves
 
 
 @declare_fields(linear=("vectors",))
@@ -100,9 +100,7 @@ def add_spectral_pull(
         structure: Any
         leaves, structure = jax.tree.flatten(bare)
         vectors = structure.flatten_up_to(state.vectors)
-        own = jax.tree.leaves(updates, is_leaf=lambda leaf: isinstance(leaf, Covector))
-        if len(own) != len(leaves):
-            _check.check_gradients(_tree.bare(map_covectors(lambda c: c.components, updates)), bare)
+        own = check_leaves(updates, params)
         added, turned = [], []
         for read, weight, old, change in zip(_axes.read(bare, axes), leaves, vectors, own, strict=True):
             if isinstance(old, optax.MaskedNode) or read is None:

@@ -116,6 +116,8 @@ def transplant(
     if places is not None and not isinstance(places, Mapping):
         raise TypeError(f"places must be a dictionary from paths here to paths in state, got {places!r}.")
     _check.check_names("anew", anew)
+    if params is None:
+        raise ValueError("params must be the parameters of tx, got None: give their values or their shapes.")
     old_tree = _wide(getattr(state, "opt_state", state))
     fresh = sharding.init(tx, params)
     if _has_states(fresh) and not _has_states(old_tree):

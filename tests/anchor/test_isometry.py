@@ -22,6 +22,16 @@ def matrix(rows, columns, seed=0):
     return np.random.default_rng(seed).normal(size=(rows, columns)) / np.sqrt(rows)
 
 
+@pytest.mark.parametrize("edits", [(), (ro.compute_metric(ro.phi.activity()),)], ids=["alone", "metric"])
+def test_a_gradient_that_is_none_is_named(edits):
+    tx = optax.chain(*edits, ro.add_isometry_pull(RATE))
+    params = {"kernel": jnp.ones([2, 2]), "bias": None}
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["bias"] is None
+    with pytest.raises(ValueError, match=r"lacks leaf \['kernel'\] of params"):
+        tx.update(params | {"kernel": None}, tx.init(params), params)
+
+
 @pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5)])
 def test_adam_with_the_pull_replays_adamo(shape):
     """Adam's step and, decoupled, rate * 4 W (W^T W - I); for wide W the gradient of norm(W W^T - I)**2."""

@@ -291,6 +291,12 @@ def test_the_state_lies_where_the_parameters_lie():
     assert moved[4].ema["kernel"].sharding.is_equivalent_to(where, 2)
 
 
+def test_parameters_are_needed():
+    tx = optax.sgd(0.1)
+    with pytest.raises(ValueError, match="params must be the parameters of tx, got None"):
+        ro.checkpoint.transplant(tx.init({"w": jnp.ones(2)}), tx, None)
+
+
 @pytest.mark.parametrize("state", [None, "x", {"0": {"count": 3, "mu": {"w": 1.0}}}, [{"mu": [1.0]}]])
 def test_what_was_restored_without_named_tuples_is_refused(state):
     """Nothing in it could be matched, and all would begin anew."""
