@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.continual.streams import STREAMS
 from benchmarks.continual.summary import Row, rows, sweep_rows
 from benchmarks.report import drop_in, short
@@ -16,6 +18,7 @@ from benchmarks.report.continual import BOUNDED, PENALTY, PERMUTED_DIGITS, SLOW,
 from benchmarks.report.suite import Suite
 from benchmarks.shared.markdown import number, table, title
 from benchmarks.shared.records import Records
+from benchmarks.shared.statistics import standard_error
 from benchmarks.time_to_target.methods import (
     DEFAULT_BETAS,
     EIGENBASIS,
@@ -125,6 +128,30 @@ def step_cost_table(record: dict[str, Any]) -> str:
     ]
     headings = ["update of", "time / SGD's", "time / Adam's", "a Transformer's tree: time / Adam's"]
     return table([*headings, "state, bytes per weight"], lines)
+
+
+def forms_table(record: dict[str, Any]) -> str:
+    """Lay out the forms of the eigenbasis and their peers, the lowest loss first."""
+    rows = {row["form"]: row for row in record["rows"]}
+    losses = {name: np.array(row["validation_by_seed"]) for name, row in rows.items()}
+    base = rows["AdamW"]
+
+    def milliseconds(row: dict[str, Any]) -> float:
+        return float(row["step"] + (row["refresh"] or 0.0))
+
+    lines = [
+        [
+            f"**{name}**" if name == "eigenbasis, one-sided" else name,
+            f"{row['rate']:g}",
+            f"{np.mean(losses[name]):.3f} ± {standard_error(losses[name]):.3f}",
+            number(row["state"]),
+            number(milliseconds(row) / milliseconds(base)),
+            number(row["compiling"] / base["compiling"], 1),
+        ]
+        for name, row in sorted(rows.items(), key=lambda item: float(losses[item[0]].mean()))
+    ]
+    headings = ["form", "its best rate", "loss, nats per byte", "state / weights"]
+    return table([*headings, "step / AdamW's", "compiling / AdamW's"], lines)
 
 
 def eigenbasis_table(record: dict[str, Any]) -> str:
@@ -237,6 +264,7 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
         "figure1": lambda: figure1_table(read("figure1.json")),
         "step_cost": lambda: step_cost_table(read("step_cost.json")),
         "eigenbasis": lambda: eigenbasis_table(read("language_model.json")),
+        "forms": lambda: forms_table(read("eigenbasis_forms.json")),
         "drop_in": lambda: drop_in.shapes_table(Records(results / "drop_in.jsonl")),
         "relative": lambda: drop_in.relative_table(Records(results / "drop_in.jsonl")),
         "million": lambda: drop_in.million_table(Records(results / "drop_in.jsonl")),
