@@ -22,7 +22,7 @@ def momentum_from_phi(nesterov: bool = False) -> optax.GradientTransformationExt
     same as :func:`on_gradient` with :func:`ema`, for half of the state. Place it directly after
     :func:`compute_metric`. Euclidean leaves pass unchanged.
 
-    Stateless. Elementwise, so no collective.
+    Stateless. Elementwise, so no collective of its own; a conformal metric before it takes its all-reduce.
 
     Args:
       nesterov: whether to look ahead.
