@@ -197,6 +197,13 @@ def map_covectors(
     return jax.tree.map(lambda x: function(x) if isinstance(x, Covector) else euclidean(x), updates)
 
 
+def plus(update: Any, change: jax.Array) -> Any:
+    """Return an update, a covector or an array, with ``change`` added in the update's dtype."""
+    if isinstance(update, Covector):
+        return update.with_components(update.components + change.astype(update.dtype))
+    return update + change.astype(update.dtype)
+
+
 def check_leaves(updates: Any, params: Any) -> list[Any]:
     """Return the updates' leaves; ``ValueError`` where they are not as many as the parameters'."""
     leaves = jax.tree.leaves(updates, is_leaf=lambda leaf: isinstance(leaf, Covector))

@@ -19,27 +19,14 @@ def _ahead(suite: Suite, name: str, peer: str) -> str:
     return f"{sum(ours < theirs for ours, theirs in steps)} of {len(steps)}"
 
 
-def of_nesterov(everything: Suite) -> str:
-    """Say whether the drop-in is more than AdamW with Nesterov's momentum."""
-    if DROP_IN not in everything.everywhere("far") or NADAMW not in everything.everywhere("far"):
+def beside(everything: Suite, ours: str, peer: str) -> str:
+    """Say how one of ours, with its rate alone tuned, stands beside a peer with its betas tuned too."""
+    if not {ours, peer} <= set(everything.everywhere("far")):
         return "Not run yet."
     return (
-        f"Most of it is: {NADAMW} with its betas tuned takes {over(everything, NADAMW, TUNED_ADAMW)} of "
-        f"{TUNED_ADAMW}'s steps, `ro.{DROP_IN}` with its rate alone "
-        f"{over(everything, DROP_IN, TUNED_ADAMW)}; ours needs fewer on "
-        f"{_ahead(everything, DROP_IN, NADAMW)} tasks. What the metric adds is half of the state."
-    )
-
-
-def of_averages(everything: Suite) -> str:
-    """Say how ours without a schedule stands beside the known one."""
-    if SCHEDULE_FREE not in everything.everywhere("far") or FREE_ADAMW not in everything.everywhere("far"):
-        return "Not run yet."
-    return (
-        f"It is: {FREE_ADAMW} with its betas tuned takes {over(everything, FREE_ADAMW, TUNED_ADAMW)} of "
-        f"{TUNED_ADAMW}'s steps, `ro.{SCHEDULE_FREE}` with its rate alone "
-        f"{over(everything, SCHEDULE_FREE, TUNED_ADAMW)}; ours needs fewer on "
-        f"{_ahead(everything, SCHEDULE_FREE, FREE_ADAMW)} tasks and keeps half of the state."
+        f"{peer} with its betas tuned takes {over(everything, peer, TUNED_ADAMW)} of {TUNED_ADAMW}'s steps, "
+        f"`ro.{ours}` with its rate alone {over(everything, ours, TUNED_ADAMW)}; ours needs fewer on "
+        f"{_ahead(everything, ours, peer)} tasks, and keeps half of the state."
     )
 
 
@@ -81,8 +68,8 @@ def chapter(suite: Suite, everything: Suite, entries: continual.Entries, records
 - *The targets suit you.* They were frozen from tuned momentum and tuned AdamW before anything else had run.
 - *You report the seeds you tuned on, and leave out what fails.* Tuning used seeds 0 to 3, every number is of
   others; a miss counts as {MISS:g} budgets, and the number of misses stands beside.
-- *It is only Nesterov's momentum.* {of_nesterov(everything)}
-- *Schedule-free AdamW is better.* {of_averages(everything)}
+- *It is only Nesterov's momentum.* Most of it is: {beside(everything, DROP_IN, NADAMW)}
+- *Schedule-free AdamW is better.* It is: {beside(everything, SCHEDULE_FREE, FREE_ADAMW)}
 - *Any scale per weight would do.* Of the gain over momentum the controls keep, in the median:
   {kept(suite)}. With the same liberties they take: {twins}.
 - *Nobody has your rate.* With nothing tuned, at a rate computed from the number of weights alone, the drop-in

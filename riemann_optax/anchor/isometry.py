@@ -12,7 +12,7 @@ from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._declare import Declared
 from riemann_optax._tree import wide_dtype
-from riemann_optax.covector import Covector, check_leaves
+from riemann_optax.covector import check_leaves, plus
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
 
 
@@ -91,9 +91,7 @@ def add_isometry_pull(
             if not _is_matrix(read):
                 return update
             pull = 4 * jnp.asarray(strength).astype(wide_dtype(weight)) * _on_matrices(_excess, read, weight)
-            if isinstance(update, Covector):
-                return update.with_components(update.components + pull.astype(update.dtype))
-            return update + pull.astype(update.dtype)
+            return plus(update, pull)
 
         added = _axes.map_leaves(add, axes, params, updates)
         return _tree.like(added, updates), IsometryPullState(optax.safe_increment(state.count))

@@ -9,7 +9,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._tree import wide_dtype
-from riemann_optax.covector import Covector, map_covectors
+from riemann_optax.covector import Covector, map_covectors, plus
 from riemann_optax.metric import check_phi_values
 
 
@@ -124,13 +124,8 @@ def add_anchored_weights(
         if values is not None:
             pulls = jax.tree.map(lambda p, v: p * v.astype(p.dtype), pulls, values)
 
-        def add(update: Any, p: jax.Array) -> Any:
-            if isinstance(update, Covector):
-                return update.with_components(update.components + p.astype(update.dtype))
-            return update + p.astype(update.dtype)
-
         new_state = AnchoredWeightsState(optax.safe_increment(state.count), anchor_state, phi_state)
-        return jax.tree.map(add, updates, pulls), new_state
+        return jax.tree.map(plus, updates, pulls), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -10,7 +10,7 @@ from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._state_fields import declare_fields
 from riemann_optax._tree import wide_dtype
-from riemann_optax.covector import Covector, check_leaves
+from riemann_optax.covector import Covector, check_leaves, plus
 
 
 @declare_fields(linear=("vectors",))
@@ -114,7 +114,7 @@ def add_spectral_pull(
             vector = jnp.where(lost, _first_vector(old), old)
             size, left, right = _largest(matrix, vector, read, steps)
             pull = 2 * jnp.asarray(strength).astype(size.dtype) * (size - 1) * left * jnp.conj(right)
-            added.append(_plus(change, pull))
+            added.append(plus(change, pull))
             turned.append(right.astype(old.dtype))
         whole = jax.tree.structure(updates, is_leaf=lambda leaf: isinstance(leaf, Covector))
         return jax.tree.unflatten(whole, added), SpectralPullState(
@@ -122,12 +122,6 @@ def add_spectral_pull(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _plus(update: Any, pull: jax.Array) -> Any:
-    if isinstance(update, Covector):
-        return update.with_components(update.components + pull.astype(update.dtype))
-    return update + pull.astype(update.dtype)
 
 
 def _first_vector(like: jax.Array) -> jax.Array:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
@@ -12,7 +11,11 @@ MIN_SCALE = 1e-3  # Adafactor's: what starts at 0 must be able to move
 
 
 def scale_by_parameter_scale() -> optax.GradientTransformationExtraArgs:
-    """Multiply each leaf of the updates by the root mean square of its parameter, at least ``MIN_SCALE``."""
+    """Multiply each leaf of the updates by the root mean square of its parameter, at least ``MIN_SCALE``.
+
+    This is ``optax.scale_by_param_block_rms`` in wide dtypes, with the updates in their own dtypes.
+    """
+    scale = optax.scale_by_param_block_rms(MIN_SCALE)
 
     def update(
         updates: optax.Updates,
@@ -22,12 +25,7 @@ def scale_by_parameter_scale() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
         params = _check.require_params(params, "multiply_by_parameter_scale")
-
-        def scale(u: Any, p: Any) -> jax.Array:
-            size = jnp.maximum(jnp.sqrt(jnp.mean(_tree.squared_magnitude(p))), MIN_SCALE)
-            wide = _tree.wide_dtype(u)
-            return (size.astype(_tree.working_dtype(u)) * jnp.asarray(u).astype(wide)).astype(u.dtype)
-
-        return jax.tree.map(scale, updates, params), state
+        scaled, state = scale.update(_tree.widen(updates), state, _tree.widen(params))
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), scaled, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

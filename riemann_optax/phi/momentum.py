@@ -39,10 +39,9 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
     :func:`riemann_optax.momentum_from_phi` takes the momentum out of this phi's state, and the chain keeps
     **one value per weight in all**. Without that edit the step is along the gradient.
 
-    **Where it is good, and where not.** On small networks it needs as many steps as a phi with a state of
-    its own. A language model missed its target loss, and at saddles and on plateaus it is bad, because phi
-    remembers no longer than momentum does. Use it if memory is tight. :func:`factored_activity` with
-    momentum keeps one more value per row and column.
+    Use it if memory is tight. Phi remembers no longer than momentum does, ``1 / (1 - decay)`` updates, and so
+    is noisier than a phi with a longer memory of its own. :func:`factored_activity` with momentum keeps one
+    more value per row and column.
 
     ``phi >= 0``. State: 1 value per weight, the momentum. No collective. Two stages with ``conformal="tree"``
     and a large alpha take the rates of Adam.

@@ -26,8 +26,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import riemann_optax as ro
+from tests.contract.entries import with_phi
 from tests.contract.problem import loss, params, readable, real_loss
-from tests.contract.registry import ENTRIES, with_phi
+from tests.contract.registry import ENTRIES
 
 RESULTS = Path(__file__).parent / "results/long_runs.json"
 STEPS, CHUNK = 1_000_000, 1_000

@@ -240,16 +240,16 @@ SEEN = {
 }
 
 
-def after_a_reset(inner, steps=3, seen=SEEN, **arguments):
-    """Return parameters and inner state after some steps and a reset of the middle unit."""
-    tx = ro.reset_units(inner, ro.dormant_units(0.0, every=steps), **arguments)
+def after_a_reset(inner, steps=3, seen=SEEN, resets=1, **arguments):
+    """Return parameters and state after some steps and a reset of the middle unit, or without it."""
+    tx = ro.reset_units(inner, ro.dormant_units(0.0, every=steps if resets else steps + 1), **arguments)
     params = jax.tree.map(jnp.asarray, PARAMS)
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(steps):
         own = jax.tree.map(lambda w, step=step: jnp.cos(w + step), params)
         updates, state = update(own, state, params, activities=seen)
         params = optax.apply_updates(params, updates)
-    assert state.resets == 1
+    assert state.resets == resets
     return params, state
 
 
@@ -286,7 +286,7 @@ AXES = {("hidden", "kernel"): 1, ("hidden", "bias"): 0, ("head", "kernel"): 0}
 @pytest.mark.parametrize("name", INNER)
 def test_what_is_kept_of_a_unit_is_forgotten_and_nothing_else(name):
     """Beside the same steps without a reset, which only differ in the values of the unit."""
-    (_, state), (_, other) = after_a_reset(INNER[name]()), after_a_reset_without(INNER[name]())
+    (_, state), (_, other) = after_a_reset(INNER[name]()), after_a_reset(INNER[name](), resets=0)
     seen = 0
     with_paths = jax.tree_util.tree_leaves_with_path(state.inner_state)
     for (path, array), before in zip(with_paths, jax.tree.leaves(other.inner_state), strict=True):
@@ -301,22 +301,10 @@ def test_what_is_kept_of_a_unit_is_forgotten_and_nothing_else(name):
     assert seen >= 3
 
 
-def after_a_reset_without(inner, steps=3):
-    tx = ro.reset_units(inner, ro.dormant_units(0.0, every=steps + 1))
-    params = jax.tree.map(jnp.asarray, PARAMS)
-    state, update = tx.init(params), jax.jit(tx.update)
-    for step in range(steps):
-        own = jax.tree.map(lambda w, step=step: jnp.cos(w + step), params)
-        updates, state = update(own, state, params, activities=SEEN)
-        params = optax.apply_updates(params, updates)
-    assert state.resets == 0
-    return params, state
-
-
 def test_of_a_factored_state_the_row_or_column_of_the_unit():
     inner = ro.riemannian_sgd(0.1, phi=ro.phi.factored_activity(), momentum=None, conformal=None)
     _, state = after_a_reset(inner)
-    _, other = after_a_reset_without(inner)
+    _, other = after_a_reset(inner, resets=0)
     (one,), (two,) = (
         [node for node in jax.tree.leaves(s, is_leaf=is_factored) if is_factored(node)]
         for s in (state, other)
