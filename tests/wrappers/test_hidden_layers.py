@@ -95,7 +95,7 @@ def test_outgoing_says_which_layers_read_which():
 @pytest.mark.parametrize(
     ("outgoing", "message"),
     [
-        ({"hiden": "one"}, r"has the name 'hiden', which 0 kernels have; .*'hidden/kernel'"),
+        ({"hidde": "one"}, r"has the name 'hidde', which 0 kernels have; .*'hidden/kernel'"),
         ({"one": "two"}, r"\['two'\]\['kernel'\] is inputs 4, outputs 3, and cannot read the 2 units of"),
         ({"hidden": "hidden"}, "back to itself"),
     ],
