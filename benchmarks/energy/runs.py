@@ -127,7 +127,7 @@ def course(
     ]
     values = lanes.values_of(points)
     params, state, axes = lanes.start(build, values, start, keys)
-    learn_all = lanes.mapped(learner_of(protocol.outputs, protocol.loss), build, axes)
+    learn_all = lanes.mapped(learner_of(protocol.outputs, protocol.loss), build, axes, in_turn=True)
     found: list[np.ndarray] = []
     total = np.zeros((len(points), len(seeds), 4))
     while True:

@@ -64,7 +64,7 @@ def start(build: Build, values: Any, params: Any, keys: jax.Array) -> tuple[Any,
     return *lanes, axes
 
 
-def mapped(learn: Callable[..., Any], build: Build, axes: Any) -> Callable[..., Any]:
+def mapped(learn: Callable[..., Any], build: Build, axes: Any, in_turn: bool = False) -> Callable[..., Any]:
     """Map ``learn(build, value, params, state, own)`` over seeds and then points, compiled.
 
     The result is the same object for the same axes, so that a round of trials is compiled once for all.
@@ -73,22 +73,49 @@ def mapped(learn: Callable[..., Any], build: Build, axes: Any) -> Callable[..., 
       learn: returns parameters, state and what it measured.
       build: what it is given first.
       axes: of parameters and state, as :func:`start` returns them.
+      in_turn: run the lanes one after the other. With one example per update a step is bound by memory, and
+        the weights of one lane fit into a processor's cache where those of all lanes do not.
 
     Returns:
       A function of values (by point), parameters and state (by point and seed) and of what belongs to a seed.
     """
     leaves, treedef = jax.tree.flatten(axes, is_leaf=lambda axis: axis is None)
-    return _mapped(learn, build, tuple(leaves), treedef)
+    return _mapped(learn, build, tuple(leaves), treedef, in_turn)
 
 
 @functools.lru_cache(maxsize=8)
-def _mapped(learn: Any, build: Any, leaves: Any, treedef: Any) -> Callable[..., Any]:
+def _mapped(learn: Any, build: Any, leaves: Any, treedef: Any, in_turn: bool) -> Callable[..., Any]:
     params_axes, state_axes = jax.tree.unflatten(treedef, leaves)
-    over_seeds = jax.vmap(functools.partial(learn, build), in_axes=(None, 0, 0, 0))
-    over_points = jax.vmap(
-        over_seeds, in_axes=(0, params_axes, state_axes, None), out_axes=(params_axes, state_axes, 0)
-    )
+    over = _in_turn if in_turn else jax.vmap
+    over_seeds = over(functools.partial(learn, build), (None, 0, 0, 0), 0)
+    over_points = over(over_seeds, (0, params_axes, state_axes, None), (params_axes, state_axes, 0))
     return jax.jit(over_points, donate_argnums=(1, 2))
+
+
+def _in_turn(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
+    """Map like ``jax.vmap`` along axes that are 0 or None, one lane after the other."""
+
+    def is_none(axis: Any) -> bool:
+        return axis is None
+
+    def function_of_all(*args: Any) -> Any:
+        axes = jax.tree.broadcast(in_axes, args, is_leaf=is_none)
+        both = zip(jax.tree.leaves(axes, is_leaf=is_none), jax.tree.leaves(args), strict=True)
+        count = next(leaf.shape[0] for axis, leaf in both if axis is not None)
+
+        def lane(number: jax.Array) -> Any:
+            own = jax.tree.map(
+                lambda axis, leaf: leaf if axis is None else leaf[number], axes, args, is_leaf=is_none
+            )
+            return function(*own)
+
+        found = jax.lax.map(lane, jnp.arange(count))
+        axes_found = jax.tree.broadcast(out_axes, found, is_leaf=is_none)
+        return jax.tree.map(
+            lambda axis, leaf: leaf[0] if axis is None else leaf, axes_found, found, is_leaf=is_none
+        )
+
+    return function_of_all
 
 
 def learned(
