@@ -29,6 +29,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#e69f00", "#
 # A page shows a picture about 600 pixels wide. A figure 6.5 inches wide then has 92 pixels an inch, and its
 # smallest text, of 9 points, is 11.5 pixels high.
 STYLE: Mapping[str, Any] = {
+    "axes.formatter.min_exponent": 4,  # 0.6 and not 6 x 10^-1
     "axes.prop_cycle": cycler(color=_COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -123,7 +124,7 @@ def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
     Args:
       axes: axes of matplotlib whose lines have labels; a line without one, or without a finite value inside
         the limits, gets no name.
-      fontsize: size of the names in points; names one above the other are 1.2 times this apart.
+      fontsize: size of the names in points; names one above the other are 1.3 times this apart.
 
     Raises:
       ImportError: at ``riemann_optax.plot`` itself, without matplotlib.
@@ -139,18 +140,27 @@ def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
     """
     figure = cast("Figure", axes.get_figure(root=True))
     figure.draw_without_rendering()  # so that the height of the axes is known
-    apart = 1.2 * fontsize / 72 / (axes.get_position().height * figure.get_figheight())
-    to_axes = axes.transScale + axes.transLimits
+    box, points = axes.get_position(), fontsize / 72
+    apart = 1.3 * points / (box.height * figure.get_figheight())
+    letter = 0.6 * points / (box.width * figure.get_figwidth())
     ends = []
     for line in axes.lines:
+        to_axes = line.get_transform() - axes.transAxes
         places = to_axes.transform(np.column_stack(line.get_data()).astype(float))
         places = places[(np.isfinite(places) & (places > -0.001) & (places < 1.001)).all(axis=1)]
         if len(places) and not str(line.get_label()).startswith("_"):
             ends.append((*places[-1], line))
-    ends.sort(key=lambda end: end[1])
-    for column in {round(end[0], 1) for end in ends}:  # names further left or right are not in the way
-        there = [end for end in ends if round(end[0], 1) == column]
-        for height, (x, _, line) in zip(_spread([end[1] for end in there], apart), there, strict=True):
+    ends.sort(key=lambda end: end[0])
+    columns: list[list[Any]] = []  # of names that may be in each other's way
+    free = -np.inf  # right of all names so far
+    for end in ends:
+        if not columns or end[0] > free:
+            columns.append([])
+        columns[-1].append(end)
+        free = max(free, end[0] + letter * (len(str(end[2].get_label())) + 1))
+    for column in columns:
+        column.sort(key=lambda end: end[1])
+        for height, (x, _, line) in zip(_spread([end[1] for end in column], apart), column, strict=True):
             label, colour = str(line.get_label()), line.get_color()
             axes.text(
                 x + 0.02,
@@ -164,7 +174,7 @@ def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
 
 
 def _spread(heights: list[float], apart: float) -> list[float]:
-    """Move sorted heights so that neighbours are ``apart``; heights that collide keep their mean."""
+    """Move sorted heights ``apart``, inside 0 to 1; those that collide keep their mean."""
     groups: list[list[float]] = []  # each stands without a gap, around the mean of its heights
     for height in heights:
         groups.append([height])
@@ -173,7 +183,9 @@ def _spread(heights: list[float], apart: float) -> list[float]:
         ):
             last = groups.pop()
             groups[-1] += last
-    return [_bottom(group, apart) + apart * index for group in groups for index in range(len(group))]
+    moved = [_bottom(group, apart) + apart * index for group in groups for index in range(len(group))]
+    moved = [max(height, apart * (below + 0.5)) for below, height in enumerate(moved)]
+    return [min(height, 1 - apart * (above + 0.5)) for above, height in enumerate(reversed(moved))][::-1]
 
 
 def _bottom(group: list[float], apart: float) -> float:

@@ -88,16 +88,17 @@ def test_names_stand_at_the_ends_of_their_lines_and_do_not_overlap():
             axes.plot([0, 1, 2], [2.0, 2.0, height], label=name)
         axes.plot([0, 1, 2], [2.0, 2.5, np.nan], label="ends early")
         axes.plot([0, 1], [1.0, 1.0])  # no label
+        axes.axhline(3.01, label="a level")
         axes.set(xlim=(0, 2), ylim=(0, 4))
         ro.plot.name_lines(axes)
         figure.canvas.draw()
     boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
-    assert sorted(boxes) == ["a", "b", "c", "ends early", "far above"]
+    assert sorted(boxes) == ["a", "a level", "b", "c", "ends early", "far above"]
     assert not any(one.overlaps(other) for a, one in boxes.items() for b, other in boxes.items() if a != b)
     for text in axes.texts:
         named = next(line for line in axes.lines if line.get_label() == text.get_text())
         assert text.get_color() == named.get_color()
-    ends = {"far above": (2, 3.0), "ends early": (1, 2.5), "b": (2, 1.001)}
+    ends = {"ends early": (1, 2.5), "b": (2, 1.001)}
     for name, end in ends.items():
         x, y = axes.transData.transform(end)
         assert boxes[name].y0 < y < boxes[name].y1
