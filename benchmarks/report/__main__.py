@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.report import compose, details, pictures, redrawn, site, suite
+from benchmarks.report import compose, details, pictures, redrawn, sentences, site, suite
 from benchmarks.shared.command import RESULTS
 from benchmarks.shared.records import Records
 
@@ -32,7 +32,10 @@ def main(arguments: list[str]) -> None:
         known = site.tables(found, list(Records(RESULTS / "continual.jsonl")), RESULTS)
         for page in site.PAGES:
             page.write_text(site.filled(page.read_text(), known))
-        say(f"wrote the tables of {len(site.PAGES)} pages")
+        texts = sentences.fill(RESULTS)
+        for path, text in texts.items():
+            path.write_text(text)
+        say(f"wrote the tables of {len(site.PAGES)} pages and the sentences of {len(texts)} files")
     if options.tables:
         return
     if options.results == RESULTS:
