@@ -34,7 +34,7 @@ def draw(path: Path, found: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
         axis.set_ylim(low - 0.05 * (top - low), top + 0.15 * (top - low))
     for name, height in ((ADAMW, 0.97), (OURS, 0.83)):
         first = grid.flat[0]
-        words = name.removeprefix("optax.").removeprefix("ro.")
+        words = name.removeprefix("optax.").removeprefix("ro.").replace("_", "_\n")
         first.text(
             0.9,
             height,

@@ -110,7 +110,7 @@ def _by_trials(axis: Any, suite: Suite, task: str, name: str) -> None:
 
 def draw_sensitivity(suite: Suite, path: Path) -> None:
     """Draw how steps to the near target depend on the rate, at the first point of each method."""
-    title = "What a wrong learning rate costs: a flat line forgives"
+    title = "What a wrong learning rate costs: flatter is better"
     labels = (
         "learning rate / best rate",
         "steps to the near target / fewest steps",
