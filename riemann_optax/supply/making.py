@@ -12,7 +12,8 @@ from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.phi import SecantCurvatureState, VariationalState, draw_perturbations
 from riemann_optax.supply import taps
-from riemann_optax.supply.calls import Statistics, single_examples
+from riemann_optax.supply.calls import Statistics, is_watched, single_examples
+from riemann_optax.supply.checking import check_call, check_result
 from riemann_optax.supply.functional import intercepting
 
 
@@ -54,15 +55,15 @@ class Evaluation(NamedTuple):
         if self.key is not None:
             key = self.key if example is None else jax.random.fold_in(self.key, example)
             keywords["key"] = key
+        loss_fn = not_compiled(self.loss_fn) if is_watched() else self.loss_fn
+        check_call(loss_fn, (None, batch, *self.arguments), keywords)
 
         def loss(model: Any) -> Any:
-            return self.loss_fn(model, batch, *self.arguments, **keywords)
+            return loss_fn(model, batch, *self.arguments, **keywords)
 
         with intercepting():
             result, rest = self.model.evaluate(loss, params, example)
-        if not self.options.has_aux:
-            return result, (None, rest)
-        value, aux = result
+        value, aux = check_result(result, self.options.has_aux)
         return value, (aux, rest)
 
     def loss(self, params: Any, batch: Any = None, example: Any = None) -> Any:
@@ -82,6 +83,11 @@ class Evaluation(NamedTuple):
           ValueError: where arrays of the batch differ in it, or there are none.
         """
         lengths = {leaf.shape[0] for leaf in jax.tree.leaves(self.batch) if jnp.ndim(leaf)}
+        if not lengths:
+            raise ValueError(
+                f"batch: a {type(self.batch).__name__} without arrays, and the number of examples is needed: "
+                "give the step a tree of arrays, with the examples along the first axis of each."
+            )
         if len(lengths) != 1:
             raise ValueError(
                 f"batch: its arrays have first axes of lengths {sorted(lengths)}: examples lie along "
@@ -89,6 +95,13 @@ class Evaluation(NamedTuple):
                 "needs as further arguments of the step."
             )
         return int(lengths.pop())
+
+
+def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what ``jax.jit`` was given: JAX would not run it again to have its layers seen."""
+    while hasattr(function, "lower") and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
 
 
 def as_optax(gradients: Any) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from riemann_optax import _tree
+from riemann_optax._declare import trace_state
 from riemann_optax.supply import program
 
 Signal = Literal["inputs", "activities"]
@@ -24,9 +25,14 @@ class Outputs:
     def __init__(self, given: list[Any] | None = None) -> None:
         self.given = given
         self.found: list[tuple[str, Any]] = []
+        self.trace = trace_state()
+        self.inside = False  # seen where values are of one example, or do not last
 
     def pass_on(self, source: str, value: Any) -> Any:
         """Keep outputs, and return what goes on in their place."""
+        if trace_state() != self.trace:
+            self.inside = True
+            return value
         self.found.append((source, value))
         return value if self.given is None else self.given[0]
 
@@ -39,9 +45,12 @@ class Outputs:
         marked = [value for source, value in self.found if source == "marked"] or [v for _, v in self.found]
         if len(marked) != 1:
             seen = "not seen" if not marked else f"seen {len(marked)} times"
+            if self.inside and not marked:
+                seen = "seen inside of a vmap, jit or loop only"
             raise ValueError(
                 f"the outputs of the model were {seen} in the loss function: mark them in it, outputs = "
-                "riemann_optax.supply.outputs(outputs), once."
+                "riemann_optax.supply.outputs(outputs), once and outside of vmap and jit; outputs of several "
+                "calls together, as a tuple."
             )
         return marked[0]
 
@@ -199,9 +208,10 @@ def _not_observed(recorder: Recorder, lacking: list[int]) -> str:
     listed = ", ".join(f"{name}{reason}" for name, reason in zip(names, reasons, strict=True))
     return (
         f"{recorder.signal}: the layers of {listed} cannot be observed: they are no layers that "
-        "riemann_optax.supply knows, or were not called. Tell it where they are used in the loss function, "
-        f"riemann_optax.supply.observe(parameter, {recorder.signal}=...), or choose a phi that does not read "
-        f"{recorder.signal}."
+        "riemann_optax.supply knows, were not called, or are called by a function that jax.jit has compiled "
+        "before (call it without jit in the loss; compile the training step). Tell it where they are used in "
+        f"the loss function, riemann_optax.supply.observe(parameter, {recorder.signal}=...), or choose a phi "
+        f"that does not read {recorder.signal}."
     )
 
 
