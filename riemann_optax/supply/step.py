@@ -123,7 +123,7 @@ def value_and_grad(
     ) -> tuple[Any, Any, dict[str, Any]]:
         _warn_of_misspellings(passed_on)
         parts = functional(model, wrt)
-        evaluation = Evaluation(loss_fn, parts, batch, arguments, key, state, options)
+        evaluation = Evaluation(loss_fn, parts, batch, arguments, key, state, options, tuple(transformations))
         wanted = list(names)
         for transformation in transformations:
             wanted += needs_of(transformation, parts.params)

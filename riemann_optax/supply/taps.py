@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from riemann_optax import _tree
 from riemann_optax._declare import trace_state
@@ -161,8 +162,13 @@ class Recorder:
         program.mark(name, value)
         marks.append(Mark(name, axes, ndim))
 
-    def collect(self, found: dict[str, tuple[jax.Array, jax.Array]]) -> list[Any]:
+    def collect(
+        self, found: dict[str, tuple[jax.Array, jax.Array]], is_partitioned: Callable[[], bool]
+    ) -> list[Any]:
         """Return the signal of each leaf.
+
+        Where phi does not see all of the weights, what was not observed is left out: phi itself names it, if
+        it needs it.
 
         Raises:
           ValueError: that names the leaves of which nothing was seen.
@@ -173,13 +179,16 @@ class Recorder:
         }
         self.marks = {index: marks for index, marks in self.marks.items() if marks}
         lacking = [index for index in range(len(self.leaves)) if index not in (*self.marks, *self.constant)]
-        if lacking:
+        if lacking and not is_partitioned():
             raise ValueError(_not_observed(self, lacking))
         which = 0 if self.signal == "inputs" else 1
-        return [
-            1.0 if index in self.constant else self._of_leaf(index, found, which)
-            for index in range(len(self.leaves))
-        ]
+
+        def of_leaf(index: int) -> Any:
+            if index in lacking:
+                return optax.MaskedNode()
+            return 1.0 if index in self.constant else self._of_leaf(index, found, which)
+
+        return [of_leaf(index) for index in range(len(self.leaves))]
 
     def _of_leaf(self, index: int, found: dict[str, Any], which: int) -> Any:
         values = []
@@ -210,8 +219,8 @@ def _not_observed(recorder: Recorder, lacking: list[int]) -> str:
         f"{recorder.signal}: the layers of {listed} cannot be observed: they are no layers that "
         "riemann_optax.supply knows, were not called, or are called by a function that jax.jit has compiled "
         "before (call it without jit in the loss; compile the training step). Tell it where they are used in "
-        f"the loss function, riemann_optax.supply.observe(parameter, {recorder.signal}=...), or choose a phi "
-        f"that does not read {recorder.signal}."
+        f"the loss function, riemann_optax.supply.observe(parameter, {recorder.signal}=...), keep it from "
+        f"this phi with optax.partition, or choose a phi that does not read {recorder.signal}."
     )
 
 
@@ -223,7 +232,12 @@ def recording() -> Recorder | None:
     return _recorder.get()
 
 
-def record(signal: Signal, params: Any, evaluate: Callable[[Any], Any]) -> Any:
+def record(
+    signal: Signal,
+    params: Any,
+    evaluate: Callable[[Any], Any],
+    is_partitioned: Callable[[], bool] = lambda: False,
+) -> Any:
     """Return a tree like ``params`` with the signal of each leaf in one evaluation of the loss."""
     recorders: list[Recorder] = []
 
@@ -237,7 +251,7 @@ def record(signal: Signal, params: Any, evaluate: Callable[[Any], Any]) -> Any:
             _recorder.reset(token)
 
     found = program.marked_values(watched, params)
-    return jax.tree.unflatten(jax.tree.structure(params), recorders[0].collect(found))
+    return jax.tree.unflatten(jax.tree.structure(params), recorders[0].collect(found, is_partitioned))
 
 
 def observe(parameter: Any, *, inputs: Any = None, activities: Any = None) -> None:
