@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.report import compose, details, pictures, readme_picture, site, suite
+from benchmarks.report import compose, details, packaged, pictures, readme_picture, site, suite
 from benchmarks.shared.command import RESULTS
 from benchmarks.shared.records import Records
+from riemann_optax.examples.train import chooser
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -29,11 +30,14 @@ def main(arguments: list[str]) -> None:
     found = suite.load(options.results / "time_to_target")
     say = Console(highlight=False).print
     if options.results == RESULTS:  # the pages show the committed records, never those of a trial
-        known = site.tables(found, list(Records(RESULTS / "continual.jsonl")), RESULTS)
+        entries = list(Records(RESULTS / "continual.jsonl"))
+        packaged.write(packaged.table(found.complete, entries, RESULTS), chooser.TABLE)
+        chooser.packaged.cache_clear()
+        known = site.tables(found, entries, RESULTS)
         for page in site.PAGES:
             page.write_text(site.filled(page.read_text(), known))
         readme_picture.draw(RESULTS / "figure1.json", RESULTS / readme_picture.NAME)
-        say(f"wrote README's picture and the tables of {len(site.PAGES)} pages")
+        say(f"wrote README's picture, the tables of {len(site.PAGES)} pages and the trainer's own")
     if options.tables:
         return
     for name, draw in pictures.PICTURES.items():
