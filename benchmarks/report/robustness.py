@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.robustness.disturbances import PANELS, PEACE
+from benchmarks.robustness.disturbances import CALM, PANELS
 from benchmarks.robustness.runs import ADAMW, DROP_IN, FREE, METHODS, Laboratory
 from benchmarks.robustness.summary import Rows, rows, table_rows
 from benchmarks.shared.markdown import table
@@ -35,7 +35,7 @@ def counted(found: Rows, ours: str, peer: str) -> tuple[int, int]:
         for key, panel in PANELS.items()
         if peer in found[key]
         for level, conditions in panel.levels.items()
-        if conditions != PEACE
+        if conditions != CALM
     ]
     return sum(bool(mine < theirs) for mine, theirs in pairs), len(pairs)
 

@@ -1,1 +1,1 @@
-"""What happens to a rate chosen in peace when the batch, the labels, a number format or the plan changes."""
+"""A rate is chosen undisturbed; then the batch, the labels, the number format or the plan changes."""

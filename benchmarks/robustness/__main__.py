@@ -1,4 +1,4 @@
-"""Tune the rate in peace, then change one thing at a time and keep the rate."""
+"""Tune the rate undisturbed, then change one thing at a time and keep the rate."""
 
 import argparse
 import sys
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     draw(options.out / f"{name}.png", found)
     headings, lines = table_rows(found)
     console = wide_console(160)
-    console.print(terminal.table("Held-out loss at the rate chosen in peace", headings, lines))
+    console.print(terminal.table("Held-out loss at the rate chosen undisturbed", headings, lines))
     console.print(
         "In brackets: the loss at the rate tuned anew; octaves of rates within 1.2 of the least loss."
     )

@@ -48,36 +48,38 @@ class Panel(NamedTuple):
     levels: Mapping[str, Conditions]
 
 
-PEACE = Conditions()
+CALM = Conditions()
 PANELS = {
     "batch": Panel(
-        "Other batches", "examples per step", {f"{n:,}": PEACE._replace(batch=n) for n in (8, 64, 512, 4096)}
+        "Other batches",
+        "examples per step",
+        {f"{n:,}": CALM._replace(batch=n) for n in (8, 64, 512, 4096)},
     ),
     "labels": Panel(
         "Wrong labels",
-        "share of labels drawn at random",
-        {f"{100 * share:.0f}%": PEACE._replace(wrong_labels=share) for share in (0.0, 0.1, 0.2, 0.4)},
+        "share drawn at random",
+        {f"{100 * share:.0f}%": CALM._replace(wrong_labels=share) for share in (0.0, 0.1, 0.2, 0.4)},
     ),
     "shock": Panel(
         "One bad batch",
         "factor of its inputs",
-        {f"{factor:g}": PEACE._replace(shock=factor) for factor in (1.0, 10.0, 100.0, 1000.0)},
+        {f"{factor:g}": CALM._replace(shock=factor) for factor in (1.0, 10.0, 100.0, 1000.0)},
     ),
     "dtype": Panel(
         "Half precision",
         "weights and gradients",
-        {name: PEACE._replace(dtype=name) for name in ("float32", "bfloat16")},
+        {name: CALM._replace(dtype=name) for name in ("float32", "bfloat16")},
     ),
     "length": Panel(
         "Longer than planned",
         "steps / planned",
         {
-            "300 / 300": PEACE,
-            "600 / 300": PEACE._replace(steps=600),
-            "600 / 600": PEACE._replace(steps=600, planned=600),
+            "300 / 300": CALM,
+            "600 / 300": CALM._replace(steps=600),
+            "600 / 600": CALM._replace(steps=600, planned=600),
         },
     ),
-    "b1": Panel("Momentum", "b1", {f"{b1:g}": PEACE._replace(b1=b1) for b1 in (0.8, 0.9, 0.95)}),
-    "b2": Panel("Memory", "b2", {f"{b2:g}": PEACE._replace(b2=b2) for b2 in (0.9, 0.97, 0.99, 0.999)}),
-    "alpha": Panel("Strength", "alpha", {f"{a:g}": PEACE._replace(alpha=a) for a in (10.0, 100.0, 1000.0)}),
+    "b1": Panel("Momentum", "b1", {f"{b1:g}": CALM._replace(b1=b1) for b1 in (0.8, 0.9, 0.95)}),
+    "b2": Panel("Memory", "b2", {f"{b2:g}": CALM._replace(b2=b2) for b2 in (0.9, 0.97, 0.99, 0.999)}),
+    "alpha": Panel("Strength", "alpha", {f"{a:g}": CALM._replace(alpha=a) for a in (10.0, 100.0, 1000.0)}),
 }

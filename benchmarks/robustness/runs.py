@@ -11,7 +11,7 @@ import optax
 from sklearn.datasets import load_digits
 
 import riemann_optax as ro
-from benchmarks.robustness.disturbances import PEACE, Conditions
+from benchmarks.robustness.disturbances import CALM, Conditions
 from benchmarks.shared.experiment import Size
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.methods import Method, averaged
@@ -113,7 +113,7 @@ class Laboratory:
 
     def losses(self, name: str, conditions: Conditions) -> tuple[np.ndarray, np.ndarray]:
         """Return the held-out losses at the end, (rates, seeds), on the tuning seeds and on fresh ones."""
-        shorter = self._size.length.get("steps", PEACE.steps) / PEACE.steps
+        shorter = self._size.length.get("steps", CALM.steps) / CALM.steps
         conditions = conditions._replace(
             steps=round(shorter * conditions.steps), planned=round(shorter * conditions.planned)
         )
@@ -127,8 +127,8 @@ class Laboratory:
         }
 
         def make() -> dict[str, Any]:
-            changed = {n: v for n, v in conditions._asdict().items() if v != getattr(PEACE, n)}
-            self._progress(f"{name}, {changed or 'in peace'}")
+            changed = {n: v for n, v in conditions._asdict().items() if v != getattr(CALM, n)}
+            self._progress(f"{name}, {changed or 'undisturbed'}")
             return {"loss": run(name, conditions, [2.0**k for k in EXPONENTS], seeds)}
 
         found = np.array(self._records.get(key, make)["loss"], float)  # None, which did not stay finite: NaN

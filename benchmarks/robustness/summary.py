@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.robustness.disturbances import PANELS, PEACE, Conditions
+from benchmarks.robustness.disturbances import CALM, PANELS, Conditions
 from benchmarks.robustness.runs import EXPONENTS, METHODS, Laboratory, makes
 from benchmarks.shared.statistics import standard_error
 
@@ -16,7 +16,7 @@ class Row(NamedTuple):
     """An optimiser under one disturbance.
 
     Attributes:
-      rate: chosen in peace, on the tuning seeds.
+      rate: chosen undisturbed, on the tuning seeds.
       loss: at that rate, mean over the fresh seeds; infinite where any run diverged.
       error: its standard error.
       retuned: loss at the rate that the tuning seeds choose under the disturbance itself.
@@ -36,9 +36,9 @@ Rows = dict[str, dict[str, dict[str, Row]]]
 
 def row(laboratory: Laboratory, name: str, conditions: Conditions) -> Row:
     """Return what the runs of an optimiser come to."""
-    in_peace, _ = laboratory.losses(name, PEACE)
+    undisturbed, _ = laboratory.losses(name, CALM)
     tuning, fresh = laboratory.losses(name, conditions)
-    chosen, again = int(in_peace.mean(1).argmin()), int(tuning.mean(1).argmin())
+    chosen, again = int(undisturbed.mean(1).argmin()), int(tuning.mean(1).argmin())
     means = fresh.mean(1)
     near = np.flatnonzero(means <= NEAR * means.min())
     return Row(

@@ -31,7 +31,7 @@ def test_disturbances_are_counted_and_a_missing_run_is_not_made(tmp_path, monkey
     # Undisturbed levels stand in each panel once; the last panel has alpha, which AdamW lacks. Ours loses
     # under 3 shares of wrong labels and the largest shock.
     levels = [c for key, panel in PANELS.items() if key != "alpha" for c in panel.levels.values()]
-    disturbed = sum(c != robustness.PEACE for c in levels)
+    disturbed = sum(c != robustness.CALM for c in levels)
     assert robustness.counted(found, runs.DROP_IN, runs.ADAMW) == (disturbed - 4, disturbed)
     assert f"the smaller loss under {disturbed - 4} of {disturbed}" in robustness.sentence(found)
     line = next(line for line in robustness.chapter(found).splitlines() if "| 40% |" in line)

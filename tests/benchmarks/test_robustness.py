@@ -8,11 +8,11 @@ import pytest
 
 from benchmarks.robustness import __main__ as command
 from benchmarks.robustness import runs, summary
-from benchmarks.robustness.disturbances import PANELS, PEACE
+from benchmarks.robustness.disturbances import CALM, PANELS
 from benchmarks.shared.records import Records
 from riemann_optax.examples.schedule import warmup_cosine
 
-SHORT = PEACE._replace(batch=4, steps=6, planned=6)
+SHORT = CALM._replace(batch=4, steps=6, planned=6)
 
 
 def by_hand(conditions, rate, seed):
@@ -53,19 +53,19 @@ def test_half_precision_is_that_of_the_weights():
 
 
 class Given:
-    """Losses of two rates in peace and under one disturbance."""
+    """Losses of two rates undisturbed and under one disturbance."""
 
     def losses(self, name, conditions):
-        peace = np.array([[1.0, 3.0], [3.0, 3.0], [4.0, 4.0]]), np.array([[2.0, 2.2], [2.4, 2.4], [9.0, 9.0]])
+        calm = np.array([[1.0, 3.0], [3.0, 3.0], [4.0, 4.0]]), np.array([[2.0, 2.2], [2.4, 2.4], [9.0, 9.0]])
         shock = np.array([[5.0, 5.0], [2.0, 2.0], [3.0, 3.0]]), np.array([[6.0, 8.0], [2.0, 2.0], [2.2, 2.4]])
-        return peace if conditions == PEACE else shock
+        return calm if conditions == CALM else shock
 
 
-def test_the_rate_is_chosen_in_peace_and_kept(monkeypatch):
+def test_the_rate_is_chosen_undisturbed_and_kept(monkeypatch):
     monkeypatch.setattr(summary, "EXPONENTS", (-3, -2, -1))
-    row = summary.row(Given(), runs.ADAMW, PEACE._replace(shock=10.0))
+    row = summary.row(Given(), runs.ADAMW, CALM._replace(shock=10.0))
     assert (row.rate, row.loss, row.error, row.retuned, row.octaves) == (0.125, 7.0, 1.0, 2.0, 1)
-    calm = summary.row(Given(), runs.ADAMW, PEACE)
+    calm = summary.row(Given(), runs.ADAMW, CALM)
     assert (calm.loss, calm.retuned, calm.octaves) == (2.1, 2.1, 1)
 
 
