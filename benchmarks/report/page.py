@@ -116,6 +116,24 @@ def aliases_table(suite: Suite) -> str:
     return table([*headings, "`ro.starting_rate`", "steps, far", "misses"], rows)
 
 
+def rate_only_table(suite: Suite) -> str:
+    """Lay out what has nothing but its rate tuned beside AdamW with all tuned, the fewest steps first."""
+    shown = {name: f"`ro.{name}`" for name in ALIASES} | {TUNED_ADAMW: "AdamW, its betas tuned too"}
+    names = [name for name in (*RATE_ONLY, TUNED_ADAMW) if name in suite.everywhere("far")]
+    rows = [
+        [
+            shown.get(name, name),
+            number(suite.ratio("far", name, TUNED_ADAMW, MISS)),
+            str(len(suite.misses("far", name))),
+            f"{4 * state_of(suite, name):.1f}",
+        ]
+        for name in sorted(names, key=lambda name: suite.ratio("far", name, TUNED_ADAMW, MISS))
+    ]
+    return table(
+        ["optimiser", f"steps, mean of {len(suite.tasks)} tasks", "misses", "state, bytes per weight"], rows
+    )
+
+
 def tuned(name: str) -> str:
     """Name what was tuned: the rate, and what has several values among the points that were tried.
 
