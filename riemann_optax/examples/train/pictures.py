@@ -47,7 +47,8 @@ def _columns(rows: list[dict[str, Any]], *names: str) -> tuple[np.ndarray, ...]:
 
 def _styled() -> ContextDecorator:
     """Return the context, which is a decorator too, in which pictures are drawn."""
-    return mpl.rc_context(dict(plot.STYLE))
+    settings: Any = dict(plot.STYLE)  # its type has all names of settings, which differ between releases
+    return mpl.rc_context(settings)
 
 
 def _lines(text: str) -> str:
