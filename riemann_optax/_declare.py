@@ -6,6 +6,7 @@ wrapper, of Optax or of a user, because each calls what it wraps.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Self, TypeVar
@@ -137,8 +138,12 @@ def _reporting_init(init: Callable[..., Any], declaration: Declaration) -> Calla
 
 
 def _reporting_update(update: Callable[..., Any], declaration: Declaration) -> Callable[..., Any]:
+    demanded = _demanded(update, declaration.needs)
+
     @functools.wraps(update)
     def reporting(*args: Any, **kwargs: Any) -> Any:
+        for name in demanded:
+            required(declaration.name, name, kwargs.get(name))
         listener = _evaluated.get()
         if listener is None:
             return update(*args, **kwargs)
@@ -148,6 +153,16 @@ def _reporting_update(update: Callable[..., Any], declaration: Declaration) -> C
 
     reporting.declaration = declaration  # type: ignore[attr-defined]
     return reporting
+
+
+def _demanded(update: Callable[..., Any], needs: Iterable[str]) -> list[str]:
+    """Return the needs without which Python itself would not call ``update``."""
+    try:
+        parameters = inspect.signature(update).parameters.values()
+    except (TypeError, ValueError):  # a callable that does not tell
+        return []
+    wanted = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
+    return [name for name in wanted if name in needs]
 
 
 def _listened(variable: ContextVar[Any], call: Callable[[], T]) -> tuple[T, list[Any]]:

@@ -30,6 +30,7 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
     Raises:
       ValueError: where the parameters lie on different meshes, or a leaf has a sharding that is neither a
         ``NamedSharding`` nor of one device.
+      TypeError: inside of ``jit`` or ``vmap``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
@@ -42,6 +43,7 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
       >>> print(tuple(optax.tree.get(state, "trace").sharding.spec))
       ('x', None)
     """
+    _check_concrete(params)
     mesh = _common_mesh(params)
     if mesh is None:
         leaves = jax.tree.leaves(params)
@@ -83,6 +85,15 @@ def init(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptSta
       >>> state = ro.sharding.init(ro.riemannian_sgd(0.1), {"w": jnp.zeros(3)})
     """
     return jax.device_put(tx.init(params), state_shardings(tx, params))
+
+
+def _check_concrete(params: optax.Params) -> None:
+    """Raise ``TypeError`` inside of a transformation, where arrays do not tell where they lie."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        raise TypeError(
+            "params: inside of jit or vmap JAX does not tell where arrays lie: call this outside, and give "
+            "what it returns to the compiled function."
+        )
 
 
 def _common_mesh(params: optax.Params) -> Mesh | AbstractMesh | None:

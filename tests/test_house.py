@@ -42,7 +42,7 @@ ORDER = {
     "inspect": ("recording", "live", "_evaluate", "describe"),
     "supply": (
         *("program", "taps", "calls", "flax_nnx", "flax_linen", "haiku_modules", "equinox_modules"),
-        *("functional", "making", "step"),
+        *("checking", "functional", "making", "step"),
     ),
     "checkpoint": ("saving", "matching", "growing", "transplanting"),
     "testing": ("field", "_needs", "_sharded", "phi", "examples"),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.report import compose, details, pictures, redrawn, sentences, site, suite
+from benchmarks.report import compose, details, packaged, pictures, redrawn, sentences, site, suite
 from benchmarks.shared.command import RESULTS
 from benchmarks.shared.records import Records
+from riemann_optax.examples.train import chooser
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -29,13 +30,19 @@ def main(arguments: list[str]) -> None:
     found = suite.load(options.results / "time_to_target")
     say = Console(highlight=False).print
     if options.results == RESULTS:  # the pages show the committed records, never those of a trial
-        known = site.tables(found, list(Records(RESULTS / "continual.jsonl")), RESULTS)
+        entries = list(Records(RESULTS / "continual.jsonl"))
+        packaged.write(packaged.table(found.complete, entries, RESULTS), chooser.TABLE)
+        chooser.packaged.cache_clear()
+        known = site.tables(found, entries, RESULTS)
         for page in site.PAGES:
             page.write_text(site.filled(page.read_text(), known))
         texts = sentences.fill(RESULTS)
         for path, text in texts.items():
             path.write_text(text)
-        say(f"wrote the tables of {len(site.PAGES)} pages and the sentences of {len(texts)} files")
+        say(
+            f"wrote the tables of {len(site.PAGES)} pages and the trainer's own, and the sentences of "
+            f"{len(texts)} files"
+        )
     if options.tables:
         return
     if options.results == RESULTS:

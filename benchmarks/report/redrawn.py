@@ -15,8 +15,9 @@ from benchmarks.eigenbasis import report as eigenbasis
 from benchmarks.figure1 import picture as figure1
 from benchmarks.figure1.recorded import recorded_paths
 from benchmarks.figure1.surfaces import paper_surfaces
-from benchmarks.report import readme_picture
+from benchmarks.report import readme_picture, robustness
 from benchmarks.report.drop_in import recorded
+from benchmarks.robustness import picture as robustness_picture
 from benchmarks.shared.records import Records
 from benchmarks.step_cost import report as step_cost
 
@@ -58,11 +59,19 @@ def draw_step_cost(results: Path, path: Path) -> None:
     step_cost.draw(record["costs"], record["device"], path)
 
 
+def draw_robustness(results: Path, path: Path) -> None:
+    """Draw the disturbances, where all of them are recorded."""
+    found = robustness.recorded(results / "robustness.jsonl")
+    if found:
+        robustness_picture.draw(path, found)
+
+
 PICTURES: dict[str, Callable[[Path, Path], None]] = {
     "figure1.png": draw_figure1,
     "geometry.png": draw_geometry,
     "drop_in.png": draw_drop_in,
     "language_model.png": draw_language_model,
     "step_cost.png": draw_step_cost,
+    "robustness.png": draw_robustness,
     readme_picture.NAME: lambda results, path: readme_picture.draw(results / "figure1.json", path),
 }

@@ -268,10 +268,11 @@ def chooser_table() -> str:
             entry.reads,
             f"{entry.state:g}",
             "" if entry.time is None else number(entry.time),
+            entry.seen,
         ]
         for entry in chooser.entries()
     ]
-    return table(["you say", "phi", "it reads", "state per weight", "step / AdamW's"], lines)
+    return table(["you say", "phi", "it reads", "state per weight", "step / AdamW's", "seen"], lines)
 
 
 def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Callable[[], str]]:

@@ -99,7 +99,8 @@ def transplant(
     Raises:
       ValueError: if the match is not unique, if ``places`` or ``anew`` names a missing path, or if an array
         cannot be grown exactly. Messages name the paths.
-      TypeError: if ``state`` has no named tuples, for example after a restore without a target.
+      TypeError: if ``state`` has no named tuples, for example after a restore without a target, or no values;
+        inside of ``jit`` or ``vmap``.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -119,6 +120,7 @@ def transplant(
     if params is None:
         raise ValueError("params must be the parameters of tx, got None: give their values or their shapes.")
     old_tree = _wide(getattr(state, "opt_state", state))
+    _check_concrete(old_tree, params)
     fresh = sharding.init(tx, params)
     if _has_states(fresh) and not _has_states(old_tree):
         raise TypeError(
@@ -148,6 +150,21 @@ def transplant(
         tuple(path for path in dropped if path not in used),
     )
     return _narrow(result, fresh, getattr(state, "opt_state", state), report), report
+
+
+def _check_concrete(state: Any, params: Any) -> None:
+    """Raise ``TypeError`` where there are no values to keep."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, params))):
+        raise TypeError(
+            "transplant: called inside of jit or vmap, where arrays do not tell their values and where they "
+            "lie: call it between two steps, outside."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"transplant: state is abstract at {jax.tree_util.keystr(path)} and has no value to keep: "
+                "restore the state of the run first."
+            )
 
 
 class _Surgery:

@@ -10,7 +10,12 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax.eigenbasis import InEigenbasisState
-from riemann_optax.inspect.recording import RecordMetricState, TrackEnergyState, metric_statistics
+from riemann_optax.inspect.recording import (
+    RecordMetricState,
+    TrackEnergyState,
+    check_readable,
+    metric_statistics,
+)
 
 
 def metric_scalars(
@@ -21,6 +26,7 @@ def metric_scalars(
     *,
     quantiles: Sequence[float] = (),
     rigid_above: float = 2.0,
+    update_every: int | None = None,
 ) -> dict[str, float]:
     """Return what the recorders in an optimiser's state know, as a flat dictionary of Python numbers.
 
@@ -45,18 +51,23 @@ def metric_scalars(
       quantiles: the levels that ``record_metric(quantiles)`` was made with, which its state does not hold;
         with them, the share of rigid weights is given.
       rigid_above: the ``E`` above which a weight is rigid; at 2 it takes less than half of a Euclidean step.
+      update_every: the steps between two refreshes that ``in_eigenbasis(update_every=...)`` was made with,
+        which its state does not hold; with it, the refreshes of a basis are given.
 
     Returns:
       ``E_min/LEAF``, ``E_mean/LEAF``, ``E_max/LEAF``, and likewise ``rate`` for the effective rate ``1/E``;
       ``rigid/LEAF``, the share of rigid weights; ``energy/modification`` and ``energy/maintenance``;
       ``bad_steps`` and ``bad_steps_in_a_row``, skipped by ``skip_nonfinite`` or ``optax.apply_if_finite``;
       ``eigenbasis/updates`` and ``eigenbasis/kept_bases`` of ``in_eigenbasis``, how often a basis was due and
-      none was found; ``hyperparams/NAME`` of ``optax.inject_hyperparams``, and of several with one name
-      ``hyperparams/LABEL/NAME`` with the label of ``optax.partition``, or with their number.
+      none was found; ``eigenbasis/refreshes``, how often a refresh of each basis was due (they take turns, so
+      of some it was once more; with ``tau`` one that has not turned stays as it is); ``hyperparams/NAME`` of
+      ``optax.inject_hyperparams``, and of several with one name ``hyperparams/LABEL/NAME`` with the label of
+      ``optax.partition``, or with their number.
 
     Raises:
-      ValueError: where the state holds none of these, a level is outside [0, 1], or a record has another
-        number of quantiles.
+      ValueError: where the state holds none of these, or is that of several runs under ``jax.vmap``; a level
+        is outside [0, 1], or a record has another number of quantiles.
+      TypeError: inside of ``jit``, for an abstract state, or for a transformation in the place of its state.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -75,8 +86,15 @@ def metric_scalars(
     if not isinstance(quantiles, Sequence) or not all(0 <= level <= 1 for level in quantiles):
         raise ValueError(f"quantiles must be levels in [0, 1], such as (0.5, 0.9), got {quantiles!r}.")
     _check.check_number("rigid_above", rigid_above)
+    if update_every is not None:
+        _check.check_count("update_every", update_every)
+    if isinstance(state, optax.GradientTransformation):
+        raise TypeError("metric_scalars: state is the transformation: pass the state that update returns.")
+    if params is None:
+        raise TypeError("metric_scalars: params must be the parameters, got None: they name the leaves.")
     state = _tree.bare(getattr(state, "opt_state", state))
     params = _tree.bare(params)
+    _check_values(state)
     scalars: dict[str, float] = {}
     if _tree.find_states(state, RecordMetricState):
         scalars |= _of_leaves(metric_statistics(state, params), params, groups, quantiles, rigid_above)
@@ -90,6 +108,10 @@ def metric_scalars(
     if turned:
         scalars["eigenbasis/updates"] = float(max(int(one.count) for one in turned))
         scalars["eigenbasis/kept_bases"] = float(sum(int(one.kept_bases) for one in turned))
+        if update_every is not None:
+            # The first update finds the bases; of any update_every steps after it each basis has one.
+            last = max(int(scalars["eigenbasis/updates"]) - 1, 0)
+            scalars["eigenbasis/refreshes"] = float(last // update_every)
     scalars |= _hyperparams(state)
     if not scalars:
         raise ValueError(
@@ -97,6 +119,18 @@ def metric_scalars(
             "(record=True of the aliases) or track_energy() last."
         )
     return {prefix + name: value for name, value in scalars.items()}
+
+
+def _check_values(state: Any) -> None:
+    """Raise an error where the state is of several runs, or there are no values in it."""
+    one_per_leaf = [record.metric_mean for record in _tree.find_states(state, RecordMetricState)]
+    scalars = [energy.modification for energy in _tree.find_states(state, TrackEnergyState)]
+    scalars += [guard.total_notfinite for guard in _tree.find_states(state, optax.ApplyIfFiniteState)]
+    scalars += [turned.count for turned in _tree.find_states(state, InEigenbasisState)]
+    scalars += [made.count for made in _tree.find_states(state, optax.InjectStatefulHyperparamsState)]
+    for arrays, ndim in ((one_per_leaf, 1), (scalars, 0)):
+        for array in arrays:
+            check_readable("metric_scalars", array, ndim)
 
 
 def _hyperparams(state: Any) -> dict[str, float]:

@@ -142,7 +142,9 @@ def metric_statistics(state: optax.OptState, params: optax.Params) -> dict[str, 
       leaves that no record has.
 
     Raises:
-      ValueError: where there is no such state, one of other parameters, or two of the same leaf.
+      ValueError: where there is no such state, one of other parameters, two of the same leaf, or the state of
+        several runs under ``jax.vmap``.
+      TypeError: inside of ``jit``, or for an abstract state.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -151,12 +153,15 @@ def metric_statistics(state: optax.OptState, params: optax.Params) -> dict[str, 
       >>> print(list(ro.metric_statistics(tx.init(params), params)))
       ["['w']"]
     """
-    records = jax.device_get(_tree.find_states(_tree.bare(state), RecordMetricState))
-    if not records:
+    found_records = _tree.find_states(_tree.bare(state), RecordMetricState)
+    if not found_records:
         raise ValueError(
             "metric_statistics: the state holds no record of a metric: put record_metric() between the "
             "stages."
         )
+    for record in found_records:
+        check_readable("metric_statistics", record.metric_mean, ndim=1)
+    records = jax.device_get(found_records)
     names = _names_by_id(params)
     found: dict[str, dict[str, Any]] = {}
     for record in records:
@@ -177,6 +182,28 @@ def metric_statistics(state: optax.OptState, params: optax.Params) -> dict[str, 
             if len(record.metric_quantiles):
                 found[name]["metric_quantiles"] = record.metric_quantiles[index].tolist()
     return {name: found[name] for name in names.values() if name in found}
+
+
+def check_readable(name: str, array: Any, ndim: int = 0) -> None:
+    """Raise an error unless an array of a state holds values, of one run.
+
+    Args:
+      name: of the function that reads them.
+      array: of the state.
+      ndim: the number of axes that it has in the state of one run.
+    """
+    if isinstance(array, jax.core.Tracer):
+        raise TypeError(
+            f"{name} makes Python numbers, and inside of jit or vmap there are none: return the state from "
+            "the compiled step, and read it then."
+        )
+    if isinstance(array, jax.ShapeDtypeStruct):
+        raise TypeError(f"{name}: the state is abstract, and there are no values to read: pass one of a run.")
+    if jnp.ndim(array) > ndim:
+        raise ValueError(
+            f"{name}: the state is that of {jnp.shape(array)[0]} runs at once, as jax.vmap makes it: read "
+            "one of them, jax.tree.map(lambda x: x[0], (state, params))."
+        )
 
 
 def _names_by_id(params: optax.Params) -> dict[tuple[int, ...], str]:

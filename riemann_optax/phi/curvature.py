@@ -10,6 +10,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Phi, required
 from riemann_optax._state_fields import declare_fields
+from riemann_optax.boundary import masked_like
 from riemann_optax.phi import _state
 
 
@@ -106,7 +107,9 @@ def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtyp
         del extra_args
         params = _check.require_params(params, "secant_curvature")
         before = (
-            state.previous_gradients if gradients_at_previous_params is None else gradients_at_previous_params
+            state.previous_gradients
+            if gradients_at_previous_params is None
+            else masked_like(gradients_at_previous_params, updates)
         )
         dw = _state.applied_change(params, state.previous_params, state.count)
         dg = _state.applied_change(updates, before, state.count)

@@ -13,6 +13,7 @@ from riemann_optax import _check, _tree
 from riemann_optax._declare import Phi, required
 from riemann_optax._state_fields import declare_fields
 from riemann_optax._tree import inner
+from riemann_optax.boundary import masked_like
 from riemann_optax.phi import _state
 
 # E = (s0 / s)**2 stays between 1e-4 and 1e12: above, 1 + phi would round to 0 in float32.
@@ -227,7 +228,8 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
       samples: how many, at least 1. Published default 10.
 
     Returns:
-      ``(perturbed_params, perturbations)``: trees like ``params`` with a leading axis of ``samples``. The
+      ``(perturbed_params, perturbations)``: trees like ``params`` with a leading axis of ``samples``, without
+      what ``optax.masked`` or ``optax.partition`` hide from this phi. The
       perturbed parameters have the dtype of the parameters, the perturbations that of ``s``.
 
     Raises:
@@ -252,10 +254,14 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
             "the phi, or of the part of the optimiser that holds it."
         )
     # Leaf by leaf: in a Flax optimiser the state's leaves are wrapped, and the parameters are not.
+    params = masked_like(params, _tree.bare(states[0].deviation))
     leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     deviations = jax.tree.leaves(states[0].deviation)
     if [jnp.shape(leaf) for leaf in leaves] != [jnp.shape(s) for s in deviations]:
-        raise ValueError("params differ from the parameters of state: pass those that this phi sees.")
+        raise ValueError(
+            "params differ from the parameters of state: pass those that this phi sees; of a Flax NNX module "
+            "give value_and_grad the same wrt as nnx.Optimizer."
+        )
     (key,), (count,) = jax.tree.leaves(states[0].key), jax.tree.leaves(states[0].count)
     keys = jax.random.split(jax.random.fold_in(key, count), max(len(leaves), 1))
 
@@ -310,6 +316,9 @@ def _variational(
         **extra_args: Any,
     ) -> tuple[optax.Updates, VariationalState]:
         del params, extra_args
+        if perturbed_gradients is not None and perturbations is not None:
+            perturbed_gradients = masked_like(perturbed_gradients, updates)
+            perturbations = masked_like(perturbations, updates)
         _check_samples(name, updates, perturbed_gradients=perturbed_gradients, perturbations=perturbations)
 
         def step(gradient: jax.Array, s: jax.Array, g: jax.Array, eps: jax.Array) -> jax.Array:

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 
 from riemann_optax import _tree
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
+from riemann_optax.boundary import completed, has_masked
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.phi import SecantCurvatureState, VariationalState, draw_perturbations
 from riemann_optax.supply import taps
-from riemann_optax.supply.calls import Statistics, single_examples
+from riemann_optax.supply.calls import Statistics, is_watched, single_examples
+from riemann_optax.supply.checking import check_call, check_result
 from riemann_optax.supply.functional import intercepting
 
 
@@ -37,6 +39,7 @@ class Evaluation(NamedTuple):
       key: of its random numbers; None where it takes none.
       state: that of the optimiser; None where it was not given.
       options: see there.
+      transformations: whose needs are met.
     """
 
     loss_fn: Callable[..., Any]
@@ -46,6 +49,14 @@ class Evaluation(NamedTuple):
     key: Any
     state: Any
     options: Options
+    transformations: tuple[Any, ...] = ()
+
+    def is_partitioned(self) -> bool:
+        """Return whether ``optax.partition`` or ``optax.masked`` keep a weight from a transformation."""
+        params = self.model.params
+        return any(
+            has_masked(jax.eval_shape(lambda p, tx=tx: tx.init(p), params)) for tx in self.transformations
+        )
 
     def loss_and_rest(self, params: Any, batch: Any = None, example: Any = None) -> tuple[Any, Any]:
         """Return the loss at parameters, and what comes of it beside: aux, and the state of the model."""
@@ -54,15 +65,15 @@ class Evaluation(NamedTuple):
         if self.key is not None:
             key = self.key if example is None else jax.random.fold_in(self.key, example)
             keywords["key"] = key
+        loss_fn = not_compiled(self.loss_fn) if is_watched() else self.loss_fn
+        check_call(loss_fn, (None, batch, *self.arguments), keywords)
 
         def loss(model: Any) -> Any:
-            return self.loss_fn(model, batch, *self.arguments, **keywords)
+            return loss_fn(model, batch, *self.arguments, **keywords)
 
         with intercepting():
             result, rest = self.model.evaluate(loss, params, example)
-        if not self.options.has_aux:
-            return result, (None, rest)
-        value, aux = result
+        value, aux = check_result(result, self.options.has_aux)
         return value, (aux, rest)
 
     def loss(self, params: Any, batch: Any = None, example: Any = None) -> Any:
@@ -82,6 +93,11 @@ class Evaluation(NamedTuple):
           ValueError: where arrays of the batch differ in it, or there are none.
         """
         lengths = {leaf.shape[0] for leaf in jax.tree.leaves(self.batch) if jnp.ndim(leaf)}
+        if not lengths:
+            raise ValueError(
+                f"batch: a {type(self.batch).__name__} without arrays, and the number of examples is needed: "
+                "give the step a tree of arrays, with the examples along the first axis of each."
+            )
         if len(lengths) != 1:
             raise ValueError(
                 f"batch: its arrays have first axes of lengths {sorted(lengths)}: examples lie along "
@@ -89,6 +105,13 @@ class Evaluation(NamedTuple):
                 "needs as further arguments of the step."
             )
         return int(lengths.pop())
+
+
+def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what ``jax.jit`` was given: JAX would not run it again to have its layers seen."""
+    while hasattr(function, "lower") and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
 
 
 def as_optax(gradients: Any) -> Any:
@@ -103,7 +126,7 @@ def _gradient(function: Callable[..., Any]) -> Callable[..., Any]:
 def _value_fn(evaluation: Evaluation) -> Callable[..., Any]:
     def value_fn(params: Any, **others: Any) -> Any:
         del others
-        return evaluation.loss(params)
+        return evaluation.loss(completed(params, evaluation.model.params))
 
     # Optax's line searches insist that their objective takes every extra argument, by its name.
     names = [inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
@@ -130,7 +153,10 @@ def outputs_as_functions(evaluation: Evaluation) -> dict[str, Any]:
         watcher.only()
         return value
 
-    return {"outputs_fn": evaluation.outputs, "outputs_loss_fn": outputs_loss_fn}
+    def outputs_fn(weights: Any) -> Any:
+        return evaluation.outputs(completed(weights, params))
+
+    return {"outputs_fn": outputs_fn, "outputs_loss_fn": outputs_loss_fn}
 
 
 def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]) -> Any:
@@ -178,7 +204,10 @@ def perturbed_gradients(evaluation: Evaluation) -> dict[str, Any]:
     else:
         terms = number(evaluation.batch) if callable(number) else number
     # One after the other by default: that many copies of a batch's activations at once may not fit.
-    means = jax.lax.map(_gradient(evaluation.loss), places, batch_size=options.chunk_size)
+    gradient_at = _gradient(evaluation.loss)
+    means = jax.lax.map(
+        lambda place: gradient_at(completed(place, params)), places, batch_size=options.chunk_size
+    )
     summed = jax.tree.map(lambda g: terms * g, means)
     gradient = jax.tree.map(lambda g: g.mean(0), means)
     return {"perturbed_gradients": summed, "perturbations": noise, "grad": gradient}
@@ -188,12 +217,13 @@ def gradients_at_previous_params(evaluation: Evaluation) -> dict[str, Any]:
     """Return the gradient of this batch at the weights of the update before (of the first one: not used)."""
     params = evaluation.model.params
     state = _phi_state(evaluation, "gradients_at_previous_params", SecantCurvatureState)
-    leaves = jax.tree.leaves(state.previous_params)
+    # What optax.partition keeps from this phi is where it is now: the change is that of phi's own weights.
+    leaves = jax.tree.leaves(completed(_tree.bare(state.previous_params), params))
     if [leaf.shape for leaf in leaves] != [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]:
         raise ValueError(
             "gradients_at_previous_params: secant_curvature's state does not have the shapes of the "
-            "parameters: it must see all of them, in its own precision; keep it outside of "
-            "optax.partition and low_precision_state."
+            "parameters: keep it outside of low_precision_state; of a Flax NNX module give value_and_grad "
+            "the same wrt as nnx.Optimizer."
         )
     previous = jax.tree.unflatten(jax.tree.structure(params), leaves)
     return {"gradients_at_previous_params": _gradient(evaluation.loss)(previous)}
@@ -210,7 +240,7 @@ def activities(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _signals(evaluation: Evaluation, signal: taps.Signal) -> Any:
-    return taps.record(signal, evaluation.model.params, evaluation.loss)
+    return taps.record(signal, evaluation.model.params, evaluation.loss, evaluation.is_partitioned)
 
 
 def _phi_state(evaluation: Evaluation, need: str, kind: type[Any]) -> Any:

@@ -1,5 +1,7 @@
 """value_and_grad: from one loss function to the value, the gradient and whatever else an optimiser reads."""
 
+import difflib
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -11,6 +13,7 @@ from riemann_optax._declare import needs_of
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 from riemann_optax.supply import making
 from riemann_optax.supply.calls import Statistics
+from riemann_optax.supply.checking import check_loss_function
 from riemann_optax.supply.functional import functional
 from riemann_optax.supply.making import Evaluation, Options
 
@@ -42,7 +45,8 @@ def value_and_grad(
 
     ``extra`` holds what the phis in ``needs`` declare, and nothing else; with another phi the loop stays as
     it is. A pure function for trees (under ``jit``, ``lax.scan``, on any mesh); the variables of an NNX
-    module (statistics, random numbers) are brought up to date in place, under ``nnx.jit`` as without.
+    module (statistics, random numbers) are brought up to date in place, under ``nnx.jit`` as without. Compile
+    it together with ``tx.update``: some extra arguments are functions, which cannot leave a compiled one.
 
     All evaluations of one step take the same random numbers: those of ``key``, or those in the NNX module. So
     a gradient at other weights (``secant_curvature``, the variational phis), or a product with the Hessian,
@@ -60,8 +64,9 @@ def value_and_grad(
         of each array of the batch; with a random key, ``loss_fn(model, batch, *arguments, key=key)``. The
         model is a Flax NNX module, or any tree: the parameters of Linen or Haiku, an Equinox model. Of a tree
         the floating-point and complex arrays are differentiated, and the gradient of all else is None.
-      needs: the optimiser whose declared needs are met; or names of ``riemann_optax.phi.EXTRA_ARGUMENTS``; or
-        a sequence of both, such as ``(tx, "value")`` for ``optax.polyak_sgd``, whose state does not tell.
+      needs: the optimiser whose declared needs are met, also as an ``nnx.Optimizer`` or ``TrainState``; or
+        names of ``riemann_optax.phi.EXTRA_ARGUMENTS``; or a sequence of both, such as ``(tx, "value")`` for
+        ``optax.polyak_sgd``, whose state does not tell.
       has_aux: whether the loss returns ``(value, aux)``.
       wrt: which variables of an NNX module are trained; None means ``nnx.Param``.
       chunk_size: how many examples, or perturbed copies of the weights, are differentiated at once. None
@@ -84,6 +89,7 @@ def value_and_grad(
     Raises:
       ValueError: for a need that is not in the vocabulary; at the step, where one cannot be met: the message
         says why, and what to do.
+      TypeError: where ``loss_fn`` does not take what the step was given, or does not return one number.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -104,6 +110,7 @@ def value_and_grad(
       1.25 [-0.5 -4. ] ['gradients_at_previous_params']
       inputs: the layers of the only leaf cannot be observed: they ar
     """
+    check_loss_function(loss_fn)
     if chunk_size is not None:
         _check.check_count("chunk_size", chunk_size)
     _check.check_count("samples", samples)
@@ -114,8 +121,9 @@ def value_and_grad(
     def step(
         model: Any, batch: Any, *arguments: Any, state: Any = None, key: Any = None, **passed_on: Any
     ) -> tuple[Any, Any, dict[str, Any]]:
+        _warn_of_misspellings(passed_on)
         parts = functional(model, wrt)
-        evaluation = Evaluation(loss_fn, parts, batch, arguments, key, state, options)
+        evaluation = Evaluation(loss_fn, parts, batch, arguments, key, state, options, tuple(transformations))
         wanted = list(names)
         for transformation in transformations:
             wanted += needs_of(transformation, parts.params)
@@ -150,18 +158,41 @@ def _evaluate(
     return (value, aux), gradients, rest, made
 
 
-def _read_needs(needs: Needs) -> tuple[list[optax.GradientTransformation], list[str]]:
-    if isinstance(needs, optax.GradientTransformation):
-        return [needs], []
+def _read_needs(needs: Any) -> tuple[list[Any], list[str]]:
     transformations, names = [], []
-    for need in [needs] if isinstance(needs, str) else needs:
-        if isinstance(need, optax.GradientTransformation):
-            transformations.append(need)
-        elif need in EXTRA_ARGUMENTS:
-            names.append(need)
-        else:
+    several = isinstance(needs, Iterable) and not isinstance(needs, str) and not _is_optimizer(needs)
+    for need in needs if several else [needs]:
+        found = getattr(need, "tx", need)  # of an nnx.Optimizer or a TrainState
+        if isinstance(found, str) and found in EXTRA_ARGUMENTS:
+            names.append(found)
+        elif _is_optimizer(found):
+            transformations.append(found)
+        elif isinstance(found, str):
             raise ValueError(
                 f"needs must be an optimiser or names of extra arguments, got {need!r}: use "
                 f"{', '.join(EXTRA_ARGUMENTS)}."
             )
+        else:
+            raise TypeError(
+                "needs must be an optimiser, names of extra arguments, or a tuple of both, got a "
+                f"{type(need).__name__}: give the transformation itself, not its state; a function that "
+                "makes one has to be called."
+            )
     return transformations, names
+
+
+def _warn_of_misspellings(passed_on: Iterable[str]) -> None:
+    """Warn of a name that nearly is one of the vocabulary: an optimiser ignores what it does not know."""
+    for name in passed_on:
+        similar = difflib.get_close_matches(name, EXTRA_ARGUMENTS, n=1, cutoff=0.85)
+        if similar and name not in EXTRA_ARGUMENTS:
+            warnings.warn(
+                f"the step passes on an extra argument {name}, which no phi of riemann_optax reads: is it "
+                f"{similar[0]}?",
+                stacklevel=3,
+            )
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Whether this is a transformation, or wraps one, as optax.MultiSteps does."""
+    return all(callable(getattr(value, method, None)) for method in ("init", "update"))

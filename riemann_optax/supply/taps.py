@@ -7,8 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from riemann_optax import _tree
+from riemann_optax._declare import trace_state
 from riemann_optax.supply import program
 
 Signal = Literal["inputs", "activities"]
@@ -24,9 +26,14 @@ class Outputs:
     def __init__(self, given: list[Any] | None = None) -> None:
         self.given = given
         self.found: list[tuple[str, Any]] = []
+        self.trace = trace_state()
+        self.inside = False  # seen where values are of one example, or do not last
 
     def pass_on(self, source: str, value: Any) -> Any:
         """Keep outputs, and return what goes on in their place."""
+        if trace_state() != self.trace:
+            self.inside = True
+            return value
         self.found.append((source, value))
         return value if self.given is None else self.given[0]
 
@@ -39,9 +46,12 @@ class Outputs:
         marked = [value for source, value in self.found if source == "marked"] or [v for _, v in self.found]
         if len(marked) != 1:
             seen = "not seen" if not marked else f"seen {len(marked)} times"
+            if self.inside and not marked:
+                seen = "seen inside of a vmap, jit or loop only"
             raise ValueError(
                 f"the outputs of the model were {seen} in the loss function: mark them in it, outputs = "
-                "riemann_optax.supply.outputs(outputs), once."
+                "riemann_optax.supply.outputs(outputs), once and outside of vmap and jit; outputs of several "
+                "calls together, as a tuple."
             )
         return marked[0]
 
@@ -152,8 +162,13 @@ class Recorder:
         program.mark(name, value)
         marks.append(Mark(name, axes, ndim))
 
-    def collect(self, found: dict[str, tuple[jax.Array, jax.Array]]) -> list[Any]:
+    def collect(
+        self, found: dict[str, tuple[jax.Array, jax.Array]], is_partitioned: Callable[[], bool]
+    ) -> list[Any]:
         """Return the signal of each leaf.
+
+        Where phi does not see all of the weights, what was not observed is left out: phi itself names it, if
+        it needs it.
 
         Raises:
           ValueError: that names the leaves of which nothing was seen.
@@ -164,13 +179,16 @@ class Recorder:
         }
         self.marks = {index: marks for index, marks in self.marks.items() if marks}
         lacking = [index for index in range(len(self.leaves)) if index not in (*self.marks, *self.constant)]
-        if lacking:
+        if lacking and not is_partitioned():
             raise ValueError(_not_observed(self, lacking))
         which = 0 if self.signal == "inputs" else 1
-        return [
-            1.0 if index in self.constant else self._of_leaf(index, found, which)
-            for index in range(len(self.leaves))
-        ]
+
+        def of_leaf(index: int) -> Any:
+            if index in lacking:
+                return optax.MaskedNode()
+            return 1.0 if index in self.constant else self._of_leaf(index, found, which)
+
+        return [of_leaf(index) for index in range(len(self.leaves))]
 
     def _of_leaf(self, index: int, found: dict[str, Any], which: int) -> Any:
         values = []
@@ -199,9 +217,10 @@ def _not_observed(recorder: Recorder, lacking: list[int]) -> str:
     listed = ", ".join(f"{name}{reason}" for name, reason in zip(names, reasons, strict=True))
     return (
         f"{recorder.signal}: the layers of {listed} cannot be observed: they are no layers that "
-        "riemann_optax.supply knows, or were not called. Tell it where they are used in the loss function, "
-        f"riemann_optax.supply.observe(parameter, {recorder.signal}=...), or choose a phi that does not read "
-        f"{recorder.signal}."
+        "riemann_optax.supply knows, were not called, or are called by a function that jax.jit has compiled "
+        "before (call it without jit in the loss; compile the training step). Tell it where they are used in "
+        f"the loss function, riemann_optax.supply.observe(parameter, {recorder.signal}=...), keep it from "
+        f"this phi with optax.partition, or choose a phi that does not read {recorder.signal}."
     )
 
 
@@ -213,7 +232,12 @@ def recording() -> Recorder | None:
     return _recorder.get()
 
 
-def record(signal: Signal, params: Any, evaluate: Callable[[Any], Any]) -> Any:
+def record(
+    signal: Signal,
+    params: Any,
+    evaluate: Callable[[Any], Any],
+    is_partitioned: Callable[[], bool] = lambda: False,
+) -> Any:
     """Return a tree like ``params`` with the signal of each leaf in one evaluation of the loss."""
     recorders: list[Recorder] = []
 
@@ -227,7 +251,7 @@ def record(signal: Signal, params: Any, evaluate: Callable[[Any], Any]) -> Any:
             _recorder.reset(token)
 
     found = program.marked_values(watched, params)
-    return jax.tree.unflatten(jax.tree.structure(params), recorders[0].collect(found))
+    return jax.tree.unflatten(jax.tree.structure(params), recorders[0].collect(found, is_partitioned))
 
 
 def observe(parameter: Any, *, inputs: Any = None, activities: Any = None) -> None:

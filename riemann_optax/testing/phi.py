@@ -43,10 +43,11 @@ def check_phi(
     Tried: ``init`` on arrays, on abstract arrays and under ``optax.tree.map_params``; ``update`` on float32,
     bfloat16 and float16 leaves; structure, shapes, dtypes; a state whose structure, shapes and dtypes stay;
     ``jit`` against eager; ``vmap`` over two members of a population against each alone; a run that goes on
-    from a state that was saved as NumPy arrays; weights spread over all devices that JAX has, beside one
-    device, with the state beside the weights; unknown extra arguments, and those that phi declares to need
-    (with a task boundary at the third update); copies instead of aliases of the parameters; and ``E = 1 +
-    alpha * phi``, which must be positive and finite for ordinary, zero, tiny and huge gradients.
+    from a state that was saved as NumPy arrays; weights spread over all devices that JAX has, on a mesh with
+    Auto axes and on one with Explicit axes, beside one device, with the state beside the weights; unknown
+    extra arguments, and those that phi declares to need (with a task boundary at the third update); copies
+    instead of aliases of the parameters; and ``E = 1 + alpha * phi``, which must be positive and finite for
+    ordinary, zero, tiny and huge gradients.
 
     A CPU counts as several devices after ``jax.config.update("jax_num_cpu_devices", 8)``, to be called before
     anything else of JAX.

@@ -30,11 +30,13 @@ def test_the_record_says_what_was_measured_and_with_what(folder):
 
 
 def test_terminal_and_site_show_it(folder, monkeypatch):
-    monkeypatch.setattr(chooser, "RECORD", folder / "phi_cost.json")
-    ratio = json.loads(chooser.RECORD.read_text())["phis"]["idbd"]["ratio"]
-    assert f"a step takes {ratio:.2g} times AdamW's" in chooser.as_text()
+    made = json.loads((folder / "phi_cost.json").read_text())
+    monkeypatch.setattr(chooser, "packaged", lambda: made)
+    ratio = made["phis"]["idbd"]["ratio"]
+    assert f"a step takes {ratio:.2f} times AdamW's" in chooser.as_text()
+    assert "on a mlp with batches of 8" in chooser.as_text()
     (row,) = [line for line in site.chooser_table().splitlines() if "`idbd`" in line]
-    assert row.endswith(f"| 2 | {ratio:.2f} |")
+    assert row.endswith(f"| 2 | {ratio:.2f} |  |")
 
 
 def test_ratios_are_of_neighbouring_turns(monkeypatch):

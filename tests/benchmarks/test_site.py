@@ -1,11 +1,14 @@
 """README and the site show what the records hold."""
 
+import json
+
 import numpy as np
 import pytest
 
-from benchmarks.report import drop_in, readme_picture, sentences, site, suite
+from benchmarks.report import drop_in, packaged, readme_picture, sentences, site, suite
 from benchmarks.shared.command import RESULTS
 from benchmarks.shared.records import Records
+from riemann_optax.examples.train import chooser
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +21,22 @@ def known():
 @pytest.mark.parametrize("page", site.PAGES, ids=lambda page: page.name)
 def test_tables_are_those_of_the_records(page, known):
     assert site.filled(page.read_text(), known) == page.read_text(), "python -m benchmarks.report --tables"
+
+
+def test_the_table_that_the_trainer_packs_is_that_of_the_records(tmp_path):
+    found = suite.load(RESULTS / "time_to_target")
+    made = packaged.table(found.complete, list(Records(RESULTS / "continual.jsonl")), RESULTS)
+    packaged.write(made, tmp_path / "made.json")
+    assert chooser.TABLE.read_text() == (tmp_path / "made.json").read_text(), (
+        "python -m benchmarks.report --tables"
+    )
+    valley = json.loads((RESULTS / "figure1.json").read_text())["rows"]
+    (steps,) = [
+        row["best"]["steps"]
+        for row in valley
+        if (row["surface"], row["method"], row["role"]) == ("axis-aligned", "secant curvature", "metric")
+    ]
+    assert made["phis"]["secant_curvature"]["seen"].startswith(f"steps in a steep valley: {steps:.0f}, ")
 
 
 def test_every_table_is_shown_and_a_changed_number_is_seen(known):

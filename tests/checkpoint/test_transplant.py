@@ -310,3 +310,14 @@ def test_arguments_of_other_types_are_refused(arguments):
     tx = optax.adam(0.1)
     with pytest.raises(TypeError, match=f"^{next(iter(arguments))} must be"):
         transplant(tx.init(params), params=params, **{"tx": tx, **arguments})
+
+
+def test_a_state_without_values_is_refused():
+    tx, params = optax.sgd(0.1, 0.9), {"w": jnp.ones(3)}
+    state = tx.init(params)
+    with pytest.raises(TypeError, match=r"^transplant: called inside of jit or vmap"):
+        jax.jit(lambda state: ro.checkpoint.transplant(state, tx, params)[0])(state)
+    with pytest.raises(TypeError, match=r"^transplant: state is abstract at \[0\]\.trace\['w'\]"):
+        ro.checkpoint.transplant(jax.eval_shape(tx.init, params), tx, params)
+    with pytest.raises(TypeError, match=r"^params: inside of jit or vmap JAX does not tell where arrays lie"):
+        jax.jit(lambda params: ro.sharding.init(tx, params))(params)

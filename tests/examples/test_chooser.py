@@ -1,5 +1,5 @@
-import json
 import re
+from pathlib import Path
 
 from riemann_optax import phi as phis
 from riemann_optax.examples.train import chooser
@@ -22,12 +22,18 @@ def test_a_phi_of_ones_own_appears_by_itself():
     assert chooser.questions(own)[chooser.OTHERS] == ("own",)
 
 
-def test_the_time_of_a_step_is_shown_where_it_was_measured(tmp_path, monkeypatch):
-    record = tmp_path / "phi_cost.json"
-    monkeypatch.setattr(chooser, "RECORD", record)
-    assert chooser.measured() == {}
-    assert "AdamW's" not in "".join(line for line in chooser.as_text().splitlines() if "reads" in line)
-    record.write_text(json.dumps({"phis": {"surprise": {"ratio": 1.25}}}))
-    (line,) = re.findall(r"  surprise .*\n(.*)", chooser.as_text())
-    assert line.endswith("; 2 values of state per weight; a step takes 1.2 times AdamW's")
+def test_what_was_measured_is_shown_where_it_was(monkeypatch):
+    rows = {"surprise": {"ratio": 1.254, "seen": "a thing"}}
+    monkeypatch.setattr(chooser, "packaged", lambda: {"model": "mlp", "batch_size": 8, "phis": rows})
+    (cost, seen) = re.findall(r"  surprise .*\n(.*)\n(.*)", chooser.as_text())[0]
+    assert cost.endswith("; 2 values of state per weight; a step takes 1.25 times AdamW's")
+    assert seen.strip() == "seen: a thing"
     assert {entry.time for entry in chooser.entries() if entry.name != "surprise"} == {None}
+    assert "timed on a CPU, on a mlp with batches of 8" in chooser.as_text()
+
+
+def test_an_installed_package_has_the_table():
+    """It lies beside the module, and has a step's time for every phi of the trainer."""
+    assert chooser.TABLE.parent == Path(chooser.__file__).parent
+    assert set(chooser.packaged()["phis"]) == set(PHIS)
+    assert all(entry.time for entry in chooser.entries())

@@ -69,6 +69,61 @@ def test_a_basis_that_was_kept_is_counted():
     assert ro.metric_scalars(state, params)["eigenbasis/kept_bases"] >= 1.0
 
 
+@pytest.mark.parametrize("updates", [1, 2, 6, 11])
+def test_refreshes_of_each_basis_are_counted(updates):
+    """The least of the changes that each basis has seen since the first update found it."""
+    tx, params = (
+        ro.in_eigenbasis(optax.trace(0.9), update_every=5),
+        {"w": jnp.ones([4, 3]), "v": jnp.ones([3, 2])},
+    )
+    state, update = tx.init(params), jax.jit(tx.update)
+    changes = np.zeros(4)
+    for number in range(updates):
+        keys = jax.random.split(jax.random.key(number), 2)
+        gradients = {
+            name: jax.random.normal(key, params[name].shape) for key, name in zip(keys, params, strict=True)
+        }
+        before = jax.tree.leaves((state.left_bases, state.right_bases))
+        _, state = update(gradients, state, params)
+        after = jax.tree.leaves((state.left_bases, state.right_bases))
+        changes += [number > 0 and not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+    scalars = ro.metric_scalars(state, params, update_every=5)
+    assert scalars["eigenbasis/refreshes"] == changes.min() == (updates - 1) // 5
+    assert changes.max() <= changes.min() + 1
+    assert "eigenbasis/refreshes" not in ro.metric_scalars(state, params)
+
+
+RECORDERS = {
+    "record": ro.riemannian_sgd(0.1, record=True),
+    "energy": optax.chain(optax.sgd(0.1), ro.track_energy()),
+    "guard": ro.skip_nonfinite(optax.sgd(0.1)),
+    "eigenbasis": ro.in_eigenbasis(optax.trace(0.9)),
+    "injected": optax.inject_hyperparams(optax.sgd)(0.1),
+}
+
+
+@pytest.mark.parametrize("name", RECORDERS)
+def test_a_state_without_the_numbers_of_one_run_is_refused(name):
+    tx, params = RECORDERS[name], {"w": jnp.ones([4, 3, 2])}
+    members = jax.vmap(tx.init)(params)
+    with pytest.raises(
+        ValueError, match=r"the state is that of 4 runs at once, .*: read one of them, jax\.tree"
+    ):
+        ro.metric_scalars(members, params)
+    one = jax.tree.map(lambda x: x[0], (members, params))
+    assert ro.metric_scalars(*one) == ro.metric_scalars(tx.init(one[1]), one[1])
+    with pytest.raises(
+        TypeError, match=r"^metric_scalars makes Python numbers, and inside of jit or vmap there"
+    ):
+        jax.jit(lambda state: ro.metric_scalars(state, one[1]))(one[0])
+    with pytest.raises(TypeError, match=r"^metric_scalars: the state is abstract"):
+        ro.metric_scalars(jax.eval_shape(tx.init, one[1]), one[1])
+    with pytest.raises(TypeError, match=r"^metric_scalars: state is the transformation: pass the state"):
+        ro.metric_scalars(tx, one[1])
+    with pytest.raises(TypeError, match=r"^metric_scalars: params must be the parameters, got None"):
+        ro.metric_scalars(one[0], None)
+
+
 def test_numbers_of_one_name_that_are_injected_twice_are_told_apart():
     def injected(rate):
         return optax.inject_hyperparams(optax.sgd)(rate)

@@ -44,6 +44,11 @@ def on_one_device_only(params):
     return ()
 
 
+def times_its_own_correlation(x):
+    """Where the contracted axis is spread, an Explicit mesh asks for the sharding of the result."""
+    return x @ (x.T @ x) if x.ndim == 2 else x
+
+
 BROKEN = {
     "misplaced": (
         phi(
@@ -62,6 +67,17 @@ BROKEN = {
             init=lambda params: jnp.asarray(float(devices_of(params))),
         ),
         "phi on 8 devices differs from phi on one at leaf",
+    ),
+    "contracts what is spread": (
+        phi(lambda g, s, p=None, **_: (square(jax.tree.map(times_its_own_correlation, g)), s)),
+        r"phi does not survive 8 devices of an Explicit mesh: \w*Error",
+    ),
+    "of another type after an update": (
+        phi(
+            lambda g, s, p=None, **_: (square(g), jnp.sum(jnp.abs(g["matrix"]), axis=1)),
+            init=lambda params: jnp.zeros(params["matrix"].shape[0]),
+        ),
+        r"the state at .* has the type \S* after init and \S*devices\S* after update on an Explicit mesh",
     ),
     "narrow": (
         phi(lambda g, s, p=None, **_: (jax.tree.map(jnp.abs, g), s)),

@@ -49,8 +49,8 @@ COSTS: dict[str, str] = {
 
 OTHERS = "others"
 
-# Of a checkout: what a step takes is measured, see python -m benchmarks.phi_cost.
-RECORD = Path(__file__).parents[3] / "benchmarks" / "results" / "phi_cost.json"
+# What was measured of each phi: written by python -m benchmarks.report --tables, from the records.
+TABLE = Path(__file__).with_name("chooser.json")
 
 
 class Entry(NamedTuple):
@@ -63,6 +63,7 @@ class Entry(NamedTuple):
       reads: what it reads beside the gradient, and what making that costs.
       state: values of state per weight.
       time: of a training step over AdamW's, or None where it has not been measured.
+      seen: what it was seen to do in the report of the benchmarks; empty where they do not have it.
     """
 
     question: str
@@ -71,6 +72,7 @@ class Entry(NamedTuple):
     reads: str
     state: float
     time: float | None
+    seen: str
 
 
 def questions(phis: Mapping[str, Phi] = PHIS) -> dict[str, tuple[str, ...]]:
@@ -110,20 +112,21 @@ def costs(phi: Phi) -> str:
     return "; ".join(f"{need}: {COSTS[need]}" for need in needs) or "nothing but the gradient"
 
 
-def measured() -> dict[str, float]:
-    """Return the time of a training step under each phi over AdamW's, as ``benchmarks.phi_cost`` measured it.
+@functools.cache
+def packaged() -> dict[str, Any]:
+    """Return what was measured: model and batch size of the steps that were timed, and a row for each phi.
 
-    Empty where its record is not there: it lies in the repository, not in the package.
+    Examples:
+      >>> packaged()["model"], packaged()["batch_size"]
+      ('convnet', 32)
     """
-    if not RECORD.exists():
-        return {}
-    record: dict[str, Any] = json.loads(RECORD.read_text())
-    return {name: row["ratio"] for name, row in record["phis"].items()}
+    found: dict[str, Any] = json.loads(TABLE.read_text())
+    return found
 
 
 def entries(phis: Mapping[str, Phi] = PHIS) -> list[Entry]:
     """Return the whole table: a row for each question and phi that answers it."""
-    times = measured()
+    measured = packaged()["phis"]
     return [
         Entry(
             question,
@@ -131,7 +134,8 @@ def entries(phis: Mapping[str, Phi] = PHIS) -> list[Entry]:
             phis[name].summary,
             costs(phis[name]),
             _state_per_weight(phis[name]),
-            times.get(name),
+            measured.get(name, {}).get("ratio"),
+            measured.get(name, {}).get("seen", ""),
         )
         for question, names in questions(phis).items()
         for name in names
@@ -146,7 +150,11 @@ def as_text(phis: Mapping[str, Phi] = PHIS) -> str:
             asked = entry.question
             lines.append(f"{asked}:")
         lines.append(f"  {entry.name:{width}}  {entry.summary}")
-        time = "" if entry.time is None else f"; a step takes {entry.time:.2g} times AdamW's"
+        time = "" if entry.time is None else f"; a step takes {entry.time:.2f} times AdamW's"
         state = f"{entry.state:g} values of state per weight"
         lines.append(f"  {'':{width}}  reads {entry.reads}; {state}{time}")
+        if entry.seen:
+            lines.append(f"  {'':{width}}  seen: {entry.seen}")
+    where = f"a {packaged()['model']} with batches of {packaged()['batch_size']}"
+    lines.append(f"Steps were timed on a CPU, on {where}. What was not seen is not in the report.")
     return "\n".join(lines)

@@ -1,0 +1,75 @@
+"""What a loss function takes and returns, checked in its user's words before JAX differentiates it."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def check_loss_function(loss_fn: Any) -> None:
+    """Raise ``TypeError`` unless this can be called."""
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function loss_fn(model, batch), got {type(loss_fn).__name__}.")
+
+
+def check_call(loss_fn: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """Raise ``TypeError`` unless the loss function takes these arguments."""
+    try:
+        signature = inspect.signature(loss_fn)
+    except (TypeError, ValueError):  # a callable that does not tell
+        return
+    try:
+        signature.bind(*arguments, **keywords)
+    except TypeError as error:
+        remedy = "call step(model, batch, ...) with what it takes after the batch"
+        key = signature.parameters.get("key")
+        if "key" in keywords and key is None:
+            remedy = "add an argument key to it, or give the step none"
+        elif "key" not in keywords and key is not None:
+            remedy = "call step(model, batch, key=jax.random.key(...)), with another key at each step"
+        raise TypeError(
+            f"loss_fn is called with {len(arguments)} arguments{' and a key' if 'key' in keywords else ''}, "
+            f"loss_fn(model, batch, ...), and does not take them ({error}): {remedy}."
+        ) from None
+
+
+def check_result(result: Any, has_aux: bool) -> Any:
+    """Return ``(value, aux)`` of a loss function's result.
+
+    Raises:
+      TypeError: where it is no such result.
+    """
+    aux = None
+    if has_aux:
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            raise TypeError(
+                f"loss_fn must return (value, aux) where has_aux=True, got {_words(result)}: return both, or "
+                "leave has_aux out."
+            )
+        result, aux = result
+    elif isinstance(result, tuple | list):
+        raise TypeError(
+            f"loss_fn must return one number, got {_words(result)}: give value_and_grad has_aux=True where "
+            "it returns (value, aux)."
+        )
+    if not hasattr(result, "dtype") and not isinstance(result, float):
+        raise TypeError(f"loss_fn must return one number, got {_words(result)}: does it end with return?")
+    if jnp.ndim(result):
+        raise TypeError(
+            f"loss_fn must return one number, got {_words(result)}: return the mean over the examples."
+        )
+    if not jnp.issubdtype(jnp.result_type(result), jnp.floating):
+        raise TypeError(
+            f"loss_fn must return a real floating-point number, got {_words(result)}: it cannot be "
+            "differentiated."
+        )
+    return result, aux
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if hasattr(value, "dtype"):
+        return f"an array of shape {jnp.shape(value)} and dtype {value.dtype}"
+    return repr(value) if value is None else f"a {type(value).__name__}"
