@@ -8,6 +8,7 @@ import pytest
 import riemann_optax as ro
 from benchmarks.report import __main__ as command
 from benchmarks.report import claims, compose, continual, details, page, short, suite
+from benchmarks.shared.markdown import number
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target import __main__ as time_to_target
 from benchmarks.time_to_target import tasks
@@ -24,11 +25,13 @@ from benchmarks.time_to_target.methods import (
     NORM_MATCHED,
     OURS,
     PERMUTED,
+    RATE_FREE,
     RATE_ONLY,
     TUNED_ADAMW,
 )
 from benchmarks.time_to_target.runs import Run
 from benchmarks.time_to_target.search import MISS, Search
+from benchmarks.time_to_target.targets import TARGETS
 
 ROOT = Path(command.__file__).parents[1]
 TASKS = ("regression", "saddle", "plateau")
@@ -235,6 +238,19 @@ def test_an_alias_is_judged_with_its_rate_tuned_and_with_nothing_tuned(found):
     assert fixed.note == "nothing tuned"
 
 
+def test_nothing_tuned_is_a_rate_from_the_weights_or_one_of_its_own(found):
+    """Prodigy, of slowness 25, runs at a rate of 1, three octaves from the best one: 8 times slower still."""
+    lines = [line.split(" | ") for line in page.untuned_table(found).splitlines()[2:]]
+    rows = {cells[0].removeprefix("| ").strip("*"): cells[1:] for cells in lines}
+    assert set(rows) == {*RATE_ONLY, *RATE_FREE}
+    fixed = next(claim for claim in claims.of_aliases(found) if f"{DROP_IN} at" in claim.text)
+    assert rows[DROP_IN][1] == number(fixed.value)
+    assert rows["Prodigy"][0] == "its own"
+    # A slowness of 200 misses a target of more than two digits within 400 steps, which costs two budgets.
+    misses = sum(np.log10(1 / TARGETS[task].far) > 2 for task in TASKS)
+    assert int(rows["Prodigy"][2]) == misses > 0
+
+
 def test_tasks_that_not_every_method_has_run_are_left_out_of_the_long_tables(found, monkeypatch):
     rows = dict(found.rows["far"]["saddle"])
     del rows["SGD"], rows[DROP_IN]
@@ -257,4 +273,6 @@ def test_the_recorded_results_are_complete():
         for task, rows in recorded.rows[target].items():
             assert set(rows) >= {*RATE_ONLY, *page.BESIDE}, task
             assert task in later or set(rows) == set(METHODS), task
+        for name in (*RATE_ONLY, *RATE_FREE):
+            assert set(recorded.untuned(target, name)) == set(tasks.TASKS), name
     assert all(isinstance(records, Records) for records in recorded.records.values())
