@@ -16,10 +16,10 @@ Statistics = Literal["refuse", "running"]
 
 
 class Weight(NamedTuple):
-    """A parameter of a layer: which leaf it is (None for none of those trained), and its number of axes."""
+    """A parameter of a layer: which leaf it is (None for none of those trained), and its array there."""
 
     leaf: int | None
-    ndim: int
+    value: Any
 
 
 class Call(NamedTuple):
@@ -58,19 +58,19 @@ def show(call: Call, recorder: Recorder) -> None:
             if call.refused:
                 recorder.refused[weight.leaf] = call.refused
             else:
-                recorder.keep(weight.leaf, call.inputs(), call.input_axes, weight.ndim)
+                recorder.keep(weight.leaf, call.inputs(), call.input_axes, weight.value)
         return
     border(call.received, recorder)
     if call.normalises and id(call.received) in recorder.sent:
         _, before = recorder.sent[id(call.received)]
     else:
         before = []
-    own = [(part.leaf, part.ndim) for part in (weight, bias) if part is not None and part.leaf is not None]
-    for leaf, ndim in before:  # a layer and the normalisation behind it are one layer of neurons
+    own = [(part.leaf, part.value) for part in (weight, bias) if part is not None and part.leaf is not None]
+    for leaf, array in before:  # a layer and the normalisation behind it are one layer of neurons
         recorder.marks[leaf].pop()
-        recorder.keep(leaf, call.sent, call.output_axes, ndim)
-    for leaf, ndim in own:
-        recorder.keep(leaf, call.sent, call.output_axes, ndim)
+        recorder.keep(leaf, call.sent, call.output_axes, array)
+    for leaf, array in own:
+        recorder.keep(leaf, call.sent, call.output_axes, array)
     recorder.sent[id(call.sent)] = call.sent, [*before, *own]
 
 

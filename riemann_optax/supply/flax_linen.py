@@ -82,7 +82,7 @@ def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any, again:
             if value is not None:
                 value = getattr(value, "value", value)  # of a box, such as nn.Partitioned
                 found = recorder.index(value)
-                return Weight(_by_path(recorder, module, name) if found is None else found, value.ndim)
+                return Weight(_by_path(recorder, module, name) if found is None else found, value)
         return None
 
     call = Call(received, sent, weight(*_WEIGHTS), weight("bias"), lambda: received)

@@ -209,7 +209,7 @@ def _call(layer: Any, received: Any, sent: Any, again: Callable[[], Any], statis
 
 
 def _weight(variable: Any) -> Weight:
-    return Weight(variable.get_metadata().get(taps.METADATA), variable[...].ndim)
+    return Weight(variable.get_metadata().get(taps.METADATA), variable[...])
 
 
 @contextmanager
