@@ -12,6 +12,7 @@ import numpy as np
 from riemann_optax.supply import program, taps
 from riemann_optax.supply.taps import Recorder
 
+READS_OUT = "a table that reads out as well, by attend"
 Statistics = Literal["refuse", "running"]
 
 
@@ -56,7 +57,7 @@ def show(call: Call, recorder: Recorder) -> None:
             recorder.constant.add(bias.leaf)
         if weight is not None and weight.leaf is not None:
             if call.refused:
-                recorder.refused[weight.leaf] = call.refused
+                recorder.refuse(weight.leaf, call.refused)
             else:
                 recorder.keep(weight.leaf, call.inputs(), call.input_axes, weight.value)
         return

@@ -157,7 +157,16 @@ def _watched(kind: Any) -> Any:
         calls.show(_call(self, arguments[0], sent, again, before), recorder)
         return sent
 
-    return type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+    def attend(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        recorder = taps.recording()
+        if recorder is not None:
+            recorder.refuse(_weight(self.embedding).leaf, calls.READS_OUT)
+        return kind.attend(self, *arguments, **keywords)
+
+    methods = {"__call__": call, "__module__": kind.__module__}
+    if issubclass(kind, nnx.Embed):
+        methods["attend"] = attend
+    return type(kind)(kind.__name__, (kind,), methods)
 
 
 def _statistics(layer: Any, arguments: Any, keywords: dict[str, Any]) -> dict[str, Any]:

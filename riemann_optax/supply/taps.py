@@ -152,11 +152,17 @@ class Recorder:
         self.marks: dict[int, list[Mark]] = {}
         self.constant: set[int] = set()  # weights whose input is the number 1
         self.refused: dict[int, str] = {}
+        self.told: set[int] = set()  # by observe
         self.sent: dict[int, tuple[Any, list[tuple[int, Any]]]] = {}  # what layers gave, and whose it is
 
     def index(self, parameter: Any) -> int | None:
         """Return which leaf an array is, by identity."""
         return self.by_identity.get(id(parameter))
+
+    def refuse(self, index: int | None, reason: str) -> None:
+        """Say why the signal of a leaf cannot be told, unless the user tells it."""
+        if index is not None:
+            self.refused[index] = reason
 
     def keep(self, index: int, value: Any, axes: int, weights: Any) -> None:
         """Mark a signal of a leaf, whose array in this call is ``weights``."""
@@ -184,7 +190,8 @@ class Recorder:
             for index, marks in self.marks.items()
         }
         self.marks = {index: marks for index, marks in self.marks.items() if marks}
-        lacking = [index for index in range(len(self.leaves)) if index not in (*self.marks, *self.constant)]
+        seen = (self.marks.keys() | self.constant) - (self.refused.keys() - self.told)
+        lacking = [index for index in range(len(self.leaves)) if index not in seen]
         if lacking and not is_partitioned():
             raise ValueError(_not_observed(self, lacking))
         which = 0 if self.signal == "inputs" else 1
@@ -307,6 +314,7 @@ def observe(parameter: Any, *, inputs: Any = None, activities: Any = None) -> No
             "not one computed from it."
         )
     if value is not None:
+        recorder.told.add(index)
         if recorder.signal == "inputs" and jnp.ndim(value) == 0:
             recorder.constant.add(index)
         else:
