@@ -19,24 +19,22 @@ from matplotlib.figure import Figure
 
 import riemann_optax as ro
 from benchmarks.shared.command import RESULTS, parse_with_folder
+from benchmarks.shared.style import LANDMARK, METRIC, styled
 from riemann_optax import flow
 
 HESSIAN = np.array([[2.5, 0.5], [0.5, 1.1]])
 MINIMUM = np.array([0.7, 1.4])
 START = np.array([2.6, 0.7])
 RATES = (0.12, 0.6)
-MESSAGES = {0.12: "all steps follow the gradient flow", 0.6: "only the mirror step keeps every sign"}
+MESSAGES = {0.12: "all steps follow the gradient flow", 0.6: "Euler and the geodesic leave it"}
 STEPS = 12
 FAR = 4.0  # a path is not followed beyond this
 FIELD = ro.fields.Multiplicative()
 # Told apart without colour by line and marker.
 STYLES = {
-    "euler": ("Euler", {"color": "#b84e00", "linestyle": ":", "marker": "^", "markersize": 7}),
-    "geodesic": ("geodesic", {"color": "#1f78b4", "linestyle": "--", "marker": "s", "markersize": 6}),
-    "mirror": (
-        "mirror",
-        {"color": "black", "linestyle": "-", "marker": "o", "markersize": 5},
-    ),
+    "euler": ("Euler", {"color": "#0072b2", "linestyle": ":", "marker": "^", "markersize": 6}),
+    "geodesic": ("geodesic", {"color": "#009e73", "linestyle": "--", "marker": "s", "markersize": 6}),
+    "mirror": ("mirror", {"color": METRIC, "linestyle": "-", "marker": "o", "markersize": 5}),
 }
 
 
@@ -73,24 +71,25 @@ def draw_panel(axes: Axes, curve: np.ndarray, paths: dict[str, np.ndarray], rate
     for kind, (_, style) in STYLES.items():
         axes.plot(paths[kind][:, 0], paths[kind][:, 1], linewidth=1.3, **style)
     for name, point, marker, shift in (("start", START, "D", (-6, 10)), ("minimum", MINIMUM, "*", (12, 4))):
-        axes.plot(*point, marker=marker, color="white", markeredgecolor="black", markersize=11, zorder=20)
-        axes.annotate(name, point, xytext=shift, textcoords="offset points", fontsize=12)
+        axes.plot(*point, marker=marker, markersize=10, **LANDMARK)
+        axes.annotate(name, point, xytext=shift, textcoords="offset points")
     axes.set_aspect("equal")
     axes.set_xlim(first.min(), first.max())
     axes.set_ylim(second.min(), second.max())
-    axes.set_title(f"Rate {rate:g}: {MESSAGES[rate]}", fontsize=13, loc="left")
-    axes.set_ylabel("weight 2", fontsize=12)
+    axes.set_title(f"{STEPS} steps at rate {rate:g}: {MESSAGES[rate]}")
+    axes.set_ylabel("weight 2")
 
 
+@styled()
 def draw(path: Path) -> dict[tuple[str, float], np.ndarray]:
     """Write the picture; return the paths it shows, by kind and rate."""
     solution = flow.gradient_flow(loss, jnp.asarray(START), FIELD, 20.0)
     curve = np.asarray(jax.vmap(solution.evaluate)(jnp.geomspace(1e-3, 20.0, 400)))
     paths = {(kind, rate): steps(kind, rate) for rate in RATES for kind in STYLES}
-    figure = Figure(figsize=(8.2, 8.0), layout="constrained")
+    figure = Figure(figsize=(6.5, 6.4))
     for axes, rate in zip(figure.subplots(len(RATES), 1, sharex=True), RATES, strict=True):
         draw_panel(axes, curve, {kind: paths[kind, rate] for kind in STYLES}, rate)
-    axes.set_xlabel("weight 1", fontsize=12)
+    axes.set_xlabel("weight 1")
     # Each line is named where it is by itself: the steps in the lower panel, the flow where it is bent.
     for kind, place, align in (
         ("euler", (-0.95, 0.69), "left"),
@@ -98,11 +97,11 @@ def draw(path: Path) -> dict[tuple[str, float], np.ndarray]:
         ("mirror", (0.3, 1.0), "right"),
     ):
         label, style = STYLES[kind]
-        axes.text(*place, label, color=style["color"], fontsize=12, ha=align, va="bottom")
+        axes.text(*place, label, color=style["color"], ha=align, va="bottom")
     for panel in figure.axes:
-        panel.text(1.05, 0.95, "gradient flow (Eq. 2)", color="0.3", fontsize=12, va="bottom")
-    figure.suptitle(f"{STEPS} steps under E = 1/|w| on one convex quadratic loss", fontsize=14)
-    figure.savefig(path, dpi=110)
+        panel.text(1.05, 0.95, "gradient flow (Eq. 2)", color="0.3", va="bottom")
+    figure.suptitle("Under E = 1/|w| only the mirror step keeps every sign")
+    figure.savefig(path)
     return paths
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a metric, from what was recorded of it.
+"""Pictures of a metric, from what was recorded of it, and the style of this project's pictures.
 
 Needs matplotlib: ``pip install 'riemann-optax[examples]'``. ``riemann_optax`` imports this module only when
 ``riemann_optax.plot`` is asked for.
@@ -6,17 +6,52 @@ Needs matplotlib: ``pip install 'riemann-optax[examples]'``. ``riemann_optax`` i
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 try:
+    from cycler import cycler
     from matplotlib import pyplot
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 except ImportError as error:
     raise ImportError(
         "riemann_optax.plot needs matplotlib, which is not installed: pip install 'riemann-optax[examples]'."
     ) from error
+
+__all__ = ["STYLE", "metric", "name_lines"]
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart, without the yellow: on white it
+# is too light for a line.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#e69f00", "#56b4e9")
+
+# A page shows a picture about 600 pixels wide. A figure 6.5 inches wide then has 92 pixels an inch, and its
+# smallest text, of 9 points, is 11.5 pixels high.
+STYLE: Mapping[str, Any] = {
+    "axes.formatter.min_exponent": 4,  # 0.6 and not 6 x 10^-1
+    "axes.prop_cycle": cycler(color=_COLOURS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "contour.linewidth": 0.7,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+    "figure.figsize": (6.5, 3.6),
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
+    "font.size": 10,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "savefig.dpi": 150,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+}
+"""Settings of matplotlib for pictures that can be read 600 pixels wide, in colours for all colour vision:
+``pyplot.rcParams.update(riemann_optax.plot.STYLE)``. The notebooks and the reports use it.
+"""
 
 _PARTS = ("min", "mean", "max")
 _NAMES = re.compile(r"(.*?)E_(min|mean|max)/(.*)", re.DOTALL)
@@ -79,6 +114,82 @@ def metric(
     axes.set(xlabel="step", ylabel="E", yscale="log")
     axes.legend()
     return axes
+
+
+def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
+    """Write the label of each line at its right end, in its colour; call it last, when the limits are set.
+
+    Names that would overlap are moved apart. The reader finds a name where the line is, and needs no legend.
+
+    Args:
+      axes: axes of matplotlib whose lines have labels; a line without one, or without a finite value inside
+        the limits, gets no name.
+      fontsize: size of the names in points; names one above the other are 1.3 times this apart.
+
+    Raises:
+      ImportError: at ``riemann_optax.plot`` itself, without matplotlib.
+
+    Examples:
+      >>> import riemann_optax as ro
+      >>> from matplotlib import pyplot
+      >>> figure, axes = pyplot.subplots()
+      >>> _ = axes.plot([0, 1], [2.0, 1.0], label="AdamW"), axes.plot([0, 1], [2.0, 1.0], label="metric")
+      >>> ro.plot.name_lines(axes)
+      >>> [text.get_text() for text in axes.texts]
+      ['AdamW', 'metric']
+    """
+    figure = cast("Figure", axes.get_figure(root=True))
+    figure.draw_without_rendering()  # so that the height of the axes is known
+    box, points = axes.get_position(), fontsize / 72
+    apart = 1.3 * points / (box.height * figure.get_figheight())
+    letter = 0.6 * points / (box.width * figure.get_figwidth())
+    ends = []
+    for line in axes.lines:
+        to_axes = line.get_transform() - axes.transAxes
+        places = to_axes.transform(np.column_stack(line.get_data()).astype(float))
+        places = places[(np.isfinite(places) & (places > -0.001) & (places < 1.001)).all(axis=1)]
+        if len(places) and not str(line.get_label()).startswith("_"):
+            ends.append((*places[-1], line))
+    ends.sort(key=lambda end: end[0])
+    columns: list[list[Any]] = []  # of names that may be in each other's way
+    free = -np.inf  # right of all names so far
+    for end in ends:
+        if not columns or end[0] > free:
+            columns.append([])
+        columns[-1].append(end)
+        free = max(free, end[0] + letter * (len(str(end[2].get_label())) + 1))
+    for column in columns:
+        column.sort(key=lambda end: end[1])
+        for height, (x, _, line) in zip(_spread([end[1] for end in column], apart), column, strict=True):
+            label, colour = str(line.get_label()), line.get_color()
+            axes.text(
+                x + 0.02,
+                height,
+                label,
+                color=colour,
+                fontsize=fontsize,
+                va="center",
+                transform=axes.transAxes,
+            )
+
+
+def _spread(heights: list[float], apart: float) -> list[float]:
+    """Move sorted heights ``apart``, inside 0 to 1; those that collide keep their mean."""
+    groups: list[list[float]] = []  # each stands without a gap, around the mean of its heights
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and _bottom(groups[-1], apart) < _bottom(groups[-2], apart) + apart * len(
+            groups[-2]
+        ):
+            last = groups.pop()
+            groups[-1] += last
+    moved = [_bottom(group, apart) + apart * index for group in groups for index in range(len(group))]
+    moved = [max(height, apart * (below + 0.5)) for below, height in enumerate(moved)]
+    return [min(height, 1 - apart * (above + 0.5)) for above, height in enumerate(reversed(moved))][::-1]
+
+
+def _bottom(group: list[float], apart: float) -> float:
+    return float(np.mean(group)) - apart * (len(group) - 1) / 2
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:

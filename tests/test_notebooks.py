@@ -3,11 +3,15 @@
 That they run is seen by ``pytest --nbmake notebooks``, at the reduced size in ``.ci/run``.
 """
 
+import base64
 import json
 import re
+import struct
 from pathlib import Path
 
 import pytest
+
+import riemann_optax as ro
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -61,6 +65,28 @@ def test_outputs_are_those_of_one_clean_run(path):
     assert path.stat().st_size < LARGEST
     # Timestamps and kernel versions would differ with every run.
     assert all(not cell["metadata"] for cell in code), REMEDY
+
+
+def test_pictures_can_be_read_600_pixels_wide(path):
+    """All in the style of riemann_optax.plot, none wider, no text below 9 points: 11 pixels of 600."""
+    _, code = read(path)
+    source = "\n".join("".join(cell["source"]) for cell in code)
+    assert "plt.rcParams.update(ro.plot.STYLE)" in source
+    widths = {float(width) for width in re.findall(r"figsize=\(([\d.]+)", source)}
+    assert widths <= {ro.plot.STYLE["figure.figsize"][0]}
+    assert all(float(size) >= 9 for size in re.findall(r"fontsize=([\d.]+)", source))
+    figures = re.findall(r"plt\.(?:figure|subplots)\(", source)
+    assert len(re.findall(r"\.suptitle\(\"", source)) >= len(figures) - source.count("def turn_it")
+    pictures = [
+        output["data"]["image/png"]
+        for cell in code
+        for output in cell["outputs"]
+        if "data" in output and "image/png" in output["data"]
+    ]
+    limit = ro.plot.STYLE["figure.figsize"][0] * ro.plot.STYLE["figure.dpi"] + 30
+    for picture in pictures:
+        (width,) = struct.unpack(">I", base64.b64decode(picture)[16:20])
+        assert width <= limit, "text outside the figure, or another size"
 
 
 def test_it_says_what_it_teaches_how_it_was_run_and_where_to_go_next(path):

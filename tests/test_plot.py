@@ -79,6 +79,56 @@ def test_errors_name_the_argument(axes):
     assert not axes.lines
 
 
+def test_names_stand_at_the_ends_of_their_lines_and_do_not_overlap():
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(ro.plot.STYLE):
+        figure, axes = pyplot.subplots()
+        for height, name in ((1.0, "a"), (1.001, "b"), (1.002, "c"), (3.0, "far above")):
+            axes.plot([0, 1, 2], [2.0, 2.0, height], label=name)
+        axes.plot([0, 1, 2], [2.0, 2.5, np.nan], label="ends early")
+        axes.plot([0, 1], [1.0, 1.0])  # no label
+        axes.axhline(3.01, label="a level")
+        axes.set(xlim=(0, 2), ylim=(0, 4))
+        ro.plot.name_lines(axes)
+        figure.canvas.draw()
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert sorted(boxes) == ["a", "a level", "b", "c", "ends early", "far above"]
+    assert not any(one.overlaps(other) for a, one in boxes.items() for b, other in boxes.items() if a != b)
+    for text in axes.texts:
+        named = next(line for line in axes.lines if line.get_label() == text.get_text())
+        assert text.get_color() == named.get_color()
+    ends = {"ends early": (1, 2.5), "b": (2, 1.001)}
+    for name, end in ends.items():
+        x, y = axes.transData.transform(end)
+        assert boxes[name].y0 < y < boxes[name].y1
+        assert 0 < boxes[name].x0 - x < 20
+    assert figure.bbox.containsx(boxes["far above"].x1)  # the layout made room
+    pyplot.close(figure)
+
+
+def least_difference(colours, seen_by):
+    """The smallest distance in RGB between two colours, as seen through a matrix on linear RGB."""
+    linear = np.array([mpl.colors.to_rgb(colour) for colour in colours]) ** 2.2
+    seen = np.clip(linear @ np.transpose(seen_by), 0, 1) ** (1 / 2.2)
+    return np.min(np.linalg.norm(seen[:, None] - seen, axis=-1) + 9 * np.eye(len(seen)))
+
+
+@pytest.mark.parametrize(
+    "seen_by",
+    [
+        [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+        [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+    ],
+    ids=["protanopia", "deuteranopia"],
+)
+def test_the_colours_can_be_told_apart_without_red_or_without_green(seen_by):
+    """Simulated as Viénot, Brettel and Mollon do (1999); the default colours of matplotlib cannot."""
+    ours = ro.plot.STYLE["axes.prop_cycle"].by_key()["color"]
+    theirs = mpl.rcParamsDefault["axes.prop_cycle"].by_key()["color"][: len(ours)]
+    assert least_difference(ours, seen_by) > 0.14 > least_difference(theirs, seen_by)
+
+
 def test_says_what_is_missing_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "riemann_optax.plot", raising=False)

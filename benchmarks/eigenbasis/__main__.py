@@ -76,8 +76,9 @@ def quality(options: argparse.Namespace, command: list[str], console: Console) -
             exponent = best[method.point_of or name]
             runs = [laboratory.run(name, exponent, seed) for seed in size.seeds]
             rows.append(Row(name, exponent, method.point_of is None, tuning.get(name, {}), runs))
-    write_record(options.out / "language_model.json", command, content(size, rows))
-    draw(options.out / "language_model.png", rows)
+    found = content(size, rows)
+    write_record(options.out / "language_model.json", command, found)
+    draw(found["rows"], options.out / "language_model.png")
     console.print(table(rows))
     console.print(LEGEND)
     for claim, holds in claims(rows).items():

@@ -1,9 +1,11 @@
 """The table, the claims, the record and the picture."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from benchmarks.eigenbasis.methods import METHODS, MUON, OURS, OURS_SELDOM
@@ -11,6 +13,8 @@ from benchmarks.eigenbasis.runs import BIN, LAST, Run, rate_value
 from benchmarks.shared import terminal
 from benchmarks.shared.experiment import Size
 from benchmarks.shared.statistics import standard_error
+from benchmarks.shared.style import ADAMW, METRIC, styled
+from riemann_optax.plot import name_lines
 
 AT_MOST, LOST = 1.50, 0.05
 
@@ -110,22 +114,25 @@ def mean_curve(row: Row) -> list[float]:
     return np.mean(curves, axis=0).tolist() if all(curves) else []
 
 
-def draw(path: Path, rows: list[Row]) -> None:
-    """Draw the mean curves of all rows."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for row in sorted(rows, key=Row.mean, reverse=True):
-        curve = mean_curve(row)
-        steps = (np.arange(len(curve)) + 0.5) * BIN
-        style = "-" if METHODS[row.name].role == "ours" else "--"
-        axis.plot(steps, curve, style, label=f"{row.name}: {row.mean():.3f}")
-    axis.set(xlabel="step", ylabel="training loss, nats per byte", yscale="log")
-    axis.set_title("Byte-level language model, each method at its best rate, mean of fresh seeds")
-    axis.legend()
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+@styled()
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the mean curves of a record's rows that did not diverge."""
+    figure = Figure(figsize=(6.5, 4.4))
+    axis = figure.subplots()
+    ours = iter((METRIC, "#cc79a7", "#e69f00", "#000000", "0.6"))
+    peers = iter((ADAMW, "#56b4e9", "#009e73", "0.35"))
+    for row in sorted(rows, key=lambda row: float(row["loss"]["mean"])):
+        steps = (np.arange(len(row["curve"])) + 0.5) * BIN
+        metric = METHODS[row["method"]].role == "ours"
+        axis.plot(
+            steps,
+            row["curve"],
+            "-" if metric else "--",
+            color=next(ours if metric else peers),
+            label=f"{row['method']}: {row['loss']['mean']:.3f}",
+        )
+    axis.set(xlabel="step", ylabel="training loss (nats per byte)", yscale="log")
+    axis.set_title("byte-level language model, each method at its best rate, mean of fresh seeds")
+    name_lines(axis, fontsize=9)
+    figure.suptitle("In the eigenbasis, the metric reaches the lowest loss")
+    figure.savefig(path)

@@ -102,8 +102,8 @@ def _nested(values: Any) -> bool:
     return isinstance(values[0], list)
 
 
-def table(title: str, rows: list[Row]) -> Table:
-    """Return the table as the terminal shows it."""
+def cells_of(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells of a table."""
     cells = [
         [
             row.method,
@@ -120,4 +120,9 @@ def table(title: str, rows: list[Row]) -> Table:
         for row in rows
     ]
     headings = ["rule", "energy", "to ours", "maintenance", "changes", "examples", "distance", "tortuosity"]
-    return terminal.table(title, [*headings, "trials", "point"], cells, left=("rule", "point"))
+    return [*headings, "trials", "point"], cells
+
+
+def table(title: str, rows: list[Row]) -> Table:
+    """Return the table as the terminal shows it."""
+    return terminal.table(title, *cells_of(rows), left=("rule", "point"))

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from benchmarks.figure1.methods import METHODS, Method
 from benchmarks.figure1.near_minimum import NOTE, outlooks, spectrum_table
-from benchmarks.figure1.picture import draw
+from benchmarks.figure1.picture import LABELS, Paths, draw
 from benchmarks.figure1.report import CLAIM, LEGEND, claim_holds, content, sentences, surface_table
 from benchmarks.figure1.rows import make_rows
 from benchmarks.figure1.search import FULL, QUICK, search
@@ -51,7 +51,12 @@ def main(arguments: list[str]) -> None:
         results, grid, runners = search(METHODS, surfaces, QUICK if options.quick else FULL, show)
         progress.update(task, description="fresh starts and picture")
         rows = make_rows(surfaces, results, grid, runners)
-        draw(options.out / "figure1.png", surfaces, rows, runners)
+        shown = [row for row in rows if row.best and (row.method.name, row.method.role) in LABELS]
+        paths: dict[str, Paths] = {name: {} for name in surfaces}
+        for row in shown:
+            found = runners[row.method].path(row.best.point, surfaces[row.surface])
+            paths[row.surface][row.method.name, row.method.role] = found
+        draw(options.out / "figure1.png", surfaces, paths)
         near_minimum = outlooks(surfaces, rows)
     seconds = time.perf_counter() - began
     command = ["python", "-m", "benchmarks.figure1", *arguments]

@@ -8,11 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.figure1.methods import Method
 from benchmarks.figure1.near_minimum import FLOW_LABELS, FLOW_STYLES, flow_lines
-from benchmarks.figure1.rows import Row
-from benchmarks.figure1.search import Runner
 from benchmarks.figure1.surfaces import Surface
+from benchmarks.shared.style import ADAM, ADAMW, LANDMARK, METRIC, SGD, styled
 
 Key = tuple[str, str | None]
 Paths = dict[Key, np.ndarray]
@@ -25,14 +23,15 @@ LABELS: dict[Key, str] = {
     ("secant curvature", "metric"): "metric",
 }
 STYLES: dict[Key, dict[str, Any]] = {
-    ("SGD", None): {"color": "#e69f00", "linestyle": "-", "marker": ".", "linewidth": 0.9, "markersize": 3},
-    ("momentum", None): {"color": "#0b4f8a", "linestyle": "--", "marker": "s", "markersize": 3.5},
-    ("Adam", None): {"color": "#9355c8", "linestyle": ":", "marker": "^", "linewidth": 1.7, "markersize": 5},
-    ("secant curvature", "metric"): {"color": "black", "marker": "o", "linewidth": 2.2, "markersize": 5.5},
+    ("SGD", None): {"color": SGD, "linestyle": "-", "marker": ".", "linewidth": 0.9, "markersize": 3},
+    ("momentum", None): {"color": ADAMW, "linestyle": "--", "marker": "s", "linewidth": 1.2, "markersize": 3},
+    ("Adam", None): {"color": ADAM, "linestyle": ":", "marker": "^", "linewidth": 1.7, "markersize": 4.5},
+    ("secant curvature", "metric"): {"color": METRIC, "marker": "o", "linewidth": 2.2, "markersize": 5},
 }
+# A surface in a reader's words.
+WORDS = {"axis-aligned": "along the axes", "turned": "turned", "non-quadratic": "not quadratic"}
 POINTS_PER_STEP = 20
 FLOW_ALPHA = 10.0
-LANDMARK = {"color": "white", "markeredgecolor": "black", "markersize": 10, "zorder": 20}
 
 
 def window(surface: Surface) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,14 +68,15 @@ def draw_valley(axes: Any, surface: Surface, paths: Paths) -> None:
         )
     for name, point, marker, shift in (
         ("start", surface.start, "D", 1),
-        ("minimum", surface.minimum, "*", -2),
+        ("minimum", surface.minimum, "*", -2.6),
     ):
         x, y, z = float(point[0]), float(point[1]), float(surface(point))
-        axes.plot([x], [y], [z], marker=marker, **LANDMARK)
-        axes.text(x, y, z + shift * top / 15, name, fontsize=12, zorder=21, ha="center")
+        axes.plot([x], [y], [z], marker=marker, markersize=10, **LANDMARK)
+        axes.text(x, y, z + shift * top / 15, name, zorder=21, ha="center")
     axes.set(xlabel="weight 1", ylabel="weight 2", zlabel="loss")
+    axes.set(xticks=range(1, 6), yticks=(-3, -2, -1), zticks=(0, 30, 60))
     axes.view_init(elev=42, azim=-72)
-    axes.set_box_aspect((1.5, 1.1, 0.8))
+    axes.set_box_aspect((1.5, 1.1, 0.8), zoom=1.0)
 
 
 def draw_map(axes: Axes, surface: Surface, paths: Paths, flows: dict[str, np.ndarray]) -> None:
@@ -87,41 +87,36 @@ def draw_map(axes: Axes, surface: Surface, paths: Paths, flows: dict[str, np.nda
         axes.plot(*line.T, zorder=4, **FLOW_STYLES[name])
     for order, (key, path) in enumerate(paths.items()):
         axes.plot(*path.T, zorder=5 + order, **STYLES[key])
-    axes.plot(*surface.start, marker="D", **LANDMARK)
-    axes.plot(*surface.minimum, marker="*", **LANDMARK)
+    axes.plot(*surface.start, marker="D", markersize=6, **LANDMARK)
+    axes.plot(*surface.minimum, marker="*", markersize=9, **LANDMARK)
     axes.set(aspect="equal", xlim=(first.min(), first.max()), ylim=(second.min(), second.max()))
-    axes.set_ylabel("weight 2")
-
-
-def draw(file: Path, surfaces: dict[str, Surface], rows: list[Row], runners: dict[Method, Runner]) -> None:
-    """Write the best paths of the methods in ``LABELS`` as a PNG."""
-    figure = Figure(figsize=(14, 10), layout="constrained")
-    grid = figure.add_gridspec(3, 2, width_ratios=(1.3, 1))
-    for index, (name, surface) in enumerate(surfaces.items()):
-        best = {(row.method.name, row.method.role): row for row in rows if row.surface == name and row.best}
-        paths = {
-            key: runners[best[key].method].path(best[key].best.point, surface)
-            for key in LABELS
-            if key in best
-        }
-        if index == 0:
-            draw_valley(
-                figure.add_subplot(grid[:, 0], projection="3d", computed_zorder=False), surface, paths
-            )
-        axes = figure.add_subplot(grid[index, 1])
-        flows = flow_lines(surface, FLOW_ALPHA)
-        draw_map(axes, surface, paths, {key: np.asarray(line) for key, line in flows.items()})
-        steps = ", ".join(f"{LABELS[key]} {len(path) - 1}" for key, path in paths.items())
-        axes.set_title(f"{name}. Steps: {steps}", fontsize=10.5)
     axes.set_xlabel("weight 1")
-    handles = [Line2D([], [], label=label, **STYLES[key]) for key, label in LABELS.items()]
-    handles += [Line2D([], [], label=label, **FLOW_STYLES[key]) for key, label in FLOW_LABELS.items()]
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=12, frameon=False)
-    figure.suptitle(
-        "From one start to the first arrival at 1e-8 of its loss, "
-        "each at its best constant rate and beta or alpha.\n"
-        "The metric: E = 1 + alpha * (secant curvature), no momentum, its first step a probe. "
-        f"Eq. 2's flow: E = 1 + {FLOW_ALPHA:g} |H_ii(w)|.",
-        fontsize=12,
-    )
-    figure.savefig(file, dpi=110)
+
+
+@styled()
+def draw(file: Path, surfaces: dict[str, Surface], paths: dict[str, Paths]) -> None:
+    """Write the best paths of the methods in ``LABELS``, by the name of the surface, as a PNG."""
+    figure = Figure(figsize=(6.5, 6.8))
+    grid = figure.add_gridspec(2, len(surfaces), height_ratios=(2.3, 1))
+    for index, (name, surface) in enumerate(surfaces.items()):
+        if index == 0:
+            valley = figure.add_subplot(grid[0, :], projection="3d", computed_zorder=False)
+            draw_valley(valley, surface, paths[name])
+        axes = figure.add_subplot(grid[1, index])
+        flows = flow_lines(surface, FLOW_ALPHA)
+        draw_map(axes, surface, paths[name], {key: np.asarray(line) for key, line in flows.items()})
+        axes.set_title(WORDS[name])
+        axes.tick_params(labelleft=index == 0)
+        for line, (key, path) in enumerate(paths[name].items()):
+            axes.text(
+                0,
+                -0.62 - 0.2 * line,
+                f"{LABELS[key]}: {len(path) - 1} steps",
+                color=STYLES[key]["color"],
+                transform=axes.transAxes,
+            )
+    figure.axes[1].set_ylabel("weight 2")
+    handles = [Line2D([], [], label=label, **FLOW_STYLES[key]) for key, label in FLOW_LABELS.items()]
+    figure.legend(handles=handles, loc="outside lower right", ncols=len(handles))
+    figure.suptitle("A valley along the axes: the metric goes straight down")
+    figure.savefig(file)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.report import compose, details, packaged, pictures, readme_picture, site, suite
+from benchmarks.report import compose, details, packaged, pictures, redrawn, sentences, site, suite
 from benchmarks.shared.command import RESULTS
 from benchmarks.shared.records import Records
 from riemann_optax.examples.train import chooser
@@ -36,10 +36,19 @@ def main(arguments: list[str]) -> None:
         known = site.tables(found, entries, RESULTS)
         for page in site.PAGES:
             page.write_text(site.filled(page.read_text(), known))
-        readme_picture.draw(RESULTS / "figure1.json", RESULTS / readme_picture.NAME)
-        say(f"wrote README's picture, the tables of {len(site.PAGES)} pages and the trainer's own")
+        texts = sentences.fill(RESULTS)
+        for path, text in texts.items():
+            path.write_text(text)
+        say(
+            f"wrote the tables of {len(site.PAGES)} pages and the trainer's own, and the sentences of "
+            f"{len(texts)} files"
+        )
     if options.tables:
         return
+    if options.results == RESULTS:
+        for name, redraw in redrawn.PICTURES.items():
+            redraw(RESULTS, RESULTS / name)
+        say(f"wrote {len(redrawn.PICTURES)} pictures of other benchmarks")
     for name, draw in pictures.PICTURES.items():
         draw(found.complete, options.results / name)
     options.out.write_text(compose.page(found, options.results))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.report import continual, drop_in
+from benchmarks.report import continual, drop_in, energy, robustness
 from benchmarks.report import page as parts
 from benchmarks.report.suite import Suite
 from benchmarks.shared.records import Records
@@ -15,6 +15,12 @@ def of_suite(suite: Suite, entries: continual.Entries, folder: Path) -> str:
 ## Time to target, further
 
 How the trials were made and the table over all tasks are in [the report](REPORT.md).
+
+### Other forms of ours
+
+The columns are those of the report.
+
+{parts.suite_table(suite, ("design",))}
 
 ### What the metric's direction does
 
@@ -90,5 +96,7 @@ def page(suite: Suite, results: Path) -> str:
 Written by `python -m benchmarks.report` from `benchmarks/results/` alone, as [the report](REPORT.md) is.
 """
     relative = drop_in.relative_chapter(Records(results / "drop_in.jsonl"))
-    chapters = [opening, of_suite(suite, entries, results / "time_to_target"), relative]
-    return "\n".join(filter(None, [*chapters, continual.chapter(entries)]))
+    disturbed = robustness.chapter(robustness.recorded(results / "robustness.jsonl"))
+    chapters = [opening, of_suite(suite, entries, results / "time_to_target"), relative, disturbed]
+    spent = energy.chapter(Records(results / "energy.jsonl"))
+    return "\n".join(filter(None, [*chapters, continual.chapter(entries), spent]))

@@ -16,19 +16,22 @@ from benchmarks.time_to_target.methods import (
     LEAF_MEAN,
     METHODS,
     MOMENTUM,
+    MUON,
     NADAMW,
     NORM_MATCHED,
     OURS,
     PERMUTED,
+    PUBLISHED,
+    RATE_ONLY,
     TUNED_ADAMW,
 )
 from benchmarks.time_to_target.search import MISS
 from benchmarks.time_to_target.summary import trials
 from benchmarks.time_to_target.targets import NAMES, TARGETS
 
-# Peers with nothing tuned but the rate; AdamW with its betas tuned is what they are measured by.
-AS_PUBLISHED = (DEFAULT_BETAS, TUNED_ADAMW, NADAMW, "schedule-free AdamW", "Muon", "Adafactor", MOMENTUM)
-KINDS = {"ours": "ours", "design": "another form of ours", "control": "control", "peer": ""}
+# What whole optimisers stand beside; AdamW with its betas tuned is what all are measured by.
+BESIDE = (DEFAULT_BETAS, TUNED_ADAMW, NADAMW, "schedule-free AdamW", MUON, "Adafactor", MOMENTUM)
+KINDS = {"ours": "ours", "peer": "", "control": "control", "design": "another form of ours"}
 
 
 def claims_table(found: Sequence[Claim]) -> str:
@@ -45,9 +48,11 @@ def claims_table(found: Sequence[Claim]) -> str:
     return table(["target", "wanted", "found", ""], rows)
 
 
-def suite_table(suite: Suite) -> str:
-    """Lay out all methods over all tasks."""
-    names = suite.everywhere("far")
+def suite_table(suite: Suite, roles: Sequence[str] = tuple(KINDS)) -> str:
+    """Lay out the methods of these roles, with more than a rate tuned, over all tasks."""
+    names = [
+        name for name in suite.everywhere("far") if METHODS[name].role in roles and name not in PUBLISHED
+    ]
 
     def means(target: str, name: str) -> float:
         return suite.ratio(target, name, TUNED_ADAMW, MISS)
@@ -85,9 +90,9 @@ def suite_table(suite: Suite) -> str:
 
 
 def aliases_table(suite: Suite) -> str:
-    """Lay out the whole optimisers over all tasks, the fewest steps first."""
+    """Lay out the whole optimisers over all tasks and what was tuned, the fewest steps first."""
     everywhere = suite.everywhere("far")
-    names = [name for name in (*ALIASES, *AS_PUBLISHED) if name in everywhere]
+    names = [name for name in (*RATE_ONLY, *BESIDE) if name in everywhere]
     rows = []
     for name in sorted(names, key=lambda name: suite.ratio("far", name, TUNED_ADAMW, MISS)):
         steps = [
@@ -99,10 +104,27 @@ def aliases_table(suite: Suite) -> str:
             )
         ]
         rows.append(
-            [_emphasised(name), *steps, f"{state_of(suite, name):.1f}", *_at_recommended(suite, name)]
+            [
+                _emphasised(name),
+                tuned(name),
+                *steps,
+                f"{state_of(suite, name):.1f}",
+                *_at_recommended(suite, name),
+            ]
         )
-    headings = ["optimiser", "steps, far", "misses", "steps, near", "misses", "state"]
+    headings = ["optimiser", "tuned", "steps, far", "misses", "steps, near", "misses", "state"]
     return table([*headings, "`ro.starting_rate`", "steps, far", "misses"], rows)
+
+
+def tuned(name: str) -> str:
+    """Name what was tuned: the rate, and what has several values among the points that were tried.
+
+    Examples:
+      >>> tuned("AdamW"), tuned("riemannian_adamw")
+      ('rate, b1, b2', 'rate')
+    """
+    points = METHODS[name].points
+    return ", ".join(["rate", *(axis for axis in points[0] if len({point[axis] for point in points}) > 1)])
 
 
 def _at_recommended(suite: Suite, name: str) -> list[str]:
@@ -133,7 +155,7 @@ def trials_of(suite: Suite, name: str) -> str:
 
 def cost_of(suite: Suite, name: str) -> float:
     """Return the median over tasks of seconds per step over AdamW's; none where the machine was shared."""
-    if name in ALIASES:
+    if name in RATE_ONLY:
         return np.nan
     ratios = [
         rows[name].seconds_per_step / rows[TUNED_ADAMW].seconds_per_step
@@ -172,7 +194,7 @@ def seconds_table(suite: Suite) -> str:
             return "missed"
         return f"{row.median_steps * row.seconds_per_step:.2f} + {row.compile_seconds:.1f}"
 
-    names = [name for name in suite.everywhere("far") if name not in ALIASES]  # they shared their machine
+    names = [name for name in suite.everywhere("far") if name not in RATE_ONLY]  # they shared their machine
     rows = [[name, *(seconds(task, name) for task in suite.tasks)] for name in names]
     return table(["optimiser", *map(title, suite.tasks)], rows)
 

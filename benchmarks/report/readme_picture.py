@@ -3,65 +3,46 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.figure1.methods import METHODS
-from benchmarks.figure1.paths import follow
-from benchmarks.figure1.picture import level_lines, window
+from benchmarks.figure1.picture import LABELS, STYLES, level_lines, window
+from benchmarks.figure1.recorded import recorded_paths
 from benchmarks.figure1.surfaces import paper_surfaces
+from benchmarks.shared.style import LANDMARK, styled
 
 NAME = "readme.png"
 SURFACE = "axis-aligned"
-# Name and role in the record, the words of the picture, the colour: all dark on white.
-SHOWN = (
-    ("SGD", None, "SGD", "#b36b00"),
-    ("momentum", None, "momentum", "#0b4f8a"),
-    ("Adam", None, "Adam", "#7b3fb0"),
-    ("secant curvature", "metric", "metric", "#000000"),
-)
 
 
 def paths(record: Path) -> dict[str, np.ndarray]:
     """Return the recorded best path of each optimiser, ``f[steps + 1, 2]``, run again from the record."""
-    surface = paper_surfaces()[SURFACE]
-    recorded = {
-        (row["method"], row["role"]): row["best"]
-        for row in json.loads(record.read_text())["rows"]
-        if row["surface"] == SURFACE
-    }
-    methods = {(method.name, method.role): method for method in METHODS}
-    found = {}
-    with jax.enable_x64(True):
-        for name, role, words, _ in SHOWN:
-            best, method = recorded[name, role], methods[name, role]
-            transformation = method.build(best["rate"], best.get(method.second), jax.random.key(0))
-            found[words] = np.asarray(follow(transformation, surface, int(best["steps"]))[0])
-    return found
+    found = recorded_paths(json.loads(record.read_text()), SURFACE, paper_surfaces()[SURFACE], LABELS)
+    return {LABELS[key]: path for key, path in found.items()}
 
 
+@styled()
 def draw(record: Path, file: Path) -> None:
     """Write the picture: a panel for each optimiser, from the slowest to the fastest."""
     surface = paper_surfaces()[SURFACE]
     first, second, losses = window(surface)
     start, minimum = np.asarray(surface.start), np.asarray(surface.minimum)
     found = paths(record)
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    panels = figure.subplots(1, len(SHOWN), sharey=True)
-    landmark = {"color": "white", "markeredgecolor": "black", "zorder": 5}
-    for axis, (_, _, words, colour) in zip(panels, SHOWN, strict=True):
-        path, ours = found[words], words == "metric"
-        width, size = (3, 6) if ours else (1.1, 2.5)
-        axis.contour(first, second, losses, levels=level_lines(surface), colors="0.75", linewidths=0.7)
+    figure = Figure(figsize=(6.5, 2.6))
+    panels = figure.subplots(1, len(LABELS), sharey=True)
+    for axis, (key, words) in zip(panels, LABELS.items(), strict=True):
+        path, ours, colour = found[words], words == "metric", STYLES[key]["color"]
+        width, size = (2.6, 5) if ours else (1, 2.5)
+        axis.contour(first, second, losses, levels=level_lines(surface), colors="0.75")
         axis.plot(*path.T, color=colour, linewidth=width, marker="o", markersize=size)
-        axis.plot(*start, "D", markersize=7, **landmark)
-        axis.plot(*minimum, "*", markersize=13, **landmark)
+        axis.plot(*start, "D", markersize=6, **LANDMARK)
+        axis.plot(*minimum, "*", markersize=12, **LANDMARK)
         weight = "bold" if ours else "normal"
-        axis.set_title(f"{words}\n{len(path) - 1} steps", color=colour, fontsize=14, fontweight=weight)
+        title = f"{words}\n{len(path) - 1} steps"
+        axis.set_title(title, color=colour, fontsize=12, fontweight=weight, loc="center")
         axis.set(xlim=(0.5, 3.6), ylim=(-3.5, -0.5), xticks=[], yticks=[])
-        axis.spines[:].set_color("0.75")
-    panels[0].text(start[0] + 0.2, start[1] + 0.12, "start", fontsize=11, va="center")
-    panels[-1].text(minimum[0] + 0.5, minimum[1] - 0.4, "minimum", fontsize=11, ha="right", va="center")
-    figure.suptitle("A steep valley: the metric goes straight down", fontsize=15, fontweight="bold")
-    figure.savefig(file, dpi=150)
+        axis.spines[:].set(visible=True, color="0.75")
+    panels[0].text(start[0] + 0.25, start[1] + 0.1, "start", va="center")
+    panels[-1].text(minimum[0] + 0.5, minimum[1] - 0.45, "minimum", ha="right", va="center")
+    figure.suptitle("A steep valley: the metric goes straight down", fontsize=13)
+    figure.savefig(file)

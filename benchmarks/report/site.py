@@ -130,6 +130,29 @@ def step_cost_table(record: dict[str, Any]) -> str:
     return table([*headings, "state, bytes per weight"], lines)
 
 
+def trainer_table(record: dict[str, Any]) -> str:
+    """Lay out the figures of the trainer's runs: the first seed, and the others in brackets."""
+    runs = list(record["runs"].values())
+    labels = {name: (one["label"], one["learning_rate"]) for name, one in runs[0].items()}
+    of = {"metric": "`{}`, {:g}", "baseline": "`optax.{}`, tuned: {:g}"}
+
+    def cell(name: str, figure: str, show: Callable[[float], str]) -> str:
+        missed = f"not in {runs[0][name]['steps']}"
+        shown = [missed if run[name][figure] is None else show(run[name][figure]) for run in runs]
+        return f"{shown[0]} ({', '.join(shown[1:])})"
+
+    shown: Sequence[tuple[str, str, Callable[[float], str]]] = (
+        ("held-out accuracy, per cent", "heldout_accuracy", lambda share: f"{100 * share:.1f}"),
+        ("held-out loss, nats", "heldout_loss", lambda loss: f"{loss:.3f}"),
+        (f"steps to a validation loss of {record['target']:g}", "steps_to_target", lambda n: f"{n:.0f}"),
+        ("energy spent, `sum abs(dw)`", "energy", lambda energy: f"{energy:.0f}"),
+    )
+    lines = [[words, *(cell(name, figure, show) for name in labels)] for words, figure, show in shown]
+    state = [f"{runs[0][name]['state_bytes_per_parameter']:.1f}" for name in labels]
+    headings = ["", *(of[name].format(*label) for name, label in labels.items())]
+    return table(headings, [*lines, ["state, bytes per weight", *state]])
+
+
 def forms_table(record: dict[str, Any]) -> str:
     """Lay out the forms of the eigenbasis and their peers, the lowest loss first."""
     rows = {row["form"]: row for row in record["rows"]}
@@ -265,6 +288,7 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
         "figure1": lambda: figure1_table(read("figure1.json")),
         "step_cost": lambda: step_cost_table(read("step_cost.json")),
         "eigenbasis": lambda: eigenbasis_table(read("language_model.json")),
+        "trainer": lambda: trainer_table(read("trainer.json")),
         "forms": lambda: forms_table(read("eigenbasis_forms.json")),
         "drop_in": lambda: drop_in.shapes_table(Records(results / "drop_in.jsonl")),
         "relative": lambda: drop_in.relative_table(Records(results / "drop_in.jsonl")),

@@ -11,11 +11,11 @@ from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import geometric_mean
 from benchmarks.time_to_target.defaults import Choice, choices
 from benchmarks.time_to_target.methods import (
-    ALIASES,
     LEAF_MEAN,
     NORM_MATCHED,
     OURS,
     PERMUTED,
+    RATE_ONLY,
     TUNED_ADAMW,
     starting_exponent,
 )
@@ -74,9 +74,9 @@ class Suite(NamedTuple):
 
     @property
     def complete(self) -> "Suite":
-        """The tasks on which every method has been run, whether the aliases have or not."""
+        """The tasks on which every method with more than a rate has been run."""
         tables = self.rows[NAMES[-1]]
-        known = {name for table in tables.values() for name in table} - set(ALIASES)
+        known = {name for table in tables.values() for name in table} - set(RATE_ONLY)
         return self.on(task for task, table in tables.items() if known <= set(table))
 
     def recommended(self, target: str, task: str, alias: str) -> Row | None:

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     console.print(target_table(costs))
     result = record(costs, mesh, options.rounds, options.steps)
     write_record(options.out / "step_cost.json", ["python", "-m", "benchmarks.step_cost", *arguments], result)
-    draw(costs, options.out / "step_cost.png")
+    draw(result["costs"], result["device"], options.out / "step_cost.png")
     console.print(f"written to {options.out}: step_cost.json, step_cost.png")
 
 

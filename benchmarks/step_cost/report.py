@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from matplotlib.figure import Figure
 from rich.table import Table
 
+from benchmarks.shared.style import METRIC, styled
 from benchmarks.step_cost.measure import COPY, COPY_BYTES, Cost
 from benchmarks.step_cost.methods import METRICS
 from benchmarks.step_cost.targets import FLOORS, TARGETS
@@ -94,26 +96,31 @@ def record(costs: Costs, mesh: dict[str, dict[str, Any]], rounds: int, steps: in
     }
 
 
-def draw(costs: Costs, path: Path) -> None:
-    """Draw the time of an update relative to SGD's, one panel per problem."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(costs), figsize=(5.2 * len(costs), 6.4), layout="constrained", squeeze=False
+@styled()
+def draw(costs: dict[str, dict[str, dict[str, Any]]], device: str, path: Path) -> None:
+    """Draw the recorded time of an update relative to SGD's, one panel per problem."""
+    tall = max(len(rows) for rows in costs.values())
+    figure = Figure(figsize=(6.5, 0.2 * tall * len(costs) + 1.4))
+    panels = figure.subplots(len(costs), 1, squeeze=False, sharex=True)[:, 0]
+    for axis, (problem, rows) in zip(panels, costs.items(), strict=True):
+        reference = rows.get("sgd", next(iter(rows.values())))["seconds"]
+        names = sorted((n for n in rows if n != COPY), key=lambda name: rows[name]["seconds"], reverse=True)
+        ratios = [rows[name]["seconds"] / reference for name in names]
+        bars = axis.barh(names, ratios, color=[METRIC if name in METRICS else "0.75" for name in names])
+        axis.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3, fontsize=9)
+        axis.set(title=f"a {problem}", ylim=(-0.6, len(names) - 0.4))
+        axis.margins(x=0.1)
+    panels[-1].set_xlabel(f"time of one update / time of SGD's, on {device}")
+    panels[0].text(
+        0.98, 0.95, "with a metric", color=METRIC, transform=panels[0].transAxes, ha="right", va="top"
     )
-    for axis, (problem, rows) in zip(axes[0], costs.items(), strict=True):
-        reference = rows.get("sgd", next(iter(rows.values()))).seconds
-        names = sorted((n for n in rows if n != COPY), key=lambda name: rows[name].seconds, reverse=True)
-        ratios = [rows[name].seconds / reference for name in names]
-        colours = ["#143f6b" if name in METRICS else "#b9c4d0" for name in names]
-        bars = axis.barh(names, ratios, color=colours)
-        axis.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3)
-        axis.set(title=problem, xlabel="time of one update / SGD's", xscale="log")
-        axis.margins(x=0.15)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"Cost of one update in one run on {jax.devices()[0].device_kind} (dark: with a metric)")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    ratios = [
+        row["seconds"] / rows["sgd"]["seconds"]
+        for rows in costs.values()
+        for name, row in rows.items()
+        if name in METRICS and "sgd" in rows
+    ]
+    if ratios:
+        low, high = min(ratios), max(ratios)
+        figure.suptitle(f"An update with a metric takes {low:.1f} to {high:.1f} times as long as SGD's")
+    figure.savefig(path)

@@ -258,13 +258,21 @@ ALIASES: dict[str, Method] = {
     ),
 }
 
+# The peers of the aliases: Optax's own at their published defaults, and nothing but the rate tuned either.
+PUBLISHED: dict[str, Method] = {
+    "NAdamW, published": Method(optax.nadamw, ({},)),
+    "Muon, published": Method(optax.contrib.muon, ({},)),
+    "schedule-free AdamW, published": averaged(optax.contrib.schedule_free_adamw, ({},)),
+}
+RATE_ONLY = ALIASES | PUBLISHED
+
 
 def starting_exponent(params: Any) -> float:
     """Return where the library tells people to begin with a model of that size, as a power of two."""
     return round(math.log2(ro.starting_rate(params)), 4)
 
 
-METHODS: dict[str, Method] = ALIASES | {
+METHODS: dict[str, Method] = RATE_ONLY | {
     "SGD": Method(optax.sgd, ({},)),
     MOMENTUM: Method(heavy_ball, points.MOMENTA),
     "Nesterov": Method(nesterov, points.MOMENTA),

@@ -67,9 +67,8 @@ def importance_weighted_weights(*, memory: float = 1.0) -> optax.GradientTransfo
         )
 
     Equal in float64 to the sum over tasks of Kirkpatrick et al. From the third task on
-    :func:`task_boundary_weights`, the single anchor of Schwarz et al, pulls elsewhere: in a replay of five
-    tasks the weights of both came to lie 16 to 29% of the largest weight apart. Use it with importances that
-    are sums over tasks, such as those of :func:`riemann_optax.phi.online_ewc` and
+    :func:`task_boundary_weights`, the single anchor of Schwarz et al, pulls elsewhere. Use it with
+    importances that are sums over tasks, such as those of :func:`riemann_optax.phi.online_ewc` and
     :func:`riemann_optax.phi.laplace`. Until the first boundary, and where nothing has been important, it
     pulls to nothing.
 

@@ -97,9 +97,9 @@ def utility_gate(
 
     Equal in float64 to the paper's rule, which corrects mean and maximum for the same bias, so that the
     correction cancels. The authors' program corrects the mean alone: its gate starts at ``sigmoid(U /
-    (1 - decay))`` and is closed or wide open for about ``1 / (1 - decay)`` updates. At the default decay that
-    was 18% and 87% of the movement of 300 steps in two replays. Its local form divides the utilities of each
-    neuron by the root of the sum of their squares, where ``over="leaf"`` divides by the maximum of the layer.
+    (1 - decay))`` and is closed or wide open for about ``1 / (1 - decay)`` updates. Its local form divides
+    the utilities of each neuron by the root of the sum of their squares, where ``over="leaf"`` divides by the
+    maximum of the layer.
 
     Where no weight of the group has positive utility nothing can be protected and ``phi = 0``. (The program
     divides by the negative maximum, which turns the order round.)

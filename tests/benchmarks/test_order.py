@@ -12,7 +12,7 @@ ORDER = (
     ("shared",),
     (
         *("continual", "eigenbasis", "energy", "figure1", "geometry_picture"),
-        *("phi_cost", "step_cost", "time_to_target"),
+        *("phi_cost", "step_cost", "time_to_target", "trainer"),
     ),
     ("drop_in",),
     ("report",),

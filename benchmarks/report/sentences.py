@@ -1,0 +1,244 @@
+"""The numbers that stand in sentences: of README, of the site and of docstrings, filled in from the records.
+
+A sentence is written with ``{}`` in the place of each number. The program finds it in its file, however its
+lines are broken, and writes the numbers of the records into it.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import riemann_optax as ro
+from benchmarks.drop_in.runs import ADAMW, OURS
+from benchmarks.drop_in.shapes import SEEDS, SHAPES, Shape
+from benchmarks.report import drop_in
+from benchmarks.shared.records import Records
+from benchmarks.step_cost.problems import matrix, transformer
+from benchmarks.time_to_target.search import FULL
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+HOLE = r"([^\s|]+?)"
+
+
+class Sentence(NamedTuple):
+    """A sentence with numbers from a record.
+
+    Attributes:
+      files: that have it, relative to the repository.
+      text: with ``{}`` for each number.
+      numbers: returns them as they are to be read.
+    """
+
+    files: tuple[str, ...]
+    text: str
+    numbers: Callable[[], Sequence[str]]
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """The sentence with any numbers and any breaks of lines."""
+        parts = [r"\s+".join(map(re.escape, part.split(" "))) for part in self.text.split("{}")]
+        return re.compile(HOLE.join(parts) + r"(?!\d)")
+
+    def filled(self, page: str) -> str:
+        r"""Return a page with the numbers of the records in this sentence.
+
+        Raises:
+          ValueError: where the page does not have the sentence, or more than once.
+
+        Examples:
+          >>> sentence = Sentence(("a.md",), "It needs {} steps.", lambda: ["3"])
+          >>> sentence.filled("First. It needs\n30 steps. Last.")
+          'First. It needs\n3 steps. Last.'
+        """
+        found = list(self.pattern.finditer(page))
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} times in {self.files}, and not once: {self.text}")
+        for group, number in reversed(list(enumerate(self.numbers(), start=1))):
+            page = page[: found[0].start(group)] + number + page[found[0].end(group) :]
+        return page
+
+
+def word(number: int) -> str:
+    """Return a small number in letters."""
+    return WORDS[number] if number < len(WORDS) else str(number)
+
+
+def millions(number: float) -> str:
+    """Return a number of weights in millions, to two figures or to one decimal."""
+    return f"{number / 1e6:.2g}" if number < 1e6 else f"{number / 1e6:.1f}"
+
+
+def sentences(results: Path) -> tuple[Sentence, ...]:
+    """Return all of them; a record is read when its numbers are asked for."""
+
+    def read(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((results / name).read_text())
+        return found
+
+    def runs(shape: Shape, *names: str) -> dict[str, Any]:
+        return drop_in.recorded(Records(results / "drop_in.jsonl"), shape, names)
+
+    def valley() -> list[str]:
+        best = {
+            (row["method"], row["role"]): row["best"]["steps"]
+            for row in read("figure1.json")["rows"]
+            if row["surface"] == "axis-aligned" and row["best"]
+        }
+        shown = (("secant curvature", "metric"), ("momentum", None), ("SGD", None))
+        return [f"{best[key]:.0f}" for key in shown]
+
+    def weights(name: str) -> int:
+        return int(runs(SHAPES[name], ADAMW)[ADAMW][0].weights)
+
+    def sizes() -> list[str]:
+        counts = [weights(name) for name in SHAPES]
+        return [millions(min(counts)), millions(max(counts))]
+
+    def adamw_factor() -> str:
+        """Return how far AdamW's best rates are from the rule's, rounded up."""
+        factors = []
+        for shape in SHAPES.values():
+            found = runs(shape, ADAMW)[ADAMW]
+            rate = drop_in.RATES[int(np.argmin([run.validation for run in found]))]
+            ours = ro.starting_rate(jax.ShapeDtypeStruct((found[0].weights,), np.float32))
+            factors.append(max(rate / ours, ours / rate))
+        return str(math.ceil(max(factors)))
+
+    def turning() -> list[str]:
+        share = {
+            (row[0], row[1], row[2]): row[3:]
+            for row in read("eigenbasis_cost.json")["share_of_a_training_step"]
+        }
+        small, large = share[768, 10, 8192], share[768, 10, 524288]
+        return [f"{small[0]:.0%}", f"{small[1]:.0%}", f"{math.ceil(100 * sum(large))}%"]
+
+    def forms() -> list[str]:
+        record = read("eigenbasis_forms.json")
+        best = min(record["rows"], key=lambda row: np.mean(row["validation_by_seed"]))
+        protocol = record["protocol"]
+        return [best["form"], str(protocol["length"]["steps"]), word(len(protocol["seeds"]))]
+
+    def language_model() -> list[str]:
+        protocol = read("language_model.json")["protocol"]
+        return [str(protocol["steps"]), str(len(protocol["seeds"])), word(len(protocol["tuning_seeds"]))]
+
+    def trees() -> list[str]:
+        counts = [[leaf.size for leaf in jax.tree.leaves(tree)] for tree in (matrix(), transformer())]
+        return [millions(sum(counts[0])), millions(sum(counts[1])), str(len(counts[1]))]
+
+    def phi_cost() -> list[str]:
+        record = read("phi_cost.json")
+        spread = max(
+            max(phi["high"] / phi["ratio"], phi["ratio"] / phi["low"]) for phi in record["phis"].values()
+        )
+        return [str(record["batch_size"]), word(record["rounds"]), f"{math.ceil(100 * (spread - 1))}%"]
+
+    def phi_ratio(name: str) -> list[str]:
+        return [f"{read('phi_cost.json')['phis'][name]['ratio']:.2f}"]
+
+    def relative() -> list[str]:
+        plain, own = (
+            {label: runs(shape, name)[name] for label, shape in SHAPES.items()}
+            for name in (OURS, drop_in.RELATIVE)
+        )
+        lowest = [
+            min(run.validation for run in plain[k]) - min(run.validation for run in own[k]) for k in SHAPES
+        ]
+        return [f"{max(map(abs, lowest)):.2f}"]
+
+    def relative_loss() -> list[str]:
+        cells = drop_in.relative_table(Records(results / "drop_in.jsonl")).splitlines()[-1].split("|")
+        return [cells[5].strip(), cells[3].strip()]
+
+    def relative_rate() -> list[str]:
+        return [
+            drop_in.relative_table(Records(results / "drop_in.jsonl")).splitlines()[-1].split("|")[4].strip()
+        ]
+
+    return (
+        Sentence(
+            ("README.md", "docs/index.md"),
+            "On a steep valley the metric arrives in {} steps; tuned momentum needs {} and SGD {}]",
+            valley,
+        ),
+        Sentence(("README.md",), "A Transformer of a million weights, {} seeds:", lambda: [word(len(SEEDS))]),
+        Sentence(("docs/evidence.md",), "Means of {} fresh seeds, on text", lambda: [word(len(SEEDS))]),
+        Sentence(
+            ("docs/evidence.md",),
+            "Every optimiser has the same {} trials on each",
+            lambda: [str(len(FULL.coarse) + FULL.fine_trials)],
+        ),
+        Sentence(
+            ("docs/evidence.md",),
+            "{} million weights in one matrix, and a Transformer's tree of {} million in {} arrays;",
+            trees,
+        ),
+        Sentence(
+            ("docs/optimisers.md",),
+            "(width 64 has {} million weights, width 512 has {} million):",
+            sizes,
+        ),
+        Sentence(
+            ("docs/optimisers.md",),
+            "and AdamW's best rates in the table within a factor of {}.",
+            lambda: [adamw_factor()],
+        ),
+        Sentence(
+            ("riemann_optax/optimizers/rate.py",),
+            "AdamW's best ones on Transformers of {} to {} million weights "
+            "(``python -m benchmarks.drop_in``) within a factor of {}.",
+            lambda: [*sizes(), adamw_factor()],
+        ),
+        Sentence(
+            ("docs/optimisers.md",),
+            "At width 768 and 8k tokens a step is {} more operations "
+            "(and {} for the refresh every 10 steps); at 512k tokens it is under {}.",
+            turning,
+        ),
+        Sentence(
+            ("docs/optimisers.md",),
+            "Byte-level language model, {} steps, loss over {} fresh seeds, each rate tuned alike on "
+            "{} other seed:",
+            language_model,
+        ),
+        Sentence(
+            ("docs/optimisers.md",),
+            "and peers at a smaller size, where {} leads: {} steps, {} fresh seeds,",
+            forms,
+        ),
+        Sentence(
+            ("docs/phis.md",),
+            "(batches of {}, medians of {} turns, `python -m benchmarks.phi_cost`). "
+            "Half of the turns lie within {} of the median.",
+            phi_cost,
+        ),
+        Sentence(
+            ("docs/recipes/precision.md",),
+            "On a CPU a whole training step takes {} of AdamW's time",
+            lambda: phi_ratio("momentum_activity"),
+        ),
+        Sentence(("docs/recipes/training.md",), "no longer AdamW's: begin at {}.", relative_rate),
+        Sentence(
+            ("docs/recipes/training.md",),
+            "one rate for all of them costs at most {} nats per byte, not {}. At each network's own "
+            "best rate the loss is the same to {} with the rule and without:",
+            lambda: [*relative_loss(), *relative()],
+        ),
+    )
+
+
+def fill(results: Path) -> dict[Path, str]:
+    """Return every file that has such sentences, with the numbers of the records."""
+    pages: dict[Path, str] = {}
+    for sentence in sentences(results):
+        for name in sentence.files:
+            path = ROOT / name
+            pages[path] = sentence.filled(pages.get(path) or path.read_text())
+    return pages

@@ -1,0 +1,56 @@
+"""The chapters on robustness and energy: made of records alone, empty without them, counted by hand."""
+
+import numpy as np
+
+from benchmarks.energy.protocols import PROTOCOLS
+from benchmarks.report import energy, robustness
+from benchmarks.robustness import runs, summary
+from benchmarks.robustness.disturbances import PANELS
+from benchmarks.shared.records import Records
+
+
+def loss(name, conditions):
+    """Ours is the better by a tenth but under wrong labels, and diverges after a large shock."""
+    value = 1.0 + conditions.wrong_labels
+    if name == runs.DROP_IN:
+        value += 0.1 if conditions.wrong_labels else -0.1
+        value = np.inf if conditions.shock > 100 else value
+    return value
+
+
+def test_disturbances_are_counted_and_a_missing_run_is_not_made(tmp_path, monkeypatch):
+    path = tmp_path / "robustness.jsonl"
+    assert robustness.recorded(path) == {}
+    assert robustness.chapter({}) == robustness.sentence({}) == ""
+    monkeypatch.setattr(
+        runs, "run", lambda name, conditions, rates, seeds: np.full((11, 12), loss(name, conditions))
+    )
+    summary.rows(runs.Laboratory(Records(path)))
+    monkeypatch.setattr(runs, "run", None)
+    found = robustness.recorded(path)
+    # Undisturbed levels stand in each panel once; the last panel has alpha, which AdamW lacks. Ours loses
+    # under 3 shares of wrong labels and the largest shock.
+    levels = [c for key, panel in PANELS.items() if key != "alpha" for c in panel.levels.values()]
+    disturbed = sum(c != robustness.CALM for c in levels)
+    assert robustness.counted(found, runs.DROP_IN, runs.ADAMW) == (disturbed - 4, disturbed)
+    assert f"the smaller loss under {disturbed - 4} of {disturbed}" in robustness.sentence(found)
+    line = next(line for line in robustness.chapter(found).splitlines() if "| 40% |" in line)
+    assert line.split(" | ")[2] == "1.400 (1.400; 10)"
+    assert line.split(" | ")[5] == "1.500 (1.500; 10)"
+
+
+def test_energies_stand_under_their_protocol(tmp_path):
+    records = Records(tmp_path / "energy.jsonl")
+    assert energy.chapter(records) == ""
+    spent = {"SGD": [400.0, 600.0], "riemannian_adamw": [200.0, 300.0]}
+    for method, values in spent.items():
+        key = {"suite": "energy", "protocol": "modern", "data": "mnist", "method": method, "phase": "fresh"}
+        key |= {"hidden": list(PROTOCOLS["modern"].hidden), "point": {"rate": 0.1}}
+        others = dict.fromkeys(("maintenance", "changed", "path", "distance", "examples"), values)
+        records.put(key, {"energy": values} | others)
+    text = energy.chapter(records)
+    assert "### rectifiers" in text
+    assert "mnist, to 96%" in text
+    rows = [line.split(" | ") for line in text.splitlines() if "rate 0.1" in line]
+    assert rows[0][0] == "| riemannian_adamw"  # the cheapest first
+    assert rows[1][1:3] == ["500 +- 1e+02", "2.00 +- 0"]
