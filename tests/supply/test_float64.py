@@ -112,6 +112,12 @@ def test_the_hessian_product_that_hutchinson_takes():
     exact(metric, 1 + curvature)
 
 
+def test_the_loss_is_taken_under_the_name_of_a_line_search():
+    phi, w = ro.phi.hutchinson_curvature(decay=0.0), jnp.array([1.0, -2.0])
+    values, _ = phi.update(w, phi.init(w), w, value_fn=lambda w: 2.0 * w[0] ** 2 + w[1] ** 2)
+    exact(values, np.array([4.0, 2.0]))
+
+
 def test_gauss_newton_products():
     w = RANDOM.standard_normal(4)
 
