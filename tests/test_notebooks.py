@@ -89,6 +89,13 @@ def test_pictures_can_be_read_600_pixels_wide(path):
         assert width <= limit, "text outside the figure, or another size"
 
 
+def test_what_takes_long_shows_a_progress_bar(path):
+    """No cell of the sixth takes more than some seconds."""
+    _, code = read(path)
+    source = "\n".join("".join(cell["source"]) for cell in code)
+    assert ("tqdm(" in source) == (path.stem != "6_geometry")
+
+
 def test_it_says_what_it_teaches_how_it_was_run_and_where_to_go_next(path):
     cells, _ = read(path)
     prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]

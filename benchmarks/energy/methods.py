@@ -123,6 +123,9 @@ def modern_methods() -> dict[str, Method]:
     def cached(rule: Any) -> Any:
         return lambda values, key: synaptic_caching(rule(values), values["threshold"], fading=0.0)
 
+    def gated(values: Values) -> Transformation:
+        return plastic(error_gate(), values["rate"])
+
     return {
         "AdamW": Method(lambda values, key: optax.adamw(values["rate"]), "base", {"rate": adam}),
         OURS[3]: Method(factored, "ours", {"rate": adam}),
@@ -130,9 +133,8 @@ def modern_methods() -> dict[str, Method]:
         "SGD, momentum": Method(
             lambda values, key: optax.sgd(values["rate"], momentum=0.9), "base", {"rate": Axis(0.01, 1.6)}
         ),
-        "error-gated metric": Method(
-            lambda values, key: plastic(error_gate(), values["rate"]), "ours", {"rate": Axis(0.2, 1.6)}
-        ),
+        "error-gated metric": Method(lambda values, key: gated(values), "ours", {"rate": Axis(0.2, 1.6)}),
+        OURS[0]: Method(cached(gated), "ours", {"rate": Axis(0.2, 1.6), "threshold": Axis(0.1)}),
         "synaptic caching, nothing fades": Method(
             cached(descent), "peer", {"rate": sgd, "threshold": Axis(0.1)}
         ),

@@ -22,9 +22,14 @@ def page_of_aliases(suite: Suite, core: Suite) -> str:
 Whole optimisers at their published or recommended defaults, only the rate tuned; beside them those with more
 tuned, which had as many trials. Geometric means over {len(suite.tasks)} tasks of the median steps on fresh
 seeds, over those of tuned {TUNED_ADAMW}; a miss counts as {MISS:g} budgets, and the number of misses stands
-beside.{added} In the last columns the rate is not tuned either: it is `ro.starting_rate`.
+beside.{added}
 
 {parts.aliases_table(suite)}
+
+And nothing tuned at all: the rate is `ro.starting_rate`, from the number of weights alone, for ours and for
+the peers; Prodigy and DoG find their own.
+
+{parts.untuned_table(suite)}
 """
 
 

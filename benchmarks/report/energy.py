@@ -1,23 +1,45 @@
-"""What the target accuracy costs in energy: the chapter, from records alone."""
+"""What the target accuracy costs in energy: the chapter and a short table, from records alone."""
 
 from benchmarks.energy.protocols import PROTOCOLS
-from benchmarks.energy.table import LEGEND, cells_of, rows
+from benchmarks.energy.table import LEGEND, Row, cells_of, rows
 from benchmarks.shared.markdown import table
 from benchmarks.shared.records import Records
+
+
+def recorded(records: Records) -> dict[tuple[str, str], list[Row]]:
+    """Return the rows of every protocol on every data set that has any."""
+    found = {
+        (name, data): rows(records, name, data, protocol.hidden)
+        for name, protocol in PROTOCOLS.items()
+        for data in protocol.target
+    }
+    return {key: lines for key, lines in found.items() if lines}
 
 
 def chapter(records: Records) -> str:
     """Return the chapter, empty without records."""
     parts = []
-    for name, protocol in PROTOCOLS.items():
-        for data, target in protocol.target.items():
-            found = rows(records, name, data, protocol.hidden)
-            if found:
-                sizes = "-".join(map(str, protocol.hidden))
-                parts += [
-                    f"### {protocol.title}; hidden {sizes}; {data}, to {target:.0%}",
-                    table(*cells_of(found)),
-                ]
+    for (name, data), lines in recorded(records).items():
+        protocol = PROTOCOLS[name]
+        sizes = "-".join(map(str, protocol.hidden))
+        parts.append(f"### {protocol.title}; hidden {sizes}; {data}, to {protocol.target[data]:.0%}")
+        parts.append(table(*cells_of(lines)))
     if not parts:
         return ""
     return "\n\n".join(["## Energy", LEGEND, *parts]) + "\n"
+
+
+def short_table(records: Records) -> str:
+    """Lay out the energy of every rule, a column for each protocol, the cheapest of the first one first."""
+    found = recorded(records)
+    rules = dict.fromkeys(row.method for lines in found.values() for row in lines)
+    by_rule = [{row.method: row for row in lines} for lines in found.values()]
+    headings = [f"{name.replace('_', ' ')}, {data}" for name, data in found]
+    cells = [[rule, *(_energy(lines.get(rule)) for lines in by_rule)] for rule in rules]
+    return table(["rule", *headings], cells)
+
+
+def _energy(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    return f"{row.missed} missed" if row.missed else f"{row.energy:,.0f} ± {row.error:.2g}"

@@ -22,11 +22,12 @@ from benchmarks.time_to_target.methods import (
     OURS,
     PERMUTED,
     PUBLISHED,
+    RATE_FREE,
     RATE_ONLY,
     TUNED_ADAMW,
 )
 from benchmarks.time_to_target.search import MISS
-from benchmarks.time_to_target.summary import trials
+from benchmarks.time_to_target.summary import Row, trials
 from benchmarks.time_to_target.targets import NAMES, TARGETS
 
 # What whole optimisers stand beside; AdamW with its betas tuned is what all are measured by.
@@ -109,11 +110,28 @@ def aliases_table(suite: Suite) -> str:
                 tuned(name),
                 *steps,
                 f"{state_of(suite, name):.1f}",
-                *_at_recommended(suite, name),
             ]
         )
     headings = ["optimiser", "tuned", "steps, far", "misses", "steps, near", "misses", "state"]
-    return table([*headings, "`ro.starting_rate`", "steps, far", "misses"], rows)
+    return table(headings, rows)
+
+
+def rate_only_table(suite: Suite) -> str:
+    """Lay out what has nothing but its rate tuned beside AdamW with all tuned, the fewest steps first."""
+    shown = {name: f"`ro.{name}`" for name in ALIASES} | {TUNED_ADAMW: "AdamW, its betas tuned too"}
+    names = [name for name in (*RATE_ONLY, TUNED_ADAMW) if name in suite.everywhere("far")]
+    rows = [
+        [
+            shown.get(name, name),
+            number(suite.ratio("far", name, TUNED_ADAMW, MISS)),
+            str(len(suite.misses("far", name))),
+            f"{4 * state_of(suite, name):.1f}",
+        ]
+        for name in sorted(names, key=lambda name: suite.ratio("far", name, TUNED_ADAMW, MISS))
+    ]
+    return table(
+        ["optimiser", f"steps, mean of {len(suite.tasks)} tasks", "misses", "state, bytes per weight"], rows
+    )
 
 
 def tuned(name: str) -> str:
@@ -127,19 +145,31 @@ def tuned(name: str) -> str:
     return ", ".join(["rate", *(axis for axis in points[0] if len({point[axis] for point in points}) > 1)])
 
 
-def _at_recommended(suite: Suite, name: str) -> list[str]:
-    """Return the cells of an alias at its recommended rate."""
-    found = {task: suite.recommended("far", task, name) for task in suite.tasks} if name in ALIASES else {}
-    rows = {task: row for task, row in found.items() if row is not None}
-    if len(rows) < len(suite.tasks):
-        return ["-", "-", "-"]
-    misses = sum(np.isinf(row.median_steps) for row in rows.values())
-    rates = sorted(row.rate for row in rows.values())
-    return [f"{rates[0]:.2g} to {rates[-1]:.2g}", number(mean_against(suite, rows)), str(misses)]
+def untuned_table(suite: Suite) -> str:
+    """Lay out what has nothing tuned, the fewest steps first, empty where nothing was run."""
+    found = {name: suite.untuned("far", name) for name in (*RATE_ONLY, *RATE_FREE)}
+    rows = [
+        [
+            _emphasised(name),
+            f"{min(r.rate for r in by_task.values()):.2g} to {max(r.rate for r in by_task.values()):.2g}"
+            if name in RATE_ONLY
+            else "its own",
+            number(mean_against(suite, by_task)),
+            str(sum(np.isinf(row.median_steps) for row in by_task.values())),
+            f"{by_task[suite.tasks[-1]].state:.1f}",
+        ]
+        for name, by_task in sorted(found.items(), key=lambda item: _order(suite, item[1]))
+        if by_task
+    ]
+    return table(["optimiser, nothing tuned", "rate", "steps, far", "misses", "state"], rows) if rows else ""
+
+
+def _order(suite: Suite, by_task: Mapping[str, Row]) -> float:
+    return mean_against(suite, by_task) if by_task else np.inf
 
 
 def _emphasised(name: str) -> str:
-    return f"**{name}**" if METHODS[name].role == "ours" else name
+    return f"**{name}**" if (METHODS | RATE_FREE)[name].role == "ours" else name
 
 
 def state_of(suite: Suite, name: str) -> float:

@@ -36,12 +36,11 @@ def beside(everything: Suite, ours: str, peer: str) -> str:
 
 def untuned(everything: Suite) -> str:
     """Write the drop-in's steps at ``ro.starting_rate`` over those of tuned AdamW, and its misses."""
-    rows = {task: everything.recommended("far", task, DROP_IN) for task in everything.tasks}
-    known = {task: row for task, row in rows.items() if row is not None}
-    if not known or len(known) < len(rows):
+    rows = everything.untuned("far", DROP_IN)
+    if not rows:
         return "a number not yet run"
-    misses = sum(np.isinf(row.median_steps) for row in known.values())
-    return f"{number(mean_against(everything, known))} (it misses {misses} of {len(known)} targets)"
+    misses = sum(np.isinf(row.median_steps) for row in rows.values())
+    return f"{number(mean_against(everything, rows))} (it misses {misses} of {len(rows)} targets)"
 
 
 def of_size(records: Records) -> str:

@@ -53,8 +53,8 @@ def of_alias(suite: Suite, alias: str) -> str:
         f"{over(suite, alias, TUNED_ADAMW)} x the steps of {TUNED_ADAMW} tuned over rate and betas, only its "
     )
     said += f"own rate tuned; {over(suite, alias, DEFAULT_BETAS)} x those of {DEFAULT_BETAS}"
-    rows = {task: suite.recommended("far", task, alias) for task in suite.tasks}
-    if all(rows.values()):
+    rows = suite.untuned("far", alias)
+    if rows:
         said += f"; {number(mean_against(suite, rows))} x at `ro.starting_rate`, nothing tuned"
     return said
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.continual.streams import STREAMS
 from benchmarks.continual.summary import Row, rows, sweep_rows
-from benchmarks.report import drop_in, short
+from benchmarks.report import drop_in, energy, page, short
 from benchmarks.report.continual import BOUNDED, PENALTY, PERMUTED_DIGITS, SLOW, found_streams
 from benchmarks.report.suite import Suite
 from benchmarks.shared.markdown import number, table, title
@@ -284,6 +284,8 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
 
     return {
         "suite": lambda: suite_table(suite.complete),
+        "rate_only": lambda: page.rate_only_table(suite),
+        "energy": lambda: energy.short_table(Records(results / "energy.jsonl")),
         "twins": lambda: short.twins_table(suite.complete),
         "figure1": lambda: figure1_table(read("figure1.json")),
         "step_cost": lambda: step_cost_table(read("step_cost.json")),

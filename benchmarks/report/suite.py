@@ -17,7 +17,7 @@ from benchmarks.time_to_target.methods import (
     PERMUTED,
     RATE_ONLY,
     TUNED_ADAMW,
-    starting_exponent,
+    untuned_exponent,
 )
 from benchmarks.time_to_target.search import MISS
 from benchmarks.time_to_target.summary import Row, chosen, fresh
@@ -79,9 +79,14 @@ class Suite(NamedTuple):
         known = {name for table in tables.values() for name in table} - set(RATE_ONLY)
         return self.on(task for task, table in tables.items() if known <= set(table))
 
-    def recommended(self, target: str, task: str, alias: str) -> Row | None:
-        """Return an alias at ``ro.starting_rate``, nothing tuned; None where it has not been run."""
-        return fresh(self.records[task], alias, {}, _starting_exponent(task), target)
+    def untuned(self, target: str, name: str) -> dict[str, Row]:
+        """Return a method with nothing tuned, by task; no task at all where one has not been run."""
+        found = {
+            task: fresh(self.records[task], name, {}, _untuned_exponent(name, task), target)
+            for task in self.tasks
+        }
+        rows = {task: row for task, row in found.items() if row is not None}
+        return rows if len(rows) == len(found) else {}
 
     def misses(self, target: str, name: str) -> list[str]:
         """Return the tasks on which at least half of the seeds miss the target."""
@@ -89,8 +94,8 @@ class Suite(NamedTuple):
 
 
 @cache
-def _starting_exponent(task: str) -> float:
-    return starting_exponent(TASKS[task]().init(0))
+def _untuned_exponent(name: str, task: str) -> float:
+    return untuned_exponent(name, TASKS[task]().init(0))
 
 
 def load(folder: Path) -> Suite:

@@ -17,7 +17,7 @@ from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.defaults import choices
 from benchmarks.time_to_target.freeze import frozen
-from benchmarks.time_to_target.methods import ALIASES, METHODS, OURS, starting_exponent
+from benchmarks.time_to_target.methods import METHODS, OURS, RATE_FREE, RATE_ONLY, untuned_exponent
 from benchmarks.time_to_target.search import FULL, QUICK, Search, sanity
 from benchmarks.time_to_target.table import table
 from benchmarks.time_to_target.targets import NAMES, TARGETS, Targets
@@ -38,7 +38,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="folder of the records, one file per task",
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="all by default")
-    parser.add_argument("--optimizers", nargs="+", choices=METHODS, help="all by default")
+    parser.add_argument("--optimizers", nargs="+", choices=[*METHODS, *RATE_FREE], help="all by default")
     parser.add_argument("--freeze", action="store_true", help="tune the two baselines and show the targets")
     parser.add_argument(
         "--defaults", action="store_true", help="run on each task what the records of the others choose"
@@ -46,7 +46,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="twenty steps of a few, which show nothing")
     options = parse_with_folder(parser, arguments)
     options.tasks = options.tasks or (QUICK_TASKS if options.quick else tuple(TASKS))
-    options.optimizers = options.optimizers or (QUICK_METHODS if options.quick else tuple(METHODS))
+    options.optimizers = options.optimizers or (QUICK_METHODS if options.quick else (*METHODS, *RATE_FREE))
     return options
 
 
@@ -97,12 +97,14 @@ def main(arguments: list[str]) -> None:
             sanity(search(OURS))
             for name in options.optimizers:
                 one = search(name)
+                if name in RATE_ONLY or name in RATE_FREE:
+                    one.fresh({}, untuned_exponent(name, one.task.init(0)))
+                if name in RATE_FREE:
+                    continue
                 trials = one.tune()
                 for target in NAMES:
                     best = one.best(trials, target)
                     one.fresh(best.point, best.exponent)
-                if name in ALIASES:
-                    one.fresh({}, starting_exponent(one.task.init(0)))
     for task_name, records in all_records.items():
         console.print(table(task_name, records))
 

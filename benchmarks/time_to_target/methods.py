@@ -265,11 +265,21 @@ PUBLISHED: dict[str, Method] = {
     "schedule-free AdamW, published": averaged(optax.contrib.schedule_free_adamw, ({},)),
 }
 RATE_ONLY = ALIASES | PUBLISHED
+# What finds its rate by itself, and is run at a rate of 1 without any trial.
+RATE_FREE: dict[str, Method] = {
+    "Prodigy": Method(optax.contrib.prodigy, ({},)),
+    "DoG": Method(optax.contrib.dog, ({},)),
+}
 
 
 def starting_exponent(params: Any) -> float:
     """Return where the library tells people to begin with a model of that size, as a power of two."""
     return round(math.log2(ro.starting_rate(params)), 4)
+
+
+def untuned_exponent(name: str, params: Any) -> float:
+    """Return the rate at which a method is run with nothing tuned, as a power of two."""
+    return 0.0 if name in RATE_FREE else starting_exponent(params)
 
 
 METHODS: dict[str, Method] = RATE_ONLY | {

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import numbers
 from benchmarks.shared.tuning import Point
-from benchmarks.time_to_target.methods import METHODS, Method
+from benchmarks.time_to_target.methods import METHODS, RATE_FREE, Method
 from benchmarks.time_to_target.runs import Run, Trainer, untrained, zero_rate
 from benchmarks.time_to_target.targets import NAMES, Targets
 from benchmarks.time_to_target.task import Task
@@ -86,7 +86,7 @@ class Search:
 
         ``method`` is the one named, unless it is given.
         """
-        self.name, self.method = name, method or METHODS[name]
+        self.name, self.method = name, method or (METHODS | RATE_FREE)[name]
         self.task, self.targets, self.records, self._tuning = task, targets, records, tuning
         self.budget = task.steps
         self.key = {"task": task_name, "contestant": name, "steps": self.budget}

@@ -1,21 +1,26 @@
 """Pictures of a finished run: learning curves, and each layer's metric over time."""
 
 import math
+import textwrap
+from contextlib import ContextDecorator
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from riemann_optax import plot
 
-# Dark and solid against light and dashed, so that the two can be told apart in grey.
+# The colours of the metric and of AdamW in all pictures of the project.
+_METRIC, _BASELINE = "#d55e00", "#0072b2"
 _STYLES: dict[str, Any] = {
-    "metric": {"color": "#123f6d", "linestyle": "-"},
-    "baseline": {"color": "#e08214", "linestyle": "--"},
+    "metric": {"color": _METRIC, "linestyle": "-"},
+    "baseline": {"color": _BASELINE, "linestyle": "--"},
 }
 _MOST_PANELS = 16
+_LETTERS = 90  # of a line below the panels
 
 
 def _style(name: str, histories: dict[str, Any]) -> dict[str, Any]:
@@ -23,7 +28,7 @@ def _style(name: str, histories: dict[str, Any]) -> dict[str, Any]:
     if "metric" in histories:
         return dict(_STYLES[name])
     if name == "baseline":
-        return {"color": "black", "linestyle": "--"}
+        return {"color": "0.4", "linestyle": "--"}
     return {"color": f"C{list(histories).index(name)}", "linestyle": "-"}
 
 
@@ -40,21 +45,32 @@ def _columns(rows: list[dict[str, Any]], *names: str) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray([row[name] for row in rows], dtype=float) for name in names)
 
 
-def _finish(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+def _styled() -> ContextDecorator:
+    """Return the context, which is a decorator too, in which pictures are drawn."""
+    settings: Any = dict(plot.STYLE)  # its type has all names of settings, which differ between releases
+    return mpl.rc_context(settings)
+
+
+def _lines(text: str) -> str:
+    """Break lines that are too long for a picture."""
+    return "\n".join(textwrap.fill(line, _LETTERS) for line in text.splitlines())
+
+
+def _finish(axes: Axes, title: str, fontsize: float = 10.5) -> None:
+    axes.set_title(title, fontsize=fontsize)
     axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_scores(axes: Axes, histories: dict[str, History], labels: dict[str, str], score: str) -> None:
     for name, history in histories.items():
         style = _style(name, histories)
         steps, values = _columns(history["training"], "step", score)
-        axes.plot(steps, values, **{**style, "linestyle": "-"}, alpha=0.3, linewidth=1)
+        axes.plot(steps, values, **{**style, "linestyle": "-"}, alpha=0.35, linewidth=1)
         steps, values = _columns(history["validation"], "step", score)
         axes.plot(steps, values, **style, linewidth=2, label=labels[name])
 
 
+@_styled()
 def draw_curves(
     histories: dict[str, History], labels: dict[str, str], target: float | None, title: str, path: Path
 ) -> None:
@@ -68,17 +84,16 @@ def draw_curves(
       title: the heading.
       path: the PNG to write.
     """
-    figure = Figure(figsize=(13, 4), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=12)
-    loss_axes, accuracy_axes, rate_axes = figure.subplots(1, 3)
+    figure = Figure(figsize=(6.5, 8.5))
+    figure.suptitle(title)
+    loss_axes, accuracy_axes, rate_axes = figure.subplots(3, 1, sharex=True)
     _draw_scores(loss_axes, histories, labels, "loss")
     losses = [row["loss"] for history in histories.values() for row in history["validation"]]
     if max(losses) > 10 * min(losses):
         loss_axes.set_yscale("log")
     if target is not None:
-        loss_axes.axhline(target, color="black", linewidth=0.8, linestyle=":", label=f"target {target:g}")
-    loss_axes.legend(frameon=False, fontsize=9)
-    _finish(loss_axes, "Loss: validation (bold), training (faint)")
+        loss_axes.axhline(target, color="0.4", linewidth=1, linestyle=":", label=f"target {target:g}")
+    _finish(loss_axes, "loss: validation (bold), training (faint)")
     loss_axes.set_ylabel("cross-entropy (nats)")
 
     _draw_scores(accuracy_axes, histories, labels, "accuracy")
@@ -87,29 +102,28 @@ def draw_curves(
     low, high = float(np.quantile(reached, 0.1)), max(reached)
     margin = max(0.02, (high - low) / 2)
     accuracy_axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin) + 0.005)
-    _finish(accuracy_axes, "Accuracy: validation (bold), training (faint)")
+    _finish(accuracy_axes, "accuracy: validation (bold), training (faint)")
+    accuracy_axes.set_ylabel("share of examples")
 
-    drawn = {name: history["metric"] for name, history in histories.items() if history["metric"]}
-    for name, rows in drawn.items():
+    for name, history in histories.items():
+        if not history["metric"]:
+            continue
         steps, rates, low_rates, mean_rates, high_rates = _columns(
-            rows, "step", "learning_rate", "rate_min", "rate_mean", "rate_max"
+            history["metric"], "step", "learning_rate", "rate_min", "rate_mean", "rate_max"
         )
         color = _style(name, histories)["color"]
-        of = "" if len(drawn) == 1 else f", {name}"
         slowest, fastest = rates * low_rates.min(axis=1), rates * high_rates.max(axis=1)
-        rate_axes.fill_between(
-            steps, slowest, fastest, color=color, alpha=0.2, linewidth=0, label=f"all weights{of}"
-        )
+        rate_axes.fill_between(steps, slowest, fastest, color=color, alpha=0.2, linewidth=0)
         rate_axes.plot(steps, rates[:, None] * mean_rates, color=color, linewidth=1, alpha=0.8)
-        rate_axes.plot([], [], color=color, linewidth=1, label=f"mean of each layer{of}")
         rate_axes.set_yscale("log")
-        rate_axes.legend(frameon=False, fontsize=9)
-    _finish(rate_axes, "Effective learning rates, rate / E")
-    for axes in (loss_axes, accuracy_axes, rate_axes):
-        axes.set_xlabel("step")
+    _finish(rate_axes, "effective learning rates: mean of each layer (lines), all weights (band)")
+    rate_axes.set(xlabel="step", ylabel="learning rate / E")
+    for axes in (loss_axes, accuracy_axes):
+        plot.name_lines(axes)
     figure.savefig(path)
 
 
+@_styled()
 def draw_metric(history: History, title: str, explanation: str, path: Path) -> None:
     """Draw the smallest, the mean and the largest E of each layer against the step.
 
@@ -124,10 +138,10 @@ def draw_metric(history: History, title: str, explanation: str, path: Path) -> N
     """
     names = history["layers"]
     shown = _shown(names)
-    columns = min(4, len(shown))
+    columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(3.2 * columns + 0.6, 2.3 * rows + 0.8), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure = Figure(figsize=(6.5, 1.8 * rows + 1.2))
+    figure.suptitle(title)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     steps, low, mean, high = _columns(history["metric"], "step", "metric_min", "metric_mean", "metric_max")
     for panel, axes in enumerate(panels.flat):
@@ -135,23 +149,22 @@ def draw_metric(history: History, title: str, explanation: str, path: Path) -> N
             axes.set_visible(False)
             continue
         index = shown[panel]
-        axes.fill_between(
-            steps, low[:, index], high[:, index], color="#9db8d2", linewidth=0, label="smallest to largest"
-        )
-        axes.plot(steps, mean[:, index], color="#123f6d", linewidth=1.6, label="mean")
+        axes.fill_between(steps, low[:, index], high[:, index], color=_METRIC, alpha=0.2, linewidth=0)
+        axes.plot(steps, mean[:, index], color=_METRIC)
         axes.set_yscale("log")
-        _finish(axes, names[index])
+        _finish(axes, names[index], fontsize=9)
         if panel + columns >= len(shown):
             axes.xaxis.set_tick_params(labelbottom=True)
         if panel % columns == 0:
-            axes.set_ylabel("E (divides the gradient)")
-    figure.supxlabel(f"step\n\n{explanation}", fontsize=10)
-    panels[0, 0].legend(frameon=False, fontsize=8)
+            axes.set_ylabel("E")
+    words = _lines(f"Line: the mean; band: smallest to largest.\n{explanation}")
+    figure.supxlabel(f"step\n\n{words}", fontsize=9)
     figure.savefig(path)
 
 
+@_styled()
 def draw_metrics(histories: dict[str, History], title: str, explanation: str, path: Path) -> None:
-    """Draw E of several metrics side by side, in each panel a line for each layer.
+    """Draw E of several metrics one below the other, in each panel a line for each layer.
 
     Each panel has an axis of its own: the scales of E differ, and only their spread can be compared.
 
@@ -162,12 +175,11 @@ def draw_metrics(histories: dict[str, History], title: str, explanation: str, pa
       path: the PNG to write.
     """
     drawn = {name: history for name, history in histories.items() if history["metric"]}
-    figure = Figure(figsize=(4.2 * len(drawn) + 0.6, 4.6), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=12)
-    legend: tuple[Any, Any] = [], []
-    for (name, history), axes in zip(
-        drawn.items(), figure.subplots(1, len(drawn), squeeze=False).flat, strict=True
-    ):
+    figure = Figure(figsize=(6.5, 2.9 * len(drawn) + 0.9))
+    figure.suptitle(title)
+    panels = figure.subplots(len(drawn), 1, squeeze=False, sharex=True)[:, 0]
+    named = []
+    for (name, history), axes in zip(drawn.items(), panels, strict=True):
         rows, names = history["metric"], history["layers"]
         flat = [
             {
@@ -181,8 +193,9 @@ def draw_metrics(histories: dict[str, History], title: str, explanation: str, pa
         if not np.isfinite([row["metric_mean"] for row in rows]).any():
             continue  # it diverged at once: an empty panel
         plot.metric(flat, [row["step"] for row in rows], axes=axes)
-        axes.get_legend().remove()  # the same in all panels
-        legend = axes.get_legend_handles_labels()
-    figure.legend(*legend, loc="outside right upper", frameon=False, fontsize=8)
-    figure.supxlabel(explanation, fontsize=8)
+        axes.get_legend().remove()
+        named.append(axes)
+    for axes in named:
+        plot.name_lines(axes, fontsize=8)
+    figure.supxlabel(_lines(explanation), fontsize=9)
     figure.savefig(path)
