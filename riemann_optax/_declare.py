@@ -7,7 +7,7 @@ wrapper, of Optax or of a user, because each calls what it wraps.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -263,6 +263,11 @@ def phi_around(
     inside = ", ".join(map(name_of, parts))
     needs = dict.fromkeys(need for part in parts if isinstance(part, Declared) for need in part.needs)
     return Phi(init, update, name=inside if name is None else f"{name}({inside})", needs=needs)
+
+
+def required_loss(rule: str, obj_fn: Any, extra_args: Mapping[str, Any]) -> Any:
+    """Return the loss as a function of the parameters, under either of the names that Optax has for it."""
+    return required(rule, "obj_fn", extra_args.get("value_fn") if obj_fn is None else obj_fn)
 
 
 def required(rule: str, name: str, value: T | None, instead: str = "") -> T:

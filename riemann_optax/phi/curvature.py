@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
-from riemann_optax._declare import Phi, required
+from riemann_optax._declare import Phi, required_loss
 from riemann_optax._state_fields import declare_fields
 from riemann_optax.boundary import masked_like
 from riemann_optax.phi import _state
@@ -175,8 +175,8 @@ def hutchinson_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, state
     twice a gradient and has its collectives.
 
     Needs ``params`` and the extra argument ``obj_fn``, the loss of the current batch as a function of the
-    parameters (the name ``optax.contrib.sophia`` uses). In a Flax NNX loop:
-    ``optimizer.update(model, gradients, obj_fn=loss_of_params)``.
+    parameters (the name ``optax.contrib.sophia`` uses; or ``value_fn``, that of Optax's line searches). In a
+    Flax NNX loop: ``optimizer.update(model, gradients, obj_fn=loss_of_params)``.
 
     Args:
       decay: of the running mean, in [0, 1).
@@ -221,9 +221,9 @@ def hutchinson_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, state
         obj_fn: Callable[[optax.Params], jax.Array] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, HutchinsonCurvatureState]:
-        del updates, extra_args
+        del updates
         params = _check.require_params(params, "hutchinson_curvature")
-        gradient = jax.grad(required("hutchinson_curvature", "obj_fn", obj_fn))
+        gradient = jax.grad(required_loss("hutchinson_curvature", obj_fn, extra_args))
         mean, new_state = _state.probed_diagonal(
             state, params, lambda vector: jax.jvp(gradient, (params,), (vector,))[1], decay
         )

@@ -12,14 +12,15 @@ import numpy as np
 from riemann_optax.supply import program, taps
 from riemann_optax.supply.taps import Recorder
 
+READS_OUT = "a table that reads out as well, by attend"
 Statistics = Literal["refuse", "running"]
 
 
 class Weight(NamedTuple):
-    """A parameter of a layer: which leaf it is (None for none of those trained), and its number of axes."""
+    """A parameter of a layer: which leaf it is (None for none of those trained), and its array there."""
 
     leaf: int | None
-    ndim: int
+    value: Any
 
 
 class Call(NamedTuple):
@@ -56,21 +57,21 @@ def show(call: Call, recorder: Recorder) -> None:
             recorder.constant.add(bias.leaf)
         if weight is not None and weight.leaf is not None:
             if call.refused:
-                recorder.refused[weight.leaf] = call.refused
+                recorder.refuse(weight.leaf, call.refused)
             else:
-                recorder.keep(weight.leaf, call.inputs(), call.input_axes, weight.ndim)
+                recorder.keep(weight.leaf, call.inputs(), call.input_axes, weight.value)
         return
     border(call.received, recorder)
     if call.normalises and id(call.received) in recorder.sent:
         _, before = recorder.sent[id(call.received)]
     else:
         before = []
-    own = [(part.leaf, part.ndim) for part in (weight, bias) if part is not None and part.leaf is not None]
-    for leaf, ndim in before:  # a layer and the normalisation behind it are one layer of neurons
+    own = [(part.leaf, part.value) for part in (weight, bias) if part is not None and part.leaf is not None]
+    for leaf, array in before:  # a layer and the normalisation behind it are one layer of neurons
         recorder.marks[leaf].pop()
-        recorder.keep(leaf, call.sent, call.output_axes, ndim)
-    for leaf, ndim in own:
-        recorder.keep(leaf, call.sent, call.output_axes, ndim)
+        recorder.keep(leaf, call.sent, call.output_axes, array)
+    for leaf, array in own:
+        recorder.keep(leaf, call.sent, call.output_axes, array)
     recorder.sent[id(call.sent)] = call.sent, [*before, *own]
 
 

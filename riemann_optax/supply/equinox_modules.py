@@ -54,7 +54,7 @@ def _statistics(layer: Any, keywords: dict[str, Any]) -> dict[str, Any]:
 
 def _call(layer: Any, recorder: taps.Recorder, received: Any, sent: Any, again: Callable[[Any], Any]) -> Call:
     def weight(value: Any) -> Weight | None:
-        return None if value is None else Weight(recorder.index(value), value.ndim)
+        return None if value is None else Weight(recorder.index(value), value)
 
     call = Call(received, sent, weight(layer.weight), weight(getattr(layer, "bias", None)), lambda: received)
     if isinstance(layer, equinox.nn.Embedding):

@@ -47,6 +47,9 @@ class _Watcher:
             elif isinstance(module, _LAYERS):
                 call = _call(module, recorder, arguments[0], sent, self._again(arguments, keywords))
                 calls.show(call, recorder)
+        if method == "attend" and recorder is not None and isinstance(module, linen.Embed):
+            table = _weight(module, recorder, "embedding")
+            recorder.refuse(None if table is None else table.leaf, calls.READS_OUT)
         return taps.outputs_seen(sent) if self.depth == 0 else sent
 
     def _again(self, arguments: Any, keywords: Any) -> Callable[..., Any]:
@@ -76,16 +79,8 @@ def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[
 
 
 def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any, again: Callable[..., Any]) -> Call:
-    def weight(*names: str) -> Weight | None:
-        for name in names:
-            value = module.get_variable("params", name)
-            if value is not None:
-                value = getattr(value, "value", value)  # of a box, such as nn.Partitioned
-                found = recorder.index(value)
-                return Weight(_by_path(recorder, module, name) if found is None else found, value.ndim)
-        return None
-
-    call = Call(received, sent, weight(*_WEIGHTS), weight("bias"), lambda: received)
+    weight, bias = _weight(module, recorder, *_WEIGHTS), _weight(module, recorder, "bias")
+    call = Call(received, sent, weight, bias, lambda: received)
     if isinstance(module, linen.Embed):
         return call._replace(inputs=lambda: calls.one_hot(received, module.num_embeddings))
     if isinstance(module, _NORMS):
@@ -116,6 +111,16 @@ def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any, again:
         last = jnp.moveaxis(received, axis, range(-len(axis), 0))
         return call._replace(inputs=lambda: last, input_axes=len(axis), output_axes=outputs, refused=refused)
     return call
+
+
+def _weight(module: Any, recorder: taps.Recorder, *names: str) -> Weight | None:
+    for name in names:
+        value = module.get_variable("params", name)
+        if value is not None:
+            value = getattr(value, "value", value)  # of a box, such as nn.Partitioned
+            found = recorder.index(value)
+            return Weight(_by_path(recorder, module, name) if found is None else found, value)
+    return None
 
 
 def _by_path(recorder: taps.Recorder, module: Any, name: str) -> int | None:

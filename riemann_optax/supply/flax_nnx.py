@@ -157,7 +157,16 @@ def _watched(kind: Any) -> Any:
         calls.show(_call(self, arguments[0], sent, again, before), recorder)
         return sent
 
-    return type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+    def attend(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        recorder = taps.recording()
+        if recorder is not None:
+            recorder.refuse(_weight(self.embedding).leaf, calls.READS_OUT)
+        return kind.attend(self, *arguments, **keywords)
+
+    methods = {"__call__": call, "__module__": kind.__module__}
+    if issubclass(kind, nnx.Embed):
+        methods["attend"] = attend
+    return type(kind)(kind.__name__, (kind,), methods)
 
 
 def _statistics(layer: Any, arguments: Any, keywords: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +218,7 @@ def _call(layer: Any, received: Any, sent: Any, again: Callable[[], Any], statis
 
 
 def _weight(variable: Any) -> Weight:
-    return Weight(variable.get_metadata().get(taps.METADATA), variable[...].ndim)
+    return Weight(variable.get_metadata().get(taps.METADATA), variable[...])
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[
 def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any) -> Call:
     found: dict[str, Weight] = {}
     for path, value in module.params_dict().items():
-        found[path.rpartition("/")[2]] = Weight(recorder.index(value), value.ndim)
+        found[path.rpartition("/")[2]] = Weight(recorder.index(value), value)
     weight = next((found[name] for name in ("w", "embeddings", "scale") if name in found), None)
     bias = next((found[name] for name in ("b", "offset") if name in found), None)
     call = Call(received, sent, weight, bias, lambda: received)

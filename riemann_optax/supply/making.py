@@ -159,23 +159,38 @@ def outputs_as_functions(evaluation: Evaluation) -> dict[str, Any]:
     return {"outputs_fn": outputs_fn, "outputs_loss_fn": outputs_loss_fn}
 
 
+def _explicit_spec(array: Any) -> tuple[Any, ...]:
+    """Return how the type of an array says that its axes are spread; Auto axes do not say it."""
+    return tuple(jax.typeof(array).sharding.spec)
+
+
+_EXAMPLES = "riemann_optax_examples"
+
+
 def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]) -> Any:
     """Map ``function(params, batch_of_one, number)`` over the examples, differentiated."""
     params, size = evaluation.model.params, evaluation.number_of_examples()
     leaves, structure = jax.tree.flatten(evaluation.batch)
     mapped = [leaf for leaf in leaves if jnp.ndim(leaf)]
 
-    def gradient(row: Any) -> Any:
-        number, parts = row
+    def gradient(number: Any, parts: list[Any]) -> Any:
         rest = iter(parts)
         one = [jnp.expand_dims(next(rest), 0) if jnp.ndim(leaf) else leaf for leaf in leaves]
         with single_examples(evaluation.options.statistics):
             return _gradient(function)(params, jax.tree.unflatten(structure, one), number)
 
-    rows = jnp.arange(size), mapped
     if evaluation.options.chunk_size is None:
-        return jax.vmap(gradient)(rows)
-    return jax.lax.map(gradient, rows, batch_size=min(evaluation.options.chunk_size, size))
+        # The place on the axis, not an array of numbers: its sharding could be another than the batch's.
+        return jax.vmap(lambda parts: gradient(jax.lax.axis_index(_EXAMPLES), parts), axis_name=_EXAMPLES)(
+            mapped
+        )
+    if any(any(_explicit_spec(leaf)[:1]) for leaf in mapped):
+        raise ValueError(
+            "chunk_size: the examples of the batch are spread over the devices of an Explicit mesh, which do "
+            "not take them in chunks: leave chunk_size out, or use a mesh with Auto axes."
+        )
+    rows = jnp.arange(size), mapped
+    return jax.lax.map(lambda row: gradient(*row), rows, batch_size=min(evaluation.options.chunk_size, size))
 
 
 def per_example_gradients(evaluation: Evaluation) -> dict[str, Any]:

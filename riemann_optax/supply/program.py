@@ -4,6 +4,7 @@ A mark is the identity, so it may stand inside of ``vmap``, ``jit``, ``remat`` a
 that is put into a list would be a leaked tracer.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -42,9 +43,46 @@ _OF_ONE_VALUE = {
 _LINEAR = {*("add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "broadcast_in_dim", "name")}
 
 
-def mark(name: str, value: Any) -> None:
-    """Mark a value, to be found again by :func:`marked_values`."""
-    checkpoint_name(jnp.asarray(value), _PREFIX + name)
+def mark(name: str, value: Any, features: int = 0, weights: Any = None) -> None:
+    """Mark a value, to be found again by :func:`marked_values`.
+
+    Inside of ``vmap`` the axis of the examples comes first in what is found, wherever it lies there; and that
+    of weights which are stacked comes before the last ``features`` axes, also of a value that is the same
+    for all of them. The name then ends with ``+`` and the number of such axes.
+    """
+    # A function with a rule for vmap has none for gradients, and none are wanted of a mark.
+    value, weights = jax.lax.stop_gradient(
+        (jnp.asarray(value), jnp.asarray(0 if weights is None else weights))
+    )
+    _marking(name, features, 0)(value, weights)
+
+
+@functools.cache
+def _marking(name: str, features: int, stacked: int) -> Callable[[Any, Any], Any]:
+    @jax.custom_batching.custom_vmap
+    def marked(value: Any, weights: Any) -> Any:
+        del weights
+        return checkpoint_name(value, f"{_PREFIX}{name}+{stacked}")
+
+    @marked.def_vmap
+    def of_many(size: int, batched: list[bool], value: Any, weights: Any) -> Any:
+        of_examples, of_weights = batched
+        if not of_weights:
+            return _marking(name, features, stacked)(value, weights), True
+        if not of_examples:
+            value = jnp.broadcast_to(value, (size, *value.shape))
+        place = value.ndim - features - stacked - 1
+        order = (*range(1, place + 1), 0, *range(place + 1, value.ndim))
+        value = jax.lax.transpose(value, order) if place else value  # jnp.moveaxis would hide it in a jit
+        return _marking(name, features, stacked + 1)(value, weights), True
+
+    return marked
+
+
+def number_stacked(name: str) -> tuple[str, int]:
+    """Return the name that was given to a mark, and how many axes of stacked weights its value has."""
+    given, _, stacked = name.rpartition("+")
+    return given, int(stacked)
 
 
 def marked_values(function: Callable[..., Any], *arguments: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -79,10 +117,20 @@ def _evaluate(jaxpr: Any, consts: Any, arguments: Any, found: dict[str, Any]) ->
         name = _mark_name(equation)
         if name is not None:
             marks.append((name, equation.invars[0]))
+            values.update(zip(equation.outvars, incoming[:1], strict=True))
+            continue
         results = _results(equation, incoming, found)
         values.update(zip(equation.outvars, results, strict=True))
+    copies = _copies_for_marks(jaxpr)
     for name, variable in marks:
-        found[name] = read(variable), read(_after_nonlinearity(variable, jaxpr))
+        origin, permutations = variable, []
+        while origin in copies:
+            permutations.append(copies[origin].params.get("permutation"))
+            origin = copies[origin].invars[0]
+        value = read(_after_nonlinearity(origin, jaxpr, copies))
+        for permutation in filter(None, reversed(permutations)):
+            value = jnp.transpose(value, permutation)
+        found[name] = read(variable), value
     return [read(variable) for variable in jaxpr.outvars]
 
 
@@ -121,8 +169,30 @@ def _scan(parameters: dict[str, Any], incoming: list[Any], found: dict[str, Any]
 
 
 def _mark_name(equation: Any) -> str | None:
-    name = equation.params.get("name") if equation.primitive.name == "name" else None
+    """Return the name of a mark, which stands in a call of its own."""
+    if equation.primitive.name != "custom_vmap_call":
+        return None
+    inside = _opened(equation.params["call"]).eqns
+    name = inside[0].params.get("name") if len(inside) == 1 and inside[0].primitive.name == "name" else None
     return name.removeprefix(_PREFIX) if isinstance(name, str) and name.startswith(_PREFIX) else None
+
+
+def _copies_for_marks(jaxpr: Any) -> dict[Any, Any]:
+    """Return, by their results, the equations that only marks read: they bring axes into order."""
+    readers: dict[Any, list[Any]] = {}
+    for equation in jaxpr.eqns:
+        for variable in equation.invars:
+            if not isinstance(variable, jax.extend.core.Literal):
+                readers.setdefault(variable, []).append(equation)
+    copies: dict[Any, Any] = {}
+    for equation in reversed(jaxpr.eqns):
+        result = equation.outvars[0] if equation.outvars else None
+        if equation.primitive.name in ("transpose", "stop_gradient") and all(
+            _mark_name(reader) is not None or reader.outvars[0] in copies
+            for reader in readers.get(result, [])
+        ):
+            copies[result] = equation
+    return copies
 
 
 def _opened(jaxpr: Any) -> Any:
@@ -142,18 +212,27 @@ def _has_marks(jaxpr: Any) -> bool:
     )
 
 
-def _after_nonlinearity(variable: Any, jaxpr: Any) -> Any:
+def _after_nonlinearity(variable: Any, jaxpr: Any, copies: dict[Any, Any]) -> Any:
     """Return the variable after the functions of this one alone that follow, element by element.
 
     Of all that is computed from this one alone there must be one variable that everything else uses; and a
     scaling alone, such as that of an attention's queries, is no nonlinearity.
     """
     own, used = {variable}, {out for out in jaxpr.outvars if not isinstance(out, jax.extend.core.Literal)}
-    closed = {equation.invars[0] for equation in jaxpr.eqns if _mark_name(equation) in (OUTPUTS, BORDER)}
+    closed = set()
+    for equation in jaxpr.eqns:
+        name = _mark_name(equation)
+        if name is not None and number_stacked(name)[0] in (OUTPUTS, BORDER):
+            last = equation.invars[0]
+            while last in copies:
+                last = copies[last].invars[0]
+            closed.add(last)
     bent = False
     for equation in jaxpr.eqns:
         read = [one for one in equation.invars if not isinstance(one, jax.extend.core.Literal)]
-        if equation.primitive.name == "name" or own.isdisjoint(read):
+        if equation.primitive.name == "name" or _mark_name(equation) is not None or own.isdisjoint(read):
+            continue
+        if equation.outvars[0] in copies:
             continue
         if own.isdisjoint(closed.intersection(read)) and _is_elementwise(equation, variable, own):
             own.update(equation.outvars)

@@ -85,8 +85,9 @@ def outputs(value: Any) -> Any:
 
     For the phis that differentiate the outputs and the loss apart (``gauss_newton_curvature``,
     ``memory_aware_synapses``). The result of one call of an NNX or Linen model is seen without; a model of
-    Haiku, of Equinox or of plain functions needs this mark. Outside of :func:`riemann_optax.value_and_grad`
-    it does nothing.
+    Haiku, of Equinox or of plain functions needs this mark. It also says where the model ends: of a model
+    without it a function of single outputs in the loss, such as their square, counts as the nonlinearity of
+    the last layer (``activities``). Outside of :func:`riemann_optax.value_and_grad` it does nothing.
 
     Args:
       value: the outputs, an array or a tree, with examples along the first axis; outside of any ``vmap``.
@@ -124,13 +125,15 @@ class Mark(NamedTuple):
     Attributes:
       name: of the mark in the program.
       axes: how many of its last axes belong to the weights of one layer.
-      ndim: the number of axes of the weights in this call: one less than they have where a scan stacks
-        layers.
+      ndim: the number of axes of the weights in this call: one less than they have where a scan or a vmap
+        stacks layers.
+      stacked: how many of those axes a vmap has put before the last ``axes`` of the signal.
     """
 
     name: str
     axes: int
     ndim: int
+    stacked: int = 0
 
 
 class Recorder:
@@ -149,18 +152,24 @@ class Recorder:
         self.marks: dict[int, list[Mark]] = {}
         self.constant: set[int] = set()  # weights whose input is the number 1
         self.refused: dict[int, str] = {}
-        self.sent: dict[int, tuple[Any, list[tuple[int, int]]]] = {}  # what layers gave, and whose it is
+        self.told: set[int] = set()  # by observe
+        self.sent: dict[int, tuple[Any, list[tuple[int, Any]]]] = {}  # what layers gave, and whose it is
 
     def index(self, parameter: Any) -> int | None:
         """Return which leaf an array is, by identity."""
         return self.by_identity.get(id(parameter))
 
-    def keep(self, index: int, value: Any, axes: int, ndim: int) -> None:
-        """Mark a signal of a leaf."""
+    def refuse(self, index: int | None, reason: str) -> None:
+        """Say why the signal of a leaf cannot be told, unless the user tells it."""
+        if index is not None:
+            self.refused[index] = reason
+
+    def keep(self, index: int, value: Any, axes: int, weights: Any) -> None:
+        """Mark a signal of a leaf, whose array in this call is ``weights``."""
         marks = self.marks.setdefault(index, [])
         name = f"{self.signal}/{index}/{len(marks)}"
-        program.mark(name, value)
-        marks.append(Mark(name, axes, ndim))
+        program.mark(name, value, axes, weights)
+        marks.append(Mark(name, axes, jnp.ndim(weights)))
 
     def collect(
         self, found: dict[str, tuple[jax.Array, jax.Array]], is_partitioned: Callable[[], bool]
@@ -173,12 +182,16 @@ class Recorder:
         Raises:
           ValueError: that names the leaves of which nothing was seen.
         """
+        stacked = dict(program.number_stacked(name) for name in found)
+        found = {program.number_stacked(name)[0]: values for name, values in found.items()}
         # A library may trace a function more often than the program runs it.
         self.marks = {
-            index: [made for made in marks if made.name in found] for index, marks in self.marks.items()
+            index: [made._replace(stacked=stacked[made.name]) for made in marks if made.name in found]
+            for index, marks in self.marks.items()
         }
         self.marks = {index: marks for index, marks in self.marks.items() if marks}
-        lacking = [index for index in range(len(self.leaves)) if index not in (*self.marks, *self.constant)]
+        seen = (self.marks.keys() | self.constant) - (self.refused.keys() - self.told)
+        lacking = [index for index in range(len(self.leaves)) if index not in seen]
         if lacking and not is_partitioned():
             raise ValueError(_not_observed(self, lacking))
         which = 0 if self.signal == "inputs" else 1
@@ -194,7 +207,13 @@ class Recorder:
         values = []
         for made in self.marks[index]:
             value = found[made.name][which]
-            if self.leaves[index].ndim == made.ndim + 1:  # a scan over stacked layers
+            scanned = self.leaves[index].ndim - made.ndim - made.stacked
+            if scanned > 1 or (scanned and made.stacked):
+                raise ValueError(
+                    f"the {self.signal} of {_tree.leaf_name(self.paths[index])}, which stacks layers along "
+                    "more than one axis, cannot be observed: keep it from this phi with optax.partition."
+                )
+            if scanned:
                 value = jnp.moveaxis(value, 0, value.ndim - made.axes - 1)
             values.append(value)
         if len(values) == 1:
@@ -205,7 +224,7 @@ class Recorder:
         ):
             raise ValueError(
                 f"the {self.signal} of {_tree.leaf_name(self.paths[index])} differ in shape between calls "
-                "of its layer: keep it out of this phi with optax.partition."
+                "of its layer: keep it from this phi with optax.partition."
             )
         rows = [value.reshape(-1, *value.shape[value.ndim - axes :]) for value in values]
         return jnp.concatenate(rows)  # a layer that is called several times has seen all of it
@@ -295,11 +314,13 @@ def observe(parameter: Any, *, inputs: Any = None, activities: Any = None) -> No
             "not one computed from it."
         )
     if value is not None:
+        recorder.told.add(index)
         if recorder.signal == "inputs" and jnp.ndim(value) == 0:
             recorder.constant.add(index)
         else:
-            ndim = jnp.ndim(parameter[...] if hasattr(parameter, "get_metadata") else parameter)
-            recorder.keep(index, value, max(ndim - 1, 1) if recorder.signal == "inputs" else 1, ndim)
+            weights = parameter[...] if hasattr(parameter, "get_metadata") else parameter
+            axes = max(jnp.ndim(weights) - 1, 1) if recorder.signal == "inputs" else 1
+            recorder.keep(index, value, axes, weights)
 
 
 # By which a variable of Flax NNX is known again inside of its transformations.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
-from riemann_optax._declare import Declared, required
+from riemann_optax._declare import Declared, required_loss
 from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state
 
@@ -137,7 +137,7 @@ def soft_resets(
         _tree.check_inexact(updates, "gradients")
         updates, params = _tree.arrays(updates), _check.require_params(params, "soft_resets")
         _check.check_gradients(_tree.bare(updates), _tree.bare(params))
-        loss = required("soft_resets", "obj_fn", obj_fn)
+        loss = required_loss("soft_resets", obj_fn, extra_args)
         prior_mean = _state.first_or(params, state.prior_mean, state.count)
         # Lists of leaves from here on.
         weights, gradients = jax.tree.leaves(params), jax.tree.leaves(updates)

@@ -63,8 +63,9 @@ def test_it_is_in_the_table(capsys):
     for name, reads in {"leaky": "nothing but the gradient", "hungry": "obj_fn: a Hessian product"}.items():
         with pytest.raises(SystemExit):
             arguments.parse(["--phi", f"help:phis_of_mine:{name}"])
-        lines = capsys.readouterr().out.splitlines()
+        *lines, last = capsys.readouterr().out.splitlines()
         assert lines[0] == "I want a drop-in for AdamW:"
+        assert last.startswith("Steps were timed on a CPU")
         assert lines[-2].startswith(f"  phis_of_mine:{name}")
         assert f"reads {reads}" in lines[-1]
         assert "1 values of state per weight" in lines[-1]

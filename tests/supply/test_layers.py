@@ -273,3 +273,34 @@ def test_tied_weights_are_observed_where_they_are_a_layer():
     _, gradients, extra = ro.value_and_grad(loss, "inputs")(model, {"x": x})
     assert "kernel" not in nnx.to_pure_dict(gradients)["second"]
     close(extra["inputs"]["first"]["kernel"], jnp.concatenate([x, jnp.tanh(model.first(x))]))
+
+
+class LinenTied(linen.Module):
+    @linen.compact
+    def __call__(self, tokens):
+        embed = linen.Embed(5, 3, name="embed")
+        return embed.attend(jnp.tanh(embed(tokens)))
+
+
+class NNXTied(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(5, 3, rngs=rngs)
+
+    def __call__(self, tokens):
+        return self.embed.attend(jnp.tanh(self.embed(tokens)))
+
+
+@pytest.mark.parametrize("signal", ["inputs", "activities"])
+@pytest.mark.parametrize("library", ["linen", "nnx"])
+def test_a_table_that_reads_out_as_well_is_refused(library, signal):
+    """Its inputs are those of two layers, of two shapes: one of the two alone would be wrong."""
+    tokens = jnp.array([[0, 1], [4, 2]])
+    if library == "nnx":
+        model, loss = NNXTied(nnx.Rngs(0)), lambda model, tokens: model(tokens).var()
+    else:
+        model = LinenTied().init(jax.random.key(0), tokens)["params"]
+        loss = lambda params, tokens: LinenTied().apply({"params": params}, tokens).var()  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"\['embedding'\] \(a table that reads out as well, by attend\) cannot be"
+    ):
+        ro.value_and_grad(loss, signal)(model, tokens)

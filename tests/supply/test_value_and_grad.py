@@ -245,3 +245,25 @@ def test_the_step_is_scanned_and_sharded():
     spread = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
     sharded = jax.jit(lambda carry, batch: update(carry, jnp.array(True), batch)[0])(start, spread)
     close(sharded[0], update(start, jnp.array(True))[0][0])
+
+
+@pytest.mark.parametrize("chunk_size", [None, 8])
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+def test_gradients_of_examples_that_are_spread_over_devices(kind, chunk_size):
+    case = models.CASES["haiku"]
+    params, batch = case.make(), jax.tree.map(lambda x: jnp.concatenate([x] * 4), case.batch)
+    step = ro.value_and_grad(
+        case.loss, ("per_example_gradients", "output_norm_gradients"), chunk_size=chunk_size
+    )
+    alone = step(params, batch)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
+        everywhere = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+        if kind == jax.sharding.AxisType.Explicit and chunk_size:
+            with pytest.raises(
+                ValueError, match=r"^chunk_size: the examples of the batch are spread over the"
+            ):
+                jax.jit(step)(everywhere, spread)
+        else:
+            close(jax.jit(step)(everywhere, spread), alone)

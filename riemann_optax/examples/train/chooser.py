@@ -156,5 +156,5 @@ def as_text(phis: Mapping[str, Phi] = PHIS) -> str:
         if entry.seen:
             lines.append(f"  {'':{width}}  seen: {entry.seen}")
     where = f"a {packaged()['model']} with batches of {packaged()['batch_size']}"
-    lines.append(f"Steps were timed on a CPU, on {where}. What was not seen is not in the report.")
+    lines.append(f"Steps were timed on a CPU, on {where}. A phi without a line 'seen' is not in the report.")
     return "\n".join(lines)
