@@ -245,7 +245,7 @@ ENTRIES: dict[str, Entry] = {
         learning_rate=1e-2,
         reduces_state=True,
         multiply_by_parameter_scale=True,
-        all_reduced=6,
+        all_reduced=8,  # Optax takes each root mean square twice: the second one has a gradient at 0
     ),
     "riemannian_adamw:activity": optimiser(
         ro.riemannian_adamw, phi=ro.phi.activity(decay=0.97), nesterov=False, conformal="leaf", all_reduced=2
