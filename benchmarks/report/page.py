@@ -31,7 +31,7 @@ from benchmarks.time_to_target.summary import Row, trials
 from benchmarks.time_to_target.targets import NAMES, TARGETS
 
 # What whole optimisers stand beside; AdamW with its betas tuned is what all are measured by.
-BESIDE = (DEFAULT_BETAS, TUNED_ADAMW, NADAMW, "schedule-free AdamW", MUON, "Adafactor", MOMENTUM)
+BESIDE = (DEFAULT_BETAS, TUNED_ADAMW, NADAMW, "schedule-free AdamW", MUON)
 KINDS = {"ours": "ours", "peer": "", "control": "control", "design": "another form of ours"}
 
 

@@ -34,13 +34,13 @@ def beside(everything: Suite, ours: str, peer: str) -> str:
     )
 
 
-def untuned(everything: Suite) -> str:
-    """Write the drop-in's steps at ``ro.starting_rate`` over those of tuned AdamW, and its misses."""
-    rows = everything.untuned("far", DROP_IN)
+def untuned(everything: Suite, name: str) -> str:
+    """Write the steps of a method with nothing tuned over those of tuned AdamW, and its misses."""
+    rows = everything.untuned("far", name)
     if not rows:
         return "a number not yet run"
     misses = sum(np.isinf(row.median_steps) for row in rows.values())
-    return f"{number(mean_against(everything, rows))} (it misses {misses} of {len(rows)} targets)"
+    return f"{number(mean_against(everything, rows))} ({misses} of {len(rows)} missed)"
 
 
 def of_size(records: Records) -> str:
@@ -65,6 +65,10 @@ def chapter(
         f"{name} {number(suite.ratio('far', name, peer, MISS))} of the steps of {peer}"
         for name, peer in TWINS[:2]
     )
+    at_no_rate = "; ".join(
+        f"{name.removesuffix(', published')} {untuned(everything, name)}"
+        for name in (DROP_IN, SCHEDULE_FREE, f"{NADAMW}, published", f"{FREE_ADAMW}, published")
+    )
     return f"""\
 ## How a sceptic would attack this
 
@@ -77,8 +81,8 @@ def chapter(
 - *Schedule-free AdamW is better.* With its betas tuned it is: {beside(everything, SCHEDULE_FREE, FREE_ADAMW)}
 - *Any scale per weight would do.* Of the gain over momentum the controls keep, in the median:
   {kept(suite)}. With the same liberties they take: {twins}.
-- *Nobody has your rate.* With nothing tuned, at a rate computed from the number of weights alone, the drop-in
-  takes {untuned(everything)} of tuned AdamW's steps.
+- *Nobody has your rate.* At a rate computed from the number of weights alone, over tuned AdamW's steps:
+  {at_no_rate}; Prodigy, which finds its own rate, {untuned(everything, "Prodigy")}.
 {robustness.sentence(disturbed)}\
 - *These are toys.* {of_size(records)}
 - *Steps are not seconds.* `python -m benchmarks.step_cost` times updates; [all tables](TABLES.md) have the
