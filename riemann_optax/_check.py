@@ -147,6 +147,11 @@ def check_names(argument: str, value: Any) -> None:
 def check_transformation(argument: str, value: Any) -> None:
     """Raise ``TypeError`` unless ``value`` is a gradient transformation."""
     if not isinstance(value, optax.GradientTransformation):
+        if callable(getattr(value, "gradient_transformation", None)):  # of optax.MultiSteps
+            raise TypeError(
+                f"{argument} must be an optax.GradientTransformation, got {type(value).__name__}: pass what "
+                "its method gradient_transformation() returns."
+            )
         raise TypeError(
             f"{argument} must be an optax.GradientTransformation (such as riemann_optax.phi.activity()), "
             f"got {value!r}: a function that makes one has to be called{injected(argument, value)}."
