@@ -177,7 +177,7 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
 
     # In an optimiser of Flax the state's containers may be others than those of the parameters.
     leaves, treedef = jax.tree.flatten(averaged)
-    averaged = treedef.unflatten(map(average, leaves, jax.tree.leaves(own.iterate)))
+    averaged = jax.tree.unflatten(treedef, map(average, leaves, jax.tree.leaves(own.iterate)))
     return _tree.like(completed(averaged, params), boxed)
 
 
