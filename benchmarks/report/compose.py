@@ -52,10 +52,10 @@ Geometric means of the median steps, over those of tuned {TUNED_ADAMW}; a miss (
 fresh seeds) counts as {MISS:g} budgets, and their number stands beside. *energy*: `sum |dw|` up to the
 far target over that of {DEFAULT_BETAS}, over the tasks where both reach it. *state*: bytes per byte of
 parameters, on the last task. *step*: seconds of a whole training step over AdamW's; none where only the
-rate is tuned: these shared their machine. By task, in seconds, on held-out examples, other forms of
-ours, and controls: [all tables](TABLES.md).
+rate is tuned: these shared their machine. The peers here reach at least half of the far targets;
+all others, other forms of ours, controls, and the numbers by task: [all tables](TABLES.md).
 
-{parts.suite_table(suite, ("ours", "peer", "control"))}
+{parts.suite_table(suite, short=True)}
 
 ![Performance profiles](results/report_profiles.png)
 """

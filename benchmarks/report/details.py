@@ -16,11 +16,11 @@ def of_suite(suite: Suite, entries: continual.Entries, folder: Path) -> str:
 
 How the trials were made and the table over all tasks are in [the report](REPORT.md).
 
-### Other forms of ours
+### All methods
 
 The columns are those of the report.
 
-{parts.suite_table(suite, ("design",))}
+{parts.suite_table(suite)}
 
 ### What the metric's direction does
 

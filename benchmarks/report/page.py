@@ -49,11 +49,17 @@ def claims_table(found: Sequence[Claim]) -> str:
     return table(["target", "wanted", "found", ""], rows)
 
 
-def suite_table(suite: Suite, roles: Sequence[str] = tuple(KINDS)) -> str:
-    """Lay out the methods of these roles, with more than a rate tuned, over all tasks."""
-    names = [
-        name for name in suite.everywhere("far") if METHODS[name].role in roles and name not in PUBLISHED
-    ]
+def suite_table(suite: Suite, short: bool = False) -> str:
+    """Lay out the methods with more than a rate tuned; short: ours and the peers that reach most targets."""
+    names = [name for name in suite.everywhere("far") if name not in PUBLISHED]
+    if short:
+        most = len(suite.tasks) / 2
+        names = [
+            name
+            for name in names
+            if METHODS[name].role == "ours"
+            or (METHODS[name].role == "peer" and len(suite.misses("far", name)) < most)
+        ]
 
     def means(target: str, name: str) -> float:
         return suite.ratio(target, name, TUNED_ADAMW, MISS)
