@@ -76,6 +76,27 @@ def injected(argument: str, value: Any) -> str:
     )
 
 
+def mask_of_decay(mask: Any) -> Any:
+    """Return a mask of the leaves that decay; one boolean becomes a function that refuses to mean a tree.
+
+    ``optax.inject_hyperparams`` calls a mask that is a function as a schedule, at the count of updates, and
+    passes on the one boolean that this returns: nothing would decay, or all.
+    """
+    if not isinstance(mask, bool | np.bool_ | jax.Array):
+        return mask
+
+    def of_one_leaf(params: Any) -> Any:
+        if not jax.tree_util.treedef_is_leaf(jax.tree.structure(params)):
+            raise ValueError(
+                f"mask must be a tree of booleans or a function of the parameters, got {mask!r}; "
+                "optax.inject_hyperparams calls functions as schedules: name "
+                '"mask" in its static_args.'
+            )
+        return mask
+
+    return of_one_leaf
+
+
 def check_real_dtype(argument: str, value: Any) -> None:
     """Raise ``ValueError`` unless ``value`` names a real floating-point dtype."""
     try:
@@ -147,6 +168,11 @@ def check_names(argument: str, value: Any) -> None:
 def check_transformation(argument: str, value: Any) -> None:
     """Raise ``TypeError`` unless ``value`` is a gradient transformation."""
     if not isinstance(value, optax.GradientTransformation):
+        if callable(getattr(value, "gradient_transformation", None)):  # of optax.MultiSteps
+            raise TypeError(
+                f"{argument} must be an optax.GradientTransformation, got {type(value).__name__}: pass what "
+                "its method gradient_transformation() returns."
+            )
         raise TypeError(
             f"{argument} must be an optax.GradientTransformation (such as riemann_optax.phi.activity()), "
             f"got {value!r}: a function that makes one has to be called{injected(argument, value)}."

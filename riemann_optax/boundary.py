@@ -64,7 +64,7 @@ def consolidate(
       >>> print(ro.metric_at(tx, gradients, ro.consolidate(state, params), params))  # 1 + 2 * g**2
       [ 3. 19.]
     """
-    if _is_optimizer(opt_state):
+    if is_nnx_optimizer(opt_state):
         return _consolidate_in_place(opt_state, params, task_importance)
     boxed = opt_state
     opt_state, params, task_importance = _tree.bare((opt_state, params, task_importance))
@@ -82,23 +82,34 @@ def consolidate(
     return _tree.like(consolidate_within(opt_state, params, task_importance), boxed)
 
 
-def _is_optimizer(node: Any) -> bool:
+def is_nnx_optimizer(node: Any) -> bool:
     """Return whether this is an ``nnx.Optimizer``, by what it has: without Flax there is none."""
     return all(hasattr(node, name) for name in ("tx", "opt_state", "wrt"))
+
+
+def trained(name: str, optimizer: Any, model: Any) -> Any:
+    """Return the variables of an NNX model that an ``nnx.Optimizer`` trains, for the function ``name``."""
+    from flax import nnx
+
+    params = nnx.state(model, optimizer.wrt, **_graph(optimizer))
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"{name}: params has no variable of the kind {optimizer.wrt}, which this nnx.Optimizer "
+            f"trains: give the model, {name}(optimizer, model)."
+        )
+    return params
+
+
+def _graph(optimizer: Any) -> dict[str, Any]:
+    return {"graph": optimizer.graph} if hasattr(optimizer, "graph") else {}  # not in older Flax
 
 
 def _consolidate_in_place(optimizer: Any, model: Any, task_importance: optax.Params | None) -> optax.OptState:
     from flax import nnx
 
-    options = {"graph": optimizer.graph} if hasattr(optimizer, "graph") else {}  # not in older Flax
-    params = nnx.state(model, optimizer.wrt, **options)
-    if not jax.tree.leaves(params):
-        raise ValueError(
-            f"consolidate: params has no variable of the kind {optimizer.wrt}, which this nnx.Optimizer "
-            "trains: give the model, consolidate(optimizer, model)."
-        )
+    params = trained("consolidate", optimizer, model)
     new = consolidate(optimizer.opt_state, params, task_importance)
-    nnx.update(optimizer.opt_state, nnx.state(new, **options))
+    nnx.update(optimizer.opt_state, nnx.state(new, **_graph(optimizer)))
     return optimizer.opt_state
 
 

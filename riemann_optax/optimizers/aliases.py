@@ -108,13 +108,13 @@ def riemannian_sgd(
         phi = activity(state_dtype=state_dtype)
     edits: list[optax.GradientTransformation] = [record_metric()] if record else []
     if weight_decay is not None and decay_in_metric:
-        edits.append(on_gradient(optax.add_decayed_weights(weight_decay, mask)))
+        edits.append(on_gradient(optax.add_decayed_weights(weight_decay, _check.mask_of_decay(mask))))
     stages = [compute_metric(phi, alpha, role, conformal=conformal), *edits, scale_by_inverse_metric()]
     if momentum is not None:
         summed = optax.trace(decay=momentum, nesterov=nesterov, accumulator_dtype=state_dtype)
         stages.append(keep_state_types(summed))
     if weight_decay is not None and not decay_in_metric:
-        stages.append(optax.add_decayed_weights(weight_decay, mask))
+        stages.append(optax.add_decayed_weights(weight_decay, _check.mask_of_decay(mask)))
     return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -219,7 +219,7 @@ def riemannian_adamw(
         *stage_1,
         ema(b1, nesterov, mu_dtype),
         *relative,
-        optax.add_decayed_weights(weight_decay, mask),
+        optax.add_decayed_weights(weight_decay, _check.mask_of_decay(mask)),
         optax.scale_by_learning_rate(learning_rate),
     )
 
@@ -303,7 +303,7 @@ def riemannian_schedule_free(
     base = optax.chain(
         *stage_1,
         scale_by_inverse_metric(),
-        optax.add_decayed_weights(weight_decay, mask),
+        optax.add_decayed_weights(weight_decay, _check.mask_of_decay(mask)),
         optax.scale_by_learning_rate(rate),
     )
     return schedule_free(base, b1=b1, power=power)

@@ -137,6 +137,6 @@ def riemannian_eigenbasis(
     )
     return optax.chain(
         turned,
-        optax.add_decayed_weights(weight_decay, mask),
+        optax.add_decayed_weights(weight_decay, _check.mask_of_decay(mask)),
         optax.scale_by_learning_rate(learning_rate),
     )

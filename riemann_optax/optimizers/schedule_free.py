@@ -9,6 +9,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._state_fields import declare_fields
+from riemann_optax.boundary import completed, is_nnx_optimizer, masked_like, trained
 from riemann_optax.eigenbasis import InEigenbasisState
 
 
@@ -127,12 +128,13 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
 
     Args:
       state: the state of an optimiser with one :func:`schedule_free` in it, as
-        :func:`riemannian_schedule_free` makes it. With NNX: ``nnx.pure(optimizer.opt_state)``, and
-        ``nnx.pure(nnx.state(model, nnx.Param))`` for ``params``.
-      params: the parameters that are trained with this state, after its last update.
+        :func:`riemannian_schedule_free` makes it; or an ``nnx.Optimizer``, whose averages
+        ``nnx.update(model, ro.eval_params(optimizer, model))`` puts into a model.
+      params: the parameters that are trained with this state, after its last update; with an
+        ``nnx.Optimizer`` the model. What ``optax.partition`` keeps from the averaging is returned as it is.
 
     Returns:
-      The averaged weights, in structure and dtypes of ``params``.
+      The averaged weights, in structure and dtypes of ``params``; of a model its trained variables.
 
     Raises:
       ValueError: where the state holds no or several averages, one of other parameters, or one inside of an
@@ -145,6 +147,10 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
       >>> print(ro.eval_params(tx.init(params), params)["w"])  # not trained yet
       [1. 1.]
     """
+    if is_nnx_optimizer(state):
+        params = trained("eval_params", state, params)
+    boxed, params = params, _tree.bare(params)
+    state = _tree.bare(getattr(state, "opt_state", state))
     found = _tree.find_states(state, ScheduleFreeState)
     if len(found) != 1:
         raise ValueError(
@@ -158,15 +164,21 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
                 "in_eigenbasis inside, schedule_free(in_eigenbasis(...)), and evaluate that."
             )
     (own,) = found
-    remedy = "pass the parameters that are trained with this state."
-    _check.check_same_structure(own.iterate, params, "the average", "params", remedy)
+    remedy = (
+        "pass the parameters that are trained with this state; with Flax NNX, eval_params(optimizer, model)."
+    )
+    averaged = masked_like(params, own.iterate)
+    _check.check_same_structure(own.iterate, averaged, "the average", "params", remedy)
 
     def average(y: jax.Array, z: jax.Array) -> jax.Array:
         y = jnp.asarray(y)
         x = (y.astype(z.dtype) - (1 - own.momentum) * z) / own.momentum
         return jnp.where(own.count == 0, y, x.astype(y.dtype))
 
-    return jax.tree.map(average, params, own.iterate)
+    # In an optimiser of Flax the state's containers may be others than those of the parameters.
+    leaves, treedef = jax.tree.flatten(averaged)
+    averaged = jax.tree.unflatten(treedef, map(average, leaves, jax.tree.leaves(own.iterate)))
+    return _tree.like(completed(averaged, params), boxed)
 
 
 def _wide(leaf: Any) -> Any:

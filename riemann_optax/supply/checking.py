@@ -1,10 +1,23 @@
-"""What a loss function takes and returns, checked in its user's words before JAX differentiates it."""
+"""What a loss function takes and returns, and who accumulates, checked before JAX differentiates it."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import optax
+
+from riemann_optax import _tree
+from riemann_optax.phi import SecantCurvatureState, VariationalState
+from riemann_optax.wrappers import SoftResetsState
+
+# What stands beside the gradient of its own batch, and is false beside the mean over several.
+_OF_ONE_BATCH = {
+    "gradients_at_previous_params": SecantCurvatureState,
+    "perturbed_gradients": VariationalState,
+    "obj_fn": SoftResetsState,
+}
 
 
 def check_loss_function(loss_fn: Any) -> None:
@@ -32,6 +45,22 @@ def check_call(loss_fn: Callable[..., Any], arguments: tuple[Any, ...], keywords
             f"loss_fn is called with {len(arguments)} arguments{' and a key' if 'key' in keywords else ''}, "
             f"loss_fn(model, batch, ...), and does not take them ({error}): {remedy}."
         ) from None
+
+
+def check_accumulation(transformation: Any, params: Any, needs: Iterable[str]) -> None:
+    """Raise ``ValueError`` where ``optax.MultiSteps`` would give an inner one what is of another batch."""
+    kinds = {need: _OF_ONE_BATCH[need] for need in needs if need in _OF_ONE_BATCH}
+    if not kinds:
+        return
+    state = jax.eval_shape(lambda p: transformation.init(p), params)
+    for several in _tree.find_states(state, optax.MultiStepsState):
+        for need, kind in kinds.items():
+            if _tree.find_states(several.inner_opt_state, kind):
+                raise ValueError(
+                    f"{need}: optax.MultiSteps accumulates gradients, and passes on {need} of the last batch "
+                    "alone: give the step all batches as one, without MultiSteps, or accumulate both in the "
+                    "loop, and update once."
+                )
 
 
 def check_result(result: Any, has_aux: bool) -> Any:

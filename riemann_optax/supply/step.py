@@ -13,7 +13,7 @@ from riemann_optax._declare import needs_of
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 from riemann_optax.supply import making
 from riemann_optax.supply.calls import Statistics
-from riemann_optax.supply.checking import check_loss_function
+from riemann_optax.supply.checking import check_accumulation, check_loss_function
 from riemann_optax.supply.functional import functional
 from riemann_optax.supply.making import Evaluation, Options
 
@@ -87,8 +87,9 @@ def value_and_grad(
       Optax takes them.
 
     Raises:
-      ValueError: for a need that is not in the vocabulary; at the step, where one cannot be met: the message
-        says why, and what to do.
+      ValueError: for a need that is not in the vocabulary; at the step, where one cannot be met, or
+        ``optax.MultiSteps`` would put it beside gradients of other batches: the message says why, and what to
+        do.
       TypeError: where ``loss_fn`` does not take what the step was given, or does not return one number.
 
     Examples:
@@ -126,7 +127,9 @@ def value_and_grad(
         evaluation = Evaluation(loss_fn, parts, batch, arguments, key, state, options, tuple(transformations))
         wanted = list(names)
         for transformation in transformations:
-            wanted += needs_of(transformation, parts.params)
+            own_needs = needs_of(transformation, parts.params)
+            check_accumulation(transformation, parts.params, set(own_needs) - passed_on.keys())
+            wanted += own_needs
         (value, aux), gradients, rest, extra = _evaluate(evaluation, wanted, passed_on)
         parts.write_back(rest)
         return ((value, aux) if has_aux else value), parts.gradients(gradients), extra

@@ -46,6 +46,22 @@ def test_a_run_is_a_plain_loop(changed):
         assert abs(found[1, 0] - by_hand(SHORT, 0.02, 3)) > 1e-3
 
 
+@pytest.mark.parametrize("name", runs.METHODS)
+def test_a_momentum_of_nine_tenths_is_no_disturbance(name):
+    assert PANELS["b1"].levels["0.9"] == CALM
+    params = [jnp.array([1.0, -2.0]), jnp.ones((2, 3))]
+    updates = []
+    for options in ({}, {"b1": 0.9}, {"b1": 0.8}):
+        tx = optax.with_extra_args_support(runs.METHODS[name].make(0.01, **options))
+        state = tx.init(params)
+        for step in range(3):
+            gradients = jax.tree.map(lambda leaf, step=step: jnp.cos(leaf + step), params)
+            update, state = tx.update(gradients, state, params)
+        updates.append(update)
+    same = [jax.tree.map(lambda a, b: bool((a == b).all()), updates[0], other) for other in updates[1:]]
+    assert [all(jax.tree.leaves(one)) for one in same] == [True, False]
+
+
 def test_half_precision_is_that_of_the_weights():
     params = runs.draw(jax.random.key(0), "bfloat16")
     gradients = jax.grad(runs.loss)(params, jnp.ones((2, 64)), jnp.array([1, 2]))

@@ -1,5 +1,7 @@
 """The adaptive aliases against NumPy in float64, and the bounds that they promise."""
 
+import inspect
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -314,3 +316,33 @@ def test_hyper_parameters_are_read_and_set_during_a_run(alias):
     for name in START:
         assert np.abs(found[name] - before[name]).max() > 0.1 * np.abs(before[name]).max()
     assert len(compilations) == 1
+
+
+@pytest.mark.parametrize(
+    ("alias", "options"),
+    [
+        ("adamw", {}),
+        ("sgd", {}),
+        ("sgd", {"decay_in_metric": True}),
+        ("schedule_free", {"warmup_steps": 3}),
+        ("eigenbasis", {}),
+    ],
+)
+def test_a_mask_that_was_taken_for_a_schedule_is_refused(alias, options):
+    """Without static_args it is called at the count of updates, and its one boolean would stop all decay."""
+    params = jax.tree.map(jnp.asarray, START)
+    make = getattr(ro, f"riemannian_{alias}")
+    matrices = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)  # noqa: E731
+    static = set(inspect.signature(make).parameters) - {"learning_rate", "weight_decay", "mask"}
+    tx = optax.inject_hyperparams(make, static_args=static)(0.1, weight_decay=0.5, mask=matrices, **options)
+    with pytest.raises(ValueError, match=r'^mask must be a tree .* name "mask" in its static_args'):
+        tx.update(params, tx.init(params), params)
+    tx = optax.inject_hyperparams(make, static_args={"mask", *static})(
+        0.1, weight_decay=0.5, mask=matrices, **options
+    )
+    plain = make(0.1, weight_decay=0.0, **options)
+    found, expected = (rule.update(params, rule.init(params), params)[0] for rule in (tx, plain))
+    np.testing.assert_allclose(found["b"], expected["b"], rtol=1e-6)
+    assert np.abs(found["w"] - expected["w"]).max() > 1e-4
+    one = make(0.1, weight_decay=0.5, mask=True, **options)  # a tree of one leaf
+    one.update(params["w"], one.init(params["w"]), params["w"])

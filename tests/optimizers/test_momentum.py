@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import riemann_optax as ro
 
@@ -52,6 +53,47 @@ def test_schedule_free_is_that_of_optax_with_equal_weights():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)  # the shares are float32
     average = optax.contrib.schedule_free_eval_params(other_state, other)
     np.testing.assert_allclose(ro.eval_params(state, params)["w"], average["w"], rtol=1e-5, atol=1e-7)
+
+
+def test_averages_of_a_flax_model_are_those_of_its_arrays():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    bare = {name: getattr(model, name)[...] for name in ("kernel", "bias")}
+    tx = ro.riemannian_schedule_free(0.1)
+    optimizer, state = nnx.Optimizer(model, tx, wrt=nnx.Param), tx.init(bare)
+    for step in range(5):
+        gradients = jax.tree.map(lambda w, step=step: w - step, bare)
+        optimizer.update(model, jax.tree.map(lambda w, step=step: w - step, nnx.state(model, nnx.Param)))
+        updates, state = tx.update(gradients, state, bare)
+        bare = optax.apply_updates(bare, updates)
+    expected = ro.eval_params(state, bare)
+    assert float(jnp.abs(expected["kernel"] - bare["kernel"]).max()) > 1e-4
+    own = nnx.state(model, nnx.Param)
+    for found in (ro.eval_params(optimizer, model), ro.eval_params(optimizer.opt_state, own)):
+        assert jax.tree.structure(found) == jax.tree.structure(own)
+    mixed = ro.eval_params(optimizer.opt_state, {name: own[name][...] for name in bare})
+    np.testing.assert_allclose(mixed["kernel"], expected["kernel"], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"with Flax NNX, eval_params\(optimizer, model\)"):
+        ro.eval_params(optimizer.opt_state, model)
+    nnx.update(model, ro.eval_params(optimizer, model))
+    for name, average in expected.items():
+        np.testing.assert_allclose(getattr(model, name)[...], average, rtol=1e-6)
+
+
+def test_frozen_weights_are_their_own_average():
+    free = ro.riemannian_schedule_free(0.1)
+    labels = {"frozen": "off", "head": "on"}
+    tx = optax.partition({"on": free, "off": optax.set_to_zero()}, labels)
+    params = {"frozen": jnp.ones(3), "head": jnp.arange(3.0)}
+    alone = {"head": params["head"]}
+    state, own_state = tx.init(params), free.init(alone)
+    for step in range(5):
+        updates, state = tx.update(jax.tree.map(lambda w, step=step: w - step, params), state, params)
+        params = optax.apply_updates(params, updates)
+        updates, own_state = free.update(jax.tree.map(lambda w, step=step: w - step, alone), own_state, alone)
+        alone = optax.apply_updates(alone, updates)
+    found = ro.eval_params(state, params)
+    np.testing.assert_array_equal(found["frozen"], params["frozen"])
+    np.testing.assert_allclose(found["head"], ro.eval_params(own_state, alone)["head"], rtol=1e-6)
 
 
 def test_other_states_are_refused():

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -67,14 +68,51 @@ def test_needs_that_are_none(needs):
 
 def test_whatever_holds_a_transformation_tells_its_needs():
     tx = sgd_with(ro.phi.secant_curvature())
-    several = optax.MultiSteps(tx, 2)
-    for needs, state in ((tx, tx.init(W)), (several, several.init(W)), ([tx], tx.init(W))):
-        _, _, extra = ro.value_and_grad(quadratic, needs)(W, DATA, state=state)
+    for needs in (tx, [tx]):
+        _, _, extra = ro.value_and_grad(quadratic, needs)(W, DATA, state=tx.init(W))
         assert set(extra) == {"gradients_at_previous_params"}
+    several = optax.MultiSteps(sgd_with(ro.phi.hutchinson_curvature()), 2)
+    _, _, extra = ro.value_and_grad(quadratic, several)(W, DATA, state=several.init(W))
+    assert set(extra) == {"obj_fn"}
     model = Net(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     _, _, extra = ro.value_and_grad(models.of_convnet, optimizer)(model, models.IMAGES, state=optimizer)
     assert set(extra) == {"gradients_at_previous_params"}
+
+
+@pytest.mark.parametrize(
+    ("tx", "need"),
+    [
+        (sgd_with(ro.phi.secant_curvature()), "gradients_at_previous_params"),
+        (sgd_with(ro.phi.mesu()), "perturbed_gradients"),
+        (ro.soft_resets(optax.sgd(0.1), 0.1), "obj_fn"),
+    ],
+)
+def test_what_is_of_one_batch_is_not_put_beside_the_gradient_of_several(tx, need):
+    several = optax.MultiSteps(tx, 2)
+    for wrapped in (several, optax.chain(several.gradient_transformation(), optax.identity())):
+        with pytest.raises(ValueError, match=rf"^{need}: optax.MultiSteps accumulates gradients"):
+            ro.value_and_grad(quadratic, wrapped)(W, DATA, state=wrapped.init(W))
+    ro.value_and_grad(quadratic, tx)(W, DATA, state=tx.init(W))
+
+
+def test_accumulated_in_the_loop_the_change_of_the_gradient_is_that_of_all_batches():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)
+    parts = [(x[:4], jnp.ones(4)), (x[4:], -jnp.ones(4))]
+    tx = sgd_with(ro.phi.secant_curvature())
+    step = ro.value_and_grad(lambda w, b: 0.5 * jnp.mean((b[0] @ w - b[1]) ** 2), tx)
+    w = jnp.zeros(2)
+    state = tx.init(w)
+
+    def mean(w, state):
+        made = [step(w, part, state=state)[1:] for part in parts]
+        return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *made)
+
+    gradients, extra = mean(w, state)
+    change, state = tx.update(1e4 * gradients, state, w, **extra)  # phi begins at 1e4, and steps are short
+    gradients, extra = mean(w + change, state)
+    found = gradients - extra["gradients_at_previous_params"]
+    np.testing.assert_allclose(found, np.asarray(x.T @ x / 8, float) @ np.asarray(change, float), rtol=1e-3)
 
 
 def test_a_batch_without_arrays():
