@@ -81,7 +81,11 @@ def arrived(course: Course, target: float) -> np.ndarray:
 
 
 def hopeless(course: Course, target: float) -> np.ndarray:
-    """Return which points cannot be the best any more: all seeds of another are there for less energy."""
+    """Return which points are given up: all seeds of another are there for less energy.
+
+    The energy to consolidate what is still transient counts as spent. Some of it may yet fade or cancel, so
+    that a caching rule is given up a little early where it is nearly as good as the best.
+    """
     at = arrived(course, target)
     spent = np.where(
         at >= 0, np.take_along_axis(course.energy, at[..., None], -1)[..., 0], course.energy[..., -1]

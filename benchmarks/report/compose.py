@@ -27,7 +27,7 @@ beside.{added}
 {parts.aliases_table(suite)}
 
 And nothing tuned at all: the rate is `ro.starting_rate`, from the number of weights alone, for ours and for
-the peers; Prodigy and DoG find their own.
+the peers whose rates have AdamW's units; Prodigy finds its own.
 
 {parts.untuned_table(suite)}
 """

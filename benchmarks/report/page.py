@@ -25,6 +25,7 @@ from benchmarks.time_to_target.methods import (
     RATE_FREE,
     RATE_ONLY,
     TUNED_ADAMW,
+    UNTUNED,
 )
 from benchmarks.time_to_target.search import MISS
 from benchmarks.time_to_target.summary import Row, trials
@@ -153,7 +154,7 @@ def tuned(name: str) -> str:
 
 def untuned_table(suite: Suite) -> str:
     """Lay out what has nothing tuned, the fewest steps first, empty where nothing was run."""
-    found = {name: suite.untuned("far", name) for name in (*RATE_ONLY, *RATE_FREE)}
+    found = {name: suite.untuned("far", name) for name in UNTUNED}
     rows = [
         [
             _emphasised(name),

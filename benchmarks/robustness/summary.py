@@ -40,13 +40,13 @@ def row(laboratory: Laboratory, name: str, conditions: Conditions) -> Row:
     tuning, fresh = laboratory.losses(name, conditions)
     chosen, again = int(undisturbed.mean(1).argmin()), int(tuning.mean(1).argmin())
     means = fresh.mean(1)
-    near = np.flatnonzero(means <= NEAR * means.min())
+    near = np.flatnonzero(np.isfinite(means) & (means <= NEAR * means.min()))
     return Row(
         rate=2.0 ** EXPONENTS[chosen],
         loss=float(means[chosen]),
         error=standard_error(fresh[chosen]) if np.isfinite(means[chosen]) else np.inf,
         retuned=float(means[again]),
-        octaves=int(near[-1] - near[0]),
+        octaves=int(near[-1] - near[0]) if len(near) else 0,
     )
 
 

@@ -17,7 +17,7 @@ from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.defaults import choices
 from benchmarks.time_to_target.freeze import frozen
-from benchmarks.time_to_target.methods import METHODS, OURS, RATE_FREE, RATE_ONLY, untuned_exponent
+from benchmarks.time_to_target.methods import METHODS, OURS, RATE_FREE, UNTUNED, untuned_exponent
 from benchmarks.time_to_target.search import FULL, QUICK, Search, sanity
 from benchmarks.time_to_target.table import table
 from benchmarks.time_to_target.targets import NAMES, TARGETS, Targets
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> None:
             sanity(search(OURS))
             for name in options.optimizers:
                 one = search(name)
-                if name in RATE_ONLY or name in RATE_FREE:
+                if name in UNTUNED:
                     one.fresh({}, untuned_exponent(name, one.task.init(0)))
                 if name in RATE_FREE:
                     continue

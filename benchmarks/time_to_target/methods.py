@@ -266,10 +266,9 @@ PUBLISHED: dict[str, Method] = {
 }
 RATE_ONLY = ALIASES | PUBLISHED
 # What finds its rate by itself, and is run at a rate of 1 without any trial.
-RATE_FREE: dict[str, Method] = {
-    "Prodigy": Method(optax.contrib.prodigy, ({},)),
-    "DoG": Method(optax.contrib.dog, ({},)),
-}
+RATE_FREE: dict[str, Method] = {"Prodigy": Method(optax.contrib.prodigy, ({},))}
+# What is run with nothing tuned: Muon's rate has other units than ``ro.starting_rate``.
+UNTUNED = tuple(name for name in (*RATE_ONLY, *RATE_FREE) if name != "Muon, published")
 
 
 def starting_exponent(params: Any) -> float:

@@ -25,9 +25,9 @@ from benchmarks.time_to_target.methods import (
     NORM_MATCHED,
     OURS,
     PERMUTED,
-    RATE_FREE,
     RATE_ONLY,
     TUNED_ADAMW,
+    UNTUNED,
 )
 from benchmarks.time_to_target.runs import Run
 from benchmarks.time_to_target.search import MISS, Search
@@ -242,7 +242,7 @@ def test_nothing_tuned_is_a_rate_from_the_weights_or_one_of_its_own(found):
     """Prodigy, of slowness 25, runs at a rate of 1, three octaves from the best one: 8 times slower still."""
     lines = [line.split(" | ") for line in page.untuned_table(found).splitlines()[2:]]
     rows = {cells[0].removeprefix("| ").strip("*"): cells[1:] for cells in lines}
-    assert set(rows) == {*RATE_ONLY, *RATE_FREE}
+    assert set(rows) == set(UNTUNED)
     fixed = next(claim for claim in claims.of_aliases(found) if f"{DROP_IN} at" in claim.text)
     assert rows[DROP_IN][1] == number(fixed.value)
     assert rows["Prodigy"][0] == "its own"
@@ -273,6 +273,6 @@ def test_the_recorded_results_are_complete():
         for task, rows in recorded.rows[target].items():
             assert set(rows) >= {*RATE_ONLY, *page.BESIDE}, task
             assert task in later or set(rows) == set(METHODS), task
-        for name in (*RATE_ONLY, *RATE_FREE):
+        for name in UNTUNED:
             assert set(recorded.untuned(target, name)) == set(tasks.TASKS), name
     assert all(isinstance(records, Records) for records in recorded.records.values())

@@ -92,7 +92,7 @@ def test_what_diverges_is_said(monkeypatch, tmp_path):
     assert [line[1] for line in cells] == list(PANELS["alpha"].levels)
     # AdamW has no alpha.
     assert cells[0][2] == "-"
-    assert cells[0][-1].startswith("diverged (diverged")
+    assert cells[0][-1].startswith("diverged (diverged; 0)")
 
 
 def test_a_small_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
