@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.report import continual, drop_in, robustness, sceptic, short
+from benchmarks.report import continual, drop_in, energy, robustness, sceptic, short
 from benchmarks.report import page as parts
 from benchmarks.report.claims import claims, of_aliases
 from benchmarks.report.suite import Suite
@@ -67,7 +67,8 @@ def page(suite: Suite, results: Path) -> str:
     dropped_in = Records(results / "drop_in.jsonl")
     disturbed = robustness.recorded(results / "robustness.jsonl")
     core = suite.complete
-    found = [*of_aliases(suite), *claims(core), *continual.claims(entries)]
+    spent = energy.claims(Records(results / "energy.jsonl"))
+    found = [*of_aliases(suite), *claims(core), *continual.claims(entries), *spent]
     targets = f"""\
 {parts.claims_table(found)}
 

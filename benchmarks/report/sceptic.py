@@ -88,5 +88,6 @@ def chapter(
 - *Steps are not seconds.* `python -m benchmarks.step_cost` times updates; [all tables](TABLES.md) have the
   seconds to a target.
 - *The rivals are straw men.* Peers are Optax's own where Optax has them. The rivals on the {streams} streams
-  are written from their papers and tested against their formulas step by step.
+  are written from their papers and tested against their formulas step by step. `kfac-jax` 0.0.8 does not run
+  on the JAX used here.
 """

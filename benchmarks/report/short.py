@@ -203,8 +203,6 @@ counts as a miss.
 
 {losses(suite, everything, entries)}
 
-`kfac-jax` 0.0.8 does not run on the JAX used here, so it is no peer.
-
 ## Which part of it is the metric's
 
 Peers with the same settings gain most of what the metric gains over AdamW: bias correction, a tuned memory

@@ -51,6 +51,12 @@ def test_energies_stand_under_their_protocol(tmp_path):
     text = energy.chapter(records)
     assert "### rectifiers" in text
     assert "mnist, to 96%" in text
+    assert energy.claims(records) == []  # no published rule among these
+    key |= {"method": "competition by layer"}
+    records.put(key, {"energy": [125.0, 375.0]} | others)
+    (claim,) = energy.claims(records)
+    assert "riemannian_adamw over competition by layer" in claim.text
+    assert claim.value == 1.0
     rows = [line.split(" | ") for line in text.splitlines() if "rate 0.1" in line]
     assert rows[0][0] == "| riemannian_adamw"  # the cheapest first
     assert rows[1][1:3] == ["500 +- 1e+02", "2.00 +- 0"]
