@@ -285,6 +285,7 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
     return {
         "suite": lambda: suite_table(suite.complete),
         "rate_only": lambda: page.rate_only_table(suite),
+        "untuned": lambda: page.untuned_table(suite),
         "energy": lambda: energy.short_table(Records(results / "energy.jsonl")),
         "twins": lambda: short.twins_table(suite.complete),
         "figure1": lambda: figure1_table(read("figure1.json")),
