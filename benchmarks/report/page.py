@@ -124,9 +124,13 @@ def aliases_table(suite: Suite) -> str:
 
 
 def rate_only_table(suite: Suite) -> str:
-    """Lay out what has nothing but its rate tuned beside AdamW with all tuned, the fewest steps first."""
-    shown = {name: f"`ro.{name}`" for name in ALIASES} | {TUNED_ADAMW: "AdamW, its betas tuned too"}
-    names = [name for name in (*RATE_ONLY, TUNED_ADAMW) if name in suite.everywhere("far")]
+    """Lay out what has little but its rate tuned beside AdamW with its betas tuned, the fewest steps first."""
+    shown = {name: f"`ro.{name}`" for name in ALIASES}
+    shown |= {
+        DEFAULT_BETAS: "AdamW, published, its decay tuned too",
+        TUNED_ADAMW: "AdamW, its betas tuned too",
+    }
+    names = [name for name in (*RATE_ONLY, DEFAULT_BETAS, TUNED_ADAMW) if name in suite.everywhere("far")]
     rows = [
         [
             shown.get(name, name),
