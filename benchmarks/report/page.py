@@ -124,7 +124,7 @@ def aliases_table(suite: Suite) -> str:
 
 
 def rate_only_table(suite: Suite) -> str:
-    """Lay out what has little but its rate tuned beside AdamW with its betas tuned, the fewest steps first."""
+    """Lay out what has little but its rate tuned, beside AdamW, the fewest steps first."""
     shown = {name: f"`ro.{name}`" for name in ALIASES}
     shown |= {
         DEFAULT_BETAS: "AdamW, published, its decay tuned too",
