@@ -321,6 +321,12 @@ def defaults_table(suite: Suite) -> str:
                     number(tuned, 0),
                 ]
             )
+        if set(by_task) == set(suite.tasks):
+            means = [
+                mean_against(suite, {task: getattr(judgement, kind) for task, judgement in by_task.items()})
+                for kind in ("own", "transferred")
+            ]
+            rows.append([f"**{name}**: mean over {TUNED_ADAMW}'s", "", *map(number, means), number(1.0)])
     headings = ["", "chosen by the other tasks", "its best rate", "their rate", f"{TUNED_ADAMW}, tuned"]
     return table(headings, rows)
 

@@ -8,11 +8,19 @@ import numpy as np
 from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import geometric_mean
 from benchmarks.shared.tuning import Point
-from benchmarks.time_to_target.methods import FACTORED, METHODS, OURS, TUNED_ADAMW
+from benchmarks.time_to_target.methods import (
+    EIGENBASIS_SCHEDULE_FREE,
+    FACTORED,
+    FACTORED_SCHEDULE_FREE,
+    METHODS,
+    OURS,
+    TUNED_ADAMW,
+)
 from benchmarks.time_to_target.search import Trial, best
 from benchmarks.time_to_target.summary import budget, trials
 
 CANDIDATES = (OURS, FACTORED)
+JUDGED = (*CANDIDATES, FACTORED_SCHEDULE_FREE, EIGENBASIS_SCHEDULE_FREE)
 TARGET = "far"
 
 
@@ -82,9 +90,7 @@ def left_out(
 
 
 def choices(records: Mapping[str, Records], task: str) -> dict[str, Choice]:
-    """Return what is to be run on a task that had no say: ours, its factored form, and AdamW's defaults."""
-    return {
-        OURS: left_out(records, task, (OURS,)),
-        FACTORED: left_out(records, task, (FACTORED,)),
+    """Return what is to be run on a task that had no say: forms of ours, and AdamW's defaults."""
+    return {name: left_out(records, task, (name,)) for name in JUDGED} | {
         TUNED_ADAMW: left_out(records, task, (TUNED_ADAMW,), only_point=0),
     }
