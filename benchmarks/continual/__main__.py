@@ -12,7 +12,7 @@ from benchmarks.continual.laboratory import Laboratory
 from benchmarks.continual.streams import STREAMS, quick
 from benchmarks.continual.summary import rows, sweep_rows
 from benchmarks.continual.table import LEGEND, sweep_table, table
-from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console, without_folders
 from benchmarks.shared.records import Records
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.hub import SOURCES
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     """Run what is not in the records yet."""
     options = parse(arguments)
     path = options.out / ("continual.quick.jsonl" if options.quick else "continual.jsonl")
-    records = Records(path, ["python", "-m", "benchmarks.continual", *arguments])
+    records = Records(path, ["python", "-m", "benchmarks.continual", *without_folders(arguments)])
     with Progress(console=Console(stderr=True)) as progress:
         for name in options.streams:
             stream = quick(STREAMS[name]) if options.quick else STREAMS[name]

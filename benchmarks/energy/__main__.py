@@ -11,7 +11,7 @@ from benchmarks.energy.laboratory import FULL, QUICK, Laboratory
 from benchmarks.energy.methods import METHODS
 from benchmarks.energy.protocols import PROTOCOLS, load
 from benchmarks.energy.table import LEGEND, rows, table
-from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console, without_folders
 from benchmarks.shared.records import Records
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.hub import SOURCES
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     """Run what is not in the records yet."""
     options = parse(arguments)
     path = options.out / ("energy.quick.jsonl" if options.quick else "energy.jsonl")
-    records = Records(path, ["python", "-m", "benchmarks.energy", *arguments])
+    records = Records(path, ["python", "-m", "benchmarks.energy", *without_folders(arguments)])
     console = wide_console(150)
     with Progress(console=Console(stderr=True)) as progress:
         for name in options.protocols:

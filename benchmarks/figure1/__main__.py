@@ -18,7 +18,7 @@ from benchmarks.figure1.report import CLAIM, LEGEND, claim_holds, content, sente
 from benchmarks.figure1.rows import make_rows
 from benchmarks.figure1.search import FULL, QUICK, search
 from benchmarks.figure1.surfaces import paper_surfaces
-from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console, without_folders
 from benchmarks.shared.records import write_record
 
 
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
         draw(options.out / "figure1.png", surfaces, paths)
         near_minimum = outlooks(surfaces, rows)
     seconds = time.perf_counter() - began
-    command = ["python", "-m", "benchmarks.figure1", *arguments]
+    command = ["python", "-m", "benchmarks.figure1", *without_folders(arguments)]
     write_record(options.out / "figure1.json", command, content(surfaces, grid, rows, seconds))
 
     console = wide_console(140)

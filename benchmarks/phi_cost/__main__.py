@@ -13,7 +13,7 @@ import jax
 from rich.table import Table
 
 from benchmarks.phi_cost.measure import measure
-from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console, without_folders
 from benchmarks.shared.records import rounded, write_record
 from riemann_optax.examples.train.phis import PHIS
 
@@ -49,7 +49,11 @@ def main(arguments: list[str]) -> None:
         "steps": options.steps,
         "phis": {name: rounded(cost._asdict()) for name, cost in costs.items()},
     }
-    write_record(options.out / "phi_cost.json", ["python", "-m", "benchmarks.phi_cost", *arguments], record)
+    write_record(
+        options.out / "phi_cost.json",
+        ["python", "-m", "benchmarks.phi_cost", *without_folders(arguments)],
+        record,
+    )
     console.print(f"written to {options.out}: phi_cost.json")
 
 

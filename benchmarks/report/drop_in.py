@@ -16,13 +16,14 @@ class NotRecordedError(RuntimeError):
     """A run is not in the records, and a report makes none."""
 
 
-def _refuse(text: str) -> None:
+def refuse(text: str) -> None:
+    """Stand where a laboratory says what it runs next: a report runs nothing."""
     raise NotRecordedError(text)
 
 
 def recorded(records: Records, shape: Shape, names: Sequence[str]) -> dict[str, list[Run]]:
     """Return the runs at every rate on the tuning seed, empty where one is missing."""
-    laboratory = Laboratory(records, _refuse)
+    laboratory = Laboratory(records, refuse)
     try:
         return {
             name: [laboratory.run(shape, name, rate, TUNING_SEED) for rate in rates_of(name)]
@@ -71,7 +72,7 @@ def _at_one_rate(records: Records) -> tuple[float, dict[str, list[Run]]]:
     if not tuning:
         return 0.0, {}
     rate = RATES[int(np.argmin(losses(tuning[ADAMW])))]
-    laboratory = Laboratory(records, _refuse)
+    laboratory = Laboratory(records, refuse)
     names = (ADAMW, NADAMW, OURS)
     try:
         return rate, {name: [laboratory.run(MILLION, name, rate, seed) for seed in SEEDS] for name in names}

@@ -1,5 +1,6 @@
 """What the target accuracy costs in energy: the chapter and a short table, from records alone."""
 
+from benchmarks.energy.laboratory import FULL
 from benchmarks.energy.methods import METHODS
 from benchmarks.energy.protocols import PROTOCOLS
 from benchmarks.energy.table import LEGEND, Row, cells_of, rows
@@ -39,7 +40,9 @@ def claims(records: Records) -> list[Claim]:
         if all(spent.values()):
             ours, peer = spent["ours"][0], spent["peer"][0]
             text = f"energy, {name.replace('_', ' ')}, {data}: {ours.method} over {peer.method}"
-            result.append(Claim(text, ours.energy / peer.energy, 1.0, "means of five fresh seeds"))
+            result.append(
+                Claim(text, ours.energy / peer.energy, 1.0, f"means of {len(FULL.seeds)} fresh seeds")
+            )
     return result
 
 

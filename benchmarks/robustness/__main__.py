@@ -10,7 +10,7 @@ from rich.progress import Progress
 from benchmarks.robustness.disturbances import PANELS
 from benchmarks.robustness.picture import draw
 from benchmarks.robustness.runs import FULL, METHODS, QUICK, Laboratory, makes
-from benchmarks.robustness.summary import rows, table_rows
+from benchmarks.robustness.summary import NEAR, rows, table_rows
 from benchmarks.shared import terminal
 from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
 from benchmarks.shared.records import Records
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     console = wide_console(160)
     console.print(terminal.table("Held-out loss at the rate chosen undisturbed", headings, lines))
     console.print(
-        "In brackets: the loss at the rate tuned anew; octaves of rates within 1.2 of the least loss."
+        f"In brackets: the loss at the rate tuned anew; octaves of rates within {NEAR:g} of the least loss."
     )
 
 

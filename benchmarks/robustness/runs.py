@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.datasets import load_digits
 
 import riemann_optax as ro
+from benchmarks.energy.protocols import PROTOCOLS, Images, Params, layers, load
 from benchmarks.robustness.disturbances import CALM, Conditions
 from benchmarks.shared.experiment import Size
 from benchmarks.shared.records import Records
@@ -30,37 +30,24 @@ METHODS: dict[str, Method] = {
 OURS = (DROP_IN, FREE)
 EXPONENTS = range(-11, 0)  # of the rates, powers of 2
 HIDDEN = (64, 64)
-HELD_OUT = 360  # images
 FULL = Size({}, tuning_seeds=range(2), seeds=range(10, 20))
 QUICK = Size({"steps": 20}, tuning_seeds=range(1), seeds=range(10, 12))
 
 
 @functools.cache
-def images() -> tuple[np.ndarray, np.ndarray]:
-    """Return scikit-learn's digits, pixels in [0, 1], in one random order: the held-out ones first."""
-    inputs, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(labels))
-    return (inputs[order] / 16).astype(np.float32), labels[order]
+def images() -> Images:
+    """Return scikit-learn's digits."""
+    return load("digits")
 
 
-def draw(key: jax.Array, dtype: str) -> list[dict[str, jax.Array]]:
-    """Return the first weights of a perceptron."""
-    sizes = (64, *HIDDEN, 10)
-    return [
-        {
-            "kernel": (jax.random.normal(k, (m, n)) * jnp.sqrt(2 / m)).astype(dtype),
-            "bias": jnp.zeros(n, dtype),
-        }
-        for k, m, n in zip(jax.random.split(key, len(sizes) - 1), sizes[:-1], sizes[1:], strict=True)
-    ]
+def draw(key: jax.Array, dtype: str) -> Params:
+    """Return the first weights of a perceptron of rectifiers."""
+    return optax.tree.cast(PROTOCOLS["modern"].draw(key, (64, *HIDDEN, 10)), dtype)
 
 
-def loss(params: list[dict[str, jax.Array]], inputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return the mean cross-entropy, in nats."""
-    *hidden, last = params
-    for layer in hidden:
-        inputs = jax.nn.relu(inputs.astype(layer["kernel"].dtype) @ layer["kernel"] + layer["bias"])
-    outputs = inputs @ last["kernel"] + last["bias"]
+def loss(params: Params, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the mean cross-entropy, in nats; it is float32 whatever the weights are."""
+    outputs = layers(params, inputs.astype(params[0]["kernel"].dtype), jax.nn.relu)
     return optax.softmax_cross_entropy_with_integer_labels(outputs.astype(jnp.float32), labels).mean()
 
 
@@ -72,14 +59,13 @@ def makes(name: str, conditions: Conditions) -> bool:
 @functools.cache
 def _trainer(name: str, conditions: Conditions) -> Callable[..., jax.Array]:
     """Return the run of one lane; what differs only in numbers is compiled once."""
-    method, held = METHODS[name], HELD_OUT
-    inputs, labels = map(jnp.asarray, images())
+    method = METHODS[name]
+    learned, right, held_out, held_out_labels = map(jnp.asarray, images())
 
     def train(rate: jax.Array, wrong_labels: jax.Array, shock: jax.Array, seed: jax.Array) -> jax.Array:
         weights_key, batch_key, label_key, share_key = jax.random.split(jax.random.key(seed), 4)
-        learned, answers = inputs[held:], labels[held:]
-        random = jax.random.randint(label_key, answers.shape, 0, 10)
-        answers = jnp.where(jax.random.uniform(share_key, answers.shape) < wrong_labels, random, answers)
+        random = jax.random.randint(label_key, right.shape, 0, 10)
+        answers = jnp.where(jax.random.uniform(share_key, right.shape) < wrong_labels, random, right)
         tx = optax.with_extra_args_support(
             method.make(method.schedule(rate, conditions.planned), **conditions.options)
         )
@@ -96,7 +82,7 @@ def _trainer(name: str, conditions: Conditions) -> Callable[..., jax.Array]:
             return (optax.apply_updates(params, updates), state), None
 
         (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(conditions.steps))
-        return loss(method.evaluated(state, params), inputs[:held], labels[:held])
+        return loss(method.evaluated(state, params), held_out, held_out_labels)
 
     over_seeds = jax.vmap(train, (None, None, None, 0))
     return jax.jit(jax.vmap(over_seeds, (0, None, None, None)))

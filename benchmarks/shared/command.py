@@ -1,11 +1,13 @@
 """What the command lines of the benchmarks have in common."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 RESULTS = Path(__file__).parents[1] / "results"
+OF_MACHINE = ("--out", "--data-dir", "--text-file")
 PROBE = ".write-test"
 
 
@@ -20,6 +22,22 @@ def parse_with_folder(parser: argparse.ArgumentParser, arguments: list[str] | No
     except OSError as error:
         parser.error(f"--out must be a folder that can be written: {error}")
     return options
+
+
+def without_folders(arguments: Sequence[str]) -> list[str]:
+    """Return a command line as a record names it: without folders and files, which are of one machine.
+
+    Examples:
+      >>> without_folders(["--out", "/here", "--quick", "--data-dir=/there"])
+      ['--quick']
+    """
+    kept, skipped = [], False
+    for argument in arguments:
+        if skipped or argument.split("=")[0] in OF_MACHINE:
+            skipped = not skipped and argument in OF_MACHINE  # its value stands in the next argument
+        else:
+            kept.append(argument)
+    return kept
 
 
 def wide_console(columns: int = 110) -> Console:

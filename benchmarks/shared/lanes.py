@@ -74,7 +74,8 @@ def mapped(learn: Callable[..., Any], build: Build, axes: Any, in_turn: bool = F
       build: what it is given first.
       axes: of parameters and state, as :func:`start` returns them.
       in_turn: run the lanes one after the other. With one example per update a step is bound by memory, and
-        the weights of one lane fit into a processor's cache where those of all lanes do not.
+        the weights of one lane fit into a processor's cache where those of all lanes do not. Not for rules
+        that keep a random key: points would share it, and JAX says so.
 
     Returns:
       A function of values (by point), parameters and state (by point and seed) and of what belongs to a seed.
@@ -86,36 +87,14 @@ def mapped(learn: Callable[..., Any], build: Build, axes: Any, in_turn: bool = F
 @functools.lru_cache(maxsize=8)
 def _mapped(learn: Any, build: Any, leaves: Any, treedef: Any, in_turn: bool) -> Callable[..., Any]:
     params_axes, state_axes = jax.tree.unflatten(treedef, leaves)
-    over = _in_turn if in_turn else jax.vmap
-    over_seeds = over(functools.partial(learn, build), (None, 0, 0, 0), 0)
-    over_points = over(over_seeds, (0, params_axes, state_axes, None), (params_axes, state_axes, 0))
+    learn = functools.partial(learn, build)
+    if in_turn:
+        learn = jax.custom_batching.sequential_vmap(learn)
+    over_seeds = jax.vmap(learn, in_axes=(None, 0, 0, 0))
+    over_points = jax.vmap(
+        over_seeds, in_axes=(0, params_axes, state_axes, None), out_axes=(params_axes, state_axes, 0)
+    )
     return jax.jit(over_points, donate_argnums=(1, 2))
-
-
-def _in_turn(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
-    """Map like ``jax.vmap`` along axes that are 0 or None, one lane after the other."""
-
-    def is_none(axis: Any) -> bool:
-        return axis is None
-
-    def function_of_all(*args: Any) -> Any:
-        axes = jax.tree.broadcast(in_axes, args, is_leaf=is_none)
-        both = zip(jax.tree.leaves(axes, is_leaf=is_none), jax.tree.leaves(args), strict=True)
-        count = next(leaf.shape[0] for axis, leaf in both if axis is not None)
-
-        def lane(number: jax.Array) -> Any:
-            own = jax.tree.map(
-                lambda axis, leaf: leaf if axis is None else leaf[number], axes, args, is_leaf=is_none
-            )
-            return function(*own)
-
-        found = jax.lax.map(lane, jnp.arange(count))
-        axes_found = jax.tree.broadcast(out_axes, found, is_leaf=is_none)
-        return jax.tree.map(
-            lambda axis, leaf: leaf[0] if axis is None else leaf, axes_found, found, is_leaf=is_none
-        )
-
-    return function_of_all
 
 
 def learned(

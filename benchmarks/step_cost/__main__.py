@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console, without_folders
 from benchmarks.shared.records import write_record
 from benchmarks.step_cost.measure import COPY, Cost, measure
 from benchmarks.step_cost.mesh import measure_in_a_program_of_its_own
@@ -51,7 +51,11 @@ def main(arguments: list[str]) -> None:
         console.print(mesh_table(mesh))
     console.print(target_table(costs))
     result = record(costs, mesh, options.rounds, options.steps)
-    write_record(options.out / "step_cost.json", ["python", "-m", "benchmarks.step_cost", *arguments], result)
+    write_record(
+        options.out / "step_cost.json",
+        ["python", "-m", "benchmarks.step_cost", *without_folders(arguments)],
+        result,
+    )
     draw(result["costs"], result["device"], options.out / "step_cost.png")
     console.print(f"written to {options.out}: step_cost.json, step_cost.png")
 

@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from benchmarks.shared import lanes
 
+POINTS = [{"rate": 0.1}, {"rate": 0.2}, {"rate": 0.4}]
+
 
 def learn(build, values, params, state, own):
-    """Take three steps down a parabola, with noise whose key the state keeps."""
+    """Take three steps down a parabola."""
     tx = build(values, jax.random.key(0))
 
     def step(carry, target):
@@ -21,24 +24,32 @@ def learn(build, values, params, state, own):
     return params, state, moved
 
 
-def build(values, key):
+def run(build, in_turn):
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    targets = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
+    values = lanes.values_of(POINTS)
+    params, state, axes = lanes.start(build, values, jnp.ones((2, 4)), keys)
+    return lanes.mapped(learn, build, axes, in_turn)(values, params, state, targets)
+
+
+def momentum(values, key):
+    return optax.sgd(values["rate"], momentum=0.9)
+
+
+def noisy(values, key):
     return optax.chain(optax.add_noise(0.1, 0.5, key), optax.sgd(values["rate"]))
 
 
 def test_one_after_the_other_is_side_by_side():
-    points = [{"rate": 0.1}, {"rate": 0.2}, {"rate": 0.4}]
-    keys = jax.vmap(jax.random.key)(jnp.arange(2))
-    values = lanes.values_of(points)
-    targets = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
+    side_by_side, in_turn = run(momentum, False), run(momentum, True)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), in_turn, side_by_side)
+    # Points, seeds and steps: each moves another way.
+    moved = np.asarray(in_turn[2])
+    assert moved.shape == (3, 2, 3)
+    assert len(np.unique(moved)) == moved.size
 
-    def run(in_turn):
-        params, state, axes = lanes.start(build, values, jnp.ones((2, 4)), keys)
-        found = lanes.mapped(learn, build, axes, in_turn)(values, params, state, targets)
-        noise = found[1][0]
-        # The key belongs to a seed, not to a point, and so it has the seeds as its only axis.
-        assert jax.random.key_data(noise.rng_key).shape[0] == 2
-        return jax.tree.leaves((found[0], noise.count, jax.random.key_data(noise.rng_key), found[2]))
 
-    for side_by_side, in_turn in zip(run(False), run(True), strict=True):
-        np.testing.assert_allclose(in_turn, side_by_side, rtol=1e-6)
-    assert np.ptp(run(True)[-1], axis=0).min() > 0
+def test_points_that_share_a_random_key_are_refused_in_turn():
+    run(noisy, False)
+    with pytest.raises(ValueError, match="out_axes"):
+        run(noisy, True)

@@ -17,8 +17,8 @@ SHORT = CALM._replace(batch=4, steps=6, planned=6)
 
 def by_hand(conditions, rate, seed):
     """Train with AdamW, one step after the other, and return the held-out loss."""
-    inputs, labels = runs.images()
-    learned, answers = inputs[runs.HELD_OUT :], labels[runs.HELD_OUT :].copy()
+    learned, right, held_out, held_out_labels = runs.images()
+    answers = right.copy()
     weights_key, batch_key, label_key, share_key = jax.random.split(jax.random.key(seed), 4)
     wrong = np.asarray(jax.random.uniform(share_key, answers.shape)) < conditions.wrong_labels
     answers[wrong] = np.asarray(jax.random.randint(label_key, answers.shape, 0, 10))[wrong]
@@ -32,7 +32,7 @@ def by_hand(conditions, rate, seed):
         gradients = jax.grad(runs.loss)(params, factor * learned[chosen], answers[chosen])
         updates, state = tx.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
-    return float(runs.loss(params, inputs[: runs.HELD_OUT], labels[: runs.HELD_OUT]))
+    return float(runs.loss(params, held_out, held_out_labels))
 
 
 @pytest.mark.parametrize(
