@@ -67,7 +67,7 @@ def suite_table(suite: Suite, short: bool = False) -> str:
 
     rows = []
     for name in sorted(names, key=lambda name: means("far", name)):
-        energy, count = energy_ratio(suite, "far", name, DEFAULT_BETAS) if name in names else (np.nan, 0)
+        energy, count = energy_ratio(suite, "far", name, DEFAULT_BETAS)
         rows.append(
             [
                 _emphasised(name),
@@ -111,14 +111,7 @@ def aliases_table(suite: Suite) -> str:
                 str(len(suite.misses(target, name))),
             )
         ]
-        rows.append(
-            [
-                _emphasised(name),
-                tuned(name),
-                *steps,
-                f"{state_of(suite, name):.1f}",
-            ]
-        )
+        rows.append([_emphasised(name), tuned(name), *steps, f"{state_of(suite, name):.1f}"])
     headings = ["optimiser", "tuned", "steps, far", "misses", "steps, near", "misses", "state"]
     return table(headings, rows)
 
