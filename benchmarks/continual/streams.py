@@ -73,6 +73,7 @@ FLIPPED = (
     "untrained",
     "RMSprop + pull + noise outside",
     "RMSprop + L2-Init",
+    methods.ONE_CHAIN,
 )
 
 SLOW = Stream(
@@ -112,6 +113,7 @@ STREAMS = {
             tuning_seeds=range(2),
             seeds=range(100, 120),
         ),
+        rounds=5,
     ),
     "noise_shift": Stream(
         title="growing noise, then shifts: cross-entropy over the whole run",
@@ -124,6 +126,7 @@ STREAMS = {
             tuning_seeds=range(2),
             seeds=range(100, 120),
         ),
+        rounds=5,
         sweep=Sweep("rate", ladder, LADDER),
     ),
 }
