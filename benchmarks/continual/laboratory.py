@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.continual.images import Images
 from benchmarks.continual.job import Job
-from benchmarks.continual.streams import SETTINGS, Stream
+from benchmarks.continual.streams import Stream
 from benchmarks.shared.records import Records
 from benchmarks.shared.tuning import Point, search
 
@@ -36,7 +36,7 @@ class Laboratory:
             "point": point,
             "seeds": [seeds[0], seeds[-1] + 1],
             "size": dict(self.stream.size.length),
-            "settings": SETTINGS,
+            "settings": self.stream.settings,
         }
 
     def results(
