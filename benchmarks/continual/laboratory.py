@@ -73,7 +73,8 @@ class Laboratory:
         own = self.stream.methods[method]
         if own.point_of is not None:
             return self.choose(own.point_of)
-        return search(own.axes, self.stream.rounds, lambda points: self.losses(method, points))[0]
+        rounds = self.stream.rounds + 2 * (method in self.stream.longer)
+        return search(own.axes, rounds, lambda points: self.losses(method, points))[0]
 
     def work(self, method: str) -> None:
         """Tune a method, run it on the fresh seeds, and sweep one of its axes."""

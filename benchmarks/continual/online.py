@@ -11,10 +11,11 @@ import numpy as np
 from benchmarks.continual.images import Images, Params, draw_network, forward
 from benchmarks.continual.job import Job
 from benchmarks.continual.measures import DEAD, PROBE, RANK, liveliness
-from benchmarks.continual.methods import Scale, online_methods
+from benchmarks.continual.methods import ONE_CHAIN, Scale, one_chain, online_methods
 from benchmarks.continual.network import Network
 from benchmarks.shared import lanes
 from benchmarks.shared.experiment import Method
+from benchmarks.shared.tuning import Axis
 
 HIDDEN = (32, 32)
 SCALE = Scale(
@@ -95,7 +96,9 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 NETWORK = Network(lambda params: params, lambda layers: layers, draw)
-METHODS = online_methods(SCALE, NETWORK)
+# Without noise: weights of an image that are idle on one task are wanted on the next.
+CHAIN = one_chain(SCALE, NETWORK, rate=Axis(8.0), pull=Axis(2e-3), replacement=Axis(1e-3, 4.0))
+METHODS = online_methods(SCALE, NETWORK) | {ONE_CHAIN: CHAIN}
 
 
 def label_block(images: Images, seed: jax.Array, number: jax.Array) -> Block:

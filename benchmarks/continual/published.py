@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from benchmarks.continual import online
 from benchmarks.continual.images import Images
 from benchmarks.continual.job import Job
-from benchmarks.continual.methods import Scale, online_methods
+from benchmarks.continual.methods import ONE_CHAIN, Scale, one_chain, online_methods
 from benchmarks.continual.online import DrawTask, Form, Task
 from benchmarks.shared.lanes import Scores
+from benchmarks.shared.tuning import Axis
 
 HIDDEN = (100, 100)
 BATCH = 16
@@ -39,7 +40,8 @@ SCALE = Scale(
     shake=3e-4,
     gradient_noise=0.01,
 )
-METHODS = online_methods(SCALE, online.NETWORK)
+CHAIN = one_chain(SCALE, online.NETWORK, rate=Axis(2.0), pull=Axis(2e-4), replacement=Axis(1e-3, 4.0))
+METHODS = online_methods(SCALE, online.NETWORK) | {ONE_CHAIN: CHAIN}
 
 
 def keys_of(seed: jax.Array, number: jax.Array) -> jax.Array:

@@ -40,6 +40,7 @@ class Stream(NamedTuple):
       higher: whether more of it is better.
       size: how long a run is, and on which seeds.
       rounds: of trials, each of ``tuning.ROUND``, for every method.
+      longer: the strongest rivals, which have two rounds more than ours.
       sweep: what is run besides.
       ours: the name of our method.
       settings: what determines a result besides points, seeds and size.
@@ -52,6 +53,7 @@ class Stream(NamedTuple):
     higher: bool
     size: Size
     rounds: int = 3
+    longer: Sequence[str] = ()
     sweep: Sweep | None = None
     ours: str = methods.OURS
     settings: Mapping[str, Any] = SETTINGS
@@ -62,6 +64,7 @@ def ladder(rate: float) -> list[float]:
     return [float(f"{rate * 2.0**k:.4g}") for k in range(-2, 9)]
 
 
+RIVALS = ("SGD + continual backprop", "RMSprop + continual backprop", "RMSprop + L2-Init")
 LADDER = (methods.OURS, "SGD", "RMSprop", "Adam", methods.SHAKEN[0], "RMSprop + L2-Init")
 SWEPT = (permuted.OURS, "metric", "EWC", "re-tuned base: EWC, bounded", "metric, memory 0.7")
 FLIPPED = (
@@ -77,6 +80,7 @@ FLIPPED = (
     "untrained",
     "RMSprop + pull + noise outside",
     "RMSprop + L2-Init",
+    methods.ONE_CHAIN,
 )
 
 SLOW = Stream(
@@ -135,6 +139,7 @@ STREAMS = {
             tuning_seeds=range(2),
             seeds=range(100, 120),
         ),
+        longer=RIVALS,
     ),
     "noise_shift": Stream(
         title="growing noise, then shifts: cross-entropy over the whole run",
@@ -147,6 +152,7 @@ STREAMS = {
             tuning_seeds=range(2),
             seeds=range(100, 120),
         ),
+        longer=RIVALS,
         sweep=Sweep("rate", ladder, LADDER),
     ),
     "online_permuted": ONLINE,
