@@ -21,6 +21,7 @@ from benchmarks.eigenbasis.runs import BIN, Run, rate_value
 from benchmarks.eigenbasis.sizes import Scale
 from benchmarks.shared import terminal
 from benchmarks.shared.experiment import Method, Size
+from benchmarks.shared.kl_factors import kl_factors
 from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import standard_error
 from riemann_optax.examples import data
@@ -62,6 +63,14 @@ def soap(**options: Any) -> Form:
     )
 
 
+def kl(**options: Any) -> Form:
+    """Return a form whose factors are fitted by the Kullback-Leibler divergence, as published."""
+    return Form(
+        lambda schedule, **more: kl_factors(schedule, weight_decay=DECAY, **options | more),
+        "precondition_frequency",
+    )
+
+
 FULL_MOMENT = {"phi": ro.phi.activity(decay=0.97), "alpha": 1e4}
 FORMS = {
     ADAMW: Form(lambda schedule: optax.adamw(schedule, b2=0.95, weight_decay=DECAY)),
@@ -71,6 +80,10 @@ FORMS = {
     "SOAP, Nesterov": soap(b1=0.9, nesterov=True),
     "SOAP, one-sided": soap(one_sided=True),
     "SOAP, one-sided, Nesterov": soap(b1=0.9, nesterov=True, one_sided=True),
+    "KL-SOAP": kl(second_moment=True),
+    "KL-SOAP, Nesterov": kl(second_moment=True, nesterov=True),
+    "KL factors, no second moment": kl(),
+    "KL factors, no second moment, Nesterov": kl(nesterov=True),
     "no basis, no Nesterov": Form(
         lambda schedule: ro.riemannian_adamw(schedule, weight_decay=DECAY, alpha=1000.0, nesterov=False)
     ),
