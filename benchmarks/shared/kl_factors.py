@@ -12,6 +12,7 @@ import riemann_optax as ro
 
 FIRST_VALUE = 0.1  # of every eigenvalue
 SMALLEST_CAP, LARGEST_CAP = 10, 4000  # of 1/sqrt(eigenvalue): the size of the side, in these limits
+RELATIVE_FLOOR, TINY = 1e-6, 1e-30  # of an eigenvalue that begins at the gradient's size: of their mean
 
 
 class Side(NamedTuple):
@@ -59,6 +60,7 @@ def scale_by_kl_factors(
     second_moment: bool = False,
     nesterov: bool = False,
     precondition_frequency: int = 10,
+    scale_free: bool = False,
 ) -> optax.GradientTransformation:
     r"""Whiten matrices by two factors that fit the gradients' covariance in the Kullback-Leibler divergence.
 
@@ -77,6 +79,10 @@ def scale_by_kl_factors(
     ``precondition_frequency`` steps, by ``qr`` of factor times basis. The first update is 0: it only finds
     the bases, by ``eigh``, with all eigenvalues 0.1. All that an update uses is from the step before.
 
+    With ``scale_free``, which is not published, the same problem in other units has the same steps: all
+    eigenvalues are the root mean square of the first gradient at first, later corrected for their bias, and
+    at least a millionth of their mean.
+
     - Without a second moment (KL-Shampoo): :math:`Q_A\,[(Q_A^\top M Q_B)_{ij} / \sqrt{a_i b_j}]\,Q_B^\top`.
     - With one (KL-SOAP): Adam's of ``H``, not changed when the basis is.
 
@@ -91,6 +97,7 @@ def scale_by_kl_factors(
       second_moment: whether there is one.
       nesterov: whether ``M`` is ``b1 M + (1 - b1) G`` in the update; published without.
       precondition_frequency: steps between two refreshes of the bases; published 10.
+      scale_free: whether eigenvalues begin at the first gradient's size, and not at 0.1.
 
     Returns:
       A gradient transformation.
@@ -136,16 +143,20 @@ def scale_by_kl_factors(
             jnp.where(first, jnp.zeros_like(m), _turn_back(m / (size + eps), f))
             for m, size, f in zip(whole, sizes, state.factors, strict=True)
         ]
+        # Without a bias the first estimate is the whole mean, the t-th one of t.
+        estimates = jnp.maximum(state.count, 1).astype(float)
+        values_decay = b2 * (1 - b2 ** (estimates - 1)) / (1 - b2**estimates) if scale_free else b2
+
+        def found() -> list[Factors]:
+            return [_first(g, f, b2, scale_free) for g, f in zip(gradients, state.factors, strict=True)]
+
+        def averaged() -> list[Factors]:
+            rows = zip(gradients, turned, state.factors, strict=True)
+            return [_next(*row, b2, values_decay, scale_free) for row in rows]
+
         when = jnp.where(first, 0, jnp.where(state.count % precondition_frequency == 0, 2, 1))
         factors = jax.lax.switch(
-            when,
-            [
-                lambda: [_first(g, f, b2) for g, f in zip(gradients, state.factors, strict=True)],
-                lambda: [_next(*row, b2) for row in zip(gradients, turned, state.factors, strict=True)],
-                lambda: [
-                    _refreshed(_next(*row, b2)) for row in zip(gradients, turned, state.factors, strict=True)
-                ],
-            ],
+            when, [found, averaged, lambda: [_refreshed(factors) for factors in averaged()]]
         )
         new = KlFactorsState(optax.safe_increment(state.count), mean, squares, factors)
         return _arrays(steps, updates), new
@@ -163,6 +174,7 @@ def kl_factors(
     second_moment: bool = False,
     nesterov: bool = False,
     precondition_frequency: int = 10,
+    scale_free: bool = False,
 ) -> optax.GradientTransformation:
     """KL-Shampoo, or KL-SOAP with ``second_moment``: matrices by :func:`scale_by_kl_factors`, others by Adam.
 
@@ -175,6 +187,7 @@ def kl_factors(
         second_moment=second_moment,
         nesterov=nesterov,
         precondition_frequency=precondition_frequency,
+        scale_free=scale_free,
     )
     vectors = optax.scale_by_adam(b1, b2, eps, nesterov=nesterov)
     return optax.chain(
@@ -240,25 +253,38 @@ def _no_side(x: jax.Array, axis: int) -> Side:
     return Side(factor, basis, jnp.full((*x.shape[:-2], size), FIRST_VALUE, x.dtype))
 
 
-def _first(gradient: jax.Array, factors: Factors, decay: jax.typing.ArrayLike) -> Factors:
+def _first(gradient: jax.Array, factors: Factors, decay: jax.typing.ArrayLike, scale_free: bool) -> Factors:
     """Return the factors of the first gradient, by plain correlations, and their eigenvectors."""
+    size = jnp.sqrt(jnp.mean(gradient**2, (-2, -1), keepdims=True))
+    size = jnp.where(size == 0, 1.0, size)
 
     def side(old: Side, x: jax.Array) -> Side:
         factor = (1 - decay) * _einsum("...ij,...kj->...ik", x, x) / x.shape[-1]
-        return old._replace(factor=factor, basis=jnp.flip(jnp.linalg.eigh(factor)[1], -1))
+        values = old.values
+        if scale_free:
+            factor, values = factor / size, jnp.broadcast_to(size[..., 0], values.shape)
+        return Side(factor, jnp.flip(jnp.linalg.eigh(factor)[1], -1), values)
 
     return Factors(side(factors.left, gradient), side(factors.right, jnp.swapaxes(gradient, -1, -2)))
 
 
-def _next(gradient: jax.Array, turned: jax.Array, factors: Factors, decay: jax.typing.ArrayLike) -> Factors:
+def _next(
+    gradient: jax.Array,
+    turned: jax.Array,
+    factors: Factors,
+    decay: jax.typing.ArrayLike,
+    values_decay: jax.typing.ArrayLike,
+    scale_free: bool,
+) -> Factors:
     """Return factors and eigenvalues one step on, in the bases there are."""
 
     def side(old: Side, other: Side, x: jax.Array, h: jax.Array) -> Side:
         half = _einsum("...ij,...jb->...ib", x, other.basis) / jnp.sqrt(other.values[..., None, :])
         factor = _average(old.factor, _einsum("...ib,...kb->...ik", half, half) / x.shape[-1], decay)
-        squares = jnp.mean(h**2 / other.values[..., None, :], -1)
+        values = _average(old.values, jnp.mean(h**2 / other.values[..., None, :], -1), values_decay)
         cap = max(SMALLEST_CAP, min(x.shape[-2], LARGEST_CAP))
-        return Side(factor, old.basis, jnp.maximum(_average(old.values, squares, decay), cap**-2))
+        floor = RELATIVE_FLOOR * jnp.mean(values, -1, keepdims=True) + TINY if scale_free else cap**-2
+        return Side(factor, old.basis, jnp.maximum(values, floor))
 
     return Factors(
         side(factors.left, factors.right, gradient, turned),

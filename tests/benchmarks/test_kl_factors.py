@@ -16,7 +16,11 @@ def roots(values):
     return np.minimum(1 / np.sqrt(values), max(10, min(len(values), 4000)))
 
 
-def replay(gradients, start, second_moment, nesterov):
+def floored(values):
+    return np.maximum(values, 1e-6 * values.mean())
+
+
+def replay(gradients, start, second_moment=False, nesterov=False, scale_free=False, eps=EPS):
     w = start
     rows, columns = w.shape
     m = v = np.zeros_like(w)
@@ -26,23 +30,30 @@ def replay(gradients, start, second_moment, nesterov):
         if t == 0:
             s_a, s_b = (1 - B2) * g @ g.T / columns, (1 - B2) * g.T @ g / rows
             q_a, q_b = (np.linalg.eigh(s)[1][:, ::-1] for s in (s_a, s_b))
-            r_a, r_b = np.full(rows, 0.1**-0.5), np.full(columns, 0.1**-0.5)
+            size = np.sqrt(np.mean(g**2)) if scale_free else 0.1
+            r_a, r_b = np.full(rows, size**-0.5), np.full(columns, size**-0.5)
+            if scale_free:  # B is size * 1 where A is estimated first
+                s_a, s_b = s_a / size, s_b / size
         else:
             h = q_a.T @ g @ q_b
             m = B1 * m + (1 - B1) * g
             ahead = q_a.T @ (B1 * m + (1 - B1) * g if nesterov else m) @ q_b
             if second_moment:
                 v = B2 * v + (1 - B2) * h**2
-                step = q_a @ (ahead / (np.sqrt(v) + EPS)) @ q_b.T
+                step = q_a @ (ahead / (np.sqrt(v) + eps)) @ q_b.T
             else:
                 root = np.outer(r_a, r_b)
-                step = q_a @ (ahead * root / (1 + EPS * root)) @ q_b.T
+                step = q_a @ (ahead * root / (1 + eps * root)) @ q_b.T
             half_a, half_b = g @ q_b @ np.diag(r_b), np.diag(r_a) @ q_a.T @ g
             s_a = B2 * s_a + (1 - B2) * half_a @ half_a.T / columns
             s_b = B2 * s_b + (1 - B2) * half_b.T @ half_b / rows
-            new_a = B2 / r_a**2 + (1 - B2) * np.mean((h * r_b) ** 2, axis=1)
-            new_b = B2 / r_b**2 + (1 - B2) * np.mean((h * r_a[:, None]) ** 2, axis=0)
-            r_a, r_b = roots(new_a), roots(new_b)
+            kept = B2 * (1 - B2 ** (t - 1)) / (1 - B2**t) if scale_free else B2
+            new_a = kept / r_a**2 + (1 - kept) * np.mean((h * r_b) ** 2, axis=1)
+            new_b = kept / r_b**2 + (1 - kept) * np.mean((h * r_a[:, None]) ** 2, axis=0)
+            if scale_free:
+                r_a, r_b = floored(new_a) ** -0.5, floored(new_b) ** -0.5
+            else:
+                r_a, r_b = roots(new_a), roots(new_b)
             if t % EVERY == 0:
                 q_a, q_b = (np.linalg.qr(s @ q)[0] for s, q in ((s_a, q_a), (s_b, q_b)))
         w = w - RATE * (step + DECAY * w)
@@ -113,6 +124,16 @@ def test_they_are_the_published_algorithm(problem, second_moment, nesterov):
         actual, own = (array[:, layer] for array in each)
         assert_follows(actual, own, start["layers"]["kernel"][layer])
     np.testing.assert_allclose(path["dense"]["bias"], bias, rtol=1e-12)
+
+
+def test_the_scale_free_form_is_its_equations_and_knows_no_units(problem):
+    start, gradients = (tree["dense"]["kernel"] for tree in problem)
+    tx = kl_factors(RATE, B1, B2, 0.0, weight_decay=DECAY, precondition_frequency=EVERY, scale_free=True)
+    with jax.enable_x64(True):
+        path, other = (np.asarray(walk(tx, scale * gradients, start)) for scale in (1.0, 1e-4))
+    expected = replay(gradients, start, scale_free=True, eps=0.0)
+    np.testing.assert_allclose(path, expected, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(other, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_without_a_second_moment_there_is_no_state_of_that_kind():
