@@ -3,14 +3,12 @@
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 
 # The decompositions are of small matrices, whose threads would only wait for each other; NumPy and SciPy read
 # this when they are imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -19,13 +17,8 @@ from benchmarks.eigenbasis.methods import METHODS
 from benchmarks.eigenbasis.report import LEGEND, Row, claims, content, draw, table
 from benchmarks.eigenbasis.runs import FULL, FULL_GRID, QUICK, QUICK_GRID, Laboratory
 from benchmarks.eigenbasis.sizes import SCALES, python_sources
-from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.shared.command import RESULTS, OutOfTimeError, deadline, parse_with_folder, wide_console
 from benchmarks.shared.records import Records, write_record
-
-
-class OutOfTimeError(Exception):
-    """The minutes that were given are over."""
-
 
 PARTS = ("forms", "quality", "cost")
 
@@ -93,21 +86,18 @@ def compare(options: argparse.Namespace, command: list[str], console: Console) -
     stem = "eigenbasis_forms" if options.size == "small" else f"eigenbasis_forms_{options.size}"
     path = options.runs or options.out / f"{stem}.runs.jsonl"
     text = options.text_file or (python_sources(options.out) if scale.text else None)
-    end = np.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
+    check = deadline(options.minutes)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("forms", total=None)
 
         def show(what: str) -> None:
-            if time.monotonic() > end:
-                raise OutOfTimeError(what)
+            check(what)
             progress.update(task, description=what)
 
         try:
             rows = forms.compare(options.only or list(forms.FORMS), scale, Records(path, command), show, text)
         except OutOfTimeError as stopped:
-            console.print(
-                f"{options.minutes:g} minutes are over, before {stopped}. The same command goes on."
-            )
+            console.print(str(stopped))
             return
     write_record(options.out / f"{stem}.json", command, forms.content(scale.size, rows))
     console.print(forms.table(rows))
