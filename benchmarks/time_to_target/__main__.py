@@ -16,7 +16,7 @@ from rich.progress import Progress, TaskID
 from benchmarks.shared.command import RESULTS, OutOfTimeError, deadline, parse_with_folder, wide_console
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.defaults import choices
-from benchmarks.time_to_target.freeze import frozen
+from benchmarks.time_to_target.freeze import BASELINES, frozen
 from benchmarks.time_to_target.methods import (
     METHODS,
     OURS,
@@ -27,6 +27,7 @@ from benchmarks.time_to_target.methods import (
 )
 from benchmarks.time_to_target.mnist import MNIST
 from benchmarks.time_to_target.search import FULL, QUICK, Search, sanity
+from benchmarks.time_to_target.summary import chosen
 from benchmarks.time_to_target.table import table
 from benchmarks.time_to_target.targets import NAMES, TARGETS, Targets
 from benchmarks.time_to_target.task import Task, quick
@@ -168,9 +169,9 @@ def compare(all_records: Mapping[str, Records], options: argparse.Namespace, pro
             for target in NAMES:
                 best = one.best(trials, target)
                 one.fresh(best.point, best.exponent)
-        (options.out / f"{task_name}.runs.jsonl").unlink(
-            missing_ok=True
-        )  # all that matters is in the records
+        # All of it that matters is then in the records; what freezing left are trials of the baselines.
+        if options.quick or BASELINES.keys() <= chosen(records).keys():
+            (options.out / f"{task_name}.runs.jsonl").unlink(missing_ok=True)
 
 
 def main(arguments: list[str]) -> None:
