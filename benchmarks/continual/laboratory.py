@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.continual.images import Images
 from benchmarks.continual.job import Job
-from benchmarks.continual.streams import SETTINGS, Stream
+from benchmarks.continual.streams import Stream
 from benchmarks.shared.records import Records
 from benchmarks.shared.tuning import Point, search
 
@@ -36,7 +36,7 @@ class Laboratory:
             "point": point,
             "seeds": [seeds[0], seeds[-1] + 1],
             "size": dict(self.stream.size.length),
-            "settings": SETTINGS,
+            "settings": self.stream.settings,
         }
 
     def results(
@@ -73,7 +73,8 @@ class Laboratory:
         own = self.stream.methods[method]
         if own.point_of is not None:
             return self.choose(own.point_of)
-        return search(own.axes, self.stream.rounds, lambda points: self.losses(method, points))[0]
+        rounds = self.stream.rounds + 2 * (method in self.stream.longer)
+        return search(own.axes, rounds, lambda points: self.losses(method, points))[0]
 
     def work(self, method: str) -> None:
         """Tune a method, run it on the fresh seeds, and sweep one of its axes."""
