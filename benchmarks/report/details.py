@@ -5,8 +5,10 @@ from pathlib import Path
 from benchmarks.report import continual, drop_in, energy, robustness
 from benchmarks.report import page as parts
 from benchmarks.report.suite import Suite, in_part, read
+from benchmarks.shared.markdown import quartiles, table, title
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.methods import OURS
+from benchmarks.time_to_target.targets import TARGETS
 
 
 def of_suite(suite: Suite, entries: continual.Entries, folder: Path) -> str:
@@ -91,7 +93,12 @@ def of_tasks_in_part(folder: Path) -> str:
     """Return a table of each task that has records, but not of all that the other tables show."""
     found = read(folder)
     partly = found.on(in_part(found))
-    tables = [parts.task_table(partly.on([task]), "far") for task in partly.tasks if partly.rows["far"][task]]
+    tables = []
+    for task, rows in partly.rows["far"].items():
+        if rows:
+            ranked = sorted(rows, key=lambda name, rows=rows: rows[name].median_steps)
+            headings = ["optimiser", f"{title(task)} ({TARGETS[task].far:g})"]
+            tables.append(table(headings, [[name, quartiles(rows[name].steps)] for name in ranked]))
     if not tables:
         return ""
     return "\n\n".join(["### Tasks recorded in part", *tables]) + "\n\n"

@@ -254,13 +254,13 @@ def test_a_task_recorded_in_part_is_shown_by_itself(tmp_path):
         source = RESULTS / "time_to_target" / f"{name}.jsonl"
         lines = source.read_text().splitlines(keepends=True)
         if name == "saddle":
-            lines = [line for line in lines if json.loads(line).get("key", {}).get("contestant") == "AdamW"]
+            lines = [line for line in lines if json.loads(line).get("key", {}).get("contestant") == "NAdamW"]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     found = suite.read(tmp_path)
     assert suite.in_part(found) == ["saddle"]
     assert suite.load(tmp_path).tasks == ["regression"]
-    steps = found.rows["far"]["saddle"]["AdamW"].median_steps
+    steps = found.rows["far"]["saddle"]["NAdamW"].median_steps
     (row,) = [
-        line for line in details.of_tasks_in_part(tmp_path).splitlines() if line.startswith("| AdamW |")
+        line for line in details.of_tasks_in_part(tmp_path).splitlines() if line.startswith("| NAdamW |")
     ]
     assert f"{steps:.0f} [" in row
