@@ -3,30 +3,24 @@
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 
 # The decompositions are of small matrices, whose threads would only wait for each other; NumPy and SciPy read
 # this when they are imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.eigenbasis import cost, forms
+from benchmarks.eigenbasis import controls, cost, forms
 from benchmarks.eigenbasis.methods import METHODS
 from benchmarks.eigenbasis.report import LEGEND, Row, claims, content, draw, table
 from benchmarks.eigenbasis.runs import FULL, FULL_GRID, QUICK, QUICK_GRID, Laboratory
-from benchmarks.eigenbasis.sizes import SCALES, python_sources
-from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
+from benchmarks.eigenbasis.sizes import MODELS, SCALES, python_sources
+from benchmarks.shared.command import RESULTS, OutOfTimeError, deadline, parse_with_folder, wide_console
 from benchmarks.shared.records import Records, write_record
 
-
-class OutOfTimeError(Exception):
-    """The minutes that were given are over."""
-
-
+KNOWN = forms.FORMS | controls.CONTROLS
 PARTS = ("forms", "quality", "cost")
 
 
@@ -51,20 +45,29 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--size",
         choices=[name for name in SCALES if name != "quick"],
         default="small",
-        help="of the forms' Transformer: small 0.13 million weights, full 0.65; 20m and 120m are for a GPU, "
-        "and learn the sources of Python's standard library",
+        help="of the forms' network: small 0.13 million weights, full 0.65; 20m and 120m are for a GPU, "
+        "whose GPT learns the sources of Python's standard library",
+    )
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        default="gpt",
+        help="gpt (the default) learns bytes, vit synthetic textures with about as many weights",
     )
     parser.add_argument("--text-file", type=Path, help="a file of bytes to learn instead")
     parser.add_argument("--minutes", type=float, help="stop then; the same command goes on")
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=forms.FORMS,
+        choices=KNOWN,
         metavar="FORM",
-        help="only these; the record keeps the others",
+        help="only these forms, or controls of one; the record keeps the others",
     )
     parser.add_argument("--quick", action="store_true", help="training for twenty steps, which shows nothing")
-    return parse_with_folder(parser, arguments)
+    options = parse_with_folder(parser, arguments)
+    if options.text_file is not None and options.model != "gpt":
+        parser.error("--text-file is not used by --model vit: leave it out")
+    return options
 
 
 def quality(options: argparse.Namespace, command: list[str], console: Console) -> None:
@@ -93,33 +96,38 @@ def quality(options: argparse.Namespace, command: list[str], console: Console) -
         path.unlink()  # all of it that matters is in the record
 
 
+def names_of_size(options: argparse.Namespace) -> list[str]:
+    """Return what distinguishes the record of a model and a size from that of the smallest GPT."""
+    return [options.model] * (options.model != "gpt") + [options.size] * (options.size != "small")
+
+
 def compare(options: argparse.Namespace, command: list[str], console: Console) -> None:
     """Compare all forms and peers, write the record and print the table; a stopped run goes on."""
-    scale = SCALES["quick" if options.quick else options.size]
-    stem = "eigenbasis_forms" if options.size == "small" else f"eigenbasis_forms_{options.size}"
+    scale = MODELS[options.model]["quick" if options.quick else options.size]
+    stem = "_".join(["eigenbasis_forms", *names_of_size(options)])
     path = options.runs or options.out / f"{stem}.runs.jsonl"
     text = options.text_file or (python_sources(options.out) if scale.text else None)
-    end = np.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
+    check = deadline(options.minutes)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("forms", total=None)
 
         def show(what: str) -> None:
-            if time.monotonic() > end:
-                raise OutOfTimeError(what)
+            check(what)
             progress.update(task, description=what)
 
         try:
-            rows = forms.compare(options.only or list(forms.FORMS), scale, Records(path, command), show, text)
+            records, names = Records(path, command), options.only or list(forms.FORMS)
+            rows = forms.compare(names, scale, records, show, text, KNOWN)
         except OutOfTimeError as stopped:
-            console.print(
-                f"{options.minutes:g} minutes are over, before {stopped}. The same command goes on."
-            )
+            console.print(str(stopped))
             return
     record = options.out / f"{stem}.json"
     if options.only:
-        rows = forms.with_recorded(rows, record, scale.size)
+        rows = forms.with_recorded(rows, record, scale.size, KNOWN)
     write_record(record, command, forms.content(scale.size, rows))
     console.print(forms.table(rows))
+    if shares := controls.kept(rows):
+        console.print(controls.table(shares))
     for claim, holds in forms.claims(rows).items():
         console.print(f"{claim}: {'holds' if holds else 'DOES NOT HOLD'}.", soft_wrap=True)
     if options.runs is None:
@@ -130,6 +138,7 @@ def main(arguments: list[str]) -> None:
     """Run the parts that are asked for."""
     options = parse(arguments)
     command = ["python", "-m", "benchmarks.eigenbasis", *["--quick"] * options.quick]
+    command += ["--model", options.model] * (options.model != "gpt")
     command += ["--size", options.size] * (options.size != "small")
     console = wide_console()
     if "forms" in options.parts:

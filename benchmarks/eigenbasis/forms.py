@@ -1,4 +1,4 @@
-"""The forms of the eigenbasis and their peers on one small GPT: quality, state and time of each.
+"""The forms of the eigenbasis and their peers on one network: quality, state and time of each.
 
 Each form has its own best rate of a grid in steps of 2, chosen on other seeds than it is reported on; peers
 have the same liberties as ours, Nesterov's momentum among them.
@@ -6,7 +6,7 @@ have the same liberties as ours, Nesterov's momentum among them.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ import optax
 from rich.table import Table
 
 import riemann_optax as ro
-from benchmarks.eigenbasis import runs
+from benchmarks.eigenbasis import problems, runs
 from benchmarks.eigenbasis.runs import BIN, Run, rate_value
 from benchmarks.eigenbasis.sizes import Scale
-from benchmarks.shared import terminal
+from benchmarks.shared import memory, terminal
 from benchmarks.shared.experiment import Method, Size
 from benchmarks.shared.kl_factors import kl_factors
 from benchmarks.shared.records import Records
@@ -109,6 +109,8 @@ class Cost(NamedTuple):
       step: milliseconds of a training step without a refresh.
       refresh: milliseconds that refreshes add to a step, on the average; None where there are none.
       longest: milliseconds of the longest step of a period.
+      memory: bytes that a training step holds at once, as XLA plans it; None in older records.
+      device_peak: bytes in use at the device's peak, where it counts them and this form raised it.
     """
 
     state: float
@@ -116,6 +118,8 @@ class Cost(NamedTuple):
     step: float
     refresh: float | None
     longest: float
+    memory: int | None = None
+    device_peak: int | None = None
 
 
 class Row(NamedTuple):
@@ -148,16 +152,15 @@ class Row(NamedTuple):
 
 def measure(form: Form, length: dict[str, Any], text: Path | None = None, periods: int = 3) -> Cost:
     """Time training steps of one form, one by one."""
-    dataset = data.load_text(text, window=length["window"])
-    train = {name: jnp.asarray(array) for name, array in dataset.parts["train"].items()}
-    model = runs.language_model(dataset, 0, length["width"], length["depth"])
-    period = 10
+    shape = {name: value for name, value in length.items() if name not in ("steps", "batch")}
+    problem = problems.load(text, **shape)
+    model, period, before = problem.model(0), 10, memory.device_peak()
 
     def stepper(**options: Any) -> tuple[Any, Any, float]:
         tx = optax.with_extra_args_support(form.make(0.003, **options))
 
         def loss(params: Any, indices: jax.Array) -> jax.Array:
-            inputs, targets = dataset.take(train, indices)
+            inputs, targets = problem.take("train", indices)
             logits = model.apply(params, inputs)
             return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
@@ -172,7 +175,7 @@ def measure(form: Form, length: dict[str, Any], text: Path | None = None, period
         return compiled, (params, state), time.perf_counter() - began
 
     def batch(number: int) -> Any:
-        return data.batch_indices(dataset.num_train, length["batch"], 0, number)
+        return data.batch_indices(problem.examples, length["batch"], 0, number)
 
     def times(step: Any, carry: Any) -> np.ndarray[Any, Any]:
         """Return milliseconds of the steps by their place in a period, medians over periods."""
@@ -189,12 +192,12 @@ def measure(form: Form, length: dict[str, Any], text: Path | None = None, period
     params, state = carry
     whole, kept = (sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (params, state))
     each = times(step, carry)
-    share = kept / whole
+    share, held = kept / whole, (memory.of_program(step), memory.raised(before))
     if not form.every:
-        return Cost(share, compiling, float(np.mean(each)), None, float(np.max(each)))
+        return Cost(share, compiling, float(np.mean(each)), None, float(np.max(each)), *held)
     idle, carry, _ = stepper(**{form.every: NEVER})
     alone = float(np.mean(times(idle, carry)))
-    return Cost(share, compiling, alone, max(float(np.mean(each)) - alone, 0.0), float(np.max(each)))
+    return Cost(share, compiling, alone, max(float(np.mean(each)) - alone, 0.0), float(np.max(each)), *held)
 
 
 def compare(
@@ -203,13 +206,14 @@ def compare(
     records: Records,
     progress: Callable[[str], None] = lambda text: None,
     text: Path | None = None,
+    known: Mapping[str, Form] = FORMS,
 ) -> list[Row]:
     """Tune each form, run it on fresh seeds and measure its cost, unless the records have it.
 
     Whatever ``progress`` raises stops the comparison between two runs.
     """
     size = scale.size
-    methods = {name: FORMS[name].method() for name in names}
+    methods = {name: known[name].method() for name in names}
     laboratory = runs.Laboratory(records, size, progress, methods, text)
     rows = []
     for name in names:
@@ -227,13 +231,13 @@ def compare(
         found = [laboratory.run(name, best, seed) for seed in size.seeds]
         progress(f"{name}: cost")
         key = {"cost of": name, "length": dict(size.length), "on": jax.devices()[0].device_kind}
-        cost = records.get(key, lambda name=name: measure(FORMS[name], dict(size.length), text)._asdict())
+        cost = records.get(key, lambda name=name: measure(known[name], dict(size.length), text)._asdict())
         rows.append(Row(name, rate_value(best), found, Cost(**cost)))
     return rows
 
 
-def with_recorded(rows: list[Row], path: Path, size: Size) -> list[Row]:
-    """Return these rows and those that a record has of other forms, in the order of FORMS.
+def with_recorded(rows: list[Row], path: Path, size: Size, order: Iterable[str] = FORMS) -> list[Row]:
+    """Return these rows and those that a record has of other forms, in a given order.
 
     Raises:
       ValueError: if the record was made at another size or on another device.
@@ -249,7 +253,7 @@ def with_recorded(rows: list[Row], path: Path, size: Size) -> list[Row]:
                 "all forms, without --only."
             )
     found = {row["form"]: _row(row) for row in record["rows"]} | {row.name: row for row in rows}
-    return [found[name] for name in FORMS if name in found]
+    return [found[name] for name in order if name in found]
 
 
 def _row(recorded: dict[str, Any]) -> Row:
@@ -260,7 +264,7 @@ def _row(recorded: dict[str, Any]) -> Row:
         for loss, validation in zip(losses, validations, strict=True)
     ]
     return Row(
-        recorded["form"], recorded["rate"], found, Cost(**{name: recorded[name] for name in Cost._fields})
+        recorded["form"], recorded["rate"], found, Cost(**{name: recorded.get(name) for name in Cost._fields})
     )
 
 
@@ -278,6 +282,7 @@ def table(rows: list[Row]) -> Table:
                 f"{np.mean(row.values()):.3f} +- {standard_error(row.values()):.3f}",
                 f"{steps:.0f}" if np.isfinite(steps) else "never",
                 f"{cost.state:.2f}",
+                "-" if cost.memory is None else f"{cost.memory / 1e6:.1f}",
                 f"{cost.step:.1f}",
                 "" if cost.refresh is None else f"{cost.refresh:.2f}",
                 f"{cost.longest:.1f}",
@@ -285,10 +290,11 @@ def table(rows: list[Row]) -> Table:
                 f"{cost.compiling:.1f}",
             ]
         )
-    headings = ["form", "rate", "validation", "steps", "state", "ms", "+ refresh", "longest", "x", "compile"]
-    shown = terminal.table("Forms of the eigenbasis and peers on a small GPT", headings, cells)
+    headings = ["form", "rate", "validation", "steps", "state", "MB", "ms", "+ refresh", "longest", "x"]
+    shown = terminal.table("Forms of the eigenbasis and peers", [*headings, "compile"], cells)
     shown.caption = (
-        f'"steps" to {base.name}\'s training loss at its end; "state" in units of the weights; "ms" of a '
+        f'"steps" to {base.name}\'s training loss at its end; "state" in units of the weights; "MB" that '
+        'a training step holds at once, activations and all; "ms" of a '
         'training step without refreshes, what these add to each on average, the longest step of ten; "x" '
         f"the mean step over {base.name}'s; seconds to compile."
     )

@@ -1,4 +1,4 @@
-"""Training runs on the language model, and the choice of each method's rate."""
+"""Training runs, and the choice of each method's rate."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
+from benchmarks.eigenbasis import problems
 from benchmarks.eigenbasis.methods import METHODS
 from benchmarks.shared.experiment import Method, Size
 from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import numbers
-from riemann_optax.examples import data, models
+from riemann_optax.examples import data
 from riemann_optax.examples.schedule import warmup_cosine
 
 LAST = 50  # steps whose losses are averaged into the loss a run ends with
@@ -50,8 +50,8 @@ class Run(NamedTuple):
     """One training run: how it ended.
 
     Attributes:
-      loss: mean training loss of the last steps, in nats per byte; infinite where it diverged.
-      validation: loss on all windows of the validation text.
+      loss: mean training loss of the last steps, in nats; infinite where it diverged.
+      validation: loss on the validation part.
       curve: mean training loss of each bin of steps.
       seconds: of training, with compilation in a method's first run.
     """
@@ -62,45 +62,25 @@ class Run(NamedTuple):
     seconds: float
 
 
-def language_model(dataset: data.Dataset, seed: int, width: int, depth: int) -> models.Model:
-    """Build the Transformer of this benchmark; its initial weights are a function of the seed alone."""
-    window = dataset.input_shape[0]
-    return models.functional(
-        models.Transformer(dataset.num_classes, window, width, depth, rngs=nnx.Rngs(seed))
-    )
-
-
 def trainer(
-    method: Method,
-    steps: int,
-    batch: int,
-    window: int,
-    width: int = 64,
-    depth: int = 2,
-    text: Path | None = None,
+    method: Method, steps: int, batch: int, text: Path | None = None, **shape: int
 ) -> Callable[[float, int], Run]:
     """Return a function that trains at a rate on a seed, compiled once for all of its calls.
 
     Args:
       method: what trains.
       steps: of a run.
-      batch: windows in a batch.
-      window: bytes of context.
-      width: of the Transformer.
-      depth: of the Transformer, in blocks.
+      batch: examples in a batch.
       text: a file to learn instead of Python's help topics.
+      shape: of model and examples, as :func:`benchmarks.eigenbasis.problems.load` takes it.
     """
-    dataset = data.load_text(text, window=window)
-    train, validation = (
-        {name: jnp.asarray(array) for name, array in dataset.parts[part].items()}
-        for part in ("train", "validation")
-    )
-    windows = dataset.evaluation_indices("validation")
-    windows = jnp.asarray(windows[: len(windows) // batch * batch].reshape(-1, batch))
-    model = language_model(dataset, 0, width, depth)
+    problem = problems.load(text, **shape)
+    validation = problem.validation
+    validation = jnp.asarray(validation[: len(validation) // batch * batch].reshape(-1, batch))
+    model = problem.model(0)
 
-    def loss(params: Any, part: dict[str, jax.Array], indices: jax.Array) -> jax.Array:
-        inputs, targets = dataset.take(part, indices)
+    def loss(params: Any, part: str, indices: jax.Array) -> jax.Array:
+        inputs, targets = problem.take(part, indices)
         logits = model.apply(params, inputs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
@@ -110,19 +90,18 @@ def trainer(
 
         def step(carry: Any, indices: jax.Array) -> Any:
             params, state = carry
-            value, gradients = jax.value_and_grad(loss)(params, train, indices)
+            value, gradients = jax.value_and_grad(loss)(params, "train", indices)
             updates, state = tx.update(gradients, state, params)
             return (optax.apply_updates(params, updates), state), value
 
         (params, _), losses = jax.lax.scan(step, (params, tx.init(params)), batches)
-        return losses, jnp.mean(jax.lax.map(lambda indices: loss(params, validation, indices), windows))
+        held_out = jax.lax.map(lambda indices: loss(params, "validation", indices), validation)
+        return losses, jnp.mean(held_out)
 
     def run(rate: float, seed: int) -> Run:
         began = time.perf_counter()
-        params = language_model(dataset, seed, width, depth).parameters
-        batches = np.stack(
-            [data.batch_indices(dataset.num_train, batch, seed, step) for step in range(steps)]
-        )
+        params = problem.model(seed).parameters
+        batches = np.stack([data.batch_indices(problem.examples, batch, seed, step) for step in range(steps)])
         losses, held_out = jax.block_until_ready(whole(params, jnp.asarray(rate), batches))
         losses = np.asarray(losses, np.float64)
         finite = np.all(np.isfinite(losses))

@@ -1,4 +1,4 @@
-"""How large the language model of the comparison is, up to 120 million weights, and what it learns."""
+"""How large the network of the comparison is, up to 120 million weights, and what it learns."""
 
 import sysconfig
 from pathlib import Path
@@ -33,14 +33,14 @@ SCALES = {
         Size(
             {"steps": 200, "batch": 8, "window": 64, "width": 64, "depth": 2},
             tuning_seeds=(0,),
-            seeds=(10, 11),
+            seeds=tuple(range(10, 20)),
         )
     ),
     "full": Scale(  # the GPT of the leads: 0.65 million weights
         Size(
             {"steps": 600, "batch": 8, "window": 128, "width": 128, "depth": 3},
             tuning_seeds=(0, 1),
-            seeds=(10, 11, 12, 13, 14),
+            seeds=tuple(range(10, 20)),
         )
     ),
     "20m": Scale(  # these two are for a GPU
@@ -62,6 +62,57 @@ SCALES = {
         text=True,
     ),
 }
+
+
+# Vision Transformers of the same names and about as many weights, on synthetic textures.
+VISION = {
+    "quick": Scale(
+        Size(
+            {"steps": 20, "batch": 4, "image": 8, "patch": 4, "classes": 4, "width": 16, "depth": 1},
+            tuning_seeds=(0,),
+            seeds=(10, 11),
+        )
+    ),
+    "small": Scale(
+        Size(
+            {"steps": 200, "batch": 32, "image": 16, "patch": 4, "classes": 10, "width": 64, "depth": 2},
+            tuning_seeds=(0,),
+            seeds=tuple(range(10, 20)),
+        )
+    ),
+    "full": Scale(
+        Size(
+            {"steps": 600, "batch": 32, "image": 32, "patch": 4, "classes": 100, "width": 128, "depth": 3},
+            tuning_seeds=(0, 1),
+            seeds=tuple(range(10, 20)),
+        )
+    ),
+    "20m": Scale(
+        Size(
+            {"steps": 1500, "batch": 256, "image": 64, "patch": 8, "classes": 1000, "width": 512, "depth": 6},
+            tuning_seeds=(0,),
+            seeds=(10, 11, 12),
+        ),
+        exponents=(-4, -3, -2),
+    ),
+    "120m": Scale(
+        Size(
+            {
+                "steps": 2000,
+                "batch": 256,
+                "image": 128,
+                "patch": 16,
+                "classes": 1000,
+                "width": 896,
+                "depth": 12,
+            },
+            tuning_seeds=(0,),
+            seeds=(10, 11, 12),
+        ),
+        exponents=(-5, -4, -3),
+    ),
+}
+MODELS = {"gpt": SCALES, "vit": VISION}
 
 
 def python_sources(folder: Path) -> Path:

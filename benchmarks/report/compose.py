@@ -10,12 +10,15 @@ from benchmarks.shared.markdown import title
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.methods import DEFAULT_BETAS, TUNED_ADAMW
 from benchmarks.time_to_target.search import FULL, MISS
+from benchmarks.time_to_target.tasks import NAMES
 
 
 def page_of_aliases(suite: Suite, core: Suite) -> str:
     """Return the chapter on whole optimisers as people take them."""
     further = [title(task) for task in suite.tasks if task not in core.tasks]
     added = f" The tasks {', '.join(further)} are among them." if further else ""
+    absent = [title(task) for task in NAMES if task not in suite.tasks]
+    added += f" Not recorded, or in part, and left out: {', '.join(absent)}." if absent else ""
     return f"""\
 ## Nothing tuned but the rate
 

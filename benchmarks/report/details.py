@@ -4,9 +4,11 @@ from pathlib import Path
 
 from benchmarks.report import continual, drop_in, dying, energy, robustness
 from benchmarks.report import page as parts
-from benchmarks.report.suite import Suite
+from benchmarks.report.suite import Suite, in_part, read
+from benchmarks.shared.markdown import quartiles, table, title
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.methods import OURS
+from benchmarks.time_to_target.targets import TARGETS
 
 
 def of_suite(suite: Suite, entries: continual.Entries, folder: Path) -> str:
@@ -78,13 +80,28 @@ Loss at the end on examples that were never trained on (of the runs tuned for th
 
 (A run that rises to twice its first loss is not drawn further.)
 
-### Records
+{of_tasks_in_part(folder)}### Records
 
 {parts.records_table(suite, folder)}
 
 `python -m benchmarks.time_to_target` goes on where its records end; with `--tasks`, `--optimizers` and
 another `--out` it repeats any cell. On the same machine a repeated cell agrees to the last digit.
 """
+
+
+def of_tasks_in_part(folder: Path) -> str:
+    """Return a table of each task that has records, but not of all that the other tables show."""
+    found = read(folder)
+    partly = found.on(in_part(found))
+    tables = []
+    for task, rows in partly.rows["far"].items():
+        if rows:
+            ranked = sorted(rows, key=lambda name, rows=rows: rows[name].median_steps)
+            headings = ["optimiser", f"{title(task)} ({TARGETS[task].far:g})"]
+            tables.append(table(headings, [[name, quartiles(rows[name].steps)] for name in ranked]))
+    if not tables:
+        return ""
+    return "\n\n".join(["### Tasks recorded in part", *tables]) + "\n\n"
 
 
 def page(suite: Suite, results: Path) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.report import continual
 from benchmarks.report.claims import Claim
-from benchmarks.report.suite import Suite, energy_ratio, identified, judged, mean_against
+from benchmarks.report.suite import BESIDE, Suite, energy_ratio, identified, judged, mean_against
 from benchmarks.shared.markdown import number, quartiles, table, title
 from benchmarks.time_to_target.methods import (
     ALIASES,
@@ -16,7 +16,6 @@ from benchmarks.time_to_target.methods import (
     LEAF_MEAN,
     METHODS,
     MOMENTUM,
-    MUON,
     NADAMW,
     NORM_MATCHED,
     OURS,
@@ -31,8 +30,6 @@ from benchmarks.time_to_target.search import MISS
 from benchmarks.time_to_target.summary import Row, trials
 from benchmarks.time_to_target.targets import NAMES, TARGETS
 
-# What whole optimisers stand beside; AdamW with its betas tuned is what all are measured by.
-BESIDE = (DEFAULT_BETAS, TUNED_ADAMW, NADAMW, "schedule-free AdamW", MUON)
 KINDS = {"ours": "ours", "peer": "", "control": "control", "design": "another form of ours"}
 
 

@@ -162,6 +162,11 @@ def forms_table(record: dict[str, Any]) -> str:
     def milliseconds(row: dict[str, Any]) -> float:
         return float(row["step"] + (row["refresh"] or 0.0))
 
+    def held(row: dict[str, Any]) -> float:
+        """Not a number in records that are older than this measurement."""
+        found = row.get("memory")
+        return np.nan if found is None else float(found)
+
     lines = [
         [
             f"**{name}**" if name == "eigenbasis, one-sided" else name,
@@ -170,11 +175,13 @@ def forms_table(record: dict[str, Any]) -> str:
             number(row["state"]),
             number(milliseconds(row) / milliseconds(base)),
             number(row["compiling"] / base["compiling"], 1),
+            number(held(row) / held(base)),
         ]
         for name, row in sorted(rows.items(), key=lambda item: float(losses[item[0]].mean()))
     ]
     headings = ["form", "its best rate", "loss, nats per byte", "state / weights"]
-    return table([*headings, "step / AdamW's", "compiling / AdamW's"], lines)
+    beside = [f"{what} / AdamW's" for what in ("step", "compiling", "memory at peak")]
+    return table([*headings, *beside], lines)
 
 
 def eigenbasis_table(record: dict[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """What the command lines of the benchmarks have in common."""
 
 import argparse
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +24,25 @@ def parse_with_folder(parser: argparse.ArgumentParser, arguments: list[str] | No
     except OSError as error:
         parser.error(f"--out must be a folder that can be written: {error}")
     return options
+
+
+class OutOfTimeError(Exception):
+    """The minutes that were given are over."""
+
+
+def deadline(minutes: float | None) -> Callable[[str], None]:
+    """Return what is told what is run next, and raises :class:`OutOfTimeError` once the minutes are over.
+
+    Examples:
+      >>> deadline(None)("the first run")
+    """
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+
+    def check(what: str) -> None:
+        if time.monotonic() >= end:
+            raise OutOfTimeError(f"{minutes:g} minutes are over, before {what}. The same command goes on.")
+
+    return check
 
 
 def without_folders(arguments: Sequence[str]) -> list[str]:

@@ -66,9 +66,9 @@ class Records:
       made_with: by id, the command and the versions that results in the file were made with.
     """
 
-    def __init__(self, path: Path, command: Sequence[str] = ()) -> None:
-        """Read what the file holds; ``command`` is noted beside new results."""
-        self._path, self._results = path, {}
+    def __init__(self, path: Path, command: Sequence[str] = (), digits: int | None = DIGITS) -> None:
+        """Read what the file holds; ``command`` is noted beside new results, which keep so many digits."""
+        self._path, self._results, self._digits = path, {}, digits
         self.made_with: dict[str, dict[str, Any]] = {}
         self._here = environment(command)
         self._environment = hashlib.sha256(json.dumps(self._here).encode()).hexdigest()[:8]
@@ -102,7 +102,7 @@ class Records:
 
     def put(self, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Keep a result under a key that is not there yet."""
-        entry = {"key": dict(key), "result": rounded(result), "environment": self._environment}
+        entry = {"key": dict(key), "result": rounded(result, self._digits), "environment": self._environment}
         lines = [entry]
         if self._environment not in self.made_with:
             lines.insert(0, {"environment": self._environment, "made_with": self._here})

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from benchmarks.shared import memory
 from benchmarks.shared.statistics import quartiles
 from benchmarks.step_cost import problems
 from benchmarks.step_cost.methods import ALL
@@ -29,6 +30,8 @@ class Cost(NamedTuple):
       compile_seconds: seconds to trace and compile the update.
       bytes_per_parameter: XLA's own count of bytes moved, per parameter.
       state_bytes_per_parameter: bytes of optimiser state, per parameter.
+      peak_bytes_per_parameter: bytes that an update holds at once as XLA plans it, gradient and weights among
+        them; None in older records.
     """
 
     seconds: float
@@ -36,6 +39,7 @@ class Cost(NamedTuple):
     compile_seconds: float
     bytes_per_parameter: float
     state_bytes_per_parameter: float
+    peak_bytes_per_parameter: float | None = None
 
 
 class _Stepper:
@@ -66,13 +70,14 @@ class _Stepper:
 
     def cost(self) -> Cost:
         low, middle, high = quartiles(self.seconds)
-        analysis = self.step.cost_analysis() or {}
+        analysis, peak = self.step.cost_analysis() or {}, memory.of_program(self.step)
         return Cost(
             seconds=middle,
             spread=high - low,
             compile_seconds=self.compile_seconds,
             bytes_per_parameter=analysis.get("bytes accessed", float("nan")) / self.weights,
             state_bytes_per_parameter=sum(leaf.nbytes for leaf in jax.tree.leaves(self.state)) / self.weights,
+            peak_bytes_per_parameter=None if peak is None else peak / self.weights,
         )
 
 

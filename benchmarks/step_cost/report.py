@@ -28,6 +28,7 @@ def cost_table(problem: str, costs: dict[str, Cost]) -> Table:
         "bytes",
         "floor",
         "state",
+        "peak",
         "compile s",
     ]
     for heading in headings:
@@ -48,10 +49,12 @@ def cost_table(problem: str, costs: dict[str, Cost]) -> Table:
             f"{cost.bytes_per_parameter:.1f}",
             str(FLOORS.get(name, "")),
             f"{cost.state_bytes_per_parameter:.2f}",
+            "-" if cost.peak_bytes_per_parameter is None else f"{cost.peak_bytes_per_parameter:.1f}",
             f"{cost.compile_seconds:.2f}",
         )
     table.caption = (
-        "bytes: moved per parameter by XLA's count; floor: the least; state: bytes per parameter; bandwidth: "
+        "bytes: moved per parameter by XLA's count; floor: the least; state: bytes per parameter; peak: "
+        "those that an update holds at once, gradient and weights among them; bandwidth: "
         "bytes moved per second, as a share of a copy's in the same run"
     )
     return table

@@ -1,6 +1,7 @@
 """How the targets came about."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,14 +18,20 @@ TUNING = FULL._replace(fine_trials=24)
 FLOOR = 1e-5  # of the untrained loss: below it the digits of float32 end
 
 
-def frozen(task_name: str, task: Task, records: Records) -> Targets:
-    """Return the targets that tuned momentum and tuned AdamW imply."""
+def frozen(
+    task_name: str,
+    task: Task,
+    records: Records,
+    progress: Callable[[int], None] = lambda runs: None,
+    kept: Records | None = None,
+) -> Targets:
+    """Return the targets that tuned momentum and tuned AdamW imply; the arguments are those of Search."""
     floor = FLOOR * untrained(task, 0)
     reached = []
     for name, count in BASELINES.items():
         method = METHODS[name]
         method = method._replace(points=method.points[:count])
-        search = Search(name, task_name, task, None, records, TUNING, method=method)
+        search = Search(name, task_name, task, None, records, TUNING, progress, method, kept)
         reached.append(round_up(max(float(np.median(search.best(search.tune()).late)), floor)))
     return Targets(near=max(reached), far=min(reached))
 

@@ -1,7 +1,7 @@
 """One training run, compiled once for all rates, points and seeds of a method on a task."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.shared.statistics import numbers
 from benchmarks.shared.tuning import Point
 from benchmarks.time_to_target.methods import Method
 from benchmarks.time_to_target.task import Task
@@ -23,6 +24,7 @@ class Run(NamedTuple):
       energy: ``sum |dw|`` over all weights, up to there.
       held_out: loss at the end on examples not trained on, nan where the task has none.
       seconds: of the run, without compiling.
+      compile_seconds: of the program that made it.
     """
 
     steps: np.ndarray
@@ -30,6 +32,7 @@ class Run(NamedTuple):
     energy: np.ndarray
     held_out: float
     seconds: float
+    compile_seconds: float = 0.0
 
     def first_at(self, target: float) -> int | None:
         """Return the index of the first evaluation at or below ``target``, None if there is none."""
@@ -45,6 +48,18 @@ class Run(NamedTuple):
         """Return ``sum |dw|`` up to ``target``; a miss is infinite."""
         index = self.first_at(target)
         return np.inf if index is None else float(self.energy[index])
+
+
+def recorded(found: Mapping[str, Any]) -> Run:
+    """Return a run as its record has it; what was not finite stands there as None."""
+    return Run(
+        np.asarray(found["steps"]),
+        numbers(found["loss"]),
+        numbers(found["energy"]),
+        float(numbers([found["held_out"]], np.nan)[0]),
+        found["seconds"],
+        found["compile_seconds"],
+    )
 
 
 class Trainer:
@@ -127,7 +142,9 @@ class Trainer:
         # A run that has diverged once does not count as recovered.
         losses[np.cumsum(~np.isfinite(losses)) > 0] = np.inf
         steps = self._every * np.arange(1, len(losses) + 1)
-        return Run(steps, losses, np.asarray(energies, np.float64), float(held_out), seconds)
+        return Run(
+            steps, losses, np.asarray(energies, np.float64), float(held_out), seconds, self.compile_seconds
+        )
 
 
 def untrained(task: Task, seed: int) -> float:

@@ -24,6 +24,8 @@ class Task(NamedTuple):
       tuning_seeds: on which everything is chosen.
       fresh_seeds: on which what has been chosen is reported.
       evaluations: in a run, evenly spaced: steps to a target are known to that share of the budget.
+      examples: to learn, where their number depends on what the user has; None where it never changes.
+      slow: whether every run is kept as it is done, so that a search goes on in the middle of its trials.
     """
 
     steps: int
@@ -35,6 +37,8 @@ class Task(NamedTuple):
     tuning_seeds: range = range(4)
     fresh_seeds: range = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 20)
     evaluations: int = 100
+    examples: int | None = None
+    slow: bool = False
 
 
 def quick(task: Task) -> Task:
@@ -48,6 +52,7 @@ SPARING = {
     "tuning_seeds": range(1),
     "fresh_seeds": range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 10),
     "evaluations": 50,
+    "slow": True,
 }
 
 

@@ -1,15 +1,18 @@
 """The tasks: what is learned, for how many steps, and what is measured along the way."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 from benchmarks.time_to_target import networks
+from benchmarks.time_to_target.language import gpt_million, language_model
+from benchmarks.time_to_target.mnist import MNIST
 from benchmarks.time_to_target.other_kinds import recurrent, tabular
 from benchmarks.time_to_target.task import SPARING, Task, batches_of, weights_of
 from riemann_optax.examples import data, models
@@ -170,39 +173,6 @@ def variational() -> Task:
     return Task(600, init, sample, bound, with_fixed_noise(probe), with_fixed_noise(held_out))
 
 
-def language_model() -> Task:
-    """The example Transformer (2 layers, width 64) on bytes of Python's help texts, in windows of 32."""
-    window, batch = 32, 8
-    dataset = data.load_text(window=window)
-    train, validation = (
-        {name: jnp.asarray(array) for name, array in dataset.parts[part].items()}
-        for part in ("train", "validation")
-    )
-    apply, init = weights_of(lambda rngs: models.Transformer(dataset.num_classes, window, rngs=rngs))
-
-    def loss(params: Any, tokens: tuple[jax.Array, jax.Array]) -> jax.Array:
-        inputs, targets = tokens
-        return optax.softmax_cross_entropy_with_integer_labels(apply(params, inputs), targets).mean()
-
-    def sample(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return dataset.take(train, jax.random.randint(key, [batch], 0, dataset.num_train))
-
-    def spread(part: dict[str, jax.Array], windows: int) -> tuple[jax.Array, jax.Array]:
-        starts = np.linspace(0, len(part["tokens"]) - window - 1, windows).astype(np.int32)
-        return dataset.take(part, jnp.asarray(starts))
-
-    probe, held_out = spread(train, 48), spread(validation, 256)
-    return Task(
-        steps=400,
-        init=init,
-        sample=sample,
-        loss=loss,
-        followed=lambda params: loss(params, probe),
-        held_out=lambda params: loss(params, held_out),
-        **SPARING,
-    )
-
-
 TASKS: dict[str, Callable[[], Task]] = {
     "regression": regression,
     "saddle": saddle,
@@ -215,4 +185,22 @@ TASKS: dict[str, Callable[[], Task]] = {
     "language_model": language_model,
     "recurrent": recurrent,
     "tabular": tabular,
+    "gpt_million": gpt_million,
 }
+
+# Those that need nothing, and then those that read a folder.
+NAMES = (*TASKS, *MNIST)
+# A few seconds each: the loop in which a change is tried.
+FAST = ("regression", "saddle", "plateau", "digits_mlp", "auto_encoder", "tabular")
+
+
+def available(folder: Path | None) -> dict[str, Callable[[], Task]]:
+    """Return what makes each task; those that read a folder are left out where there is none."""
+    if folder is None:
+        return dict(TASKS)
+    return TASKS | {name: partial(learner.task, folder) for name, learner in MNIST.items()}
+
+
+def initial(name: str) -> Any:
+    """Return the parameters of seed 0 of a task, without reading a folder."""
+    return MNIST[name].init(0) if name in MNIST else TASKS[name]().init(0)

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks.eigenbasis import __main__ as command
-from benchmarks.eigenbasis import cost, forms, report, runs, sizes
+from benchmarks.eigenbasis import cost, forms, problems, report, runs, sizes
 from benchmarks.eigenbasis.methods import METHODS, MUON, OURS, OURS_SELDOM
 from benchmarks.eigenbasis.sizes import SCALES
 from benchmarks.shared.experiment import Size
 from benchmarks.shared.records import Records, write_record
-from riemann_optax.examples import data
 
 LENGTH = dict(runs.QUICK.length)
 SMALL = Size(LENGTH, tuning_seeds=(0, 1), seeds=(0, 1))
@@ -171,14 +170,18 @@ def test_steps_to_a_loss_are_read_from_the_mean_curve():
     assert row.reached(0.5) == np.inf
 
 
-@pytest.mark.parametrize(("name", "millions"), [("small", 0.13), ("full", 0.65), ("20m", 20), ("120m", 120)])
-def test_the_sizes_are_what_they_are_called(name, millions):
-    length = sizes.SCALES[name].size.length
-    dataset = data.load_text(window=length["window"])
-    model = jax.eval_shape(
-        lambda: runs.language_model(dataset, 0, length["width"], length["depth"]).parameters
-    )
-    assert sum(leaf.size for leaf in jax.tree.leaves(model)) == pytest.approx(millions * 1e6, rel=0.06)
+@pytest.mark.parametrize("model", sizes.MODELS)
+@pytest.mark.parametrize(
+    ("name", "millions", "seeds"), [("small", 0.12, 10), ("full", 0.63, 10), ("20m", 20, 3), ("120m", 120, 3)]
+)
+def test_the_sizes_are_what_they_are_called(model, name, millions, seeds):
+    size = sizes.MODELS[model][name].size
+    assert len(size.seeds) >= seeds
+    assert not set(size.seeds) & set(size.tuning_seeds)
+    length = size.length
+    shape = {name: value for name, value in length.items() if name not in ("steps", "batch")}
+    model = jax.eval_shape(lambda: problems.load(**shape).model(0).parameters)
+    assert sum(leaf.size for leaf in jax.tree.leaves(model)) == pytest.approx(millions * 1e6, rel=0.15)
 
 
 def test_a_comparison_out_of_time_goes_on_and_a_text_may_be_ones_own(tmp_path, capsys):

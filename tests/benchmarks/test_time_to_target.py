@@ -129,7 +129,7 @@ def test_expected_best_of_k_is_the_mean_over_all_choices():
         assert statistics.expected_best(scores, k) == pytest.approx(by_hand, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if name in TARGETS])
 def test_a_task_can_be_learned_and_its_seeds_are_apart(name):
     task, targets = TASKS[name](), TARGETS[name]
     params = task.init(3)
