@@ -63,6 +63,10 @@ def _householder(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     return basis, jnp.all(jnp.isfinite(basis), axis=(-2, -1))
 
 
+# Which panel, which round of it, its columns, the basis so far, and whether all of it is orthonormal.
+Panels = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
 def _in_panels(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return what :func:`_householder` returns, from QR decompositions of a few columns at a time.
 
@@ -81,7 +85,7 @@ def _in_panels(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
         panel: jax.Array = jax.lax.dynamic_slice_in_dim(columns, index * width, width, axis=-1)
         return panel
 
-    def one_round(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def one_round(state: Panels) -> Panels:
         index, rounds, panel, basis, found = state
         shares = jnp.einsum("...ij,...ik->...jk", basis, panel, precision=EXACT)
         rest = panel - jnp.matmul(basis, shares, precision=EXACT)
@@ -101,7 +105,7 @@ def _in_panels(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
         return index, rounds, jnp.where(done, panel_at(index), panel), basis, state[-1] & (found | ~done)
 
     start = jnp.zeros([], jnp.int32)
-    first = start, start, panel_at(start), jnp.zeros_like(columns), jnp.isfinite(matrices[..., 0, 0])
+    first: Panels = start, start, panel_at(start), jnp.zeros_like(columns), jnp.isfinite(matrices[..., 0, 0])
     _, _, _, basis, found = jax.lax.while_loop(lambda state: state[0] < number, one_round, first)
     return basis[..., :size], found
 

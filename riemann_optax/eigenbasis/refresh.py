@@ -227,7 +227,10 @@ class Refresh(NamedTuple):
         for one, group, old in zip(due, self.groups, bases, strict=True):
             basis, moved = jax.lax.cond(
                 one,
-                lambda new, changes, old, averages, group=group: (new, self._carried(group, changes, averages)),
+                lambda new, changes, old, averages, group=group: (
+                    new,
+                    self._carried(group, changes, averages),
+                ),
                 lambda new, changes, old, averages: (old, averages),
                 new,
                 changes,

@@ -173,8 +173,8 @@ def in_eigenbasis(
       refresh_budget: the most operations that refreshes may take in one step; a side of size n takes ``14
         n**3``. If they do not fit into ``update_every`` steps, each side waits longer. One side, or
         ``refresh_together`` of them, is never divided.
-      orthonormalisation: ``"householder"``, ``"cholesky"``, or ``"auto"``: Householder on a CPU, Cholesky
-        elsewhere.
+      orthonormalisation: ``"householder"``, ``"cholesky"``, or ``"auto"``: Householder on a CPU, in narrow
+        panels that start no further threads, and Cholesky elsewhere.
       precision: precision of the products that rotate gradients and updates and convert averages, as in
         ``jnp.matmul``. Products that determine a basis always use full precision.
 

@@ -51,7 +51,7 @@ KINDS += ["dead inputs", "bfloat16"]
 METHODS = [("cholesky", SIZE), ("householder", SIZE), ("auto", PANELS)]
 
 
-@pytest.mark.parametrize("method, size", METHODS)
+@pytest.mark.parametrize(("method", "size"), METHODS)
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_refresh_gives_an_orthonormal_triangular_factor(kind, scale, method, size):
@@ -83,7 +83,7 @@ def test_a_well_conditioned_refresh_is_that_of_float64(method):
     np.testing.assert_allclose(basis, expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("method, size", [("cholesky", SIZE), ("auto", PANELS)])
+@pytest.mark.parametrize(("method", "size"), [("cholesky", SIZE), ("auto", PANELS)])
 @pytest.mark.parametrize("condition", [1e1, 1e3, 1e5])
 def test_the_factor_of_a_matrix_is_that_of_float64_to_its_condition(condition, method, size):
     left, right = rotation(2, size), rotation(3, size)
