@@ -56,7 +56,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--text-file", type=Path, help="a file of bytes to learn instead")
     parser.add_argument("--minutes", type=float, help="stop then; the same command goes on")
-    parser.add_argument("--only", nargs="+", choices=forms.FORMS, metavar="FORM", help="only these forms")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=forms.FORMS,
+        metavar="FORM",
+        help="only these; the record keeps the others",
+    )
     parser.add_argument("--quick", action="store_true", help="training for twenty steps, which shows nothing")
     return parse_with_folder(parser, arguments)
 
@@ -109,7 +115,10 @@ def compare(options: argparse.Namespace, command: list[str], console: Console) -
                 f"{options.minutes:g} minutes are over, before {stopped}. The same command goes on."
             )
             return
-    write_record(options.out / f"{stem}.json", command, forms.content(scale.size, rows))
+    record = options.out / f"{stem}.json"
+    if options.only:
+        rows = forms.with_recorded(rows, record, scale.size)
+    write_record(record, command, forms.content(scale.size, rows))
     console.print(forms.table(rows))
     for claim, holds in forms.claims(rows).items():
         console.print(f"{claim}: {'holds' if holds else 'DOES NOT HOLD'}.", soft_wrap=True)
