@@ -15,6 +15,14 @@ _SHIFT = 17.0  # in epsilon * sqrt(n): above the rounding of a Gram matrix of un
 _NEAR = 0.1  # columns whose Gram matrix is this near to 1 are orthonormal to rounding after one more round
 _ROUNDS = 5  # the most; two suffice near an eigenbasis, four for a condition of 1e6 in float32
 
+# OpenBLAS, which JAX calls on a CPU, starts its own threads for a QR decomposition of more columns than the
+# first number, and for a panel of more entries than the second. They then wait for work for some 70 ms, on
+# cores that the training step needs, and each step would pay that. Narrow panels start none.
+_WHOLE = 64
+_PANEL = 2304 * 4
+_WIDTHS = (32, 16)
+_ENOUGH = 0.5  # what must be left of a column's length, so that its rounding errors grow at most twofold
+
 
 def orthonormalise(matrices: jax.Array, method: Method = "auto") -> tuple[jax.Array, jax.Array]:
     r"""Return the orthonormal factor of a QR decomposition whose triangle has a positive diagonal.
@@ -30,8 +38,8 @@ def orthonormalise(matrices: jax.Array, method: Method = "auto") -> tuple[jax.Ar
 
     Args:
       matrices: float32 or float64 ``[..., n, n]``.
-      method: ``"householder"``, ``"cholesky"``, or ``"auto"``: Householder on a CPU, and Cholesky on a GPU
-        or TPU, where the batched Householder QR of a library is slow.
+      method: ``"householder"``, ``"cholesky"``, or ``"auto"``: on a CPU Householder, from 65 to 576 columns
+        panel by panel, and Cholesky on a GPU or TPU, where the batched Householder QR of a library is slow.
 
     Returns:
       ``(Q, found)``: ``Q`` in the shape of ``matrices``, and booleans ``[...]``, whether it is finite and
@@ -43,7 +51,7 @@ def orthonormalise(matrices: jax.Array, method: Method = "auto") -> tuple[jax.Ar
     if method == "cholesky":
         return _cholesky(matrices)
     both: tuple[jax.Array, jax.Array] = jax.lax.platform_dependent(
-        matrices, cpu=_householder, default=_cholesky
+        matrices, cpu=_in_panels, default=_cholesky
     )
     return both
 
@@ -53,6 +61,53 @@ def _householder(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     signs = jnp.where(jnp.diagonal(triangle, axis1=-2, axis2=-1) < 0, -1, 1).astype(basis.dtype)
     basis = basis * signs[..., None, :]
     return basis, jnp.all(jnp.isfinite(basis), axis=(-2, -1))
+
+
+# Which panel, which round of it, its columns, the basis so far, and whether all of it is orthonormal.
+Panels = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _in_panels(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return what :func:`_householder` returns, from QR decompositions of a few columns at a time.
+
+    Each panel is made orthogonal to all columns before it, and then decomposed. If this takes more than half
+    of the length of a column, what is left has too large a share of rounding errors, and it is done again.
+    """
+    size = matrices.shape[-1]
+    width = next((width for width in _WIDTHS if size * width <= _PANEL), None)
+    if size <= _WHOLE or width is None:
+        return _householder(matrices)
+    number = -(-size // width)
+    padding = [(0, 0)] * (matrices.ndim - 1) + [(0, number * width - size)]
+    columns = jnp.pad(_of_unit_length(matrices), padding)
+
+    def panel_at(index: jax.Array) -> jax.Array:
+        panel: jax.Array = jax.lax.dynamic_slice_in_dim(columns, index * width, width, axis=-1)
+        return panel
+
+    def one_round(state: Panels) -> Panels:
+        index, rounds, panel, basis, found = state
+        shares = jnp.einsum("...ij,...ik->...jk", basis, panel, precision=EXACT)
+        rest = panel - jnp.matmul(basis, shares, precision=EXACT)
+        panel = jnp.linalg.qr(rest)[0]
+        lengths = jnp.sum(panel * rest, axis=-2, keepdims=True)  # the diagonal of the triangle
+        panel = panel * jnp.where(lengths < 0, -1, 1).astype(panel.dtype)
+        enough = jnp.abs(lengths) > _ENOUGH  # False where it is not finite
+        if number * width > size:
+            enough = enough | (index * width + jnp.arange(width) >= size)
+        found = jnp.all(enough, axis=(-2, -1))
+        done = jnp.all(found) | (rounds == _ROUNDS - 1)
+        # Columns that are not finished are 0 in the basis, so that the next round subtracts nothing of them.
+        finished = jnp.where(done, panel, jnp.zeros_like(panel))
+        basis = jax.lax.dynamic_update_slice_in_dim(basis, finished, index * width, axis=-1)
+        rounds = jnp.where(done, 0, rounds + 1)
+        index = index + done
+        return index, rounds, jnp.where(done, panel_at(index), panel), basis, state[-1] & (found | ~done)
+
+    start = jnp.zeros([], jnp.int32)
+    first: Panels = start, start, panel_at(start), jnp.zeros_like(columns), jnp.isfinite(matrices[..., 0, 0])
+    _, _, _, basis, found = jax.lax.while_loop(lambda state: state[0] < number, one_round, first)
+    return basis[..., :size], found
 
 
 def _cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -60,6 +60,8 @@ def first_bases(
     new = spread(decompose(_stacked(factors, dtype)))
     found = jnp.all(jnp.isfinite(new), axis=(-2, -1), keepdims=True)
     new = jnp.where(found, new, old)
+    if len({like.dtype for like in likes}) == 1:
+        new = new.astype(likes[0].dtype)
     parts = [
         part.reshape(like.shape).astype(like.dtype)
         for part, like in zip(_unstacked(new, likes), likes, strict=True)
@@ -102,7 +104,10 @@ def refreshed(
 
 def _stacked(squares: list[jax.Array], dtype: Any) -> jax.Array:
     """Return all matrices of one size as one array ``[number, n, n]``."""
-    return spread(jnp.concatenate([s.astype(dtype).reshape(-1, *s.shape[-2:]) for s in squares]))
+    flat = [square.reshape(-1, *square.shape[-2:]) for square in squares]
+    if len({square.dtype for square in squares}) > 1:
+        flat = [square.astype(dtype) for square in flat]
+    return spread(jnp.concatenate(flat)).astype(dtype)  # one conversion to compile, not one for each
 
 
 def _unstacked(array: jax.Array, likes: list[jax.Array]) -> list[jax.Array]:
@@ -174,10 +179,11 @@ def _reduced_change(change: jax.Array, lengths: list[int], reduced: list[int]) -
 
 
 class Refresh(NamedTuple):
-    """The refresh of one group: called at every step, it acts only when the refresh is due.
+    """The refresh of some groups: called at every step, it acts only when one of them is due.
 
     Attributes:
-      group: the jobs.
+      groups: groups of jobs whose bases have the same shapes, each with its own slot. What refreshes them is
+        compiled once.
       layouts: the layouts of all leaves.
       shapes: the shapes of all leaves.
       coordinates: the arrays of the inner state that hold coordinates, for all leaves.
@@ -185,42 +191,81 @@ class Refresh(NamedTuple):
       rules: the rules.
     """
 
-    group: list[Job]
+    groups: list[list[Job]]
     layouts: list[Layout | None]
     shapes: list[tuple[int, ...]]
     coordinates: list[list[Coordinates]]
     period: int
     rules: RefreshRules
 
+    def positions(self, group: list[Job]) -> list[int]:
+        """Return which arrays of the inner state change with the bases of a group."""
+        return sorted({one.position for job in group for one in self.coordinates[job.leaf]})
+
     def run(
-        self, count: jax.Array, factors: list[jax.Array], bases: list[jax.Array], arrays: dict[int, jax.Array]
-    ) -> tuple[list[jax.Array], dict[int, jax.Array], jax.Array]:
-        """Return the bases, the arrays of the inner state by their position in it, and how many were kept."""
-        turn_has_come = jnp.logical_and(count > 0, count % self.period == self.group[0].slot)
+        self,
+        count: jax.Array,
+        factors: list[list[jax.Array]],
+        bases: list[list[jax.Array]],
+        arrays: dict[int, jax.Array],
+    ) -> tuple[list[list[jax.Array]], dict[int, jax.Array], jax.Array]:
+        """Return the bases, the arrays of the inner state by their position in it, and how many were kept.
+
+        Factors and bases are lists with one entry for each group.
+        """
+        slot = count % self.period
+        due = [jnp.logical_and(count > 0, slot == group[0].slot) for group in self.groups]
+        some = jnp.any(jnp.stack(due))
+        number = jnp.argmax(jnp.stack(due)).astype(jnp.int32)
         if not self.rules.refreshes_all():
-            turn_has_come = jax.lax.cond(
-                turn_has_come, self._any_has_turned, lambda *_: jnp.zeros([], jnp.bool_), factors, bases
+            some = jax.lax.cond(
+                some, self._any_has_turned, lambda *_: jnp.zeros([], jnp.bool_), number, factors, bases
             )
-        new: tuple[list[jax.Array], dict[int, jax.Array], jax.Array] = jax.lax.cond(
-            turn_has_come,
-            self._work,
-            lambda _, bases, arrays: (bases, arrays, jnp.zeros([], jnp.int32)),
-            factors,
-            bases,
-            arrays,
-        )
-        return new
+            due = [jnp.logical_and(some, one) for one in due]
+        new, changes, kept = jax.lax.cond(some, self._refreshed, self._unchanged, number, factors, bases)
+        arrays, results = dict(arrays), []
+        for one, group, old in zip(due, self.groups, bases, strict=True):
+            basis, moved = jax.lax.cond(
+                one,
+                lambda new, changes, old, averages, group=group: (
+                    new,
+                    self._carried(group, changes, averages),
+                ),
+                lambda new, changes, old, averages: (old, averages),
+                new,
+                changes,
+                old,
+                {at: arrays[at] for at in self.positions(group)},
+            )
+            arrays.update(moved)
+            results.append(basis)
+        return results, arrays, kept
 
-    def _any_has_turned(self, factors: list[jax.Array], bases: list[jax.Array]) -> jax.Array:
-        dtype = self.group[0].dtype
-        return jnp.any(has_turned(_stacked(factors, dtype), _stacked(bases, dtype), self.rules.tau))
+    def _any_has_turned(
+        self, number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]]
+    ) -> jax.Array:
+        dtype = self.groups[0][0].dtype
+        factors_due, bases_due = _chosen(number, factors, bases)
+        return jnp.any(has_turned(_stacked(factors_due, dtype), _stacked(bases_due, dtype), self.rules.tau))
 
-    def _work(
-        self, factors: list[jax.Array], bases: list[jax.Array], arrays: dict[int, jax.Array]
-    ) -> tuple[list[jax.Array], dict[int, jax.Array], jax.Array]:
-        new_bases, changes, kept = refreshed(factors, bases, self.group[0].dtype, self.rules)
+    def _refreshed(
+        self, number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]]
+    ) -> tuple[list[jax.Array], list[Change], jax.Array]:
+        return refreshed(*_chosen(number, factors, bases), self.groups[0][0].dtype, self.rules)
+
+    def _unchanged(
+        self, number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]]
+    ) -> tuple[list[jax.Array], list[Change], jax.Array]:
+        """Return zeros, which nobody reads, in the form of :meth:`_refreshed`."""
+        zeros = [jnp.zeros(basis.shape, self.groups[0][0].dtype) for basis in bases[0]]
+        new = [jnp.zeros(basis.shape, basis.dtype) for basis in bases[0]]
+        return new, [Change(zero, zero) for zero in zeros], jnp.zeros([], jnp.int32)
+
+    def _carried(
+        self, group: list[Job], changes: list[Change], arrays: dict[int, jax.Array]
+    ) -> dict[int, jax.Array]:
         arrays = dict(arrays)
-        for job, change in zip(self.group, changes, strict=True):
+        for job, change in zip(group, changes, strict=True):
             layout, shape = self.layouts[job.leaf], self.shapes[job.leaf]
             if layout is None:
                 continue
@@ -230,24 +275,37 @@ class Refresh(NamedTuple):
                 arrays[one.position] = carried(
                     array, matrix, layout, job.side, shape, one.linear, self.rules.precision
                 )
-        return new_bases, arrays, kept
+        return arrays
+
+
+def _chosen(
+    number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Return the factors and bases of one group, which is known only at run time."""
+    pairs = list(zip(factors, bases, strict=True))
+    chosen: tuple[list[jax.Array], list[jax.Array]] = jax.lax.switch(
+        number, [lambda pairs, at=at: pairs[at] for at in range(len(pairs))], pairs
+    )
+    return chosen
 
 
 def refresh_group(
     work: Refresh, count: jax.Array, matrices: dict[str, list[Any]], arrays: list[jax.Array]
 ) -> jax.Array:
-    """Refresh one group if it is due; write the new arrays into ``matrices`` and ``arrays``.
+    """Refresh the group that is due, if one is; write the new arrays into ``matrices`` and ``arrays``.
 
     Returns how many bases were kept because no new one was found.
     """
-    positions = {one.position for job in work.group for one in work.coordinates[job.leaf]}
-    factors = [matrices[f"{job.side}_factors"][job.leaf] for job in work.group]
-    old = [matrices[f"{job.side}_bases"][job.leaf] for job in work.group]
-    averaged = {position: arrays[position] for position in positions}
+    factors, old = (
+        [[matrices[f"{job.side}_{kind}"][job.leaf] for job in group] for group in work.groups]
+        for kind in ("factors", "bases")
+    )
+    averaged = {at: arrays[at] for group in work.groups for at in work.positions(group)}
     kept: jax.Array
     new, moved, kept = on_auto_mesh(work.run, (old, averaged, count), count, factors, old, averaged)
-    for job, basis in zip(work.group, new, strict=True):
-        matrices[f"{job.side}_bases"][job.leaf] = basis
+    for group, bases in zip(work.groups, new, strict=True):
+        for job, basis in zip(group, bases, strict=True):
+            matrices[f"{job.side}_bases"][job.leaf] = basis
     for position, array in moved.items():
         arrays[position] = array
     return kept

@@ -69,6 +69,14 @@ def schedule(
     return list(groups.values()), period
 
 
+def alike_groups(groups: list[list[Job]]) -> list[list[list[Job]]]:
+    """Return lists of the groups that one computation can refresh: only their slots differ."""
+    alike: dict[tuple[Any, ...], list[list[Job]]] = {}
+    for group in groups:
+        alike.setdefault((str(group[0].dtype), *(job.shape for job in group)), []).append(group)
+    return list(alike.values())
+
+
 def operations(job: Job) -> float:
     """Return roughly how many operations a refresh takes: the products and solves of Cholesky QR."""
     return float(REFRESHING * math.prod(job.shape) * job.shape[-1])

@@ -27,7 +27,7 @@ from riemann_optax.eigenbasis.frame import (
 from riemann_optax.eigenbasis.layout import SIDES, ChooseSide, LayoutRules, Side
 from riemann_optax.eigenbasis.orthonormal import METHODS, Method
 from riemann_optax.eigenbasis.refresh import Refresh, RefreshRules, refresh_group, saturated_sum
-from riemann_optax.eigenbasis.schedule import schedule
+from riemann_optax.eigenbasis.schedule import alike_groups, schedule
 from riemann_optax.eigenbasis.task_boundary import consolidated_if, enclosed, enclosed_like, opened
 
 MATRICES = ("left_factors", "right_factors", "left_bases", "right_bases")
@@ -173,8 +173,8 @@ def in_eigenbasis(
       refresh_budget: the most operations that refreshes may take in one step; a side of size n takes ``14
         n**3``. If they do not fit into ``update_every`` steps, each side waits longer. One side, or
         ``refresh_together`` of them, is never divided.
-      orthonormalisation: ``"householder"``, ``"cholesky"``, or ``"auto"``: Householder on a CPU, Cholesky
-        elsewhere.
+      orthonormalisation: ``"householder"``, ``"cholesky"``, or ``"auto"``: Householder on a CPU, in narrow
+        panels that start no further threads, and Cholesky elsewhere.
       precision: precision of the products that rotate gradients and updates and convert averages, as in
         ``jnp.matmul``. Products that determine a basis always use full precision.
 
@@ -314,8 +314,8 @@ def in_eigenbasis(
             found = coordinates(inner_state)
             arrays, inner_structure = jax.tree.flatten(inner_state)
             kept = jnp.zeros([], jnp.int32)
-            for group in groups:
-                work = Refresh(group, layouts, shapes, found, period, refresh_rules)
+            for alike in alike_groups(groups):
+                work = Refresh(alike, layouts, shapes, found, period, refresh_rules)
                 kept = kept + refresh_group(work, state.count, matrices, arrays)
             return jax.tree.unflatten(inner_structure, arrays), kept
 

@@ -10,6 +10,7 @@ from riemann_optax.eigenbasis.orthonormal import orthonormalise
 from riemann_optax.eigenbasis.refresh import RefreshRules, refreshed
 
 SIZE = 48
+PANELS = 81  # above the size that is decomposed in panels on a CPU, and no multiple of their width
 EPSILON = float(np.finfo(np.float32).eps)
 
 
@@ -24,44 +25,45 @@ def positive_qr(matrix):
     return basis * signs, triangle * signs[:, None]
 
 
-def correlation(kind):
-    vectors = rotation(0)
+def correlation(kind, size=SIZE):
+    vectors = rotation(0, size)
     values = {
-        "well-conditioned": np.geomspace(1, 1e-2, SIZE),
-        "ill-conditioned": np.geomspace(1, 1e-10, SIZE),
-        "degenerate": np.repeat([4.0, 1.0, 0.25], SIZE // 3),
-        "one": np.ones(SIZE),
-        "rank 1": np.eye(SIZE)[0],
-        "rank 5": np.r_[np.geomspace(1, 0.1, 5), np.zeros(SIZE - 5)],
-        "zero": np.zeros(SIZE),
+        "well-conditioned": np.geomspace(1, 1e-2, size),
+        "ill-conditioned": np.geomspace(1, 1e-10, size),
+        "degenerate": np.repeat([4.0, 1.0, 0.25], size // 3),
+        "one": np.ones(size),
+        "rank 1": np.eye(size)[0],
+        "rank 5": np.r_[np.geomspace(1, 0.1, 5), np.zeros(size - 5)],
+        "zero": np.zeros(size),
     }
     if kind == "dead inputs":
-        whole = (vectors * np.geomspace(1, 1e-3, SIZE)) @ vectors.T
-        alive = np.arange(SIZE) % 3 > 0
+        whole = (vectors * np.geomspace(1, 1e-3, size)) @ vectors.T
+        alive = np.arange(size) % 3 > 0
         return whole * np.outer(alive, alive)
     if kind == "bfloat16":
-        whole = (vectors * np.geomspace(1, 1e-6, SIZE)) @ vectors.T
+        whole = (vectors * np.geomspace(1, 1e-6, size)) @ vectors.T
         return np.asarray(jnp.asarray(whole, jnp.bfloat16), np.float64)
     return (vectors * values[kind]) @ vectors.T
 
 
 KINDS = ["well-conditioned", "ill-conditioned", "degenerate", "one", "rank 1", "rank 5", "zero"]
 KINDS += ["dead inputs", "bfloat16"]
+METHODS = [("cholesky", SIZE), ("householder", SIZE), ("auto", PANELS)]
 
 
-@pytest.mark.parametrize("method", ["cholesky", "householder"])
+@pytest.mark.parametrize(("method", "size"), METHODS)
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_refresh_gives_an_orthonormal_triangular_factor(kind, scale, method):
+def test_a_refresh_gives_an_orthonormal_triangular_factor(kind, scale, method, size):
     """The refresh of a basis far from the eigenvectors: Q is orthonormal, Q^T X a positive triangle."""
-    matrix = np.asarray(correlation(kind) * scale, np.float32)
-    start = np.asarray(rotation(1), np.float32)
+    matrix = np.asarray(correlation(kind, size) * scale, np.float32)
+    start = np.asarray(rotation(1, size), np.float32)
     basis, order, found = (
         np.asarray(part) for part in jax.jit(iterate, static_argnums=2)(matrix, start, method)
     )
     assert found
     exact = basis.astype(np.float64)
-    np.testing.assert_allclose(exact.T @ exact, np.eye(SIZE), atol=30 * EPSILON)
+    np.testing.assert_allclose(exact.T @ exact, np.eye(size), atol=30 * EPSILON)
     s, q = matrix.astype(np.float64) / scale, start.astype(np.float64)[:, order]
     product = s @ q
     largest = np.linalg.norm(product, axis=0).max()
@@ -81,16 +83,17 @@ def test_a_well_conditioned_refresh_is_that_of_float64(method):
     np.testing.assert_allclose(basis, expected, atol=2e-4)
 
 
+@pytest.mark.parametrize(("method", "size"), [("cholesky", SIZE), ("auto", PANELS)])
 @pytest.mark.parametrize("condition", [1e1, 1e3, 1e5])
-def test_the_factor_of_a_matrix_is_that_of_float64_to_its_condition(condition):
-    left, right = rotation(2), rotation(3)
-    matrix = (left * np.geomspace(1, 1 / condition, SIZE)) @ right
+def test_the_factor_of_a_matrix_is_that_of_float64_to_its_condition(condition, method, size):
+    left, right = rotation(2, size), rotation(3, size)
+    matrix = (left * np.geomspace(1, 1 / condition, size)) @ right
     expected, _ = positive_qr(np.asarray(matrix, np.float32))
-    found, ok = orthonormalise(jnp.asarray(matrix, jnp.float32), "cholesky")
+    found, ok = orthonormalise(jnp.asarray(matrix, jnp.float32), method)
     assert ok
     np.testing.assert_allclose(found, expected, atol=40 * condition * EPSILON)
     with jax.enable_x64(True):
-        found, ok = orthonormalise(jnp.asarray(matrix), "cholesky")
+        found, ok = orthonormalise(jnp.asarray(matrix), method)
         assert ok
         np.testing.assert_allclose(found, positive_qr(matrix)[0], atol=40 * condition * 2.2e-16)
 
@@ -115,6 +118,17 @@ def test_cholesky_says_where_there_is_no_such_factor(bad):
     matrices = jnp.asarray(np.stack([rotation(6, 6), matrix]), jnp.float32)
     _, found = orthonormalise(matrices, "cholesky")
     assert found.tolist() == [True, False]
+
+
+def test_equal_columns_still_give_an_orthonormal_basis():
+    """In panels, what is left of a column after equal ones before it is all rounding, along them too."""
+    column = np.random.default_rng(7).standard_normal((PANELS, 1))
+    matrix = np.concatenate([rotation(8, PANELS)[:, :40], np.repeat(column, PANELS - 40, axis=1)], axis=1)
+    matrices = jnp.asarray(np.stack([matrix, rotation(9, PANELS)]), jnp.float32)
+    basis, found = orthonormalise(matrices)
+    assert found.tolist() == [True, True]
+    gram = np.einsum("bij,bik->bjk", basis, basis, dtype=np.float64)
+    np.testing.assert_allclose(gram, np.broadcast_to(np.eye(PANELS), gram.shape), atol=30 * EPSILON)
 
 
 @pytest.mark.parametrize("method", ["cholesky", "householder"])

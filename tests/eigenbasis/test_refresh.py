@@ -1,0 +1,51 @@
+"""Groups whose turns differ are refreshed by one computation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import riemann_optax as ro
+
+
+def gradients(step, shapes):
+    random = np.random.default_rng(step)
+    return {name: jnp.asarray(random.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("sides", ["both", "smaller"])
+@pytest.mark.parametrize("tau", [0.0, 0.2])
+def test_momentum_inside_is_momentum_outside_whichever_group_is_due(sides, tau):
+    """Momentum is linear, so no basis may show in it: not that of another leaf, side or turn either."""
+    shapes = {"first": (6, 6), "second": (6, 6), "third": (6, 9), "fourth": (8, 6), "stack": (2, 6, 6)}
+    tx = ro.in_eigenbasis(optax.trace(0.9), sides=sides, update_every=3, tau=tau, axes="flax")
+    with pytest.warns(UserWarning, match="stack"):
+        state = tx.init(gradients(0, shapes))
+    update = jax.jit(tx.update)
+    expected = {name: np.zeros(shape) for name, shape in shapes.items()}
+    changed = dict.fromkeys(shapes, 0)
+    for step in range(9):
+        given = gradients(step, shapes)
+        before = state
+        updates, state = update(given, state)
+        for name in shapes:
+            expected[name] = 0.9 * expected[name] + np.asarray(given[name], np.float64)
+            np.testing.assert_allclose(updates[name], expected[name], atol=3e-5)
+            kinds = ("left_bases", "right_bases")
+            pairs = [[getattr(tree, kind)[name] for tree in (before, state)] for kind in kinds]
+            pairs = [pair for pair in pairs if not isinstance(pair[0], optax.MaskedNode)]
+            changed[name] += sum(bool(np.any(old != new)) for old, new in pairs)
+    if tau == 0.0:
+        turns = 1 + 8 // 3  # the first decomposition, and then each third step
+        assert all(turns <= number <= (turns + 1) * 2 for number in changed.values())
+
+
+def test_what_is_compiled_for_refreshes_does_not_grow_with_the_leaves():
+    def decompositions(leaves):
+        shapes = {f"leaf {number}": (6, 7) for number in range(leaves)}
+        tx = ro.in_eigenbasis(optax.trace(0.9), sides="smaller", orthonormalisation="householder")
+        given = gradients(0, shapes)
+        return jax.jit(tx.update).lower(given, tx.init(given)).as_text().count("@lapack_sgeqrf")
+
+    assert decompositions(2) == decompositions(8) == 1
