@@ -3,6 +3,7 @@
 import importlib
 
 from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, supply, testing
+from riemann_optax._annotated import annotated_axes
 from riemann_optax._axes import MatrixAxes, kernel_axes
 from riemann_optax._version import __version__ as __version__
 from riemann_optax.anchor.isometry import IsometryPullState, add_isometry_pull
@@ -115,6 +116,7 @@ __all__ = [
     "add_metric_noise",
     "add_spectral_pull",
     "anchor",
+    "annotated_axes",
     "attach_field",
     "check_metric",
     "checkpoint",

@@ -149,7 +149,7 @@ def read(tree: Any, axes: Axes) -> list[MatrixAxes | None]:
     found = []
     heard = _heard.get()
     for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
-        reading = _read_leaf(path, leaf, axes)
+        reading = read_leaf(path, leaf, axes)
         if heard is not None:
             heard[path] = reading
         found.append(reading.axes)
@@ -244,9 +244,10 @@ def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str,
     return tuple(found)
 
 
-def _read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
+def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
+    """Return how one leaf at a path of the tree is read."""
     shape = np.shape(leaf)
-    for key in map(_key, path):
+    for key in map(entry_key, path):
         if isinstance(axes, Mapping):
             axes = axes.get(key, axes.get(str(key), "flax"))
     name = jax.tree_util.keystr(path)
@@ -265,7 +266,8 @@ def _read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
     return Reading(chosen)
 
 
-def _key(entry: Any) -> Any:
+def entry_key(entry: Any) -> Any:
+    """Return the name or number that one entry of a path stands for."""
     return getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None)))
 
 
@@ -281,7 +283,7 @@ def _check_names(tree: Any, axes: Mapping[Any, Any]) -> None:
     """
     places = leaf_paths(tree, _is_left_out)
     left_out = map(_is_left_out, jax.tree.leaves(tree, is_leaf=_is_left_out))
-    paths = [(tuple(map(_key, place)), out) for place, out in zip(places, left_out, strict=True)]
+    paths = [(tuple(map(entry_key, place)), out) for place, out in zip(places, left_out, strict=True)]
     if paths:
         _check_names_below(axes, paths, "")
 

@@ -14,8 +14,9 @@ CAN_RUN_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib",
 # the stations of the chain and the rooms, as updates pass them. Names with an underscore are not public.
 ORDER = {
     "": (
-        *("_version", "_vocabulary", "_state_fields", "_tree", "_declare", "_check", "_axes", "boundary"),
-        *("phi", "covector", "_observe", "metric", "edits", "scaling", "eigenbasis", "anchor", "wrappers"),
+        *("_version", "_vocabulary", "_state_fields", "_tree", "_declare", "_check", "_axes", "_annotated"),
+        *("boundary", "phi", "covector", "_observe", "metric", "edits", "scaling", "eigenbasis", "anchor"),
+        *("wrappers",),
         *("fields", "geometry", "flow", "supply", "inspect", "plot", "sharding", "checkpoint"),
         *("optimizers",),
         *("testing", "examples"),

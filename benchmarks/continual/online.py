@@ -168,6 +168,12 @@ def learner(noisy: bool) -> Callable[..., Any]:
     return learn
 
 
+def begin(seed: jax.Array, layers: tuple[int, ...]) -> tuple[Params, jax.Array]:
+    """Return the initial network of a seed, and the key of an optimiser's noise."""
+    network_key, noise_key = jax.random.split(jax.random.key(seed))
+    return draw_network(network_key, layers), noise_key
+
+
 def learned(job: Job, draw_task: DrawTask, tasks: int, form: Form) -> list[lanes.Scores]:
     """Learn tasks online, one after the other.
 
@@ -180,18 +186,14 @@ def learned(job: Job, draw_task: DrawTask, tasks: int, form: Form) -> list[lanes
     images = job.images
     layers = (images.inputs.shape[1], *form.hidden, images.classes)
     seeds = jnp.asarray(job.seeds)
-    drawing = jax.jit(jax.vmap(functools.partial(draw_task, images), (0, None)))
+    draw_all = jax.jit(jax.vmap(functools.partial(draw_task, images), (0, None)))
 
     def drawn() -> Iterator[Task]:
         for number in range(tasks):
-            yield drawing(seeds, number)
+            yield draw_all(seeds, number)
             job.advance(1 / tasks)
 
-    def begin(seed: jax.Array) -> tuple[Params, jax.Array]:
-        network_key, noise_key = jax.random.split(jax.random.key(seed))
-        return draw_network(network_key, layers), noise_key
-
-    params, keys = jax.jit(jax.vmap(begin))(seeds)
+    params, keys = jax.jit(jax.vmap(lambda seed: begin(seed, layers)))(seeds)
     method = form.methods[job.method]
     measured = lanes.learned(
         learner(form.noisy),
@@ -214,6 +216,22 @@ def scores(measured: np.ndarray, main: str) -> lanes.Scores:
     return lanes.scores(blocks, main, ends={RANK: ranks, DEAD: dead})
 
 
+def drawing(steps: int, batch: int, noisy: int, variance: float) -> DrawTask:
+    """Return tasks of steps on images drawn at random; ``noisy`` and ``variance`` as of :func:`run`."""
+
+    def draw_task(images: Images, seed: jax.Array, number: jax.Array) -> Task:
+        if noisy:
+            block = noise_block(images, seed, number, noisy, variance)
+        else:
+            block = label_block(images, seed, number)
+        choice_key, noise_key = jax.random.split(block.key)
+        rows = jax.random.randint(choice_key, (steps, batch), 0, len(images.labels))
+        labels = block.labels[jnp.asarray(images.labels)]
+        return Task(rows, block.pixels, labels, block.spread, noise_key)
+
+    return draw_task
+
+
 def run(
     job: Job, *, blocks: int, steps: int, batch: int = 16, noisy: int = 0, variance: float = 0.0
 ) -> list[lanes.Scores]:
@@ -227,16 +245,6 @@ def run(
       noisy: as of :func:`noise_block`; at 0 it is the labels that are permuted.
       variance: as of :func:`noise_block`.
     """
-
-    def draw_task(images: Images, seed: jax.Array, number: jax.Array) -> Task:
-        if noisy:
-            block = noise_block(images, seed, number, noisy, variance)
-        else:
-            block = label_block(images, seed, number)
-        choice_key, noise_key = jax.random.split(block.key)
-        rows = jax.random.randint(choice_key, (steps, batch), 0, len(images.labels))
-        labels = block.labels[jnp.asarray(images.labels)]
-        return Task(rows, block.pixels, labels, block.spread, noise_key)
-
     main = "loss" if noisy else "accuracy"
-    return learned(job, draw_task, blocks, Form(METHODS, HIDDEN, main, noisy=noisy > 0))
+    form = Form(METHODS, HIDDEN, main, noisy=noisy > 0)
+    return learned(job, drawing(steps, batch, noisy, variance), blocks, form)

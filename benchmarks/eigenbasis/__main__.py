@@ -1,11 +1,9 @@
 """Train a byte-level language model in an eigenbasis beside its rivals, and count what the basis costs."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 # The decompositions are of small matrices, whose threads would only wait for each other; NumPy and SciPy read
 # this when they are imported.
@@ -59,7 +57,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--text-file", type=Path, help="a file of bytes to learn instead")
     parser.add_argument("--minutes", type=float, help="stop then; the same command goes on")
     parser.add_argument(
-        "--only", nargs="+", choices=KNOWN, metavar="FORM", help="only these forms, or controls of one"
+        "--only",
+        nargs="+",
+        choices=KNOWN,
+        metavar="FORM",
+        help="only these, or controls of one; the record keeps the others",
     )
     parser.add_argument("--quick", action="store_true", help="training for twenty steps, which shows nothing")
     options = parse_with_folder(parser, arguments)
@@ -94,17 +96,6 @@ def quality(options: argparse.Namespace, command: list[str], console: Console) -
         path.unlink()  # all of it that matters is in the record
 
 
-def with_earlier(found: dict[str, Any], record: Path) -> dict[str, Any]:
-    """Add the rows of an earlier record that were not run now, if protocol and device are the same."""
-    earlier = json.loads(record.read_text()) if record.exists() else {}
-    same = all(earlier.get(part) == json.loads(json.dumps(found[part])) for part in ("protocol", "device"))
-    if not same:
-        return found
-    now = {row["form"] for row in found["rows"]}
-    rows = [row for row in earlier["rows"] if row["form"] not in now]
-    return found | {"claims": earlier["claims"] | found["claims"], "rows": [*rows, *found["rows"]]}
-
-
 def names_of_size(options: argparse.Namespace) -> list[str]:
     """Return what distinguishes the record of a model and a size from that of the smallest GPT."""
     return [options.model] * (options.model != "gpt") + [options.size] * (options.size != "small")
@@ -114,7 +105,12 @@ def compare(options: argparse.Namespace, command: list[str], console: Console) -
     """Compare all forms and peers, write the record and print the table; a stopped run goes on."""
     scale = MODELS[options.model]["quick" if options.quick else options.size]
     stem = "_".join(["eigenbasis_forms", *names_of_size(options)])
-    path = options.runs or options.out / f"{stem}.runs.jsonl"
+    path, record = options.runs or options.out / f"{stem}.runs.jsonl", options.out / f"{stem}.json"
+    if options.only:
+        try:
+            forms.with_recorded([], record, scale.size)
+        except ValueError as error:  # better known before the hours of work than after
+            sys.exit(str(error))
     text = options.text_file or (python_sources(options.out) if scale.text else None)
     check = deadline(options.minutes)
     with Progress(console=Console(stderr=True)) as progress:
@@ -130,8 +126,9 @@ def compare(options: argparse.Namespace, command: list[str], console: Console) -
         except OutOfTimeError as stopped:
             console.print(str(stopped))
             return
-    record = options.out / f"{stem}.json"
-    write_record(record, command, with_earlier(forms.content(scale.size, rows), record))
+    if options.only:
+        rows = forms.with_recorded(rows, record, scale.size)
+    write_record(record, command, forms.content(scale.size, rows))
     console.print(forms.table(rows))
     if shares := controls.kept(rows):
         console.print(controls.table(shares))

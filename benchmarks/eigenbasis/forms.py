@@ -4,6 +4,7 @@ Each form has its own best rate of a grid in steps of 2, chosen on other seeds t
 have the same liberties as ours, Nesterov's momentum among them.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,8 +22,9 @@ from benchmarks.eigenbasis.runs import BIN, Run, rate_value
 from benchmarks.eigenbasis.sizes import Scale
 from benchmarks.shared import memory, terminal
 from benchmarks.shared.experiment import Method, Size
+from benchmarks.shared.kl_factors import kl_factors
 from benchmarks.shared.records import Records
-from benchmarks.shared.statistics import standard_error
+from benchmarks.shared.statistics import numbers, standard_error
 from riemann_optax.examples import data
 
 ADAMW, MUON, ONE_SIDED = "AdamW", "Muon", "eigenbasis, one-sided"
@@ -62,6 +64,14 @@ def soap(**options: Any) -> Form:
     )
 
 
+def kl(**options: Any) -> Form:
+    """Return a form whose factors are fitted by the Kullback-Leibler divergence, as published."""
+    return Form(
+        lambda schedule, **more: kl_factors(schedule, weight_decay=DECAY, **options | more),
+        "precondition_frequency",
+    )
+
+
 FULL_MOMENT = {"phi": ro.phi.activity(decay=0.97), "alpha": 1e4}
 FORMS = {
     ADAMW: Form(lambda schedule: optax.adamw(schedule, b2=0.95, weight_decay=DECAY)),
@@ -71,6 +81,11 @@ FORMS = {
     "SOAP, Nesterov": soap(b1=0.9, nesterov=True),
     "SOAP, one-sided": soap(one_sided=True),
     "SOAP, one-sided, Nesterov": soap(b1=0.9, nesterov=True, one_sided=True),
+    "KL-SOAP": kl(second_moment=True),
+    "KL-SOAP, Nesterov": kl(second_moment=True, nesterov=True),
+    "KL factors, no second moment": kl(),
+    "KL factors, no second moment, Nesterov": kl(nesterov=True),
+    "KL factors, no second moment, scale-free, Nesterov": kl(nesterov=True, scale_free=True, b2=0.97),
     "no basis, no Nesterov": Form(
         lambda schedule: ro.riemannian_adamw(schedule, weight_decay=DECAY, alpha=1000.0, nesterov=False)
     ),
@@ -219,6 +234,37 @@ def compare(
         cost = records.get(key, lambda name=name: measure(known[name], dict(size.length), text)._asdict())
         rows.append(Row(name, rate_value(best), found, Cost(**cost)))
     return rows
+
+
+def with_recorded(rows: list[Row], path: Path, size: Size) -> list[Row]:
+    """Return these rows and those that a record has of other forms, in the order of FORMS; controls last.
+
+    Raises:
+      ValueError: if the record was made at another size or on another device.
+    """
+    if not path.exists():
+        return rows
+    record = json.loads(path.read_text())
+    here = content(size, [])
+    for part in ("protocol", "device"):
+        if record[part] != json.loads(json.dumps(here[part])):
+            raise ValueError(
+                f"{path} is of another {part}, {record[part]}: give another folder with --out, or compare "
+                "all forms, without --only."
+            )
+    found = {row["form"]: _row(row) for row in record["rows"]} | {row.name: row for row in rows}
+    return [found[name] for name in dict.fromkeys([*FORMS, *found]) if name in found]
+
+
+def _row(recorded: dict[str, Any]) -> Row:
+    """Return a row of a record; its runs have the mean curve, which is all that is kept of them."""
+    losses, validations = (numbers(recorded[f"{part}_by_seed"]) for part in ("loss", "validation"))
+    found = [
+        Run(float(loss), float(validation), recorded["curve"], np.nan)
+        for loss, validation in zip(losses, validations, strict=True)
+    ]
+    cost = {name: recorded[name] for name in Cost._fields if name in recorded}  # older ones lack the memory
+    return Row(recorded["form"], recorded["rate"], found, Cost(**cost))
 
 
 def table(rows: list[Row]) -> Table:

@@ -10,8 +10,9 @@ import pytest
 from benchmarks.eigenbasis import __main__ as command
 from benchmarks.eigenbasis import cost, forms, problems, report, runs, sizes
 from benchmarks.eigenbasis.methods import METHODS, MUON, OURS, OURS_SELDOM
+from benchmarks.eigenbasis.sizes import SCALES
 from benchmarks.shared.experiment import Size
-from benchmarks.shared.records import Records
+from benchmarks.shared.records import Records, write_record
 
 LENGTH = dict(runs.QUICK.length)
 SMALL = Size(LENGTH, tuning_seeds=(0, 1), seeds=(0, 1))
@@ -137,6 +138,28 @@ def test_the_forms_are_compared_and_a_stopped_comparison_goes_on(tmp_path, capsy
     assert f"{forms.ONE_SIDED}: state" in shown
     command.main(arguments)
     assert kept.read_text().count("\n") == lines
+
+
+def test_rows_of_other_forms_stay_in_the_record(tmp_path):
+    """Written with a row by hand: a form that is run again replaces its own row and no other."""
+    path, size = tmp_path / "eigenbasis_forms.json", SCALES["quick"].size
+    cost_of_none = forms.Cost(2.0, 1.0, 1.0, None, 1.0)
+
+    def row(name, loss):
+        run = runs.Run(loss, loss + 0.1, [3.0, loss], 1.0)
+        return forms.Row(name, 0.01, [run, run._replace(validation=np.inf)], cost_of_none)
+
+    write_record(path, [], forms.content(size, [row(forms.MUON, 2.0), row(forms.ADAMW, 2.5)]))
+    merged = forms.with_recorded([row(forms.MUON, 1.0), row(forms.ONE_SIDED, 1.5)], path, size)
+    assert [(one.name, one.runs[0].loss) for one in merged] == [
+        (forms.ADAMW, 2.5),
+        (forms.MUON, 1.0),
+        (forms.ONE_SIDED, 1.5),
+    ]
+    again, fresh = (forms.content(size, rows)["rows"][0] for rows in (merged, [row(forms.ADAMW, 2.5)]))
+    assert again == fresh
+    with pytest.raises(ValueError, match="is of another protocol"):
+        forms.with_recorded(merged, path, SCALES["small"].size)
 
 
 def test_steps_to_a_loss_are_read_from_the_mean_curve():
