@@ -61,7 +61,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         nargs="+",
         choices=KNOWN,
         metavar="FORM",
-        help="only these forms, or controls of one; the record keeps the others",
+        help="only these, or controls of one; the record keeps the others",
     )
     parser.add_argument("--quick", action="store_true", help="training for twenty steps, which shows nothing")
     options = parse_with_folder(parser, arguments)
@@ -105,7 +105,12 @@ def compare(options: argparse.Namespace, command: list[str], console: Console) -
     """Compare all forms and peers, write the record and print the table; a stopped run goes on."""
     scale = MODELS[options.model]["quick" if options.quick else options.size]
     stem = "_".join(["eigenbasis_forms", *names_of_size(options)])
-    path = options.runs or options.out / f"{stem}.runs.jsonl"
+    path, record = options.runs or options.out / f"{stem}.runs.jsonl", options.out / f"{stem}.json"
+    if options.only:
+        try:
+            forms.with_recorded([], record, scale.size)
+        except ValueError as error:  # better known before the hours of work than after
+            sys.exit(str(error))
     text = options.text_file or (python_sources(options.out) if scale.text else None)
     check = deadline(options.minutes)
     with Progress(console=Console(stderr=True)) as progress:
@@ -121,9 +126,8 @@ def compare(options: argparse.Namespace, command: list[str], console: Console) -
         except OutOfTimeError as stopped:
             console.print(str(stopped))
             return
-    record = options.out / f"{stem}.json"
     if options.only:
-        rows = forms.with_recorded(rows, record, scale.size, KNOWN)
+        rows = forms.with_recorded(rows, record, scale.size)
     write_record(record, command, forms.content(scale.size, rows))
     console.print(forms.table(rows))
     if shares := controls.kept(rows):

@@ -6,7 +6,7 @@ have the same liberties as ours, Nesterov's momentum among them.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -236,8 +236,8 @@ def compare(
     return rows
 
 
-def with_recorded(rows: list[Row], path: Path, size: Size, order: Iterable[str] = FORMS) -> list[Row]:
-    """Return these rows and those that a record has of other forms, in a given order.
+def with_recorded(rows: list[Row], path: Path, size: Size) -> list[Row]:
+    """Return these rows and those that a record has of other forms, in the order of FORMS; controls last.
 
     Raises:
       ValueError: if the record was made at another size or on another device.
@@ -253,7 +253,7 @@ def with_recorded(rows: list[Row], path: Path, size: Size, order: Iterable[str] 
                 "all forms, without --only."
             )
     found = {row["form"]: _row(row) for row in record["rows"]} | {row.name: row for row in rows}
-    return [found[name] for name in order if name in found]
+    return [found[name] for name in dict.fromkeys([*FORMS, *found]) if name in found]
 
 
 def _row(recorded: dict[str, Any]) -> Row:
@@ -263,9 +263,8 @@ def _row(recorded: dict[str, Any]) -> Row:
         Run(float(loss), float(validation), recorded["curve"], np.nan)
         for loss, validation in zip(losses, validations, strict=True)
     ]
-    return Row(
-        recorded["form"], recorded["rate"], found, Cost(**{name: recorded.get(name) for name in Cost._fields})
-    )
+    cost = {name: recorded[name] for name in Cost._fields if name in recorded}  # older ones lack the memory
+    return Row(recorded["form"], recorded["rate"], found, Cost(**cost))
 
 
 def table(rows: list[Row]) -> Table:

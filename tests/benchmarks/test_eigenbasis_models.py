@@ -186,6 +186,22 @@ def test_every_control_trains_at_every_refresh_interval(matrices):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates)), name
 
 
+def test_a_record_keeps_its_controls_and_may_be_older_than_the_memory(tmp_path):
+    """An earlier control is not dropped; a record of other seeds is refused before any run."""
+    size, path = sizes.VISION["quick"].size, tmp_path / "eigenbasis_forms_vit.json"
+    content = forms.content(size, [row(controls.BASE, 3.0), row(forms.ADAMW, 2.0)])
+    for entry in content["rows"]:
+        del entry["memory"], entry["device_peak"]
+    path.write_text(json.dumps(content))
+    merged = forms.with_recorded([row(forms.ONE_SIDED, 1.0, memory=5)], path, size)
+    assert [one.name for one in merged] == [forms.ADAMW, forms.ONE_SIDED, controls.BASE]
+    assert [one.cost.memory for one in merged] == [None, 5, None]
+    content["protocol"]["seeds"] = [10]
+    path.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="is of another protocol"):
+        command.main(["--quick", "--model", "vit", "--out", str(tmp_path), "--only", forms.ADAMW])
+
+
 def test_memory_counts_what_is_donated_once():
     """A thousand numbers in and a thousand out; two thousand where the input may not be overwritten."""
     numbers = jnp.zeros(1000)
