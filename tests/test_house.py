@@ -53,7 +53,7 @@ ORDER = {
     ),
     "examples/train": (
         *("phis", "chooser", "optimizers", "placement", "loop", "processes", "record"),
-        *("checkpoint", "display", "pictures", "tensorboard", "arguments", "plan", "__main__"),
+        *("checkpoint", "display", "pictures", "tensorboard", "parser", "arguments", "plan", "__main__"),
     ),
 }
 

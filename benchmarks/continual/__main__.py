@@ -7,15 +7,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks.continual.family import APART, FAMILIES, JUDGED, TOGETHER, Family, judged
 from benchmarks.continual.images import load
 from benchmarks.continual.laboratory import Laboratory
-from benchmarks.continual.streams import STREAMS, quick
+from benchmarks.continual.streams import STREAMS, adjusted, quick
 from benchmarks.continual.summary import rows, sweep_rows
-from benchmarks.continual.table import LEGEND, sweep_table, table
+from benchmarks.continual.table import LEGEND, family_table, sweep_table, table
 from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console, without_folders
 from benchmarks.shared.records import Records
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.hub import SOURCES
+
+
+def positive(text: str) -> int:
+    """Read a number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("has to be at least 1")
+    return value
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -24,10 +33,27 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of continual.jsonl, which goes on")
     parser.add_argument("--streams", nargs="+", choices=STREAMS, default=tuple(STREAMS), metavar="STREAM")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these")
-    parser.add_argument("--data", choices=("digits", *SOURCES), default="digits", help="for three streams")
+    parser.add_argument(
+        "--family", choices=FAMILIES, help="one setting for all of these streams, and without each one's say"
+    )
+    parser.add_argument(
+        "--data", choices=("digits", *SOURCES), default="digits", help="for streams of images"
+    )
     parser.add_argument("--data-dir", type=Path, help="folder of the hub's parquet files")
+    online = parser.add_argument_group("online streams of images, and random labels")
+    online.add_argument("--tasks", type=positive, metavar="N", help="20 by default; published 800")
+    online.add_argument("--images", type=positive, metavar="N", help="of a task; to memorise 400, or 1200")
+    online.add_argument("--hidden", type=positive, nargs="+", metavar="N", help="100 100, or 2000 2000 2000")
     parser.add_argument("--quick", action="store_true", help="a few steps, which show nothing")
     options = parse_with_folder(parser, arguments)
+    if options.family:
+        options.streams = FAMILIES[options.family]
+    length = {name: getattr(options, name) for name in ("tasks", "images", "hidden")}
+    options.of_name = {name: adjusted(STREAMS[name], **length) for name in options.streams}
+    if any(length.values()) and all(options.of_name[name] is STREAMS[name] for name in options.streams):
+        parser.error("--tasks, --images and --hidden are of online streams of images: add one to --streams")
+    if options.quick:
+        options.of_name = {name: quick(stream) for name, stream in options.of_name.items()}
     try:
         options.images = load(options.data, options.data_dir)
     except InputError as error:
@@ -35,14 +61,39 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def family(options: argparse.Namespace, records: Records) -> None:
+    """Run the methods with one setting for all streams of a family."""
+    with Progress(console=Console(stderr=True)) as progress:
+        chosen = [method for method in JUDGED if options.methods is None or method in options.methods]
+        bar = progress.add_task(options.family, total=len(chosen))
+
+        def advance(method: str, phase: str, share: float) -> None:
+            progress.update(bar, description=f"{options.family}: {method}, {phase}")
+
+        together = Family(
+            {
+                name: Laboratory(name, stream, options.data, options.images, records, advance)
+                for name, stream in options.of_name.items()
+            }
+        )
+        for method in chosen:
+            together.work(method)
+            progress.advance(bar)
+    console = wide_console(150)
+    for phase in (TOGETHER, APART):
+        console.print(family_table([judged(records, name, phase) for name in options.of_name], phase))
+
+
 def main(arguments: list[str]) -> None:
     """Run what is not in the records yet."""
     options = parse(arguments)
     path = options.out / ("continual.quick.jsonl" if options.quick else "continual.jsonl")
     records = Records(path, ["python", "-m", "benchmarks.continual", *without_folders(arguments)])
+    if options.family:
+        family(options, records)
+        return
     with Progress(console=Console(stderr=True)) as progress:
-        for name in options.streams:
-            stream = quick(STREAMS[name]) if options.quick else STREAMS[name]
+        for name, stream in options.of_name.items():
             chosen = [m for m in stream.methods if options.methods is None or m in options.methods]
             bar = progress.add_task(name, total=len(chosen))
 
@@ -54,8 +105,8 @@ def main(arguments: list[str]) -> None:
                 laboratory.work(method)
                 progress.advance(bar)
     console = wide_console(150)
-    for name in options.streams:
-        if found := rows(records, name, options.data):
+    for name, stream in options.of_name.items():
+        if found := rows(records, name, options.data, stream.size.length):
             console.print(table(found))
         if swept := sweep_rows(records, name, options.data):
             console.print(sweep_table(swept))

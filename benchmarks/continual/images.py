@@ -56,11 +56,15 @@ def digits() -> Images:
 
 
 def load(name: str, folder: Path | None = None) -> Images:
-    """Load images as rows in [0, 1]: ``"digits"`` or a name of ``riemann_optax.examples.hub.SOURCES``."""
+    """Load images as rows in [0, 1]: ``"digits"`` or a name of ``riemann_optax.examples.hub.SOURCES``.
+
+    All published parts are one, of which ``LIMIT`` rows are kept: online learning holds nothing out.
+    """
     if name == "digits":
         return digits()
     dataset = datasets.load(name, data_dir=folder)
-    pictures, labels = (dataset.parts["train"][part][:LIMIT] for part in ("images", "labels"))
+    parts = [dataset.parts[part] for part in ("train", "validation", "heldout")]
+    pictures, labels = (np.concatenate([p[name] for p in parts])[:LIMIT] for name in ("images", "labels"))
     rows = pictures.reshape(len(pictures), -1).astype(np.float32) / dataset.scale
     return Images(rows, labels, dataset.num_classes)
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from benchmarks.continual.images import Images
 from benchmarks.continual.job import Job
-from benchmarks.continual.streams import SETTINGS, Stream
+from benchmarks.continual.streams import Stream
 from benchmarks.shared.records import Records
-from benchmarks.shared.tuning import Point, search
+from benchmarks.shared.tuning import Point, point, search
 
 SUITE = "continual"
 Advance = Callable[[str, str, float], None]
@@ -36,7 +36,7 @@ class Laboratory:
             "point": point,
             "seeds": [seeds[0], seeds[-1] + 1],
             "size": dict(self.stream.size.length),
-            "settings": SETTINGS,
+            "settings": self.stream.settings,
         }
 
     def results(
@@ -56,31 +56,36 @@ class Laboratory:
             runs = self.stream.run(job, **self.stream.size.length)
             for n, scores in zip(missing, runs, strict=True):
                 result = {name: np.asarray(values) for name, values in scores.by_seed.items()}
-                if phase == "tuning":
+                if phase.endswith("tuning"):
                     result = {self.stream.measure: result[self.stream.measure]}
                 if phase == "fresh":
                     result["curve"] = np.asarray(scores.curve)
                 self._records.put(keys[n], result)
         return [self._records[key] for key in keys]
 
-    def losses(self, method: str, points: Sequence[Point]) -> list[float]:
+    def losses(self, method: str, points: Sequence[Point], phase: str = "tuning") -> list[float]:
         """Return what tuning makes small."""
-        results = self.results(method, "tuning", points, self.stream.size.tuning_seeds)
+        results = self.results(method, phase, points, self.stream.size.tuning_seeds)
         return [loss_of(result[self.stream.measure], self.stream.higher) for result in results]
+
+    def tried(self, method: str) -> list[tuple[Point, float]]:
+        """Return every point of a method's trials and its loss."""
+        axes = self.stream.methods[method].axes
+        rounds = self.stream.rounds + 2 * (method in self.stream.longer)
+        tried = search(axes, rounds, lambda points: self.losses(method, points))[1]
+        return [(point(axes, steps), loss) for steps, loss in tried.items()]
 
     def choose(self, method: str) -> Point:
         """Return the best point of a method, or that of the one it goes along with."""
-        own = self.stream.methods[method]
-        if own.point_of is not None:
-            return self.choose(own.point_of)
-        return search(own.axes, self.stream.rounds, lambda points: self.losses(method, points))[0]
+        followed = self.stream.methods[method].point_of
+        return min(self.tried(followed or method), key=lambda pair: pair[1])[0]
 
     def work(self, method: str) -> None:
         """Tune a method, run it on the fresh seeds, and sweep one of its axes."""
-        point, sweep = self.choose(method), self.stream.sweep
-        self.results(method, "fresh", [point], self.stream.size.seeds)
+        chosen, sweep = self.choose(method), self.stream.sweep
+        self.results(method, "fresh", [chosen], self.stream.size.seeds)
         if sweep is not None and method in sweep.methods:
-            points = [{**point, sweep.axis: value} for value in sweep.values(point[sweep.axis])]
+            points = [{**chosen, sweep.axis: value} for value in sweep.values(chosen[sweep.axis])]
             self.results(method, "sweep", points, self.stream.size.seeds)
 
 

@@ -27,6 +27,8 @@ OTHERS = (0.999, 0.9)  # memories of RMSprop in the strongest published combinat
 MATURITY = 100  # updates, of continual backpropagation, as published
 EVERY = 100  # updates between two choices of units, or of their limits; published is a task of 100
 OURS, BASE = "metric + pull + noise", "SGD"
+# Of every stream; a part that a family of streams has no use for is left out.
+ONE_CHAIN = "one chain: pull, metric, noise, renewal"
 # The strongest published combination, with each of the memories.
 SHAKEN = (
     "RMSprop + shrink and perturb",
@@ -128,6 +130,29 @@ def ours(scale: Scale) -> dict[str, Method]:
         OURS: Method(make, "ours", scale.three(scale.metric)),
         "metric + pull": Method(make, "ours", scale.three(scale.metric, "pull")),
     }
+
+
+def one_chain(scale: Scale, network: Network, **centres: Axis) -> Method:
+    """Return the pull, the metric that sees it, idle noise, and the renewal of the least useful units.
+
+    The renewal is outermost: it resets the metric's own state of a unit as well.
+    """
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        return network.draw(key, shape).astype(dtype)
+
+    def make(values: Values, key: jax.Array) -> Transformation:
+        parts = {name: value for name, value in values.items() if name != "pull"}
+        chain = optax.chain(
+            ro.add_anchored_weights(values["pull"], ro.anchor.initial_weights()),
+            three_parts(ACTIVITY, scale.alpha, parts, key),
+        )
+        if "replacement" not in values:
+            return chain
+        rule = ro.least_useful_units(values["replacement"], maturity=MATURITY)
+        return on_layers(with_activities(ro.reset_units(chain, rule, initializer=draw, key=key)), network)
+
+    return Method(make, "ours", centres)
 
 
 def ablation(scale: Scale) -> dict[str, Method]:

@@ -1,6 +1,7 @@
-"""Images learned online by a small network: permuted labels, or noise that grows and inputs that shift."""
+"""Images learned online by a network: permuted labels, or noise that grows and inputs that shift."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +10,12 @@ import numpy as np
 
 from benchmarks.continual.images import Images, Params, draw_network, forward
 from benchmarks.continual.job import Job
-from benchmarks.continual.methods import Scale, online_methods
+from benchmarks.continual.measures import DEAD, PROBE, RANK, liveliness
+from benchmarks.continual.methods import ONE_CHAIN, Scale, one_chain, online_methods
 from benchmarks.continual.network import Network
 from benchmarks.shared import lanes
+from benchmarks.shared.experiment import Method
+from benchmarks.shared.tuning import Axis
 
 HIDDEN = (32, 32)
 SCALE = Scale(
@@ -45,13 +49,56 @@ class Block(NamedTuple):
     key: jax.Array
 
 
+class Task(NamedTuple):
+    """What a seed learns in one task: its batches are made of it in the compiled run, where they are small.
+
+    Attributes:
+      rows: which images each step has, shape (steps, batch).
+      pixels: the permutation of the inputs.
+      labels: of all images, in this task.
+      spread: standard deviation of the noise on the inputs.
+      key: of that noise.
+    """
+
+    rows: jax.Array
+    pixels: jax.Array
+    labels: jax.Array
+    spread: jax.Array
+    key: jax.Array
+
+
+class Form(NamedTuple):
+    """How a stream is learned.
+
+    Attributes:
+      methods: who takes part.
+      hidden: widths of the hidden layers.
+      main: the measure whose curve is kept.
+      noisy: whether there is noise on the inputs.
+      in_turn: whether the lanes are run one after the other, as suits large networks; not those of a method
+        whose noise is tuned, which is drawn once for all points where the lanes are side by side.
+    """
+
+    methods: Mapping[str, Method]
+    hidden: tuple[int, ...]
+    main: str
+    noisy: bool = False
+    in_turn: bool = False
+
+
+# Images, a seed and the number of a task to what is learned.
+DrawTask = Callable[[Images, jax.Array, jax.Array], Task]
+
+
 def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draw a He-initialised kernel."""
     return jnp.sqrt(2 / shape[0]) * jax.random.normal(key, shape)
 
 
 NETWORK = Network(lambda params: params, lambda layers: layers, draw)
-METHODS = online_methods(SCALE, NETWORK)
+# Without noise: weights of an image that are idle on one task are wanted on the next.
+CHAIN = one_chain(SCALE, NETWORK, rate=Axis(8.0), pull=Axis(2e-3), replacement=Axis(1e-3, 4.0))
+METHODS = online_methods(SCALE, NETWORK) | {ONE_CHAIN: CHAIN}
 
 
 def label_block(images: Images, seed: jax.Array, number: jax.Array) -> Block:
@@ -87,27 +134,102 @@ def loss(
     return -chosen.mean(), (jnp.mean(logits.argmax(1) == labels), layer_inputs[1:])
 
 
-def learn(build, values, params, state, own):
-    """Learn one block online; return loss and accuracy, each from before its step."""
-    inputs, labels = own
-    tx = build(values, jax.random.key(0))
+@functools.cache
+def learner(noisy: bool) -> Callable[..., Any]:
+    """Return what learns one task online, the same object for the same question."""
 
-    def step(carry, row):
-        (params, state), (boundary, *batch) = carry, row
-        (value, (right, hidden)), gradients = jax.value_and_grad(loss, has_aux=True)(params, *batch)
-        updates, state = tx.update(
-            gradients,
-            state,
-            params,
-            activations=hidden,
-            obj_fn=lambda p: loss(p, *batch)[0],
-            task_boundary=boundary,
-        )
-        return (jax.tree.map(jnp.add, params, updates), state), (value, right)
+    def learn(build, values, params, state, own):
+        """Return loss and accuracy, each from before its step, then what the task has left."""
+        task, images = own
+        tx = build(values, jax.random.key(0))
+        inputs, labels = images[task.rows][..., task.pixels], task.labels[task.rows]
+        if noisy:
+            inputs = inputs + task.spread * jax.random.normal(task.key, inputs.shape)
 
-    first = jnp.arange(len(inputs)) == 0
-    (params, state), (losses, right) = jax.lax.scan(step, (params, state), (first, inputs, labels))
-    return params, state, (losses.mean(), right.mean())
+        def step(carry, row):
+            (params, state), (boundary, *batch) = carry, row
+            (value, (right, hidden)), gradients = jax.value_and_grad(loss, has_aux=True)(params, *batch)
+            updates, state = tx.update(
+                gradients,
+                state,
+                params,
+                activations=hidden,
+                obj_fn=lambda p: loss(p, *batch)[0],
+                task_boundary=boundary,
+            )
+            return (jax.tree.map(jnp.add, params, updates), state), (value, right)
+
+        first = jnp.arange(len(inputs)) == 0
+        (params, state), (losses, right) = jax.lax.scan(step, (params, state), (first, inputs, labels))
+        probe = [rows.reshape(-1, *rows.shape[2:])[:PROBE] for rows in (inputs, labels)]
+        _, (at_end, hidden) = loss(params, *probe)
+        return params, state, jnp.stack([losses.mean(), right.mean(), at_end, *liveliness(hidden)])
+
+    return learn
+
+
+def begin(seed: jax.Array, layers: tuple[int, ...]) -> tuple[Params, jax.Array]:
+    """Return the initial network of a seed, and the key of an optimiser's noise."""
+    network_key, noise_key = jax.random.split(jax.random.key(seed))
+    return draw_network(network_key, layers), noise_key
+
+
+def learned(job: Job, draw_task: DrawTask, tasks: int, form: Form) -> list[lanes.Scores]:
+    """Learn tasks online, one after the other.
+
+    Args:
+      job: what is run.
+      draw_task: from images, seed and number to a task.
+      tasks: how many.
+      form: how.
+    """
+    images = job.images
+    layers = (images.inputs.shape[1], *form.hidden, images.classes)
+    seeds = jnp.asarray(job.seeds)
+    draw_all = jax.jit(jax.vmap(functools.partial(draw_task, images), (0, None)))
+
+    def drawn() -> Iterator[Task]:
+        for number in range(tasks):
+            yield draw_all(seeds, number)
+            job.advance(1 / tasks)
+
+    params, keys = jax.jit(jax.vmap(lambda seed: begin(seed, layers)))(seeds)
+    method = form.methods[job.method]
+    measured = lanes.learned(
+        learner(form.noisy),
+        method.make,
+        job.points,
+        params,
+        keys,
+        drawn(),
+        shared=jnp.asarray(images.inputs),
+        in_turn=form.in_turn and "noise" not in method.axes,
+    )
+    # Each points x seeds x tasks x measures.
+    return [scores(of_point, form.main) for of_point in np.stack([*measured], 2).astype(np.float64)]
+
+
+def scores(measured: np.ndarray, main: str) -> lanes.Scores:
+    """Sum up measures of shape (seeds, tasks, measures), in the order of :func:`learner`."""
+    losses, right, at_end, ranks, dead = np.moveaxis(measured, -1, 0)
+    blocks = {"loss": losses, "accuracy": 100 * right, "accuracy at end of task": 100 * at_end}
+    return lanes.scores(blocks, main, ends={RANK: ranks, DEAD: dead})
+
+
+def drawing(steps: int, batch: int, noisy: int, variance: float) -> DrawTask:
+    """Return tasks of steps on images drawn at random; ``noisy`` and ``variance`` as of :func:`run`."""
+
+    def draw_task(images: Images, seed: jax.Array, number: jax.Array) -> Task:
+        if noisy:
+            block = noise_block(images, seed, number, noisy, variance)
+        else:
+            block = label_block(images, seed, number)
+        choice_key, noise_key = jax.random.split(block.key)
+        rows = jax.random.randint(choice_key, (steps, batch), 0, len(images.labels))
+        labels = block.labels[jnp.asarray(images.labels)]
+        return Task(rows, block.pixels, labels, block.spread, noise_key)
+
+    return draw_task
 
 
 def run(
@@ -123,38 +245,6 @@ def run(
       noisy: as of :func:`noise_block`; at 0 it is the labels that are permuted.
       variance: as of :func:`noise_block`.
     """
-    images = job.images
-    layers = (images.inputs.shape[1], *HIDDEN, images.classes)
-    inputs, labels = jnp.asarray(images.inputs), jnp.asarray(images.labels)
-
-    def batches(seed: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        if noisy:
-            block = noise_block(images, seed, number, noisy, variance)
-        else:
-            block = label_block(images, seed, number)
-        choice_key, noise_key = jax.random.split(block.key)
-        chosen = jax.random.randint(choice_key, (steps, batch), 0, len(labels))
-        clean = inputs[chosen][..., block.pixels]
-        noise = block.spread * jax.random.normal(noise_key, clean.shape)
-        return clean + noise, block.labels[labels[chosen]]
-
-    def begin(seed: jax.Array) -> tuple[Params, jax.Array]:
-        network_key, noise_key = jax.random.split(jax.random.key(seed))
-        return draw_network(network_key, layers), noise_key
-
-    seeds = jnp.asarray(job.seeds)
-    draw_batches = jax.jit(jax.vmap(batches, (0, None)))
-
-    def drawn() -> Iterator[Any]:
-        for number in range(blocks):
-            yield draw_batches(seeds, number)
-            job.advance(1 / blocks)
-
-    params, keys = jax.jit(jax.vmap(begin))(seeds)
-    measured = lanes.learned(learn, METHODS[job.method].make, job.points, params, keys, drawn())
-    # Each points x seeds x blocks.
-    losses, right = np.stack([both.astype(np.float64) for both in measured], axis=-1)
-    return [
-        lanes.scores({"loss": loss_of, "accuracy": 100 * right_of}, "loss" if noisy else "accuracy")
-        for loss_of, right_of in zip(losses, right, strict=True)
-    ]
+    main = "loss" if noisy else "accuracy"
+    form = Form(METHODS, HIDDEN, main, noisy=noisy > 0)
+    return learned(job, drawing(steps, batch, noisy, variance), blocks, form)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.continual.job import Job
-from benchmarks.continual.methods import Scale, ablation, online_methods
+from benchmarks.continual.methods import ONE_CHAIN, Scale, ablation, one_chain, online_methods
 from benchmarks.continual.network import Network
 from benchmarks.continual.slow_bits import BITS, HIDDEN, SLOW, Target, draw_learner, draw_target
 from benchmarks.shared import lanes
@@ -71,7 +71,9 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 NETWORK = Network(split, join, draw)
-METHODS = online_methods(SCALE, NETWORK) | ablation(SCALE)
+# Without renewal, which five units on a single example at a time have no use for.
+CHAIN = one_chain(SCALE, NETWORK, **SCALE.three(SCALE.metric))
+METHODS = online_methods(SCALE, NETWORK) | ablation(SCALE) | {ONE_CHAIN: CHAIN}
 
 
 def loss(params: jax.Array, inputs: jax.Array, target: jax.Array) -> tuple[jax.Array, list[jax.Array]]:

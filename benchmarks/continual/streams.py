@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks.continual import methods, online, permuted, regression
+from benchmarks.continual import methods, online, permuted, published, regression, splits
 from benchmarks.continual.methods import DECAY, MATURITY
 from benchmarks.shared.experiment import Method, Size
 from benchmarks.shared.lanes import Scores
 
+OF_RULES = {"decay": DECAY, "maturity": MATURITY}
+SETTINGS = OF_RULES | {"hidden": online.HIDDEN}
 # Of a ``Job``, and the length as keywords.
 Run = Callable[..., list[Scores]]
 
@@ -38,8 +40,10 @@ class Stream(NamedTuple):
       higher: whether more of it is better.
       size: how long a run is, and on which seeds.
       rounds: of trials, each of ``tuning.ROUND``, for every method.
+      longer: the strongest rivals, which have two rounds more than ours.
       sweep: what is run besides.
       ours: the name of our method.
+      settings: what determines a result besides points, seeds and size.
     """
 
     title: str
@@ -49,8 +53,10 @@ class Stream(NamedTuple):
     higher: bool
     size: Size
     rounds: int = 3
+    longer: Sequence[str] = ()
     sweep: Sweep | None = None
     ours: str = methods.OURS
+    settings: Mapping[str, Any] = SETTINGS
 
 
 def ladder(rate: float) -> list[float]:
@@ -58,6 +64,7 @@ def ladder(rate: float) -> list[float]:
     return [float(f"{rate * 2.0**k:.4g}") for k in range(-2, 9)]
 
 
+RIVALS = ("SGD + continual backprop", "RMSprop + continual backprop", "RMSprop + L2-Init")
 LADDER = (methods.OURS, "SGD", "RMSprop", "Adam", methods.SHAKEN[0], "RMSprop + L2-Init")
 SWEPT = (permuted.OURS, "metric", "EWC", "re-tuned base: EWC, bounded", "metric, memory 0.7")
 FLIPPED = (
@@ -73,6 +80,7 @@ FLIPPED = (
     "untrained",
     "RMSprop + pull + noise outside",
     "RMSprop + L2-Init",
+    methods.ONE_CHAIN,
 )
 
 SLOW = Stream(
@@ -82,6 +90,25 @@ SLOW = Stream(
     measure="error",
     higher=False,
     size=Size({"tasks": 100, "steps": 10_000}, tuning_seeds=range(4), seeds=range(100, 200)),
+)
+# A method takes some minutes of one core; published are 800 tasks, and networks with 3 x 2,000 units.
+FEW = {"tuning_seeds": range(2), "seeds": range(100, 105)}
+ONE_PASS = {
+    "tasks": 20,
+    "images": 10_000,
+    "epochs": 1,
+    "batch": published.BATCH,
+    "hidden": published.HIDDEN,
+}
+ONLINE = Stream(
+    title="online permuted images: accuracy over the last tenth of the tasks, per cent",
+    methods=published.METHODS,
+    run=published.run_permuted,
+    measure="accuracy, last tenth",
+    higher=True,
+    size=Size(ONE_PASS, **FEW),
+    rounds=1,
+    settings=OF_RULES,
 )
 STREAMS = {
     "slowly_changing": SLOW,
@@ -112,6 +139,7 @@ STREAMS = {
             tuning_seeds=range(2),
             seeds=range(100, 120),
         ),
+        longer=RIVALS,
     ),
     "noise_shift": Stream(
         title="growing noise, then shifts: cross-entropy over the whole run",
@@ -124,15 +152,47 @@ STREAMS = {
             tuning_seeds=range(2),
             seeds=range(100, 120),
         ),
+        longer=RIVALS,
         sweep=Sweep("rate", ladder, LADDER),
     ),
+    "online_permuted": ONLINE,
+    "online_label_permuted": ONLINE._replace(
+        title="online label-permuted images: accuracy over the last tenth of the tasks, per cent",
+        run=published.run_label_permuted,
+    ),
+    "random_labels": ONLINE._replace(
+        title="random labels, memorised: accuracy at the end of a task, last tenth of the tasks, per cent",
+        run=published.run_random_labels,
+        measure=f"{published.MEMORISED}, last tenth",
+        size=Size(ONE_PASS | {"images": 400, "epochs": 30}, **FEW),
+    ),
+    "class_incremental": Stream(
+        title="two classes a task, one head: final accuracy over all classes, per cent",
+        methods=permuted.METHODS,
+        run=splits.run,
+        measure="all tasks",
+        higher=True,
+        size=Size({"epochs": 10, "batch": 32}, tuning_seeds=range(3), seeds=range(50, 70)),
+        rounds=2,
+        ours=permuted.OURS,
+        settings=OF_RULES,
+    ),
 }
+
+
+def adjusted(stream: Stream, **length: Any) -> Stream:
+    """Return a stream of online images of another length; other streams, and what is None, stay."""
+    if "hidden" not in stream.size.length:
+        return stream
+    given = {name: value for name, value in length.items() if value is not None}
+    return stream._replace(size=stream.size._replace(length=stream.size.length | given))
 
 
 def quick(stream: Stream) -> Stream:
     """Return a stream so short that it shows nothing, with two methods and one round of trials."""
     length = dict(stream.size.length)
     short = {"blocks": 2, "tasks": 2, "steps": 20, "epochs": 1, "noisy": min(1, length.get("noisy", 0))}
+    short["images"] = 64
     return stream._replace(
         methods={name: stream.methods[name] for name in (stream.ours, methods.BASE)},
         size=Size(
@@ -143,6 +203,3 @@ def quick(stream: Stream) -> Stream:
         rounds=1,
         sweep=None,
     )
-
-
-SETTINGS = {"decay": DECAY, "maturity": MATURITY, "hidden": online.HIDDEN}

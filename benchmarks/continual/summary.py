@@ -1,5 +1,6 @@
 """From records to rows: what each method reached, how far from ours it is, and what the controls keep."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -77,16 +78,37 @@ def _of(entries: Iterable[Mapping[str, Any]], stream: str, phase: str, data: str
     return [e for e in entries if all(e["key"].get(name) == value for name, value in wanted.items())]
 
 
-def rows(entries: Iterable[Mapping[str, Any]], stream: str, data: str = "digits") -> list[Row]:
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two sizes are written alike: a record has lists where a program has tuples."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def longest(entries: Iterable[Mapping[str, Any]], stream: str, data: str) -> Any:
+    """Return the size of the run of ours with the most tasks, and of these with the largest network."""
+    fresh = _of(entries, stream, "fresh", data)
+    sizes = [e["key"].get("size") for e in fresh if e["key"]["method"] == STREAMS[stream].ours]
+
+    def length(size: Mapping[str, Any] | None) -> tuple[int, list[int]]:
+        return (size or {}).get("tasks", 0), list((size or {}).get("hidden", ()))
+
+    return max(sizes, key=length, default=None)
+
+
+def rows(
+    entries: Iterable[Mapping[str, Any]], stream: str, data: str = "digits", size: Any = None
+) -> list[Row]:
     """Return a row per method of a stream that has fresh runs, the best first; none without a run of ours.
 
     Args:
       entries: of ``Records``, or of the lines of its file that have a ``"key"``.
       stream: a name in ``STREAMS``.
       data: what the streams of images learned.
+      size: of the runs, as of ``Size.length``; without it the longest that ours has.
     """
-    entries = list(entries)
     about = STREAMS[stream]
+    entries = list(entries)
+    size = longest(entries, stream, data) if size is None else size
+    entries = [e for e in entries if _same(e["key"].get("size"), size)]
     fresh = {e["key"]["method"]: e for e in _of(entries, stream, "fresh", data)}
     trials = [e["key"]["method"] for e in _of(entries, stream, "tuning", data)]
     if about.ours not in fresh:

@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from benchmarks.continual.family import Judged
 from benchmarks.continual.summary import Row, SweepRow
 from benchmarks.shared import terminal
 from benchmarks.shared.tuning import Point
@@ -47,3 +48,23 @@ def sweep_table(rows: list[SweepRow]) -> Table:
     ]
     headings = ["method", "point", *rows[0].means, "diverged"]
     return terminal.table(f"{rows[0].stream}: one axis swept", headings, cells, left=("method", "point"))
+
+
+def family_table(streams: list[list[Judged]], phase: str) -> Table:
+    """Return the table of methods with one setting for several streams, by the first stream's order."""
+    by_method = {row.method: {} for row in streams[0]} if streams else {}
+    for rows in streams:
+        for row in rows:
+            by_method.setdefault(row.method, {})[row.stream] = row
+    names = [rows[0].stream for rows in streams if rows]
+    cells = [
+        [method, *(_judged(found.get(name)) for name in names), str(sum(row.leads for row in found.values()))]
+        for method, found in by_method.items()
+    ]
+    title = {"family": "one setting for all", "left out": "the setting that the other streams chose"}[phase]
+    return terminal.table(title, ["method", *names, "leads on"], cells, left=("method",))
+
+
+def _judged(row: Judged | None) -> str:
+    """Return a cell; the best, and what is within a standard error of it, has a star."""
+    return "-" if row is None else f"{row.mean:.4g} +- {row.error:.2g}{' *' if row.leads else ''}"

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.continual.measures import DEAD, RANK
 from benchmarks.continual.methods import SHAKEN
 from benchmarks.continual.streams import STREAMS
 from benchmarks.continual.summary import Row, SweepRow, rows, sweep_rows
 from benchmarks.report.claims import Claim
+from benchmarks.report.streams import every_stream, readers_table
 from benchmarks.shared.markdown import number, table
 
 Entries = Sequence[Any]
@@ -72,6 +74,7 @@ def claims(entries: Entries) -> list[Claim]:
 def stream_table(found: Sequence[Row]) -> str:
     """Lay out the methods of one stream, the best first."""
     ours = STREAMS[found[0].stream].ours
+    columns = [name for name in ("forgetting", RANK, DEAD) if any(name in row.others for row in found)]
 
     def difference(row: Row) -> list[str]:
         if row.method == ours:
@@ -84,12 +87,17 @@ def stream_table(found: Sequence[Row]) -> str:
             f"**{row.method}**" if row.method == ours else row.method,
             f"{row.mean:.4g} ± {row.error:.2g}" if np.isfinite(row.mean) else f"{row.diverged} diverged",
             *difference(row),
-            "; ".join(f"{name} {mean:.3g}" for name, mean in row.others.items() if np.isfinite(mean)),
+            "; ".join(
+                f"{name} {mean:.3g}"
+                for name, mean in row.others.items()
+                if np.isfinite(mean) and name not in columns
+            ),
             str(row.trials),
+            *(number(row.others.get(name, np.nan), 1) for name in columns),
         ]
         for row in found
     ]
-    headings = ["method", "mean", "difference to ours [95%]", "ours ahead", "besides", "trials"]
+    headings = ["method", "mean", "difference to ours [95%]", "ours ahead", "besides", "trials", *columns]
     return table(headings, lines)
 
 
@@ -113,6 +121,8 @@ def shares(entries: Entries) -> dict[str, dict[str, float]]:
     result = {}
     for stream, found in found_streams(entries).items():
         by_name = {row.method: row for row in found}
+        if "SGD" not in by_name:
+            continue
         result[stream] = {
             control: by_name[name].gain_kept
             for control, names in CONTROLS.items()
@@ -124,10 +134,11 @@ def shares(entries: Entries) -> dict[str, dict[str, float]]:
 
 def chapter(entries: Entries) -> str:
     """Return the chapter."""
-    parts = [
-        f"### {STREAMS[stream].title[0].upper()}{STREAMS[stream].title[1:]}\n\n{stream_table(found)}"
-        for stream, found in found_streams(entries).items()
-    ]
+    every = every_stream(entries)
+    parts = []
+    for (stream, data), found in every.items():
+        words = STREAMS[stream].title + ("" if data == "digits" else f"; {data}")
+        parts.append(f"### {words[0].upper()}{words[1:]}\n\n{stream_table(found)}")
     streams = "\n\n".join(parts)
     return f"""\
 ## Continual learning
@@ -138,6 +149,13 @@ implemented from their papers in `benchmarks/continual/peers/`, each tested agai
 The runs of continual backprop were made before its utility was corrected for the bias of its mean, as the
 authors' program does; they have not been repeated. ReDo, self-normalised resets, soft resets, spectral pull,
 AdamO and FIRE are there as rivals and have not been run at full length.
+
+### All streams
+
+Each method has a row. Means and standard errors over fresh seeds; bold are the best method and those whose
+mean is within one standard error of the best. The mean rank is over the streams that a method takes part in.
+
+{readers_table(every)}
 
 {streams}
 

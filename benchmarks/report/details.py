@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.report import continual, drop_in, energy, robustness
+from benchmarks.report import continual, drop_in, dying, energy, robustness
 from benchmarks.report import page as parts
 from benchmarks.report.suite import Suite
 from benchmarks.shared.records import Records
@@ -99,4 +99,4 @@ Written by `python -m benchmarks.report` from `benchmarks/results/` alone, as [t
     disturbed = robustness.chapter(robustness.recorded(results / "robustness.jsonl"))
     chapters = [opening, of_suite(suite, entries, results / "time_to_target"), relative, disturbed]
     spent = energy.chapter(Records(results / "energy.jsonl"))
-    return "\n".join(filter(None, [*chapters, continual.chapter(entries), spent]))
+    return "\n".join(filter(None, [*chapters, continual.chapter(entries), dying.chapter(results), spent]))

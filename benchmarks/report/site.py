@@ -197,7 +197,9 @@ def streams_table(entries: Sequence[Any]) -> str:
         if about.measure == "all tasks":  # has a table of its own, over the strength of the pull
             continue
         ours = next(row for row in found if row.method == about.ours)
-        rival = next(row for row in found if about.methods[row.method].role == "peer")
+        rival = next((row for row in found if about.methods[row.method].role == "peer"), None)
+        if rival is None:
+            continue
         better = ours.mean > rival.mean if about.higher else ours.mean < rival.mean
         interval = f"{rival.difference:+.3g} [{rival.low:+.3g}, {rival.high:+.3g}]"
         lines.append(

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from riemann_optax.examples import data, datasets, models
 from riemann_optax.examples.errors import InputError
-from riemann_optax.examples.train.arguments import DEFAULTS, Parser, number
+from riemann_optax.examples.train.arguments import DEFAULTS
 from riemann_optax.examples.train.loop import Problem, Training, evaluation_parameters, train_steps
 from riemann_optax.examples.train.optimizers import (
     OPTIMIZERS,
@@ -33,6 +33,7 @@ from riemann_optax.examples.train.optimizers import (
     build_metric,
     schedule_for,
 )
+from riemann_optax.examples.train.parser import Parser, number
 from riemann_optax.examples.train.record import environment, write_record
 
 TUNING_SEEDS = tuple(range(3))

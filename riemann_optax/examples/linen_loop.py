@@ -17,7 +17,7 @@ import riemann_optax as ro
 from riemann_optax.examples.data import batch_indices, load_digits
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.schedule import warmup_cosine
-from riemann_optax.examples.train.arguments import Parser, number
+from riemann_optax.examples.train.parser import Parser, number
 from riemann_optax.optimizers import RECOMMENDED_RATES
 
 

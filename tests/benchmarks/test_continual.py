@@ -106,7 +106,7 @@ def test_mnist_comes_from_the_hubs_files(tmp_path):
     for part in ("train", "test"):
         pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / f"{part}-00000-of-00001.parquet")
     images = load("mnist", tmp_path)
-    assert (images.inputs.shape, images.classes) == ((18, 784), 10)  # two rows are for validation
+    assert (images.inputs.shape, images.classes) == ((40, 784), 10)  # those of both parts
     np.testing.assert_allclose(images.inputs[0], pictures[0].reshape(-1) / 255, rtol=1e-6)
     scores = online.run(Job("SGD", [{"rate": 0.1}], range(1), images), blocks=1, steps=2)
     assert np.isfinite(scores[0].by_seed["loss"]).all()
@@ -130,6 +130,9 @@ NOT_YET_RUN = {
     *(f"{base} + {rule}" for base in ("SGD", "RMSprop") for rule in ("ReDo", "SNR", "soft resets")),
     *(f"{base} + {rule}" for base in ("SGD", "RMSprop") for rule in ("spectral", "FIRE")),
 }
+
+
+STREAMS_NOT_YET_RUN = {"online_permuted", "online_label_permuted", "random_labels", "class_incremental"}
 
 
 @pytest.mark.parametrize("method", sorted(name for name in NOT_YET_RUN if "RMSprop" not in name))
@@ -162,7 +165,8 @@ def test_what_is_recorded_is_found_again():
     """Every point that tuning chose on the committed records has its run on fresh seeds under today's key."""
     records = Records(command.RESULTS / "continual.jsonl")
     count = len(list(records))
-    for name, stream in streams.STREAMS.items():
+    for name in set(streams.STREAMS) - STREAMS_NOT_YET_RUN:
+        stream = streams.STREAMS[name]
         found = Laboratory(name, stream, "digits", None, records, None)
         for method in set(stream.methods) - NOT_YET_RUN:
             found.work(method)  # without images nothing can be run

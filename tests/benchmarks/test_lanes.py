@@ -24,11 +24,13 @@ def learn(build, values, params, state, own):
     return params, state, moved
 
 
-def run(build, in_turn):
+def run(build, in_turn, told=True):
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     targets = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
     values = lanes.values_of(POINTS)
-    params, state, axes = lanes.start(build, values, jnp.ones((2, 4)), keys)
+    params, state, axes = lanes.start(
+        build, values, jnp.ones((2, 4)), keys, in_turn if told is None else told
+    )
     return lanes.mapped(learn, build, axes, in_turn)(values, params, state, targets)
 
 
@@ -52,4 +54,28 @@ def test_one_after_the_other_is_side_by_side():
 def test_points_that_share_a_random_key_are_refused_in_turn():
     run(noisy, False)
     with pytest.raises(ValueError, match="out_axes"):
-        run(noisy, True)
+        run(noisy, True, told=False)
+
+
+def test_lanes_in_turn_have_the_noise_of_their_seed():
+    side_by_side, in_turn = run(noisy, False), run(noisy, True)
+    for x, y in zip(in_turn[::2], side_by_side[::2], strict=True):  # parameters and what was measured
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+def test_what_all_seeds_have_is_given_to_each():
+    targets = jnp.arange(6.0).reshape(1, 2, 3)  # tasks, seeds and steps
+
+    def of_both(build, values, params, state, given):
+        own, shared = given
+        return learn(build, values, params, state, own[:, None] * shared)
+
+    for in_turn in (False, True):
+        own = [
+            lanes.learned(of, momentum, POINTS, jnp.ones((2, 4)), None, tasks, **given)
+            for of, tasks, given in (
+                (of_both, targets, {"shared": jnp.full(4, 2.0), "in_turn": in_turn}),
+                (learn, 2 * jnp.broadcast_to(targets[..., None], (1, 2, 3, 4)), {}),
+            )
+        ]
+        np.testing.assert_allclose(*map(list, own), rtol=1e-6)

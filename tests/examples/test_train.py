@@ -14,7 +14,7 @@ import pytest
 from riemann_optax.examples import datasets, models
 from riemann_optax.examples.train import __main__ as train
 from riemann_optax.examples.train import arguments as command_line
-from riemann_optax.examples.train import checkpoint, loop, plan
+from riemann_optax.examples.train import checkpoint, loop, phis, pictures, plan
 from riemann_optax.optimizers import RECOMMENDED_RATES
 
 from .trainer import SMALL, run
@@ -74,6 +74,24 @@ def test_a_run_leaves_pictures_checkpoints_logs_and_a_record(unbroken):
     assert record["arguments"]["steps"] == 40
     assert record["versions"].keys() >= {"python", "jax", "optax", "flax", "riemann-optax"}
     assert record["seeds"] == {"initial_weights": 0, "order_of_data": 0}
+
+
+def test_accuracy_against_energy_is_drawn_on_request(unbroken, capsys, monkeypatch):
+    """Also of a run that has finished, from its record; nothing is trained again."""
+    assert not (unbroken / "energy.png").exists()
+    drawn = []
+    save = pictures.Figure.savefig
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda f, path: (drawn.append(f), save(f, path)))
+    assert run("--resume", "--energy", out=unbroken) == 0
+    assert "energy.png" in capsys.readouterr().out
+    assert (unbroken / "energy.png").read_bytes().startswith(b"\x89PNG")
+    by_step, by_energy = drawn[0].axes
+    for name, line in zip(("metric", "baseline"), by_energy.lines, strict=True):
+        rows = read_record(unbroken)["histories"][name]["validation"][1:]
+        np.testing.assert_allclose(line.get_xdata(), [row["energy"] for row in rows])
+        np.testing.assert_allclose(line.get_ydata(), [row["accuracy"] for row in rows])
+        assert (np.diff(line.get_xdata()) > 0).all()
+    assert by_step.lines[0].get_xdata()[-1] == 40
 
 
 def test_the_record_holds_what_the_table_shows(unbroken):
@@ -292,7 +310,7 @@ def test_the_list_of_phis_needs_nothing_else(capsys):
         train.main(["--phi", "help"])
     assert caught.value.code == 0
     named = re.findall(r"^  (\w+) ", capsys.readouterr().out, flags=re.MULTILINE)
-    assert set(named) == set(command_line.PHIS)  # several times where it answers several questions
+    assert set(named) == set(phis.PHIS)  # several times where it answers several questions
 
 
 def start_process(folder, *arguments, **environment):

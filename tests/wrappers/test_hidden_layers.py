@@ -227,6 +227,35 @@ def test_a_unit_that_an_eigenbasis_mixes_with_others_is_refused(sides, inner):
         reset(kernels(hidden=(5, 4), head=(4, 3)), tx)
 
 
+def test_the_eigenbasis_alias_takes_the_remedy_of_its_refusal():
+    """Each array with the axes of a weight is then new for the unit, whatever the basis of the other side."""
+    params = kernels(hidden=(5, 4), head=(4, 3))
+
+    def made(**sides):
+        return ro.reset_units(ro.riemannian_eigenbasis(0.1, **sides), ro.dormant_units(0.0, every=4))
+
+    with pytest.raises(ValueError, match=r'"input" for the first layer, "none" between two hidden layers'):
+        reset(params, made())
+    tx = made(sides=lambda name, leaf: "input" if "hidden" in name else "output")
+    states = [tx.init(params)]
+    for step in range(4):
+        gradients = jax.tree.map(lambda w, step=step: jnp.cos(w + step), params)
+        _, state = jax.jit(tx.update)(gradients, states[-1], params, activities=seen_like(params))
+        states.append(state)
+    assert int(states[-1].resets) == 1
+
+    def of_unit(state):
+        arrays = jax.tree.leaves(state.inner_state)
+        own = [a[..., :, 3] for a in arrays if a.shape[-2:] == (5, 4)]
+        return own + [a[..., 3, :] for a in arrays if a.shape[-2:] == (4, 3)]
+
+    fresh, before, after = (of_unit(states[n]) for n in (0, 3, 4))
+    assert len(after) >= 2
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(before, fresh, strict=True))
+    for a, b in zip(after, fresh, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_state_without_the_axes_of_the_weights_is_refused_by_name():
     tx = ro.reset_units(optax.adafactor(0.1, min_dim_size_to_factor=2), ro.dormant_units(0.0, every=1))
     with pytest.raises(ValueError, match=r"FactoredState\.v_row, of shape .* is not known"):

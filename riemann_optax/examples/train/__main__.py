@@ -5,7 +5,7 @@
     python -m riemann_optax.examples.train --phi help
     python -m riemann_optax.examples.train --phi my_module:my_phi
     python -m riemann_optax.examples.train --compare activity maintenance_energy secant_curvature
-    python -m riemann_optax.examples.train --out runs/1 --resume --steps 1200
+    python -m riemann_optax.examples.train --out runs/1 --resume --steps 1200 --energy
 
 Two processes that share the batches, to be started side by side, one with --process 0 and one with 1:
 
@@ -35,7 +35,15 @@ from riemann_optax.examples.train.checkpoint import Checkpoints
 from riemann_optax.examples.train.display import Display
 from riemann_optax.examples.train.loop import Run, evaluation_parameters, start, train
 from riemann_optax.examples.train.optimizers import EXTENDED
-from riemann_optax.examples.train.plan import CHECKPOINTS, PICTURES, RECORD, TENSORBOARD, Plan, prepare
+from riemann_optax.examples.train.plan import (
+    CHECKPOINTS,
+    ENERGY,
+    PICTURES,
+    RECORD,
+    TENSORBOARD,
+    Plan,
+    prepare,
+)
 from riemann_optax.examples.train.record import Record, print_table, summarise, write_record
 from riemann_optax.examples.train.tensorboard import Log
 
@@ -130,7 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             record = finish(plan, train_all(plan, console))
         if processes.is_leader():
             print_table(record, console)
-            files = ", ".join((*PICTURES, RECORD))
+            if plan.energy:
+                labels = {name: result["label"] for name, result in record["results"].items()}
+                pictures.draw_energy(record["histories"], labels, record["title"], plan.out / ENERGY)
+            files = ", ".join((*PICTURES, *((ENERGY,) if plan.energy else ()), RECORD))
             console.print(f"written to {plan.out}: {files}", soft_wrap=True, highlight=False)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

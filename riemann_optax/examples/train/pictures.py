@@ -124,6 +124,32 @@ def draw_curves(
 
 
 @_styled()
+def draw_energy(histories: dict[str, History], labels: dict[str, str], title: str, path: Path) -> None:
+    """Draw the accuracy against the steps, and beside it against the energy spent until then.
+
+    Args:
+      histories: as of :func:`draw_curves`, or as a record has them.
+      labels: what to call them.
+      title: the heading.
+      path: the PNG to write.
+    """
+    figure = Figure(figsize=(8.5, 3.4))
+    figure.suptitle(title)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, spent, words in zip(panels, ("step", "energy"), ("step", "energy, sum |dw|"), strict=True):
+        for name, history in histories.items():
+            # Before the first step there is no energy, and the accuracy is that of chance.
+            amounts, values = _columns(history["validation"][1:], spent, "accuracy")
+            axes.plot(amounts, values, **_style(name, histories), linewidth=2, label=labels[name])
+        axes.set_xlim(left=0)
+        axes.set_xlabel(words)
+        _finish(axes, f"validation accuracy against the {'steps' if spent == 'step' else spent}")
+    panels[0].set_ylabel("share of examples")
+    panels[0].legend()
+    figure.savefig(path)
+
+
+@_styled()
 def draw_metric(history: History, title: str, explanation: str, path: Path) -> None:
     """Draw the smallest, the mean and the largest E of each layer against the step.
 

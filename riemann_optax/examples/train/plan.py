@@ -19,6 +19,7 @@ from riemann_optax.examples.train.record import Record, environment, read_record
 
 RECORD, CHECKPOINTS, TENSORBOARD = "record.json", "checkpoints", "tensorboard"
 PICTURES = ("curves.png", "metric.png")
+ENERGY = "energy.png"  # drawn on request
 
 
 class Contestant(NamedTuple):
@@ -45,6 +46,7 @@ class Plan(NamedTuple):
       checkpoint_every: steps between two checkpoints.
       target: validation loss whose first step is reported, or None.
       out: the folder, which is there and can be written to.
+      energy: whether to draw the accuracy against the energy spent.
       tensorboard: whether to write TensorBoard logs.
       quiet: whether to show no progress.
       record: what is known so far; that of a finished run where there is nothing left to do.
@@ -61,6 +63,7 @@ class Plan(NamedTuple):
     checkpoint_every: int
     target: float | None
     out: Path
+    energy: bool
     tensorboard: bool
     quiet: bool
     record: Record
@@ -183,7 +186,7 @@ def prepare_folder(arguments: argparse.Namespace) -> Record | None:
         if not arguments.resume and folder.exists() and any(folder.iterdir()):
             if not arguments.overwrite:
                 raise InputError(f"--out {folder} is not empty: add --resume or --overwrite, or name another")
-            for name in (RECORD, *PICTURES):
+            for name in (RECORD, *PICTURES, ENERGY):
                 (folder / name).unlink(missing_ok=True)
             for name in (CHECKPOINTS, TENSORBOARD):
                 if (folder / name).exists():
