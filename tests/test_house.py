@@ -30,7 +30,7 @@ ORDER = {
     "edits": ("_edit", "lifting", "momentum", "rescaling", "competition", "noise", "checking"),
     "eigenbasis": (
         *("orthonormal", "layout", "account", "mesh", "coordinates", "bases", "schedule", "refresh"),
-        *("frame", "task_boundary", "transform"),
+        *("frame", "whitening", "task_boundary", "transform"),
     ),
     "anchor": ("targets", "importance", "isometry", "spectral", "pull"),
     "wrappers": (

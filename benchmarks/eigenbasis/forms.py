@@ -94,6 +94,7 @@ FORMS = {
     ONE_SIDED: ours(),
     "eigenbasis, both sides, no Nesterov": ours(sides="both", nesterov=False),
     "eigenbasis, both sides": ours(sides="both"),
+    "eigenbasis, both sides, whitened": ours(sides="both", correlate="whitened_gradients"),
     "eigenbasis, both sides, activity": ours(sides="both", **FULL_MOMENT),
 }
 

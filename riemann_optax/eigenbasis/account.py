@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from riemann_optax import _axes, _tree
-from riemann_optax.eigenbasis.layout import REFRESHING, TURNING, LayoutRules, ReadSide
+from riemann_optax.eigenbasis.layout import REFRESHING, LayoutRules, ReadSide
 
 
 def account(params: Any, rules: LayoutRules, state_dtype: Any) -> list[str]:
@@ -22,7 +22,7 @@ def account(params: Any, rules: LayoutRules, state_dtype: Any) -> list[str]:
         stack = math.prod(leaf.shape) // both
         itemsize = jnp.dtype(state_dtype or _tree.working_dtype(leaf)).itemsize
         parts = [
-            f"{name} {_side(side, stack, both, itemsize, rules.update_every)}"
+            f"{name} {_side(side, stack, both, itemsize, rules)}"
             for name, side in zip(("inputs", "outputs"), sides, strict=True)
             if side.size > 1
         ]
@@ -30,16 +30,17 @@ def account(params: Any, rules: LayoutRules, state_dtype: Any) -> list[str]:
     return lines
 
 
-def _side(side: ReadSide, stack: int, both: int, itemsize: int, update_every: int) -> str:
+def _side(side: ReadSide, stack: int, both: int, itemsize: int, rules: LayoutRules) -> str:
     if side.blocks is None:
         return f"{side.size} left alone ({side.reason})"
     blocks, size = side.blocks
     state = 2 * stack * blocks * size**2 * itemsize
-    turning, refreshing = TURNING * size * both * stack, REFRESHING * stack * blocks * size**3
+    turning = rules.turning(size, both // side.size) * both * stack
+    refreshing = REFRESHING * stack * blocks * size**3
     how = f"turned in {blocks} blocks of {size} ({side.reason})" if blocks > 1 else "turned"
     return (
         f"{side.size} {how}: {_short(state)}B of state, {_short(turning)}FLOP an update, "
-        f"{_short(refreshing)}FLOP every {update_every}"
+        f"{_short(refreshing)}FLOP every {rules.update_every}"
     )
 
 

@@ -124,7 +124,7 @@ def averaged(
             if layout is None or is_masked(factor):
                 new.append(factor)
                 continue
-            matrices = layout.matrices(_bounded(_tree.to_working_dtype(gradient)))
+            matrices = layout.matrices(bounded(_tree.to_working_dtype(gradient)))
             rate = jnp.asarray(decay).astype(matrices.dtype)
             correlation = bases.correlations(matrices, side)
             mean = rate * factor.astype(matrices.dtype) + (1 - rate) * correlation
@@ -134,7 +134,7 @@ def averaged(
     return on_auto_mesh(all_leaves, factors, gradients, factors)  # type: ignore[no-any-return]
 
 
-def _bounded(gradient: jax.Array) -> jax.Array:
+def bounded(gradient: jax.Array) -> jax.Array:
     """Clip a gradient so that sums of its squares, and their products with a basis, stay finite."""
     bound = 2.0**400 if gradient.dtype.itemsize > 4 else 2.0**50
     return jnp.clip(gradient, -bound, bound)

@@ -76,6 +76,7 @@ class LayoutRules(NamedTuple):
       max_state: the most values of factor and basis that a side may keep per weight of its matrix.
       max_operations: the most operations that a side may cost per weight and update.
       update_every: steps between two refreshes.
+      whitened: whether gradients are whitened by it for the correlations of the other side.
     """
 
     sides: Side | ChooseSide
@@ -85,6 +86,11 @@ class LayoutRules(NamedTuple):
     max_state: float = 16.0
     max_operations: float = 1e5
     update_every: int = 10
+    whitened: bool = False
+
+    def turning(self, block: int, other: int) -> float:
+        """Return the operations per weight and update of a side in blocks of this size."""
+        return TURNING * block + self.whitened * (2 * block + 2 * block**2 / other)
 
     def layouts(self, params: Any) -> list[Layout | None]:
         """Return the layout of each leaf, None where nothing is turned."""
@@ -174,7 +180,7 @@ class LayoutRules(NamedTuple):
         state = 2 * block / other
         if bounded and state > self.max_state:
             return f"{state:.3g} values of state per weight, and max_state is {self.max_state:g}"
-        operations = TURNING * block + REFRESHING * block**2 / (other * self.update_every)
+        operations = self.turning(block, other) + REFRESHING * block**2 / (other * self.update_every)
         if bounded and operations > self.max_operations:
             return f"{operations:.3g} operations per weight, and max_operations is {self.max_operations:g}"
         return ""

@@ -1,6 +1,6 @@
 """riemannian_eigenbasis: the recommended metric in the eigenbasis of each matrix's shorter side."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
@@ -36,6 +36,7 @@ def riemannian_eigenbasis(
     sides: Side | ChooseSide = "smaller",
     basis_decay: float = 0.95,
     basis_dtype: Any = jnp.bfloat16,
+    correlate: Literal["gradients", "whitened_gradients"] = "gradients",
     update_every: int = 10,
     tau: float = 0.0,
     refresh_budget: float | None = None,
@@ -84,6 +85,8 @@ def riemannian_eigenbasis(
       sides: ``"smaller"``, ``"both"`` (for more state) or another choice of :func:`in_eigenbasis`.
       basis_decay: of the running means of the correlations, in [0, 1).
       basis_dtype: of factors and bases; None means float32, or wider where the parameter is.
+      correlate: ``"gradients"``, or ``"whitened_gradients"`` for the bases of KL-Shampoo; it needs
+        ``sides="both"``.
       update_every: steps between two refreshes of a basis.
       tau: refresh a basis only if it has turned by this much; see :func:`in_eigenbasis`.
       refresh_budget: the most operations that refreshes may take in one step; see :func:`in_eigenbasis`.
@@ -111,6 +114,9 @@ def riemannian_eigenbasis(
 
       Vyas et al, `SOAP: Improving and Stabilizing Shampoo using Adam <https://arxiv.org/abs/2409.11321>`_,
       ICLR, 2025: the eigenbasis, one-sided and with a factored second moment among its variants.
+
+      Lin et al, `Understanding and Improving Shampoo and SOAP via Kullback-Leibler Minimization
+      <https://arxiv.org/abs/2509.03378>`_, ICLR, 2026: whitened gradients.
     """
     _check.check_schedulable("learning_rate", learning_rate)
     _check.check_schedulable("weight_decay", weight_decay)
@@ -119,6 +125,12 @@ def riemannian_eigenbasis(
     _check.check_decay(basis_decay, "basis_decay")
     _check.check_state_dtype(mu_dtype, "mu_dtype")
     _check.check_state_dtype(basis_dtype, "basis_dtype")
+    _check.check_choice("correlate", correlate, ("gradients", "whitened_gradients"))
+    if correlate == "whitened_gradients" and sides in ("smaller", "input", "output"):
+        raise ValueError(
+            f'riemannian_eigenbasis: correlate="whitened_gradients" whitens each side by the other, and '
+            f'sides="{sides}" turns one of them: give sides="both".'
+        )
     phi = factored_activity(decay=b2, axes=axes) if phi is None else phi
     metric = optax.chain(
         *adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes),
@@ -128,6 +140,7 @@ def riemannian_eigenbasis(
     turned = in_eigenbasis(
         metric,
         decay=basis_decay,
+        correlate=correlate,
         update_every=update_every,
         sides=sides,
         axes=axes,

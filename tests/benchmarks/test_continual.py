@@ -12,6 +12,7 @@ from PIL import Image
 
 import riemann_optax as ro
 from benchmarks.continual import __main__ as command
+from benchmarks.continual import methods as rules
 from benchmarks.continual import online, permuted, regression, streams, summary
 from benchmarks.continual.images import Images, load
 from benchmarks.continual.job import Job
@@ -124,14 +125,13 @@ def test_quick_run_goes_on_from_its_records(tmp_path, capsys, monkeypatch):
     assert [row.trials for row in found] == [tuning.ROUND] * 2
 
 
-# What came since the records were made: the next long run has no list.
+# What came since the records of the regression were made: a million updates a run take hours.
 NOT_YET_RUN = {
     "AdamO",
     *(f"{base} + {rule}" for base in ("SGD", "RMSprop") for rule in ("ReDo", "SNR", "soft resets")),
     *(f"{base} + {rule}" for base in ("SGD", "RMSprop") for rule in ("spectral", "FIRE")),
 }
-
-
+REGRESSION = {"slowly_changing", "slowly_changing_flip"}
 STREAMS_NOT_YET_RUN = {"online_permuted", "online_label_permuted", "random_labels", "class_incremental"}
 
 
@@ -168,7 +168,8 @@ def test_what_is_recorded_is_found_again():
     for name in set(streams.STREAMS) - STREAMS_NOT_YET_RUN:
         stream = streams.STREAMS[name]
         found = Laboratory(name, stream, "digits", None, records, None)
-        for method in set(stream.methods) - NOT_YET_RUN:
+        waiting = NOT_YET_RUN | {rules.ONE_CHAIN} if name in REGRESSION else set()
+        for method in set(stream.methods) - waiting:
             found.work(method)  # without images nothing can be run
     assert len(list(records)) == count
 
