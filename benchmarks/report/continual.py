@@ -146,10 +146,10 @@ def chapter(entries: Entries) -> str:
 Streams whose task changes without an end. Every method has the same number of trials, on two to four
 tuning seeds; means and standard errors are over fresh seeds, differences are paired. Rivals are
 implemented from their papers in `benchmarks/continual/peers/`, each tested against its formulas step by step.
-On the regression the runs of continual backprop were made before its utility was corrected for the bias of its
-mean, as the authors' program does; they have not been repeated, and ReDo, self-normalised resets, soft resets,
-spectral pull, AdamO and FIRE have not been run there. Continual backprop and RMSprop with L2-Init have two rounds
-of trials more than the others on label-permuted digits and on the noise shift.
+On the regression the runs of continual backprop were made before its utility was corrected for the bias of
+its mean, as the authors' program does; they have not been repeated, and ReDo, self-normalised resets, soft
+resets, spectral pull, AdamO and FIRE have not been run there. Continual backprop and RMSprop with L2-Init
+have two rounds of trials more than the others on label-permuted digits and on the noise shift.
 
 ### All streams
 

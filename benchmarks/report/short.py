@@ -147,17 +147,17 @@ def listed(names: Iterable[str]) -> str:
 
 
 def behind(ahead: Sequence[str], parts: Collection[str]) -> str:
-    """Say who is ahead; a part of ours that does better alone is no rival, but has rivals of its own.
+    """Say who is ahead; another form of ours that does better is no rival, but has rivals of its own.
 
     Examples:
       >>> print(behind(["one", "metric + pull", "two"], ["metric + pull"]))
-      ours is behind "one", "two"; its part "metric + pull" alone is behind "one"
+      ours is behind "one", "two"; our form "metric + pull" is behind "one"
     """
     rivals = [name for name in ahead if name not in parts]
     said = [f"ours is behind {listed(rivals)}"] if rivals else []
     for part in (name for name in ahead if name in parts):
         still = [name for name in rivals if ahead.index(name) < ahead.index(part)]
-        said.append(f'its part "{part}" alone is behind {listed(still) or "nobody"}')
+        said.append(f'our form "{part}" is behind {listed(still) or "nobody"}')
     return "; ".join(said)
 
 
