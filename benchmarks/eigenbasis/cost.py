@@ -76,7 +76,8 @@ def share_of_a_step(width: int, update_every: int, tokens: int) -> tuple[float, 
     shapes = {"qkv": (width, 3 * width), "out": (width, width), "up": (width, 4 * width)}
     shapes |= {"down": (4 * width, width)}
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    tx = metric(update_every=update_every)
+    # All at one step: work that is spread over steps is compiled once for all sides of one size.
+    tx = metric(update_every=update_every, refresh_together=None)
     traced = jax.make_jaxpr(tx.update)(params, jax.eval_shape(tx.init, params)).jaxpr
     step = 6.0 * sum(math.prod(shape) for shape in shapes.values()) * tokens
     costs = list(operations(traced))

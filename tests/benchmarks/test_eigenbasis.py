@@ -112,7 +112,7 @@ def test_operations_are_those_counted_by_hand():
 
     n = 8
     params = jax.ShapeDtypeStruct((n, n), jnp.float32)
-    tx = cost.metric()
+    tx = cost.metric(refresh_together=None)
     traced = jax.make_jaxpr(tx.update)(params, jax.eval_shape(tx.init, params)).jaxpr
     costs = list(cost.operations(traced))
     assert sum(spent for _, spent, branch in costs if not branch) == 12 * n**3
