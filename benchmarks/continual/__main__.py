@@ -31,11 +31,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; a bad value is a one-line error and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.continual", description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of continual.jsonl, which goes on")
-    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=tuple(STREAMS), metavar="STREAM")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these")
-    parser.add_argument(
+    learned = parser.add_mutually_exclusive_group()
+    learned.add_argument("--streams", nargs="+", choices=STREAMS, default=tuple(STREAMS), metavar="STREAM")
+    learned.add_argument(
         "--family", choices=FAMILIES, help="one setting for all of these streams, and without each one's say"
     )
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these")
     parser.add_argument(
         "--data", choices=("digits", *SOURCES), default="digits", help="for streams of images"
     )

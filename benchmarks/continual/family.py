@@ -26,6 +26,9 @@ JUDGED = (
     "RMSprop + shrink and perturb",
     "SGD + SNR",
     "RMSprop + SNR",
+    "RMSprop + ReDo",
+    "RMSprop + soft resets",
+    "RMSprop + spectral",
     "UPGD",
 )
 TOGETHER, APART = "family", "left out"  # phases of the records: with every stream's say, or without its own

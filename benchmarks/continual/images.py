@@ -79,6 +79,12 @@ def make_data(seed: int, tasks: int, images: Images) -> Data:
     return Data(*map(jnp.asarray, (inputs[train], labels[train], inputs[test], labels[test], permutations)))
 
 
+def orders(key: jax.Array, rows: jax.Array, epochs: int, batch: int) -> jax.Array:
+    """Return the rows of every step: in each epoch all in a new order, short batches left out."""
+    shuffled = jax.vmap(lambda k: jax.random.permutation(k, rows))(jax.random.split(key, epochs))
+    return shuffled[:, : len(rows) // batch * batch].reshape(-1, batch)
+
+
 def draw_network(key: jax.Array, layers: tuple[int, ...] = LAYERS) -> Params:
     """Draw He-initialised layers with zero biases."""
     keys = jax.random.split(key, len(layers) - 1)

@@ -132,14 +132,20 @@ def ours(scale: Scale) -> dict[str, Method]:
     }
 
 
+def with_resets(inner: Transformation, rule: ro.UnitRule, network: Network, key: jax.Array) -> Transformation:
+    """Return an optimiser whose hidden units a rule draws anew as the network's are, with their state."""
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        return network.draw(key, shape).astype(dtype)
+
+    return on_layers(with_activities(ro.reset_units(inner, rule, initializer=draw, key=key)), network)
+
+
 def one_chain(scale: Scale, network: Network, **centres: Axis) -> Method:
     """Return the pull, the metric that sees it, idle noise, and the renewal of the least useful units.
 
     The renewal is outermost: it resets the metric's own state of a unit as well.
     """
-
-    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        return network.draw(key, shape).astype(dtype)
 
     def make(values: Values, key: jax.Array) -> Transformation:
         parts = {name: value for name, value in values.items() if name != "pull"}
@@ -150,7 +156,7 @@ def one_chain(scale: Scale, network: Network, **centres: Axis) -> Method:
         if "replacement" not in values:
             return chain
         rule = ro.least_useful_units(values["replacement"], maturity=MATURITY)
-        return on_layers(with_activities(ro.reset_units(chain, rule, initializer=draw, key=key)), network)
+        return with_resets(chain, rule, network, key)
 
     return Method(make, "ours", centres)
 
@@ -278,13 +284,8 @@ def reset(
 ) -> Method:
     """Return an optimiser whose hidden units a rule draws anew, with all that it keeps of them."""
 
-    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        return network.draw(key, shape).astype(dtype)
-
     def make(values: Values, key: jax.Array) -> Transformation:
-        inner = BASES[base](values["rate"])
-        renewal = ro.reset_units(inner, rule(values), initializer=draw, key=key)
-        return on_layers(with_activities(renewal), network)
+        return with_resets(BASES[base](values["rate"]), rule(values), network, key)
 
     return Method(make, "peer", scale.rate_of(base) | axes)
 

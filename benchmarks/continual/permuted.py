@@ -19,6 +19,7 @@ from benchmarks.continual.images import (
     loss,
     make_data,
     mean_fisher,
+    orders,
 )
 from benchmarks.continual.job import Job
 from benchmarks.continual.measures import DEAD, PROBE, RANK, forgetting, liveliness
@@ -236,16 +237,15 @@ class Protocol(NamedTuple):
     batch: int
 
 
-def orders(seed: jax.Array, number: jax.Array, examples: int, epochs: int, batch: int) -> jax.Array:
-    """Return the rows of every step: all examples in a new order in each epoch, short batches left out."""
+def batches_of(seed: jax.Array, number: jax.Array, examples: int, epochs: int, batch: int) -> jax.Array:
+    """Return the rows of every step of a task."""
     key = jax.random.fold_in(jax.random.key(seed), number + 1)
-    shuffled = jax.vmap(lambda k: jax.random.permutation(k, examples))(jax.random.split(key, epochs))
-    return shuffled[:, : examples // batch * batch].reshape(-1, batch)
+    return orders(key, jnp.arange(examples), epochs, batch)
 
 
 def draw_task(data: Data, seed: jax.Array, number: jax.Array, epochs: int, batch: int) -> Task:
     """Draw the batches of a task."""
-    batches = orders(seed, number, len(data.train_labels), epochs, batch)
+    batches = batches_of(seed, number, len(data.train_labels), epochs, batch)
     return Task(data, data.train_inputs[:, data.permutations[number]], data.train_labels, batches)
 
 

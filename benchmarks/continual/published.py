@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.continual import online
-from benchmarks.continual.images import Images
+from benchmarks.continual.images import Images, orders
 from benchmarks.continual.job import Job
 from benchmarks.continual.methods import ONE_CHAIN, Scale, one_chain, online_methods
 from benchmarks.continual.online import DrawTask, Form, Task
@@ -44,58 +44,48 @@ CHAIN = one_chain(SCALE, online.NETWORK, rate=Axis(2.0), pull=Axis(2e-4), replac
 METHODS = online_methods(SCALE, online.NETWORK) | {ONE_CHAIN: CHAIN}
 
 
-def keys_of(seed: jax.Array, number: jax.Array) -> jax.Array:
-    """Return two random keys of a task: for what is new in it, and for the order of its images."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
+# Of images and a key: what is new in a task, the order of the pixels and a label for every image.
+New = Callable[[Images, jax.Array], tuple[jax.Array, jax.Array]]
+OfKind = Callable[[int, int, int], DrawTask]  # of how many images, epochs and images in a batch
 
 
-def orders(key: jax.Array, chosen: jax.Array, epochs: int, batch: int) -> jax.Array:
-    """Return the rows of every step: in each epoch all images in a new order, short batches left out."""
-    shuffled = jax.vmap(lambda k: jax.random.permutation(k, chosen))(jax.random.split(key, epochs))
-    return shuffled[:, : len(chosen) // batch * batch].reshape(-1, batch)
+def kind(new: New, same_images: bool = False) -> OfKind:
+    """Return tasks that differ in what is new, on images drawn anew or the same ones throughout."""
+
+    def of_length(number_of_images: int, epochs: int, batch: int) -> DrawTask:
+        def draw(images: Images, seed: jax.Array, number: jax.Array) -> Task:
+            of_seed = jax.random.key(seed)
+            new_key, images_key, order_key = jax.random.split(jax.random.fold_in(of_seed, number + 1), 3)
+            if same_images:
+                images_key = jax.random.fold_in(of_seed, 0)
+            chosen = jax.random.permutation(images_key, len(images.labels))[:number_of_images]
+            pixels, labels = new(images, new_key)
+            return Task(orders(order_key, chosen, epochs, batch), pixels, labels, jnp.zeros(()), order_key)
+
+        return draw
+
+    return of_length
 
 
-def permuted(number_of_images: int, epochs: int, batch: int) -> DrawTask:
-    """Return tasks that permute the pixels, with images drawn anew."""
-
-    def draw(images: Images, seed: jax.Array, number: jax.Array) -> Task:
-        new, order = keys_of(seed, number)
-        pixels_key, images_key = jax.random.split(new)
-        chosen = jax.random.permutation(images_key, len(images.labels))[:number_of_images]
-        pixels = jax.random.permutation(pixels_key, images.inputs.shape[1])
-        labels = jnp.asarray(images.labels, jnp.int32)
-        return Task(orders(order, chosen, epochs, batch), pixels, labels, jnp.zeros(()), order)
-
-    return draw
+def new_pixels(images: Images, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Permute the pixels."""
+    return jax.random.permutation(key, images.inputs.shape[1]), jnp.asarray(images.labels, jnp.int32)
 
 
-def label_permuted(number_of_images: int, epochs: int, batch: int) -> DrawTask:
-    """Return tasks that permute the labels, with images drawn anew."""
-
-    def draw(images: Images, seed: jax.Array, number: jax.Array) -> Task:
-        new, order = keys_of(seed, number)
-        labels_key, images_key = jax.random.split(new)
-        chosen = jax.random.permutation(images_key, len(images.labels))[:number_of_images]
-        names = jax.random.permutation(labels_key, images.classes)
-        labels = names[jnp.asarray(images.labels)]
-        pixels = jnp.arange(images.inputs.shape[1])
-        return Task(orders(order, chosen, epochs, batch), pixels, labels, jnp.zeros(()), order)
-
-    return draw
+def new_names(images: Images, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Permute the labels."""
+    names = jax.random.permutation(key, images.classes)
+    return jnp.arange(images.inputs.shape[1]), names[jnp.asarray(images.labels)]
 
 
-def random_labels(number_of_images: int, epochs: int, batch: int) -> DrawTask:
-    """Return tasks that give the same images of a seed a random label each."""
+def new_labels(images: Images, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Give every image a random label."""
+    labels = jax.random.randint(key, (len(images.labels),), 0, images.classes)
+    return jnp.arange(images.inputs.shape[1]), labels
 
-    def draw(images: Images, seed: jax.Array, number: jax.Array) -> Task:
-        new, order = keys_of(seed, number + 1)
-        same, _ = keys_of(seed, jnp.zeros((), jnp.int32))
-        chosen = jax.random.permutation(same, len(images.labels))[:number_of_images]
-        labels = jax.random.randint(new, (len(images.labels),), 0, images.classes)
-        pixels = jnp.arange(images.inputs.shape[1])
-        return Task(orders(order, chosen, epochs, batch), pixels, labels, jnp.zeros(()), order)
 
-    return draw
+permuted, label_permuted = kind(new_pixels), kind(new_names)
+random_labels = kind(new_labels, same_images=True)
 
 
 def run(
@@ -106,7 +96,7 @@ def run(
     epochs: int = 1,
     batch: int = BATCH,
     hidden: Sequence[int] = HIDDEN,
-    of_kind: Callable[[int, int, int], DrawTask],
+    of_kind: OfKind,
     main: str = "accuracy",
 ) -> list[Scores]:
     """Learn all tasks.

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.continual.images import TEST_SHARE, Images, Params, logits
 from benchmarks.continual.job import Job
-from benchmarks.continual.permuted import Protocol, Task, learned, orders
+from benchmarks.continual.permuted import Protocol, Task, batches_of, learned
 from benchmarks.shared.lanes import Scores
 
 CLASSES = 2  # of a task
@@ -64,7 +64,7 @@ def make_splits(seeds: list[int], images: Images) -> Split:
 def draw_task(data: Split, seed: jax.Array, number: jax.Array, epochs: int, batch: int) -> Task:
     """Draw the batches of a task."""
     inputs, labels = data.inputs[number], data.labels[number]
-    return Task(data, inputs, labels, orders(seed, number, len(labels), epochs, batch))
+    return Task(data, inputs, labels, batches_of(seed, number, len(labels), epochs, batch))
 
 
 def tested(params: Params, data: Split) -> jax.Array:

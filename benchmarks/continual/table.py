@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from benchmarks.continual.family import Judged
+from benchmarks.continual.family import APART, TOGETHER, Judged
 from benchmarks.continual.summary import Row, SweepRow
 from benchmarks.shared import terminal
 from benchmarks.shared.tuning import Point
@@ -52,7 +52,7 @@ def sweep_table(rows: list[SweepRow]) -> Table:
 
 def family_table(streams: list[list[Judged]], phase: str) -> Table:
     """Return the table of methods with one setting for several streams, by the first stream's order."""
-    by_method = {row.method: {} for row in streams[0]} if streams else {}
+    by_method: dict[str, dict[str, Judged]] = {}
     for rows in streams:
         for row in rows:
             by_method.setdefault(row.method, {})[row.stream] = row
@@ -61,7 +61,7 @@ def family_table(streams: list[list[Judged]], phase: str) -> Table:
         [method, *(_judged(found.get(name)) for name in names), str(sum(row.leads for row in found.values()))]
         for method, found in by_method.items()
     ]
-    title = {"family": "one setting for all", "left out": "the setting that the other streams chose"}[phase]
+    title = {TOGETHER: "one setting for all", APART: "the setting that the other streams chose"}[phase]
     return terminal.table(title, ["method", *names, "leads on"], cells, left=("method",))
 
 

@@ -109,7 +109,7 @@ class VisionTransformer(nnx.Module):
         self.patch = patch
         self.embed = nnx.Linear(3 * patch**2, width, rngs=rngs)
         self.position = nnx.Embed((image // patch) ** 2, width, rngs=rngs)
-        self.blocks = nnx.List(Block(width, 4, rngs=rngs) for _ in range(depth))
+        self.blocks = nnx.List(models.Block(width, 4, causal=False, rngs=rngs) for _ in range(depth))
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, num_classes, rngs=rngs)
 
@@ -123,17 +123,3 @@ class VisionTransformer(nnx.Module):
         for block in self.blocks:
             stream = block(stream)
         return self.head(self.norm(stream).mean(axis=1))
-
-
-class Block(models.Block):
-    """The block of the example Transformer, whose attention sees every patch."""
-
-    def __call__(self, stream: jax.Array) -> jax.Array:
-        """Update the residual stream ``[batch, patches, width]``."""
-        batch, length, width = stream.shape
-        heads = self.query_key_value(self.attention_norm(stream))
-        heads = heads.reshape(batch, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = (heads[:, :, part] for part in range(3))
-        mixed = jax.nn.dot_product_attention(query, key, value)
-        stream = stream + self.attention_out(mixed.reshape(batch, length, width))
-        return stream + self.mlp_out(nnx.gelu(self.mlp_in(self.mlp_norm(stream))))

@@ -61,7 +61,7 @@ def whitened_averages(
 
     sides = squares["left_factors"], squares["right_factors"]
     return on_auto_mesh(  # type: ignore[no-any-return]
-        all_leaves, (sides), gradients, *sides, squares["left_bases"], squares["right_bases"], count
+        all_leaves, sides, gradients, *sides, squares["left_bases"], squares["right_bases"], count
     )
 
 

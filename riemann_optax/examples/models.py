@@ -91,10 +91,17 @@ class ConvNet(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Causal self-attention and a two-layer perceptron, each normalised first and added to its input."""
+    """Self-attention and a two-layer perceptron, each normalised first and added to its input.
 
-    def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs) -> None:
-        self.num_heads = num_heads
+    Args:
+      width: size of the residual stream.
+      num_heads: attention heads.
+      causal: whether a place sees only itself and those before it, or all places.
+      rngs: the stream of keys for the initial weights.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, causal: bool = True, rngs: nnx.Rngs) -> None:
+        self.num_heads, self.causal = num_heads, causal
         self.attention_norm = nnx.LayerNorm(width, rngs=rngs)
         self.query_key_value = nnx.Linear(width, 3 * width, use_bias=False, rngs=rngs)
         self.attention_out = nnx.Linear(width, width, use_bias=False, rngs=rngs)
@@ -109,7 +116,7 @@ class Block(nnx.Module):
             batch, length, 3, self.num_heads, width // self.num_heads
         )
         query, key, value = (heads[:, :, part] for part in range(3))
-        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
         stream = stream + self.attention_out(mixed.reshape(batch, length, width))
         return stream + self.mlp_out(nnx.gelu(self.mlp_in(self.mlp_norm(stream))))
 

@@ -48,7 +48,7 @@ def test_a_class_is_four_waves():
 
 def test_attention_sees_every_patch():
     """A block without positions treats all patches alike: it commutes with every order of them."""
-    block = problems.Block(16, 4, rngs=nnx.Rngs(0))
+    block = problems.VisionTransformer(12, 4, 3, width=16, depth=1, rngs=nnx.Rngs(0)).blocks[0]
     stream = jax.random.normal(jax.random.key(0), (2, 9, 16))
     order = np.random.default_rng(0).permutation(9)
     np.testing.assert_allclose(block(stream[:, order]), block(stream)[:, order], atol=1e-5)

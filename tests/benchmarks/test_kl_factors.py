@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from benchmarks.shared.kl_factors import kl_factors
+from tests.walk import walk
 
 RATE, B1, B2, EPS, DECAY, EVERY = 0.1, 0.9, 0.8, 1e-3, 0.1, 3
 
@@ -59,17 +60,6 @@ def replay(gradients, start, second_moment=False, nesterov=False, scale_free=Fal
         w = w - RATE * (step + DECAY * w)
         path.append(w)
     return np.stack(path)
-
-
-def walk(tx, gradients, start):
-    def step(carry, gradient):
-        params, state = carry
-        updates, state = tx.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), params
-
-    path = jax.jit(lambda w, g: jax.lax.scan(step, (w, tx.init(w)), g)[1])
-    return path(jax.tree.map(jnp.asarray, start), jax.tree.map(jnp.asarray, gradients))
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,9 @@ from benchmarks.continual.peers import penalties
 from benchmarks.continual.peers.continual_backprop import continual_backprop
 from benchmarks.continual.peers.shrink_and_perturb import shrink_and_perturb
 from benchmarks.continual.peers.utility_gate import utility_based_descent
+from tests.walk import walk
 
 STEPS, SIZE = 300, 6
-
-
-def replay(tx, gradients, start):
-    """Return the weights after every step of an optimiser that is given ``gradients``."""
-
-    def step(carry, gradient):
-        params, state = carry
-        updates, state = tx.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), params
-
-    return np.asarray(jax.lax.scan(step, (start, tx.init(start)), gradients)[1])
 
 
 @pytest.fixture
@@ -43,7 +32,7 @@ def assert_follows(actual, expected):
 @pytest.mark.parametrize(("stage", "target"), [(penalties.l2, 0.0), (penalties.l2_init, 1.0)])
 def test_pulls_are_part_of_the_gradient(problem, stage, target):
     gradients, start = problem
-    actual = replay(optax.chain(stage(0.3), optax.sgd(0.05)), gradients, start)
+    actual = walk(optax.chain(stage(0.3), optax.sgd(0.05)), gradients, start)
     weight, expected = np.float64(start), []
     for gradient in np.float64(gradients):
         weight = weight - 0.05 * (gradient + 0.3 * (weight - target * np.float64(start)))
@@ -53,7 +42,7 @@ def test_pulls_are_part_of_the_gradient(problem, stage, target):
 
 def test_shrinking_follows_the_step(problem):
     gradients, start = problem
-    actual = replay(optax.chain(optax.sgd(0.05), shrink_and_perturb(0.02, 0.0, 0)), gradients, start)
+    actual = walk(optax.chain(optax.sgd(0.05), shrink_and_perturb(0.02, 0.0, 0)), gradients, start)
     weight, expected = np.float64(start), []
     for gradient in np.float64(gradients):
         weight = (1 - 0.02) * (weight - 0.05 * gradient)
@@ -72,7 +61,7 @@ def test_perturbation_has_its_size_and_is_not_shrunk():
 
 def test_utility_gates_gradient_and_decay_does_not_pass_the_gate(problem):
     gradients, start = problem
-    actual = replay(utility_based_descent(0.05, 0.0, 0.1, 0, decay=0.9), gradients, start)
+    actual = walk(utility_based_descent(0.05, 0.0, 0.1, 0, decay=0.9), gradients, start)
     weight, utility, expected = np.float64(start), np.zeros(SIZE), []
     for gradient in np.float64(gradients):
         utility = 0.9 * utility + 0.1 * -gradient * weight

@@ -267,10 +267,11 @@ def test_the_recorded_results_are_complete():
     Every method on the first nine tasks, and on the later ones those with only a rate and their peers.
     """
     recorded = suite.load(command.RESULTS / "time_to_target")
-    later = {"recurrent", "tabular", "gpt_million", *MNIST}
-    assert set(recorded.complete.tasks) >= set(tasks.NAMES) - later
+    in_part = {"gpt_million", *MNIST}  # tables of their own until all has been run on them
+    later = {"recurrent", "tabular"}
+    assert set(recorded.complete.tasks) >= set(tasks.NAMES) - later - in_part
     for target in ("near", "far"):
-        assert set(recorded.rows[target]) >= set(tasks.NAMES) - {"gpt_million", *MNIST}
+        assert set(recorded.rows[target]) == set(tasks.NAMES) - in_part
         for task, rows in recorded.rows[target].items():
             assert set(rows) >= {*RATE_ONLY, *page.BESIDE}, task
             assert task in later or set(rows) == set(METHODS), task

@@ -8,6 +8,7 @@ import pytest
 
 import riemann_optax as ro
 from riemann_optax.examples import data, models
+from tests.walk import walk
 
 RATE, B1, B2, EPS, DECAY, BASIS_DECAY, ALPHA, EVERY = 0.03, 0.8, 0.9, 1e-3, 0.1, 0.7, 50.0, 2
 
@@ -60,16 +61,8 @@ def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov):
         update_every=EVERY,
     )
 
-    def step(carry, gradient):
-        params, state = carry
-        updates, state = tx.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), params
-
     with jax.enable_x64(True):
-        path = jax.jit(lambda w, g: jax.lax.scan(step, (w, tx.init(w)), g)[1])(
-            jnp.asarray(start), jnp.asarray(gradients)
-        )
+        path = walk(tx, gradients, start)
     np.testing.assert_allclose(path, by_hand(gradients, start, nesterov), rtol=1e-8, atol=1e-10)
 
 

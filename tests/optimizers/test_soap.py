@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import riemann_optax as ro
+from tests.walk import walk
 
 RATE, B1, B2, BETA, EPS, DECAY, EVERY = 0.1, 0.9, 0.8, 0.7, 1e-6, 0.1, 3
 
@@ -51,17 +52,6 @@ def soap(gradients, start, longest, nesterov=False):
             elif t % EVERY == 0:
                 q_right, v = eigenvectors(right, q_right, v, 1)
     return path
-
-
-def walk(tx, gradients, start):
-    def step(carry, gradient):
-        params, state = carry
-        updates, state = tx.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), params
-
-    path = jax.jit(lambda w, g: jax.lax.scan(step, (w, tx.init(w)), g)[1])
-    return path(jax.tree.map(jnp.asarray, start), jax.tree.map(jnp.asarray, gradients))
 
 
 def optimiser(**options):
