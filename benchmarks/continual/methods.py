@@ -29,6 +29,8 @@ EVERY = 100  # updates between two choices of units, or of their limits; publish
 OURS, BASE = "metric + pull + noise", "SGD"
 # Of every stream; a part that a family of streams has no use for is left out.
 ONE_CHAIN = "one chain: pull, metric, noise, renewal"
+# The same chain, its units renewed by another rule.
+DORMANT_CHAIN, SILENT_CHAIN = "one chain, dormant units renewed", "one chain, silent units renewed"
 # The strongest published combination, with each of the memories.
 SHAKEN = (
     "RMSprop + shrink and perturb",
@@ -141,10 +143,30 @@ def with_resets(inner: Transformation, rule: ro.UnitRule, network: Network, key:
     return on_layers(with_activities(ro.reset_units(inner, rule, initializer=draw, key=key)), network)
 
 
-def one_chain(scale: Scale, network: Network, **centres: Axis) -> Method:
-    """Return the pull, the metric that sees it, idle noise, and the renewal of dormant units.
+def least_useful(values: Values) -> ro.UnitRule:
+    """Return the rule of continual backpropagation."""
+    return ro.least_useful_units(values["replacement"], maturity=MATURITY)
 
-    The renewal is outermost: it resets the metric's own state of a unit as well.
+
+def dormant(values: Values) -> ro.UnitRule:
+    """Return the rule of ReDo."""
+    return ro.dormant_units(values["threshold"], every=EVERY)
+
+
+def silent(values: Values) -> ro.UnitRule:
+    """Return the rule of self-normalised resets; what is tuned is the share of durations above the limit."""
+    return ro.silent_units(jnp.clip(1 - values["above"], 0.0, 1.0), every=EVERY, longest=2 * EVERY)
+
+
+# By the hyper-parameter that is tuned.
+RENEWALS = {"replacement": least_useful, "threshold": dormant, "above": silent}
+
+
+def one_chain(scale: Scale, network: Network, **centres: Axis) -> Method:
+    """Return the pull, the metric that sees it, idle noise, and the renewal of units.
+
+    The renewal is outermost: it resets the metric's own state of a unit as well. Its rule is the one whose
+    hyper-parameter has an axis.
     """
 
     def make(values: Values, key: jax.Array) -> Transformation:
@@ -153,7 +175,8 @@ def one_chain(scale: Scale, network: Network, **centres: Axis) -> Method:
             ro.add_anchored_weights(values["pull"], ro.anchor.initial_weights()),
             three_parts(ACTIVITY, scale.alpha, parts, key),
         )
-        return with_resets(chain, dormant(values), network, key) if "threshold" in values else chain
+        rule = next((RENEWALS[name] for name in values if name in RENEWALS), None)
+        return chain if rule is None else with_resets(chain, rule(values), network, key)
 
     return Method(make, "ours", centres)
 
@@ -285,16 +308,6 @@ def reset(
         return with_resets(BASES[base](values["rate"]), rule(values), network, key)
 
     return Method(make, "peer", scale.rate_of(base) | axes)
-
-
-def dormant(values: Values) -> ro.UnitRule:
-    """Return the rule of ReDo."""
-    return ro.dormant_units(values["threshold"], every=EVERY)
-
-
-def silent(values: Values) -> ro.UnitRule:
-    """Return the rule of self-normalised resets; what is tuned is the share of durations above the limit."""
-    return ro.silent_units(jnp.clip(1 - values["above"], 0.0, 1.0), every=EVERY, longest=2 * EVERY)
 
 
 def softly_reset(scale: Scale, base: str, network: Network) -> Method:

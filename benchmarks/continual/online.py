@@ -11,7 +11,14 @@ import numpy as np
 from benchmarks.continual.images import Images, Params, draw_network, forward
 from benchmarks.continual.job import Job
 from benchmarks.continual.measures import DEAD, PROBE, RANK, liveliness
-from benchmarks.continual.methods import ONE_CHAIN, Scale, one_chain, online_methods
+from benchmarks.continual.methods import (
+    DORMANT_CHAIN,
+    ONE_CHAIN,
+    SILENT_CHAIN,
+    Scale,
+    one_chain,
+    online_methods,
+)
 from benchmarks.continual.network import Network
 from benchmarks.shared import lanes
 from benchmarks.shared.experiment import Method
@@ -97,8 +104,14 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 NETWORK = Network(lambda params: params, lambda layers: layers, draw)
 # Without noise: weights of an image that are idle on one task are wanted on the next.
-CHAIN = one_chain(SCALE, NETWORK, rate=Axis(12.0), pull=Axis(6e-4), threshold=Axis(0.015, 2.0))
-METHODS = online_methods(SCALE, NETWORK) | {ONE_CHAIN: CHAIN}
+CHAINS = {
+    ONE_CHAIN: {"rate": Axis(8.0), "pull": Axis(2e-3), "replacement": Axis(1e-3, 4.0)},
+    DORMANT_CHAIN: {"rate": Axis(12.0), "pull": Axis(6e-4), "threshold": Axis(0.015)},
+    SILENT_CHAIN: {"rate": Axis(8.0), "pull": Axis(7e-4), "above": Axis(0.05)},
+}
+METHODS = online_methods(SCALE, NETWORK) | {
+    name: one_chain(SCALE, NETWORK, **centres) for name, centres in CHAINS.items()
+}
 
 
 def label_block(images: Images, seed: jax.Array, number: jax.Array) -> Block:

@@ -140,6 +140,7 @@ STREAMS = {
             seeds=range(100, 120),
         ),
         longer=RIVALS,
+        ours=methods.ONE_CHAIN,
     ),
     "noise_shift": Stream(
         title="growing noise, then shifts: cross-entropy over the whole run",
@@ -154,6 +155,7 @@ STREAMS = {
         ),
         longer=RIVALS,
         sweep=Sweep("rate", ladder, LADDER),
+        ours=methods.ONE_CHAIN,
     ),
     "online_permuted": ONLINE,
     "online_label_permuted": ONLINE._replace(

@@ -302,6 +302,7 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
         "eigenbasis": lambda: eigenbasis_table(read("language_model.json")),
         "trainer": lambda: trainer_table(read("trainer.json")),
         "forms": lambda: forms_table(read("eigenbasis_forms.json")),
+        "forms_full": lambda: forms_table(read("eigenbasis_forms_full.json")),
         "drop_in": lambda: drop_in.shapes_table(Records(results / "drop_in.jsonl")),
         "relative": lambda: drop_in.relative_table(Records(results / "drop_in.jsonl")),
         "million": lambda: drop_in.million_table(Records(results / "drop_in.jsonl")),
