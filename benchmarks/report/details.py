@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from benchmarks.report import continual, drop_in, dying, energy, robustness
+from benchmarks.report import continual, drop_in, dying, energy, memory, robustness
 from benchmarks.report import page as parts
-from benchmarks.report.suite import Suite, in_part, read
+from benchmarks.report.suite import Suite, in_part, load, read
 from benchmarks.shared.markdown import quartiles, table, title
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.methods import OURS
@@ -80,7 +80,7 @@ Loss at the end on examples that were never trained on (of the runs tuned for th
 
 (A run that rises to twice its first loss is not drawn further.)
 
-{of_tasks_in_part(folder)}### Records
+{memory.chapter(load(folder))}{of_tasks_in_part(folder)}### Records
 
 {parts.records_table(suite, folder)}
 
