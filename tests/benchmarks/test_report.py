@@ -208,6 +208,16 @@ def test_what_loses_is_said(found):
     assert f'fewer steps than {FACTORED}: "{MUON}", "{DROP_IN}", "{EIGENBASIS}", "{OURS}"' in text
 
 
+def test_a_task_that_an_alias_loses_names_what_does_best_there(found, monkeypatch):
+    """Saddle: 30 steps of tuned AdamW, 31 of ours, and 7 of another."""
+    rows = {name: row._replace(steps=np.full(20, 50.0)) for name, row in found.rows["far"]["saddle"].items()}
+    for name, steps in {TUNED_ADAMW: 30.0, DROP_IN: 31.0, MUON: 7.0}.items():
+        rows[name] = rows[name]._replace(steps=np.full(20, steps))
+    monkeypatch.setitem(found.rows["far"], "saddle", rows)
+    said = f"`ro.{DROP_IN}` needs more steps than tuned {TUNED_ADAMW} on saddle "
+    assert said + '(31, against 30; fewest: 7, "Muon").' in short.losses(found, found, [])
+
+
 def test_ours_is_measured_against_its_twin(found):
     """Slowness 25 against 12, up to the rounding to whole steps."""
     line = next(line for line in short.twins_table(found).splitlines() if line.startswith("| NAdamW in"))
