@@ -21,7 +21,7 @@ HELD = (
 def page_of_aliases(suite: Suite, core: Suite) -> str:
     """Return the chapter on whole optimisers as people take them."""
     further = [_named(suite, task) for task in suite.tasks if task not in core.tasks]
-    added = f" The tasks {', '.join(further)} are among them." if further else ""
+    added = f" Among them are {', '.join(further)} (each in [all tables](TABLES.md))." if further else ""
     absent = [title(task) for task in NAMES if task not in suite.tasks]
     added += f" Not recorded, or in part, and left out: {', '.join(absent)}." if absent else ""
     return f"""\
@@ -44,7 +44,7 @@ the peers whose rates have AdamW's units; Prodigy finds its own.
 def _named(suite: Suite, task: str) -> str:
     """Name a task, and the number of its training examples where it depends on what the user has."""
     counts = {entry["key"].get("examples") for entry in suite.records[task]} - {None}
-    return " ".join([title(task), *(f"({count:,} images to learn from)" for count in counts)])
+    return " ".join([title(task), *(f"of {count:,} images" for count in counts)])
 
 
 def page_of_suite(suite: Suite) -> str:
