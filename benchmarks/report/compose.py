@@ -21,7 +21,7 @@ HELD = (
 def page_of_aliases(suite: Suite, core: Suite) -> str:
     """Return the chapter on whole optimisers as people take them."""
     further = [_named(suite, task) for task in suite.tasks if task not in core.tasks]
-    added = f" Among them are {', '.join(further)} (each in [all tables](TABLES.md))." if further else ""
+    added = f" Among the tasks are {', '.join(further)} (each in [all tables](TABLES.md))." if further else ""
     absent = [title(task) for task in NAMES if task not in suite.tasks]
     added += f" Not recorded, or in part, and left out: {', '.join(absent)}." if absent else ""
     return f"""\
