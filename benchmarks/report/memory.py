@@ -41,8 +41,8 @@ def chapter(suite: Suite) -> str:
 ### Memory at peak
 
 Bytes that one training step holds at once (weights, state, a batch, and all that is made of them), as XLA
-plans them on a CPU, over those of AdamW's step (in brackets). On small networks activations are much of
-it. Not of the tasks without a network.
+plans them on a CPU, over those of AdamW's step (in brackets), on the tasks where this is recorded. Where
+activations are most of it, the optimisers are alike.
 
 {table(["optimiser", "mean", *headings], rows)}
 
