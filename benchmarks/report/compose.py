@@ -12,11 +12,16 @@ from benchmarks.time_to_target.methods import DEFAULT_BETAS, TUNED_ADAMW
 from benchmarks.time_to_target.search import FULL, MISS
 from benchmarks.time_to_target.tasks import NAMES
 
+HELD = (
+    "*state*: bytes per byte of parameters, on the last task. *memory*: all bytes that a training step "
+    "holds at once, over AdamW's."
+)
+
 
 def page_of_aliases(suite: Suite, core: Suite) -> str:
     """Return the chapter on whole optimisers as people take them."""
-    further = [title(task) for task in suite.tasks if task not in core.tasks]
-    added = f" The tasks {', '.join(further)} are among them." if further else ""
+    further = [_named(suite, task) for task in suite.tasks if task not in core.tasks]
+    added = f" Among the tasks are {', '.join(further)} (each in [all tables](TABLES.md))." if further else ""
     absent = [title(task) for task in NAMES if task not in suite.tasks]
     added += f" Not recorded, or in part, and left out: {', '.join(absent)}." if absent else ""
     return f"""\
@@ -25,7 +30,7 @@ def page_of_aliases(suite: Suite, core: Suite) -> str:
 Whole optimisers at their published or recommended defaults, only the rate tuned; beside them those with more
 tuned, which had as many trials. Geometric means over {len(suite.tasks)} tasks of the median steps on fresh
 seeds, over those of tuned {TUNED_ADAMW}; a miss counts as {MISS:g} budgets, and the number of misses stands
-beside.{added}
+beside. {HELD}{added}
 
 {parts.aliases_table(suite)}
 
@@ -34,6 +39,12 @@ the peers whose rates have AdamW's units; Prodigy finds its own.
 
 {parts.untuned_table(suite)}
 """
+
+
+def _named(suite: Suite, task: str) -> str:
+    """Name a task, and the number of its training examples where it depends on what the user has."""
+    counts = {entry["key"].get("examples") for entry in suite.records[task]} - {None}
+    return " ".join([title(task), *(f"of {count:,} images" for count in counts)])
 
 
 def page_of_suite(suite: Suite) -> str:
@@ -54,9 +65,9 @@ stronger had.
 Geometric means of the median steps, over those of tuned {TUNED_ADAMW}; a miss (at least half of the
 fresh seeds) counts as {MISS:g} budgets, and their number stands beside. *energy*: `sum |dw|` up to the
 far target over that of {DEFAULT_BETAS}, over the tasks where both reach it. *state*: bytes per byte of
-parameters, on the last task. *step*: seconds of a whole training step over AdamW's; none where only the
-rate is tuned: these shared their machine. The peers here reach at least half of the far targets;
-all others, other forms of ours, controls, and the numbers by task: [all tables](TABLES.md).
+parameters, on the last task. *memory*: all bytes that a training step holds at once, and *step*: its
+seconds, over AdamW's; none where the machine was shared. The peers here reach at least half of the far
+targets; all others, other forms of ours, controls, the numbers by task: [all tables](TABLES.md).
 
 {parts.suite_table(suite, short=True)}
 

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from benchmarks.report import continual, drop_in, dying, energy, robustness
+import numpy as np
+
+from benchmarks.report import continual, drop_in, dying, energy, memory, robustness
 from benchmarks.report import page as parts
-from benchmarks.report.suite import Suite, in_part, read
+from benchmarks.report.suite import Suite, load, read
 from benchmarks.shared.markdown import quartiles, table, title
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.methods import OURS
-from benchmarks.time_to_target.targets import TARGETS
+from benchmarks.time_to_target.targets import NAMES, TARGETS
 
 
 def of_suite(suite: Suite, entries: continual.Entries, folder: Path) -> str:
@@ -80,28 +82,40 @@ Loss at the end on examples that were never trained on (of the runs tuned for th
 
 (A run that rises to twice its first loss is not drawn further.)
 
-{of_tasks_in_part(folder)}### Records
+{memory.chapter(load(folder))}{of_other_tasks(folder)}### Records
 
-{parts.records_table(suite, folder)}
+{parts.records_table(load(folder), folder)}
 
 `python -m benchmarks.time_to_target` goes on where its records end; with `--tasks`, `--optimizers` and
 another `--out` it repeats any cell. On the same machine a repeated cell agrees to the last digit.
 """
 
 
-def of_tasks_in_part(folder: Path) -> str:
-    """Return a table of each task that has records, but not of all that the other tables show."""
-    found = read(folder)
-    partly = found.on(in_part(found))
+def of_other_tasks(folder: Path) -> str:
+    """Return a table of each task that has records, but not of every method: the others leave it out."""
+    found, whole = read(folder), load(folder).complete.tasks
     tables = []
-    for task, rows in partly.rows["far"].items():
-        if rows:
-            ranked = sorted(rows, key=lambda name, rows=rows: rows[name].median_steps)
-            headings = ["optimiser", f"{title(task)} ({TARGETS[task].far:g})"]
-            tables.append(table(headings, [[name, quartiles(rows[name].steps)] for name in ranked]))
+    for task in found.tasks:
+        far, near = (found.rows[target][task] for target in NAMES[::-1])
+        if task in whole or not far:
+            continue
+        ranked = sorted(far, key=lambda name, far=far: (far[name].median_steps, np.median(far[name].final)))
+        rows = []
+        for name in ranked:
+            held_out = np.median(far[name].held_out)
+            steps = [quartiles(by_name[name].steps) if name in by_name else "-" for by_name in (far, near)]
+            rows.append([name, *steps, f"{held_out:.3g}" if np.isfinite(held_out) else "-"])
+        goals = TARGETS[task]
+        headings = [title(task), f"steps, far ({goals.far:g})", f"steps, near ({goals.near:g})", "held out"]
+        tables.append(table(headings, rows))
     if not tables:
         return ""
-    return "\n\n".join(["### Tasks recorded in part", *tables]) + "\n\n"
+    about = """\
+### Tasks that only some optimisers have run
+
+Median steps [quartiles] to both targets, the fewest to the far one first, and the loss at the end on examples
+that were never trained on (of the runs tuned for the far target)."""
+    return "\n\n".join([about, *tables]) + "\n\n"
 
 
 def page(suite: Suite, results: Path) -> str:

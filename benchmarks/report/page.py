@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import continual
+from benchmarks.report import continual, memory
 from benchmarks.report.claims import Claim
 from benchmarks.report.suite import BESIDE, Suite, energy_ratio, identified, judged, mean_against
 from benchmarks.shared.markdown import number, quartiles, table, title
 from benchmarks.time_to_target.methods import (
     ALIASES,
     DEFAULT_BETAS,
+    KL_SOAP,
     LEAF_MEAN,
     METHODS,
     MOMENTUM,
@@ -30,6 +31,8 @@ from benchmarks.time_to_target.search import MISS
 from benchmarks.time_to_target.summary import Row, trials
 from benchmarks.time_to_target.targets import NAMES, TARGETS
 
+# Their seconds do not compare: others ran on the machine at the same time.
+SHARED_MACHINE = {*RATE_ONLY, KL_SOAP}
 KINDS = {"ours": "ours", "peer": "", "control": "control", "design": "another form of ours"}
 
 
@@ -75,6 +78,7 @@ def suite_table(suite: Suite, short: bool = False) -> str:
                 str(len(suite.misses("near", name))),
                 f"{number(energy)} ({count})" if count else "-",
                 f"{state_of(suite, name):.1f}",
+                number(memory.ratio(suite, name)),
                 number(cost_of(suite, name)),
                 trials_of(suite, name),
             ]
@@ -88,6 +92,7 @@ def suite_table(suite: Suite, short: bool = False) -> str:
         "misses",
         "energy (tasks)",
         "state",
+        "memory",
         "step",
         "trials",
     ]
@@ -108,8 +113,9 @@ def aliases_table(suite: Suite) -> str:
                 str(len(suite.misses(target, name))),
             )
         ]
-        rows.append([_emphasised(name), tuned(name), *steps, f"{state_of(suite, name):.1f}"])
-    headings = ["optimiser", "tuned", "steps, far", "misses", "steps, near", "misses", "state"]
+        held = [f"{state_of(suite, name):.1f}", number(memory.ratio(suite, name))]
+        rows.append([_emphasised(name), tuned(name), *steps, *held])
+    headings = ["optimiser", "tuned", "steps, far", "misses", "steps, near", "misses", "state", "memory"]
     return table(headings, rows)
 
 
@@ -186,7 +192,7 @@ def trials_of(suite: Suite, name: str) -> str:
 
 def cost_of(suite: Suite, name: str) -> float:
     """Return the median over tasks of seconds per step over AdamW's; none where the machine was shared."""
-    if name in RATE_ONLY:
+    if name in SHARED_MACHINE:
         return np.nan
     ratios = [
         rows[name].seconds_per_step / rows[TUNED_ADAMW].seconds_per_step
@@ -225,7 +231,7 @@ def seconds_table(suite: Suite) -> str:
             return "missed"
         return f"{row.median_steps * row.seconds_per_step:.2f} + {row.compile_seconds:.1f}"
 
-    names = [name for name in suite.everywhere("far") if name not in RATE_ONLY]  # they shared their machine
+    names = [name for name in suite.everywhere("far") if name not in SHARED_MACHINE]
     rows = [[name, *(seconds(task, name) for task in suite.tasks)] for name in names]
     return table(["optimiser", *map(title, suite.tasks)], rows)
 

@@ -85,8 +85,7 @@ def chapter(
   {at_no_rate}; Prodigy, which finds its own rate, {untuned(everything, "Prodigy")}.
 {robustness.sentence(disturbed)}\
 - *These are toys.* {of_size(records)}
-- *Steps are not seconds.* `python -m benchmarks.step_cost` times updates; [all tables](TABLES.md) have the
-  seconds to a target.
+- *Steps are not seconds.* `python -m benchmarks.step_cost` times updates; [tables](TABLES.md) have seconds.
 - *The rivals are straw men.* Peers are Optax's own where Optax has them. The rivals on the {streams} streams
   are written from their papers and tested against their formulas step by step. `kfac-jax` 0.0.8 does not run
   on the JAX used here.

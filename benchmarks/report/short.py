@@ -169,7 +169,10 @@ def losses(suite: Suite, everything: Suite, entries: continual.Entries) -> str:
         for task in everything.tasks if alias in everything.everywhere("far") else ():
             own, tuned = (everything.steps("far", task, name) for name in (alias, TUNED_ADAMW))
             if own > tuned:
-                slower.append(f"{title(task)} ({number(own, 0)}, against {number(tuned, 0)})")
+                steps = {name: row.median_steps for name, row in everything.rows["far"][task].items()}
+                best = min(steps, key=steps.__getitem__)
+                fewest = f'fewest: {number(steps[best], 0)}, "{best}"'
+                slower.append(f"{title(task)} ({number(own, 0)}, against {number(tuned, 0)}; {fewest})")
         if slower:
             lines.append(f"`ro.{alias}` needs more steps than tuned {TUNED_ADAMW} on {', '.join(slower)}.")
     ratios = {name: suite.ratio("far", name, TUNED_ADAMW, MISS) for name in suite.everywhere("far")}

@@ -68,6 +68,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--defaults", action="store_true", help="run on each task what the records of the others choose"
     )
+    parser.add_argument(
+        "--memory", action="store_true", help="note how many bytes a training step holds; compiles, runs none"
+    )
     parser.add_argument("--quick", action="store_true", help="twenty steps of a few, which show nothing")
     options = parse_with_folder(parser, arguments)
     tasks, optimizers = (QUICK_TASKS, QUICK_METHODS) if options.quick else SIZES[options.size]
@@ -153,6 +156,11 @@ def compare(all_records: Mapping[str, Records], options: argparse.Namespace, pro
     """Run what is not recorded yet."""
     for task_name, records in all_records.items():
         search = searches(task_name, options.made[task_name], records, options, progress)
+        if options.memory:
+            for name in options.optimizers:
+                options.check(f"the memory of {name} on {task_name}")
+                search(name).memory()
+            continue
         if options.defaults:
             for choice in choices(all_records, task_name).values():
                 for exponent in (choice.own_exponent, choice.other_exponent):
@@ -179,7 +187,7 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     options.check = deadline(options.minutes)
     command = ["python", "-m", "benchmarks.time_to_target"]
-    command += [f"--{name}" for name in ("quick", "freeze", "defaults") if getattr(options, name)]
+    command += [f"--{name}" for name in ("quick", "freeze", "defaults", "memory") if getattr(options, name)]
     console = wide_console()
     all_records = {name: Records(options.out / f"{name}.jsonl", command) for name in options.made}
     with Progress(console=Console(stderr=True)) as progress:

@@ -10,6 +10,7 @@ import optax
 
 import riemann_optax as ro
 from benchmarks.shared.experiment import Role
+from benchmarks.shared.kl_factors import kl_factors
 from benchmarks.shared.tuning import Point
 from benchmarks.time_to_target import points
 from riemann_optax.examples.schedule import warmup_cosine
@@ -18,7 +19,7 @@ Make = Callable[..., optax.GradientTransformation]
 Side = Literal["both", "vector"]  # matrices, or vectors too
 
 DEFAULT_BETAS, TUNED_ADAMW, MUON = "AdamW, default betas", "AdamW", "Muon"
-MOMENTUM, NADAMW, SOAP = "momentum", "NAdamW", "SOAP"
+MOMENTUM, NADAMW, SOAP, KL_SOAP = "momentum", "NAdamW", "SOAP", "KL-SOAP"
 OURS, FACTORED, EIGENBASIS = "metric", "metric, factored", "metric in the eigenbasis"
 FACTORED_SCHEDULE_FREE, EIGENBASIS_SCHEDULE_FREE = "factored, schedule-free", "eigenbasis, schedule-free"
 VECTORS_SCHEDULE_FREE = "eigenbasis with vectors, schedule-free"
@@ -297,6 +298,7 @@ METHODS: dict[str, Method] = RATE_ONLY | {
     "Sophia": Method(optax.contrib.sophia, points.SOPHIA, needs_loss=True),
     "schedule-free AdamW": averaged(optax.contrib.schedule_free_adamw, points.BETAS),
     SOAP: Method(soap, points.SOAP),
+    KL_SOAP: Method(partial(kl_factors, second_moment=True), points.KL_SOAP),
     "SOAP, schedule-free": averaged(soap_schedule_free, points.BETAS),
     "SOAP with vectors, schedule-free": averaged(partial(soap_schedule_free, sides="vector"), points.BETAS),
     OURS: Method(metric, points.DESIGNS, "ours"),

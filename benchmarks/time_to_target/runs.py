@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.shared import memory
 from benchmarks.shared.statistics import numbers
 from benchmarks.shared.tuning import Point
 from benchmarks.time_to_target.methods import Method
@@ -99,18 +100,36 @@ class Trainer:
             self._parameters[seed] = self._task.init(seed)
         return self._parameters[seed]
 
+    def _step(
+        self, tx: optax.GradientTransformationExtraArgs, params: Any, state: Any, batch: Any
+    ) -> tuple[Any, Any, Any]:
+        """Return the new parameters and state, and the updates between them."""
+        loss = self._task.loss
+        gradients = jax.grad(loss)(params, batch)
+        extra = {"obj_fn": lambda p: loss(p, batch)} if self._method.needs_loss else {}
+        updates, state = tx.update(gradients, state, params, **extra)
+        return optax.apply_updates(params, updates), state, updates
+
+    def step_bytes(self) -> int | None:
+        """Return the bytes that a training step holds at once, as XLA plans them; None where it has no plan.
+
+        They are weights, state, a batch and all that is made of them on the way. Nothing is run.
+        """
+        tx = self._build(1e-3, self._method.points[0])
+        params = jax.eval_shape(lambda: self._task.init(0))
+        state = jax.eval_shape(tx.init, params)
+        batch = jax.eval_shape(self._task.sample, jax.random.key(0))
+        step = jax.jit(lambda *held: self._step(tx, *held)[:2], donate_argnums=(0, 1))
+        return memory.of_program(step.lower(params, state, batch).compile())
+
     def _train(self, params: Any, rate: jax.Array, point: Point, key: jax.Array) -> Any:
         task, method = self._task, self._method
         tx = self._build(rate, point)
 
         def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
             params, state, energy = carry
-            batch = task.sample(key)
-            gradients = jax.grad(task.loss)(params, batch)
-            extra = {"obj_fn": lambda p: task.loss(p, batch)} if method.needs_loss else {}
-            updates, state = tx.update(gradients, state, params, **extra)
-            energy += optax.tree.norm(updates, ord=1)
-            return (optax.apply_updates(params, updates), state, energy), None
+            params, state, updates = self._step(tx, params, state, task.sample(key))
+            return (params, state, energy + optax.tree.norm(updates, ord=1)), None
 
         def between_evaluations(carry: Any, keys: jax.Array) -> Any:
             carry, _ = jax.lax.scan(step, carry, keys)

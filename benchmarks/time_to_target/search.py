@@ -213,6 +213,11 @@ class Search:
 
         return self.records.get(key, make)
 
+    def memory(self) -> dict[str, Any]:
+        """Return the record of the bytes that a training step holds at once; it is compiled, and not run."""
+        key = self.key | {"phase": "memory"}
+        return self.records.get(key, lambda: {"step_bytes": self._trainer.step_bytes()})
+
 
 def sanity(search: Search) -> dict[str, Any]:
     """Return the record of the untrained loss and of that after a short run at a rate of 0, by fresh seed."""

@@ -77,6 +77,15 @@ def budget(records: Records) -> int:
     return next(entry["key"]["steps"] for entry in records)
 
 
+def step_bytes(records: Records) -> dict[str, int]:
+    """Return by method the bytes that a training step holds at once, where XLA has a plan of them."""
+    return {
+        entry["key"]["contestant"]: entry["result"]["step_bytes"]
+        for entry in records
+        if entry["key"]["phase"] == "memory" and entry["result"]["step_bytes"] is not None
+    }
+
+
 def fresh(records: Records, name: str, point: Point, exponent: float, target: str) -> Row | None:
     """Return what the fresh seeds said of a method at a point and rate, None where it was not run."""
     for entry in records:

@@ -260,7 +260,5 @@ def test_a_task_recorded_in_part_is_shown_by_itself(tmp_path):
     assert suite.in_part(found) == ["saddle"]
     assert suite.load(tmp_path).tasks == ["regression"]
     steps = found.rows["far"]["saddle"]["NAdamW"].median_steps
-    (row,) = [
-        line for line in details.of_tasks_in_part(tmp_path).splitlines() if line.startswith("| NAdamW |")
-    ]
+    (row,) = [line for line in details.of_other_tasks(tmp_path).splitlines() if line.startswith("| NAdamW |")]
     assert f"{steps:.0f} [" in row

@@ -84,6 +84,32 @@ def test_what_diverged_once_does_not_count_as_recovered():
     assert np.isinf(losses[-1])
 
 
+def test_a_step_holds_weights_state_and_a_batch():
+    """Momentum keeps one number per weight and AdamW two; what is donated counts once."""
+    weights, batch = 1000, 300
+
+    task = bowl()._replace(
+        init=lambda seed: jnp.zeros(weights),
+        sample=lambda key: jax.random.normal(key, [batch]),
+        loss=lambda params, noise: jnp.sum(params**2) / 2 + jnp.vdot(noise, params[:batch]),
+    )
+    held = {name: Trainer(task, METHODS[name]).step_bytes() for name in ("SGD", MOMENTUM, TUNED_ADAMW)}
+    for kept, (name, count) in enumerate(held.items()):
+        least = 4 * (weights * (1 + kept) + batch)  # bytes of a float32
+        assert least <= count <= least + 4 * weights + 256, name  # a gradient too, and some scalars
+
+
+def test_memory_is_recorded_without_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "__call__", None)
+    monkeypatch.setattr(Trainer, "step_bytes", lambda trainer: 1000)
+    arguments = ["--memory", "--tasks", "saddle", "--optimizers", "SGD", TUNED_ADAMW, "--out", str(tmp_path)]
+    command.main(arguments)
+    records = Records(tmp_path / "saddle.jsonl", [])
+    assert summary.step_bytes(records) == {"SGD": 1000, TUNED_ADAMW: 1000}
+    monkeypatch.setattr(Trainer, "step_bytes", None)
+    command.main(arguments)  # recorded
+
+
 def test_every_method_has_as_many_trials():
     for name, method in METHODS.items():
         assert FULL.fine_trials % len(method.points) == 0, name
