@@ -142,7 +142,7 @@ def with_resets(inner: Transformation, rule: ro.UnitRule, network: Network, key:
 
 
 def one_chain(scale: Scale, network: Network, **centres: Axis) -> Method:
-    """Return the pull, the metric that sees it, idle noise, and the renewal of the least useful units.
+    """Return the pull, the metric that sees it, idle noise, and the renewal of dormant units.
 
     The renewal is outermost: it resets the metric's own state of a unit as well.
     """
@@ -153,10 +153,7 @@ def one_chain(scale: Scale, network: Network, **centres: Axis) -> Method:
             ro.add_anchored_weights(values["pull"], ro.anchor.initial_weights()),
             three_parts(ACTIVITY, scale.alpha, parts, key),
         )
-        if "replacement" not in values:
-            return chain
-        rule = ro.least_useful_units(values["replacement"], maturity=MATURITY)
-        return with_resets(chain, rule, network, key)
+        return with_resets(chain, dormant(values), network, key) if "threshold" in values else chain
 
     return Method(make, "ours", centres)
 

@@ -97,7 +97,7 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 NETWORK = Network(lambda params: params, lambda layers: layers, draw)
 # Without noise: weights of an image that are idle on one task are wanted on the next.
-CHAIN = one_chain(SCALE, NETWORK, rate=Axis(8.0), pull=Axis(2e-3), replacement=Axis(1e-3, 4.0))
+CHAIN = one_chain(SCALE, NETWORK, rate=Axis(12.0), pull=Axis(6e-4), threshold=Axis(0.015, 2.0))
 METHODS = online_methods(SCALE, NETWORK) | {ONE_CHAIN: CHAIN}
 
 

@@ -40,7 +40,7 @@ SCALE = Scale(
     shake=3e-4,
     gradient_noise=0.01,
 )
-CHAIN = one_chain(SCALE, online.NETWORK, rate=Axis(2.0), pull=Axis(2e-4), replacement=Axis(1e-3, 4.0))
+CHAIN = one_chain(SCALE, online.NETWORK, rate=Axis(2.0), pull=Axis(2e-4), threshold=Axis(0.01, 2.0))
 METHODS = online_methods(SCALE, online.NETWORK) | {ONE_CHAIN: CHAIN}
 
 
