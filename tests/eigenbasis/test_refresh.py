@@ -48,4 +48,5 @@ def test_what_is_compiled_for_refreshes_does_not_grow_with_the_leaves():
         given = gradients(0, shapes)
         return jax.jit(tx.update).lower(given, tx.init(given)).as_text().count("@lapack_sgeqrf")
 
-    assert decompositions(2) == decompositions(8) == 1
+    # Of 15 leaves two are due at some steps, and one at the others.
+    assert decompositions(2) == decompositions(8) == decompositions(15) == 1
