@@ -144,7 +144,7 @@ def _first_refreshed(
         new, change = jax.tree.map(lambda array: array[:, 0], (new, change))
         return new, change, jnp.sum(kept, dtype=jnp.int32)
 
-    if most == 1 or devices_to_spread_over() > 1:
+    if most == 1 or rules.method != "auto" or devices_to_spread_over() > 1:
         return together(number, factors, bases)
     both: tuple[jax.Array, Change, jax.Array] = jax.lax.platform_dependent(
         number, factors, bases, cpu=one_by_one, default=together
