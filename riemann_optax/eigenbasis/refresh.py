@@ -125,7 +125,7 @@ def _first_refreshed(
         number: jax.Array, factors: jax.Array, bases: jax.Array
     ) -> tuple[jax.Array, Change, jax.Array]:
         new, change, kept = refreshed(factors, bases, dtype, rules)
-        return new, change, jnp.sum(kept & (jnp.arange(most) < number), dtype=jnp.int32)
+        return new, change, jnp.sum(kept & (jnp.arange(most, dtype=number.dtype) < number), dtype=jnp.int32)
 
     def one_by_one(
         number: jax.Array, factors: jax.Array, bases: jax.Array
