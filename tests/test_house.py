@@ -29,8 +29,8 @@ ORDER = {
     ),
     "edits": ("_edit", "lifting", "momentum", "rescaling", "competition", "noise", "checking"),
     "eigenbasis": (
-        *("orthonormal", "layout", "account", "mesh", "coordinates", "bases", "schedule", "refresh"),
-        *("frame", "whitening", "task_boundary", "transform"),
+        *("orthonormal", "layout", "account", "mesh", "coordinates", "bases", "carry", "schedule"),
+        *("refresh", "frame", "whitening", "task_boundary", "transform"),
     ),
     "anchor": ("targets", "importance", "isometry", "spectral", "pull"),
     "wrappers": (

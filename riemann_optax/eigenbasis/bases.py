@@ -12,10 +12,10 @@ def turn(matrices: jax.Array, left: Any, right: Any, precision: Any = None) -> j
     """Return ``left^T X right`` for blocked matrices ``[*stack, p, a, q, c]``; a basis of None is 1."""
     if left is not None:
         left = left.astype(matrices.dtype)
-        matrices = jnp.einsum("...pad,...paqc->...pdqc", left, matrices, precision=precision)
+        matrices = product("...pad,...paqc->...pdqc", left, matrices, precision)
     if right is not None:
         right = right.astype(matrices.dtype)
-        matrices = jnp.einsum("...paqc,...qce->...paqe", matrices, right, precision=precision)
+        matrices = product("...paqc,...qce->...paqe", matrices, right, precision)
     return matrices
 
 
@@ -28,7 +28,32 @@ def turn_back(matrices: jax.Array, left: Any, right: Any, precision: Any = None)
 def correlations(matrices: jax.Array, side: Literal["left", "right"]) -> jax.Array:
     """Return ``X X^T`` (left) or ``X^T X`` (right) of each block."""
     subscripts = "...paqc,...pdqc->...pad" if side == "left" else "...paqc,...paqe->...qce"
-    return jnp.einsum(subscripts, matrices, matrices, precision=EXACT)
+    return product(subscripts, matrices, matrices, EXACT)
+
+
+def product(subscripts: str, first: jax.Array, second: jax.Array, precision: Any) -> jax.Array:
+    """Return ``jnp.einsum`` of two blocked arrays; a side of one block is no axis of the product.
+
+    XLA copies arrays of more axes into another order before it multiplies them, one more kernel to compile
+    and to run for each.
+    """
+    given, result = subscripts.replace("...", "").split("->")
+    names = given.split(",")
+    sizes = {
+        name: size
+        for letters, array in zip(names, (first, second), strict=True)
+        for name, size in zip(letters, array.shape[array.ndim - len(letters) :], strict=True)
+    }
+    single = [name for name in "pq" if sizes.get(name) == 1]
+    arrays = [
+        jnp.squeeze(array, tuple(letters.index(name) - len(letters) for name in single if name in letters))
+        for letters, array in zip(names, (first, second), strict=True)
+    ]
+    for name in single:
+        subscripts = subscripts.replace(name, "")
+    result_array: jax.Array = jnp.einsum(subscripts, *arrays, precision=precision)
+    stack = result_array.shape[: first.ndim - len(names[0])]
+    return result_array.reshape(*stack, *(sizes[name] for name in result))
 
 
 def decompose(correlation: jax.Array) -> jax.Array:

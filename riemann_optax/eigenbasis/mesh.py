@@ -61,14 +61,23 @@ def _first(spec: tuple[Any, ...]) -> Any:
     return next((axes for axes in spec if axes is not None), None)
 
 
+def devices_to_spread_over() -> int:
+    """Return the number of devices of the mesh in use that :func:`spread` spreads over; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in _auto_axes(mesh))
+
+
+def _auto_axes(mesh: Any) -> tuple[str, ...]:
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind == AxisType.Auto)
+
+
 def spread(squares: jax.Array) -> jax.Array:
     """Spread ``[number, n, n]`` over all devices of the mesh in use, if their number divides."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    names = tuple(name for name, kind in kinds if kind == AxisType.Auto)
-    devices = math.prod(mesh.shape[name] for name in names)
+    devices = devices_to_spread_over()
     if devices == 1 or squares.shape[0] % devices:
         return squares
+    names = _auto_axes(jax.sharding.get_abstract_mesh())
     placed: jax.Array = jax.lax.with_sharding_constraint(squares, PartitionSpec(names, None, None))
     return placed
 

@@ -1,16 +1,18 @@
-"""Refreshing bases, and converting everything that is stored in their coordinates."""
+"""Refreshing bases, those of one size by one computation."""
 
+import functools
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from riemann_optax._check import is_concrete_number
 from riemann_optax.eigenbasis.bases import decompose, has_turned, iterate
+from riemann_optax.eigenbasis.carry import carried
 from riemann_optax.eigenbasis.coordinates import Coordinates
 from riemann_optax.eigenbasis.layout import Layout
-from riemann_optax.eigenbasis.mesh import on_auto_mesh, spread
+from riemann_optax.eigenbasis.mesh import devices_to_spread_over, on_auto_mesh, spread
 from riemann_optax.eigenbasis.orthonormal import EXACT, Method
 from riemann_optax.eigenbasis.schedule import Job
 
@@ -56,38 +58,49 @@ def first_bases(
 
     Where a factor is not finite and has none, the old basis is kept.
     """
-    old = _stacked(likes, dtype)
-    new = spread(decompose(_stacked(factors, dtype)))
-    found = jnp.all(jnp.isfinite(new), axis=(-2, -1), keepdims=True)
-    new = jnp.where(found, new, old)
-    if len({like.dtype for like in likes}) == 1:
-        new = new.astype(likes[0].dtype)
-    parts = [
-        part.reshape(like.shape).astype(like.dtype)
-        for part, like in zip(_unstacked(new, likes), likes, strict=True)
-    ]
-    return parts, jnp.sum(~found, dtype=jnp.int32)
+
+    def together(factors: list[jax.Array], likes: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+        old = _stacked(likes, dtype)
+        new = spread(decompose(_stacked(factors, dtype)))
+        found = jnp.all(jnp.isfinite(new), axis=(-2, -1), keepdims=True)
+        new = jnp.where(found, new, old)
+        if len({like.dtype for like in likes}) == 1:
+            new = new.astype(likes[0].dtype)
+        return _unstacked(new, likes), jnp.sum(~found, dtype=jnp.int32)
+
+    def alone(factors: list[jax.Array], likes: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+        parts = [together([factor], [like]) for factor, like in zip(factors, likes, strict=True)]
+        new = [basis for (basis,), _ in parts]
+        return new, jnp.sum(jnp.stack([failed for _, failed in parts]), dtype=jnp.int32)
+
+    if devices_to_spread_over() > 1 or len(factors) == 1:
+        return together(factors, likes)
+    # LAPACK decomposes one matrix after the other in any case. XLA compiles kernels of equal code once, but
+    # those that take different parts of a stack one by one.
+    both: tuple[list[jax.Array], jax.Array] = jax.lax.platform_dependent(
+        factors, likes, cpu=alone, default=together
+    )
+    return both
 
 
 def refreshed(
-    factors: list[jax.Array], bases: list[jax.Array], dtype: Any, rules: RefreshRules
-) -> tuple[list[jax.Array], list[Change], jax.Array]:
-    """Return the new bases of one group, all of one size, how coordinates change, and how many were kept.
+    factors: jax.Array, bases: jax.Array, dtype: Any, rules: RefreshRules
+) -> tuple[jax.Array, Change, jax.Array]:
+    """Return the new bases, how coordinates change, and which bases were kept as no new one was found.
 
-    A basis is kept, and counted, if no orthonormal one was found. It is kept, and not counted, if it has not
-    turned by ``rules.tau``.
+    A basis is kept, and not counted, if it has not turned by ``rules.tau``.
 
     Args:
-      factors: running correlations ``[..., n, n]``.
-      bases: the old bases, of the same shapes.
+      factors: running correlations ``[number, n, n]``.
+      bases: the old bases, of the same shape.
       dtype: the dtype of the computation.
       rules: the rules.
     """
-    old, correlation = _stacked(bases, dtype), _stacked(factors, dtype)
+    old, correlation = spread(bases).astype(dtype), spread(factors).astype(dtype)
     new, order, found = iterate(correlation, old, rules.method)
     change = found if rules.refreshes_all() else found & has_turned(correlation, old, rules.tau)
     # Coordinates refer to the stored bases, so compute the change between the rounded bases.
-    stored = jnp.where(change[:, None, None], spread(new), old).astype(bases[0].dtype)
+    stored = jnp.where(change[:, None, None], spread(new), old).astype(bases.dtype)
     unit = jnp.broadcast_to(jnp.eye(old.shape[-1], dtype=dtype), old.shape)
     vectors = jnp.einsum("...ij,...ik->...jk", old, stored.astype(dtype), precision=EXACT)
     vectors = jnp.where(change[:, None, None], vectors, unit)
@@ -96,94 +109,84 @@ def refreshed(
     else:
         moved = jax.nn.one_hot(order, old.shape[-1], dtype=dtype, axis=-2)
         squares = jnp.where(change[:, None, None], moved, unit)
-    parts = [_unstacked(array, bases) for array in (stored, vectors, squares)]
-    shaped = [[part.reshape(b.shape) for part, b in zip(column, bases, strict=True)] for column in parts]
-    changes = [Change(*pair) for pair in zip(*shaped[1:], strict=True)]
-    return shaped[0], changes, jnp.sum(~found, dtype=jnp.int32)
+    return stored, Change(vectors, squares), ~found
+
+
+def _first_refreshed(
+    number: jax.Array, factors: jax.Array, bases: jax.Array, dtype: Any, rules: RefreshRules
+) -> tuple[jax.Array, Change, jax.Array]:
+    """Return what :func:`refreshed` returns for the first ``number`` bases, and how many of them were kept.
+
+    The others are there so that one computation serves groups of different sizes; nobody reads theirs.
+    """
+    most = bases.shape[0]
+
+    def together(
+        number: jax.Array, factors: jax.Array, bases: jax.Array
+    ) -> tuple[jax.Array, Change, jax.Array]:
+        new, change, kept = refreshed(factors, bases, dtype, rules)
+        return new, change, jnp.sum(kept & (jnp.arange(most, dtype=number.dtype) < number), dtype=jnp.int32)
+
+    def one_by_one(
+        number: jax.Array, factors: jax.Array, bases: jax.Array
+    ) -> tuple[jax.Array, Change, jax.Array]:
+        def one(at: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+            result: Any = jax.lax.cond(
+                at < number,
+                lambda factor, basis: refreshed(factor, basis, dtype, rules),
+                lambda factor, basis: _unchanged(basis, dtype),
+                *pair,
+            )
+            return at + 1, result
+
+        stacks = factors[:, None], bases[:, None]
+        _, (new, change, kept) = jax.lax.scan(one, jnp.zeros_like(number), stacks)
+        new, change = jax.tree.map(lambda array: array[:, 0], (new, change))
+        return new, change, jnp.sum(kept, dtype=jnp.int32)
+
+    if most == 1 or rules.method != "auto" or devices_to_spread_over() > 1:
+        return together(number, factors, bases)
+    both: tuple[jax.Array, Change, jax.Array] = jax.lax.platform_dependent(
+        number, factors, bases, cpu=one_by_one, default=together
+    )
+    return both
+
+
+def _unchanged(bases: jax.Array, dtype: Any) -> tuple[jax.Array, Change, jax.Array]:
+    """Return zeros, which nobody reads, in the form of :func:`refreshed`."""
+    zeros = jnp.zeros(bases.shape, dtype)
+    return zeros.astype(bases.dtype), Change(zeros, zeros), jnp.zeros(bases.shape[0], jnp.bool_)
 
 
 def _stacked(squares: list[jax.Array], dtype: Any) -> jax.Array:
     """Return all matrices of one size as one array ``[number, n, n]``."""
+    return spread(_of_one_dtype(squares, dtype)).astype(dtype)  # one conversion to compile, not one for each
+
+
+def _of_one_dtype(squares: list[jax.Array], dtype: Any) -> jax.Array:
+    """Return them as one array, in ``dtype`` unless all have the same."""
     flat = [square.reshape(-1, *square.shape[-2:]) for square in squares]
     if len({square.dtype for square in squares}) > 1:
         flat = [square.astype(dtype) for square in flat]
-    return spread(jnp.concatenate(flat)).astype(dtype)  # one conversion to compile, not one for each
+    return jnp.concatenate(flat)
 
 
-def _unstacked(array: jax.Array, likes: list[jax.Array]) -> list[jax.Array]:
+def _unstacked(array: jax.Array, likes: list[jax.Array], dtype: Any = None) -> list[jax.Array]:
+    """Return the parts of ``[number, n, n]`` in the shapes of ``likes``; in their dtypes by default."""
     counts = [math.prod(like.shape[:-2]) for like in likes]
     starts = [sum(counts[:index]) for index in range(len(counts))]
-    return [array[start : start + count] for start, count in zip(starts, counts, strict=True)]
-
-
-def carried(
-    average: jax.Array,
-    change: jax.Array,
-    layout: Layout,
-    side: Literal["left", "right"],
-    shape: tuple[int, ...],
-    linear: bool,
-    precision: Any,
-) -> jax.Array:
-    """Return an average in the coordinates of the new basis.
-
-    If the average is reduced over an axis that turns, the *matrix* is reduced before the product. Reducing
-    the product of a matrix with a broadcast array is more work, and the CPU backend of JAX 0.10.2 returns
-    garbage for it at shapes such as (100, 50).
-
-    Args:
-      average: an array of the leaf's shape, perhaps with axes reduced to 1, or with further axes in front.
-      change: ``[*stack, blocks, old, new]``.
-      layout: the layout of the leaf.
-      side: which side has changed.
-      shape: the shape of the leaf.
-      linear: whether the average is linear in gradient or weights; if not, rows and columns of ``change``
-        sum to 1.
-      precision: the precision of the products.
-    """
-    if average.ndim > len(shape):
-        moved: jax.Array = jax.vmap(lambda one: carried(one, change, layout, side, shape, linear, precision))(
-            average
-        )
-        return moved
-    stack, axes, others = layout.axes(side)
-    reduced = [axis for axis in axes if average.shape[axis] != shape[axis]]
-    if not linear and len(reduced) == len(axes):
-        return average  # a mean over all coordinates that turn is the same in every basis
-    merged = tuple(number for number, axis in enumerate(stack) if average.shape[axis] != shape[axis])
-    if merged:
-        change = jnp.mean(change, axis=merged, keepdims=True)
-    if reduced:
-        change = _reduced_change(change, [shape[a] for a in axes], [axes.index(a) for a in reduced])
-    order = (*stack, *axes, *others)
-    permuted = jnp.transpose(average, order)
-    blocks, size = change.shape[-3:-1]
-    lead = permuted.shape[: len(stack)]
-    columns = permuted.reshape(*lead, blocks, size, -1).astype(change.dtype)
-    product = jnp.einsum("...pad,...pak->...pdk", change, columns, precision=precision)
-    turned = product.reshape(permuted.shape)
-    return jnp.transpose(turned, [order.index(axis) for axis in range(len(shape))]).astype(average.dtype)
-
-
-def _reduced_change(change: jax.Array, lengths: list[int], reduced: list[int]) -> jax.Array:
-    """Return the change of a mean over some axes of a side, ``[*stack, 1, old, new]`` of the others."""
-    *stack, blocks, _, _ = change.shape
-    if blocks > 1:
-        change = jnp.einsum("...pad,pq->...paqd", change, jnp.eye(blocks, dtype=change.dtype))
-    full = change.reshape(*stack, *lengths, *lengths)
-    first_old, first_new = len(stack), len(stack) + len(lengths)
-    means = jnp.mean(full, axis=tuple(first_new + axis for axis in reduced), keepdims=True)
-    sums = jnp.sum(means, axis=tuple(first_old + axis for axis in reduced), keepdims=True)
-    rest = math.prod(n for axis, n in enumerate(lengths) if axis not in reduced)
-    return sums.reshape(*stack, 1, rest, rest)
+    return [
+        array[start : start + count].reshape(like.shape).astype(dtype or like.dtype)
+        for start, count, like in zip(starts, counts, likes, strict=True)
+    ]
 
 
 class Refresh(NamedTuple):
     """The refresh of some groups: called at every step, it acts only when one of them is due.
 
     Attributes:
-      groups: groups of jobs whose bases have the same shapes, each with its own slot. What refreshes them is
-        compiled once.
+      groups: groups of jobs whose bases have the same size, each with its own slot, and none with more than
+        twice as many as another. What refreshes them is compiled once.
       layouts: the layouts of all leaves.
       shapes: the shapes of all leaves.
       coordinates: the arrays of the inner state that hold coordinates, for all leaves.
@@ -228,8 +231,8 @@ class Refresh(NamedTuple):
             basis, moved = jax.lax.cond(
                 one,
                 lambda new, changes, old, averages, group=group: (
-                    new,
-                    self._carried(group, changes, averages),
+                    _unstacked(new, old),
+                    self._carried(group, changes, old, averages),
                 ),
                 lambda new, changes, old, averages: (old, averages),
                 new,
@@ -245,27 +248,31 @@ class Refresh(NamedTuple):
         self, number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]]
     ) -> jax.Array:
         dtype = self.groups[0][0].dtype
-        factors_due, bases_due = _chosen(number, factors, bases)
-        return jnp.any(has_turned(_stacked(factors_due, dtype), _stacked(bases_due, dtype), self.rules.tau))
+        _, *stacks = _chosen(number, factors, bases, dtype)
+        factors_due, bases_due = (spread(stack).astype(dtype) for stack in stacks)
+        return jnp.any(has_turned(factors_due, bases_due, self.rules.tau))
 
     def _refreshed(
         self, number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]]
-    ) -> tuple[list[jax.Array], list[Change], jax.Array]:
-        return refreshed(*_chosen(number, factors, bases), self.groups[0][0].dtype, self.rules)
+    ) -> tuple[jax.Array, Change, jax.Array]:
+        dtype = self.groups[0][0].dtype
+        return _first_refreshed(*_chosen(number, factors, bases, dtype), dtype, self.rules)
 
     def _unchanged(
         self, number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]]
-    ) -> tuple[list[jax.Array], list[Change], jax.Array]:
-        """Return zeros, which nobody reads, in the form of :meth:`_refreshed`."""
-        zeros = [jnp.zeros(basis.shape, self.groups[0][0].dtype) for basis in bases[0]]
-        new = [jnp.zeros(basis.shape, basis.dtype) for basis in bases[0]]
-        return new, [Change(zero, zero) for zero in zeros], jnp.zeros([], jnp.int32)
+    ) -> tuple[jax.Array, Change, jax.Array]:
+        dtype = self.groups[0][0].dtype
+        _, _, like = jax.eval_shape(functools.partial(_chosen, dtype=dtype), number, factors, bases)
+        return *_unchanged(like, dtype)[:2], jnp.zeros([], jnp.int32)
 
     def _carried(
-        self, group: list[Job], changes: list[Change], arrays: dict[int, jax.Array]
+        self, group: list[Job], stacked: Change, bases: list[jax.Array], arrays: dict[int, jax.Array]
     ) -> dict[int, jax.Array]:
         arrays = dict(arrays)
-        for job, change in zip(group, changes, strict=True):
+        dtype = self.groups[0][0].dtype
+        changes = (_unstacked(matrices, bases, dtype) for matrices in stacked)
+        for job, *pair in zip(group, *changes, strict=True):
+            change = Change(*pair)
             layout, shape = self.layouts[job.leaf], self.shapes[job.leaf]
             if layout is None:
                 continue
@@ -279,14 +286,32 @@ class Refresh(NamedTuple):
 
 
 def _chosen(
-    number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]]
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Return the factors and bases of one group, which is known only at run time."""
-    pairs = list(zip(factors, bases, strict=True))
-    chosen: tuple[list[jax.Array], list[jax.Array]] = jax.lax.switch(
-        number, [lambda pairs, at=at: pairs[at] for at in range(len(pairs))], pairs
+    number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]], dtype: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return how many bases one group has, which is known only at run time, its factors and its bases.
+
+    The smaller groups are filled up with copies to the length of the largest.
+    """
+    counts = [sum(math.prod(basis.shape[:-2]) for basis in group) for group in bases]
+    most = max(counts)
+    alike = all(len({array.dtype for group in kind for array in group}) == 1 for kind in (factors, bases))
+
+    def stack(squares: list[jax.Array], count: int) -> jax.Array:
+        array = _of_one_dtype(squares, dtype) if alike else _of_one_dtype(squares, dtype).astype(dtype)
+        return array if count == most else jnp.concatenate([array, array[: most - count]])
+
+    def choose(at: int) -> Any:
+        def branch(
+            factors: list[list[jax.Array]], bases: list[list[jax.Array]]
+        ) -> tuple[jax.Array, jax.Array]:
+            return stack(factors[at], counts[at]), stack(bases[at], counts[at])
+
+        return branch
+
+    chosen: tuple[jax.Array, jax.Array] = jax.lax.switch(
+        number, [choose(at) for at in range(len(counts))], factors, bases
     )
-    return chosen
+    return jnp.asarray(counts, jnp.int32)[number], *chosen
 
 
 def refresh_group(

@@ -70,11 +70,28 @@ def schedule(
 
 
 def alike_groups(groups: list[list[Job]]) -> list[list[list[Job]]]:
-    """Return lists of the groups that one computation can refresh: only their slots differ."""
-    alike: dict[tuple[Any, ...], list[list[Job]]] = {}
+    """Return lists of the groups that one computation can refresh.
+
+    Their bases have one size and dtype, and no group has more than twice as many as another: smaller ones are
+    filled up.
+    """
+    alike: dict[tuple[str, int], list[list[Job]]] = {}
     for group in groups:
-        alike.setdefault((str(group[0].dtype), *(job.shape for job in group)), []).append(group)
-    return list(alike.values())
+        alike.setdefault((str(group[0].dtype), group[0].shape[-1]), []).append(group)
+    found = []
+    for same in alike.values():
+        fewest = 0
+        for group in sorted(same, key=_number):
+            if not fewest or _number(group) > 2 * fewest:
+                fewest = _number(group)
+                found.append([group])
+            else:
+                found[-1].append(group)
+    return found
+
+
+def _number(group: list[Job]) -> int:
+    return sum(math.prod(job.shape[:-2]) for job in group)
 
 
 def operations(job: Job) -> float:

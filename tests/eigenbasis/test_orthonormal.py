@@ -137,8 +137,8 @@ def test_where_none_is_found_the_old_basis_is_kept_and_counted(method, mix):
     good, start = correlation("well-conditioned"), rotation(1)
     factors = jnp.asarray(np.stack([good, np.full_like(good, np.nan)]), jnp.float32)
     old = jnp.asarray(np.stack([start, start]), jnp.float32)
-    (new,), (change,), kept = refreshed([factors], [old], jnp.float32, RefreshRules(mix, method=method))
-    assert kept == 1
+    new, change, kept = refreshed(factors, old, jnp.float32, RefreshRules(mix, method=method))
+    assert kept.tolist() == [False, True]
     np.testing.assert_array_equal(new[1], old[1])
     np.testing.assert_array_equal(change.vectors[1], np.eye(SIZE))
     np.testing.assert_array_equal(change.squares[1], np.eye(SIZE))
@@ -163,8 +163,8 @@ def test_what_has_turned_is_told_by_what_is_off_the_diagonal():
     found = has_turned(matrices, jnp.asarray(np.stack(bases), jnp.float32), 0.01)
     assert found.tolist() == [False, False, True]
     rules = RefreshRules(mix=True, tau=0.01)
-    (new,), _, kept = refreshed([matrices], [jnp.asarray(np.stack(bases), jnp.float32)], jnp.float32, rules)
-    assert kept == 0
+    new, _, kept = refreshed(matrices, jnp.asarray(np.stack(bases), jnp.float32), jnp.float32, rules)
+    assert not kept.any()
     moved = [bool(np.any(np.asarray(a) != b.astype(np.float32))) for a, b in zip(new, bases, strict=True)]
     assert moved == [False, False, True]
 

@@ -41,11 +41,13 @@ def test_momentum_inside_is_momentum_outside_whichever_group_is_due(sides, tau):
         assert all(turns <= number <= (turns + 1) * 2 for number in changed.values())
 
 
-def test_what_is_compiled_for_refreshes_does_not_grow_with_the_leaves():
+@pytest.mark.parametrize("method", ["auto", "householder"])
+def test_what_is_compiled_for_refreshes_does_not_grow_with_the_leaves(method):
     def decompositions(leaves):
         shapes = {f"leaf {number}": (6, 7) for number in range(leaves)}
-        tx = ro.in_eigenbasis(optax.trace(0.9), sides="smaller", orthonormalisation="householder")
+        tx = ro.in_eigenbasis(optax.trace(0.9), sides="smaller", orthonormalisation=method)
         given = gradients(0, shapes)
         return jax.jit(tx.update).lower(given, tx.init(given)).as_text().count("@lapack_sgeqrf")
 
-    assert decompositions(2) == decompositions(8) == 1
+    # Of 15 leaves two are due at some steps, and one at the others.
+    assert decompositions(2) == decompositions(8) == decompositions(15) == 1
