@@ -140,7 +140,7 @@ STREAMS = {
             seeds=range(100, 120),
         ),
         longer=RIVALS,
-        ours=methods.ONE_CHAIN,
+        ours=methods.DORMANT_CHAIN,  # of three rules of renewal the one that tuning prefers
     ),
     "noise_shift": Stream(
         title="growing noise, then shifts: cross-entropy over the whole run",
@@ -155,7 +155,7 @@ STREAMS = {
         ),
         longer=RIVALS,
         sweep=Sweep("rate", ladder, LADDER),
-        ours=methods.ONE_CHAIN,
+        ours=methods.SILENT_CHAIN,  # of three rules of renewal the one that tuning prefers
     ),
     "online_permuted": ONLINE,
     "online_label_permuted": ONLINE._replace(
