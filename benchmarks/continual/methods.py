@@ -40,6 +40,7 @@ SHAKEN = (
 Values = Mapping[str, jax.Array]
 Transformation = optax.GradientTransformation
 OfRate = Callable[[jax.Array], Transformation]
+Renewal = Callable[[Values], ro.UnitRule]
 
 BASES: dict[str, OfRate] = {
     "SGD": optax.sgd,
@@ -158,15 +159,10 @@ def silent(values: Values) -> ro.UnitRule:
     return ro.silent_units(jnp.clip(1 - values["above"], 0.0, 1.0), every=EVERY, longest=2 * EVERY)
 
 
-# By the hyper-parameter that is tuned.
-RENEWALS = {"replacement": least_useful, "threshold": dormant, "above": silent}
+def one_chain(scale: Scale, network: Network, renewal: Renewal | None, **centres: Axis) -> Method:
+    """Return the pull, the metric that sees it, idle noise, and the renewal of units where there is a rule.
 
-
-def one_chain(scale: Scale, network: Network, **centres: Axis) -> Method:
-    """Return the pull, the metric that sees it, idle noise, and the renewal of units.
-
-    The renewal is outermost: it resets the metric's own state of a unit as well. Its rule is the one whose
-    hyper-parameter has an axis.
+    The renewal is outermost: it resets the metric's own state of a unit as well.
     """
 
     def make(values: Values, key: jax.Array) -> Transformation:
@@ -175,8 +171,7 @@ def one_chain(scale: Scale, network: Network, **centres: Axis) -> Method:
             ro.add_anchored_weights(values["pull"], ro.anchor.initial_weights()),
             three_parts(ACTIVITY, scale.alpha, parts, key),
         )
-        rule = next((RENEWALS[name] for name in values if name in RENEWALS), None)
-        return chain if rule is None else with_resets(chain, rule(values), network, key)
+        return chain if renewal is None else with_resets(chain, renewal(values), network, key)
 
     return Method(make, "ours", centres)
 
@@ -299,13 +294,11 @@ def peers(scale: Scale, network: Network) -> dict[str, Method]:
     }
 
 
-def reset(
-    scale: Scale, base: str, network: Network, rule: Callable[[Values], ro.UnitRule], **axes: Axis
-) -> Method:
-    """Return an optimiser whose hidden units a rule draws anew, with all that it keeps of them."""
+def reset(scale: Scale, base: str, network: Network, renewal: Renewal, **axes: Axis) -> Method:
+    """Return an optimiser whose hidden units are drawn anew by a rule, with all that it keeps of them."""
 
     def make(values: Values, key: jax.Array) -> Transformation:
-        return with_resets(BASES[base](values["rate"]), rule(values), network, key)
+        return with_resets(BASES[base](values["rate"]), renewal(values), network, key)
 
     return Method(make, "peer", scale.rate_of(base) | axes)
 

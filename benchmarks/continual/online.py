@@ -16,8 +16,11 @@ from benchmarks.continual.methods import (
     ONE_CHAIN,
     SILENT_CHAIN,
     Scale,
+    dormant,
+    least_useful,
     one_chain,
     online_methods,
+    silent,
 )
 from benchmarks.continual.network import Network
 from benchmarks.shared import lanes
@@ -105,13 +108,15 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 NETWORK = Network(lambda params: params, lambda layers: layers, draw)
 # Without noise: weights of an image that are idle on one task are wanted on the next.
 CHAINS = {
-    ONE_CHAIN: {"rate": Axis(8.0), "pull": Axis(2e-3), "replacement": Axis(1e-3, 4.0)},
-    DORMANT_CHAIN: {"rate": Axis(12.0), "pull": Axis(6e-4), "threshold": Axis(0.015)},
-    SILENT_CHAIN: {"rate": Axis(8.0), "pull": Axis(7e-4), "above": Axis(0.05)},
+    ONE_CHAIN: one_chain(
+        SCALE, NETWORK, least_useful, rate=Axis(8.0), pull=Axis(2e-3), replacement=Axis(1e-3, 4.0)
+    ),
+    DORMANT_CHAIN: one_chain(
+        SCALE, NETWORK, dormant, rate=Axis(12.0), pull=Axis(6e-4), threshold=Axis(0.015)
+    ),
+    SILENT_CHAIN: one_chain(SCALE, NETWORK, silent, rate=Axis(8.0), pull=Axis(7e-4), above=Axis(0.05)),
 }
-METHODS = online_methods(SCALE, NETWORK) | {
-    name: one_chain(SCALE, NETWORK, **centres) for name, centres in CHAINS.items()
-}
+METHODS = online_methods(SCALE, NETWORK) | CHAINS
 
 
 def label_block(images: Images, seed: jax.Array, number: jax.Array) -> Block:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from benchmarks.continual import online
 from benchmarks.continual.images import Images, orders
 from benchmarks.continual.job import Job
-from benchmarks.continual.methods import ONE_CHAIN, Scale, one_chain, online_methods
+from benchmarks.continual.methods import ONE_CHAIN, Scale, least_useful, one_chain, online_methods
 from benchmarks.continual.online import DrawTask, Form, Task
 from benchmarks.shared.lanes import Scores
 from benchmarks.shared.tuning import Axis
@@ -40,7 +40,9 @@ SCALE = Scale(
     shake=3e-4,
     gradient_noise=0.01,
 )
-CHAIN = one_chain(SCALE, online.NETWORK, rate=Axis(2.0), pull=Axis(2e-4), replacement=Axis(1e-3, 4.0))
+CHAIN = one_chain(
+    SCALE, online.NETWORK, least_useful, rate=Axis(2.0), pull=Axis(2e-4), replacement=Axis(1e-3, 4.0)
+)
 METHODS = online_methods(SCALE, online.NETWORK) | {ONE_CHAIN: CHAIN}
 
 

@@ -72,7 +72,7 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 NETWORK = Network(split, join, draw)
 # Without renewal, which five units on a single example at a time have no use for.
-CHAIN = one_chain(SCALE, NETWORK, **SCALE.three(SCALE.metric))
+CHAIN = one_chain(SCALE, NETWORK, None, **SCALE.three(SCALE.metric))
 METHODS = online_methods(SCALE, NETWORK) | ablation(SCALE) | {ONE_CHAIN: CHAIN}
 
 

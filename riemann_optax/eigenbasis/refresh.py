@@ -130,17 +130,17 @@ def _first_refreshed(
     def one_by_one(
         number: jax.Array, factors: jax.Array, bases: jax.Array
     ) -> tuple[jax.Array, Change, jax.Array]:
-        def one(at: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
-            result: Any = jax.lax.cond(
+        def one(numbered: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+            at, *pair = numbered
+            return jax.lax.cond(
                 at < number,
                 lambda factor, basis: refreshed(factor, basis, dtype, rules),
                 lambda factor, basis: _unchanged(basis, dtype),
                 *pair,
             )
-            return at + 1, result
 
-        stacks = factors[:, None], bases[:, None]
-        _, (new, change, kept) = jax.lax.scan(one, jnp.zeros_like(number), stacks)
+        order = jnp.arange(most, dtype=number.dtype)
+        new, change, kept = jax.lax.map(one, (order, factors[:, None], bases[:, None]))
         new, change = jax.tree.map(lambda array: array[:, 0], (new, change))
         return new, change, jnp.sum(kept, dtype=jnp.int32)
 

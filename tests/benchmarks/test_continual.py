@@ -174,6 +174,15 @@ def test_what_is_recorded_is_found_again():
     assert len(list(records)) == count
 
 
+@pytest.mark.parametrize("name", ["label_permuted_digits", "noise_shift"])
+def test_the_chain_called_ours_is_the_one_that_tuning_prefers(name):
+    stream = streams.STREAMS[name]
+    records = Records(command.RESULTS / "continual.jsonl")
+    laboratory = Laboratory(name, stream, "digits", None, records, None)
+    best = {chain: min(loss for _, loss in laboratory.tried(chain)) for chain in online.CHAINS}
+    assert stream.ours == min(best, key=best.get)
+
+
 def entry(method, phase, values, point):
     key = {"suite": "continual", "stream": "slowly_changing", "data": "digits"}
     return {"key": {**key, "method": method, "phase": phase, "point": point}, "result": {"error": values}}
