@@ -5,28 +5,36 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from riemann_optax.eigenbasis.mesh import ANYWHERE, Places, placed
 from riemann_optax.eigenbasis.orthonormal import EXACT, Method, orthonormalise
 
 
-def turn(matrices: jax.Array, left: Any, right: Any, precision: Any = None) -> jax.Array:
+def turn(
+    matrices: jax.Array, left: Any, right: Any, precision: Any = None, places: Places = ANYWHERE
+) -> jax.Array:
     """Return ``left^T X right`` for blocked matrices ``[*stack, p, a, q, c]``; a basis of None is 1."""
     if left is not None:
-        left = left.astype(matrices.dtype)
-        matrices = product("...pad,...paqc->...pdqc", left, matrices, precision)
+        moved = placed(matrices, places.left)
+        moved = product("...pad,...paqc->...pdqc", left.astype(matrices.dtype), moved, precision)
+        matrices = placed(placed(moved, places.left), places.left and places.home)
     if right is not None:
-        right = right.astype(matrices.dtype)
-        matrices = product("...paqc,...qce->...paqe", matrices, right, precision)
+        moved = placed(matrices, places.right)
+        moved = product("...paqc,...qce->...paqe", moved, right.astype(matrices.dtype), precision)
+        matrices = placed(placed(moved, places.right), places.right and places.home)
     return matrices
 
 
-def turn_back(matrices: jax.Array, left: Any, right: Any, precision: Any = None) -> jax.Array:
+def turn_back(
+    matrices: jax.Array, left: Any, right: Any, precision: Any = None, places: Places = ANYWHERE
+) -> jax.Array:
     """Return ``left X right^T``."""
     left, right = (None if basis is None else jnp.swapaxes(basis, -1, -2) for basis in (left, right))
-    return turn(matrices, left, right, precision)
+    return turn(matrices, left, right, precision, places)
 
 
-def correlations(matrices: jax.Array, side: Literal["left", "right"]) -> jax.Array:
+def correlations(matrices: jax.Array, side: Literal["left", "right"], places: Places = ANYWHERE) -> jax.Array:
     """Return ``X X^T`` (left) or ``X^T X`` (right) of each block."""
+    matrices = placed(matrices, getattr(places, side))
     subscripts = "...paqc,...pdqc->...pad" if side == "left" else "...paqc,...paqe->...qce"
     return product(subscripts, matrices, matrices, EXACT)
 

@@ -5,9 +5,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from riemann_optax.eigenbasis.bases import product
 from riemann_optax.eigenbasis.layout import Layout
+from riemann_optax.eigenbasis.mesh import placed
 
 
 def carried(
@@ -18,6 +20,7 @@ def carried(
     shape: tuple[int, ...],
     linear: bool,
     precision: Any,
+    place: PartitionSpec | None = None,
 ) -> jax.Array:
     """Return an average in the coordinates of the new basis.
 
@@ -34,6 +37,7 @@ def carried(
       linear: whether the average is linear in gradient or weights; if not, rows and columns of ``change``
         sum to 1.
       precision: the precision of the products.
+      place: where the blocked matrices of the average lie meanwhile, see :func:`places`.
     """
     if average.ndim > len(shape):
         moved: jax.Array = jax.vmap(lambda one: carried(one, change, layout, side, shape, linear, precision))(
@@ -58,7 +62,9 @@ def carried(
         # XLA compiles each product with a vector by itself, and equal sums once.
         carried_columns = jnp.sum(change * columns, axis=-2)
     else:
-        carried_columns = product("...pad,...pak->...pdk", change, columns, precision)
+        flat = None if place is None else PartitionSpec(*place[:-4], None, None, _first(place[-4:]))
+        columns = placed(columns, flat)
+        carried_columns = placed(product("...pad,...pak->...pdk", change, columns, precision), flat)
     turned = carried_columns.reshape(permuted.shape)
     return jnp.transpose(turned, [order.index(axis) for axis in range(len(shape))]).astype(average.dtype)
 
@@ -74,3 +80,8 @@ def _reduced_change(change: jax.Array, lengths: list[int], reduced: list[int]) -
     sums = jnp.sum(means, axis=tuple(first_old + axis for axis in reduced), keepdims=True)
     rest = math.prod(n for axis, n in enumerate(lengths) if axis not in reduced)
     return sums.reshape(*stack, 1, rest, rest)
+
+
+def _first(entries: tuple[Any, ...]) -> Any:
+    """Return what the other side is shared out over: its blocks or its rows, which are one axis here."""
+    return next((axes for axes in entries if axes is not None), None)

@@ -14,7 +14,7 @@ from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 from riemann_optax.eigenbasis import bases
 from riemann_optax.eigenbasis.coordinates import Coordinates, is_masked
 from riemann_optax.eigenbasis.layout import Layout
-from riemann_optax.eigenbasis.mesh import on_auto_mesh, square_sharding
+from riemann_optax.eigenbasis.mesh import ANYWHERE, Places, on_auto_mesh, places, square_sharding
 from riemann_optax.eigenbasis.refresh import first_bases
 from riemann_optax.eigenbasis.schedule import Job
 
@@ -92,20 +92,29 @@ class Frame(NamedTuple):
 
     def _map(self, change: Callable[..., jax.Array], tree: Any) -> Any:
         leaves, structure = jax.tree.flatten(tree)
+        where = [places(*pair) for pair in zip(leaves, self.layouts, strict=True)]
 
         def all_leaves(leaves: list[Any], left: list[Any], right: list[Any]) -> list[Any]:
             return [
-                x if layout is None else self._one(change, x, layout, q, r)
-                for x, layout, q, r in zip(leaves, self.layouts, left, right, strict=True)
+                x if layout is None else self._one(change, x, layout, q, r, place)
+                for x, layout, q, r, place in zip(leaves, self.layouts, left, right, where, strict=True)
             ]
 
         return jax.tree.unflatten(structure, on_auto_mesh(all_leaves, leaves, leaves, self.left, self.right))
 
-    def _one(self, change: Callable[..., jax.Array], x: Any, layout: Layout, left: Any, right: Any) -> Any:
+    def _one(
+        self,
+        change: Callable[..., jax.Array],
+        x: Any,
+        layout: Layout,
+        left: Any,
+        right: Any,
+        place: Places = ANYWHERE,
+    ) -> Any:
         if x.ndim > len(layout.permutation):
             return jax.vmap(lambda one: self._one(change, one, layout, left, right))(x)
         left, right = (None if is_masked(basis) else basis for basis in (left, right))
-        turned = change(layout.matrices(_tree.to_working_dtype(x)), left, right, self.precision)
+        turned = change(layout.matrices(_tree.to_working_dtype(x)), left, right, self.precision, place)
         return layout.array(turned, x.shape).astype(x.dtype)
 
 
@@ -117,16 +126,17 @@ def averaged(
     decay: Any,
 ) -> list[Any]:
     """Return the running means of one side's correlations, updated with these gradients."""
+    where = [places(*pair) for pair in zip(gradients, layouts, strict=True)]
 
     def all_leaves(gradients: list[Any], factors: list[Any]) -> list[Any]:
         new = []
-        for gradient, layout, factor in zip(gradients, layouts, factors, strict=True):
+        for gradient, layout, factor, place in zip(gradients, layouts, factors, where, strict=True):
             if layout is None or is_masked(factor):
                 new.append(factor)
                 continue
             matrices = layout.matrices(bounded(_tree.to_working_dtype(gradient)))
             rate = jnp.asarray(decay).astype(matrices.dtype)
-            correlation = bases.correlations(matrices, side)
+            correlation = bases.correlations(matrices, side, place)
             mean = rate * factor.astype(matrices.dtype) + (1 - rate) * correlation
             new.append(mean.astype(factor.dtype))
         return new

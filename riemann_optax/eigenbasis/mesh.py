@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -33,9 +33,7 @@ def square_sharding(leaf: Any, layout: Layout, side: Literal["left", "right"]) -
     sharding = named_sharding(leaf)
     if sharding is None:
         return None
-    spec = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)))
-    spec = tuple(spec[axis] for axis in layout.permutation)
-    depth = len(layout.stack)
+    spec, depth = _spec(sharding, layout), len(layout.stack)
     middle = depth + layout.num_inputs
     own, other = _first(spec[depth:middle]), _first(spec[middle:])
     if side == "right":
@@ -55,6 +53,78 @@ def square_sharding(leaf: Any, layout: Layout, side: Literal["left", "right"]) -
     return NamedSharding(
         sharding.mesh, PartitionSpec(*spec[:depth], None, fits(own, size), fits(other, size))
     )
+
+
+class Places(NamedTuple):
+    """Where the blocked matrices of a leaf lie; None leaves it to the compiler.
+
+    Attributes:
+      left: while the rows are multiplied.
+      right: while the columns are.
+      home: at all other times.
+    """
+
+    left: PartitionSpec | None = None
+    right: PartitionSpec | None = None
+    home: PartitionSpec | None = None
+
+
+ANYWHERE = Places()
+
+
+def places(leaf: Any, layout: Layout | None) -> Places:
+    """Return where the matrices of a leaf lie while their sides are multiplied.
+
+    A product along a side that is shared out over devices would gather the whole matrix on each of them.
+    Meanwhile the mesh axes of that side share out the other side instead, so that each device moves no more
+    than its own share, there and back. This is for a matrix whose shorter side alone is shared out, where
+    that is known: on an Explicit mesh. The basis of the longer side is larger than the matrix, and where both
+    sides are shared out the compiler moves as little.
+    """
+    sharding = named_sharding(leaf)
+    if layout is None or sharding is None or not is_explicit(sharding):
+        return ANYWHERE
+    if len(leaf.shape) != len(layout.permutation):
+        return ANYWHERE
+    spec, depth = _spec(sharding, layout), len(layout.stack)
+    stack, whole = spec[:depth], (None, None)
+    rows, columns = _names(spec[depth : depth + layout.num_inputs]), _names(spec[depth + layout.num_inputs :])
+    if bool(rows) == bool(columns):
+        return ANYWHERE
+    devices = math.prod(sharding.mesh.shape[name] for name in rows + columns)
+
+    def shared(side: tuple[int, int]) -> tuple[Any, Any] | None:
+        blocks, size = side
+        if blocks % devices == 0:
+            return rows + columns, None
+        return (None, rows + columns) if size % devices == 0 else None
+
+    side, other = (layout.rows, layout.columns) if rows else (layout.columns, layout.rows)
+    home, away = shared(side), shared(other)
+    if home is None or away is None or math.prod(side) > math.prod(other):
+        return ANYWHERE
+    if rows:
+        return Places(left=PartitionSpec(*stack, *whole, *away), home=PartitionSpec(*stack, *home, *whole))
+    return Places(right=PartitionSpec(*stack, *away, *whole), home=PartitionSpec(*stack, *whole, *home))
+
+
+def placed(matrices: jax.Array, place: PartitionSpec | None) -> jax.Array:
+    """Return blocked matrices where they are to lie; inside of :func:`on_auto_mesh`."""
+    if place is None:
+        return matrices
+    moved: jax.Array = jax.lax.with_sharding_constraint(matrices, place)
+    return moved
+
+
+def _spec(sharding: NamedSharding, layout: Layout) -> tuple[Any, ...]:
+    """Return what shares out each axis of a leaf, in the order stack, inputs, outputs."""
+    spec = (*sharding.spec, *[None] * (len(layout.permutation) - len(sharding.spec)))
+    return tuple(spec[axis] for axis in layout.permutation)
+
+
+def _names(spec: tuple[Any, ...]) -> tuple[str, ...]:
+    given = [axes if isinstance(axes, tuple) else (axes,) for axes in spec if axes is not None]
+    return tuple(name for axes in given for name in axes)
 
 
 def _first(spec: tuple[Any, ...]) -> Any:

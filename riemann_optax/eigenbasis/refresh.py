@@ -12,7 +12,14 @@ from riemann_optax.eigenbasis.bases import decompose, has_turned, iterate
 from riemann_optax.eigenbasis.carry import carried
 from riemann_optax.eigenbasis.coordinates import Coordinates
 from riemann_optax.eigenbasis.layout import Layout
-from riemann_optax.eigenbasis.mesh import devices_to_spread_over, on_auto_mesh, spread
+from riemann_optax.eigenbasis.mesh import (
+    ANYWHERE,
+    Places,
+    devices_to_spread_over,
+    on_auto_mesh,
+    places,
+    spread,
+)
 from riemann_optax.eigenbasis.orthonormal import EXACT, Method
 from riemann_optax.eigenbasis.schedule import Job
 
@@ -192,6 +199,7 @@ class Refresh(NamedTuple):
       coordinates: the arrays of the inner state that hold coordinates, for all leaves.
       period: steps between two refreshes.
       rules: the rules.
+      where: by position in the inner state, where an array lies while it changes coordinates.
     """
 
     groups: list[list[Job]]
@@ -200,10 +208,20 @@ class Refresh(NamedTuple):
     coordinates: list[list[Coordinates]]
     period: int
     rules: RefreshRules
+    where: dict[int, Places] = {}  # noqa: RUF012 -- nobody writes into it
 
     def positions(self, group: list[Job]) -> list[int]:
         """Return which arrays of the inner state change with the bases of a group."""
         return sorted({one.position for job in group for one in self.coordinates[job.leaf]})
+
+    def places_of(self, arrays: dict[int, jax.Array]) -> dict[int, Places]:
+        """Return where arrays of the inner state lie while they change coordinates, by their position."""
+        leaves = {one.position: leaf for leaf, found in enumerate(self.coordinates) for one in found}
+        return {
+            at: places(array, self.layouts[leaves[at]])
+            for at, array in arrays.items()
+            if array.shape == self.shapes[leaves[at]]
+        }
 
     def run(
         self,
@@ -279,8 +297,9 @@ class Refresh(NamedTuple):
             for one in self.coordinates[job.leaf]:
                 matrix = change.vectors if one.linear else change.squares
                 array = arrays[one.position]
+                place = getattr(self.where.get(one.position, ANYWHERE), job.side)
                 arrays[one.position] = carried(
-                    array, matrix, layout, job.side, shape, one.linear, self.rules.precision
+                    array, matrix, layout, job.side, shape, one.linear, self.rules.precision, place
                 )
         return arrays
 
@@ -326,6 +345,7 @@ def refresh_group(
         for kind in ("factors", "bases")
     )
     averaged = {at: arrays[at] for group in work.groups for at in work.positions(group)}
+    work = work._replace(where=work.places_of(averaged))
     kept: jax.Array
     new, moved, kept = on_auto_mesh(work.run, (old, averaged, count), count, factors, old, averaged)
     for group, bases in zip(work.groups, new, strict=True):

@@ -19,6 +19,11 @@ ROWS = ("data", "model")
 # and sums of the matrix or its bases, and "other", which moves shards from device to device.
 CASES = {
     "fully sharded": ((16, 8), P(ROWS, None), {"all-gather": 4, "all-reduce": 1}),
+    "fully sharded, the shorter side": (
+        (8, 16),
+        P(ROWS, None),
+        {"all-gather": 4, "all-reduce": 1, "other": 4},
+    ),
     "tensor parallel": ((16, 8), P(None, "model"), {"all-gather": 3, "all-reduce": 3, "other": 6}),
     "stack, tensor parallel": (
         (8, 16, 8),
@@ -72,6 +77,7 @@ def counted(program):
     ("name", "kind"),
     [
         ("fully sharded", AxisType.Explicit),
+        ("fully sharded, the shorter side", AxisType.Explicit),
         ("tensor parallel", AxisType.Auto),
         ("stack, tensor parallel", AxisType.Auto),
         ("stack over devices", AxisType.Explicit),
@@ -97,6 +103,25 @@ def test_eight_devices_do_what_one_does(name, kind):
     counts = counted(compiled.as_text())
     assert counts.keys() <= limits.keys(), counts
     assert all(count <= limits[kind] for kind, count in counts.items()), counts
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"), [((48, 128), P(ROWS, None)), ((4, 128, 48), P(None, None, "data"))]
+)
+def test_no_device_holds_a_whole_gradient(shape, spec):
+    """Where the turned side is shared out over an Explicit mesh, in branches that refresh too."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    tx = ro.riemannian_eigenbasis(0.1)
+    with jax.set_mesh(mesh):
+        params = {"kernel": jax.device_put(jnp.ones(shape), NamedSharding(mesh, spec))}
+        state = tx.init(params)
+        program = jax.jit(tx.update).lower(params, state, params).compile().as_text()
+    found = re.findall(rf"= (.*?) ((?:{KINDS})(?:-start)?\(.*)", program)
+    assert found
+    for results, operation in found:
+        for result in re.findall(r"\[([\d,]*)\]", results):
+            sizes = [int(size) for size in re.findall(r"\d+", result) if size != "1"]
+            assert sorted(sizes) != sorted(shape), operation
 
 
 def test_stacked_bases_are_refreshed_on_different_devices():
