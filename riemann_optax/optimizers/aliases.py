@@ -13,6 +13,8 @@ from riemann_optax._tree import Group
 from riemann_optax.covector import Covector, map_covectors
 from riemann_optax.edits import on_gradient
 from riemann_optax.edits._edit import stateless_edit
+from riemann_optax.eigenbasis import in_eigenbasis
+from riemann_optax.eigenbasis.layout import ChooseSide, Side
 from riemann_optax.inspect.recording import record_metric
 from riemann_optax.metric import Role, compute_metric
 from riemann_optax.optimizers.momentum import ema, keep_state_types
@@ -239,6 +241,8 @@ def riemannian_schedule_free(
     role: Role = "metric",
     conformal: Group | None = "tree",
     record: bool = False,
+    sides: Side | ChooseSide = "none",
+    basis_dtype: Any = jnp.bfloat16,
     axes: Axes = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     r"""The same metric without a schedule: no end of the run to choose, no decay of the rate.
@@ -249,8 +253,8 @@ def riemannian_schedule_free(
 
     **Rates** have the units of ``optax.adamw``, at their peak: begin at 0.003 for about a million weights
     (:func:`starting_rate` for another size). The rate rises linearly over the first ``warmup_steps`` and then
-    stays. State: one value per weight of a matrix and one per row and
-    column.
+    stays. State: one value per weight of a matrix and one per row and column; with ``sides="smaller"`` the
+    metric is that of :func:`riemannian_eigenbasis`, and the state 1.5 times the weights of a Transformer.
 
     Args:
       learning_rate: a number; a schedule is multiplied by the warm-up.
@@ -266,9 +270,12 @@ def riemannian_schedule_free(
       role: ``"metric"`` divides by the metric, ``"inverse_metric"`` multiplies by the same expression.
       conformal: the group over which the scale of the metric is taken from phi's mean, or None.
       record: whether to keep statistics of ``E`` for :func:`metric_statistics`.
-      axes: which axes are inputs and outputs, for the default phi and ``conformal="neuron"``: a preset of
-        :func:`kernel_axes`, a function of a leaf's name and the leaf, or a dictionary of these by the names
-        of modules. Where ``phi`` is given, ``axes`` is an argument of that phi.
+      sides: which sides of a matrix get a basis in which the metric is diagonal: ``"none"``, ``"smaller"`` or
+        another choice of :func:`in_eigenbasis`.
+      basis_dtype: of its factors and bases; None means float32, or wider where the parameter is.
+      axes: which axes are inputs and outputs, for the default phi, ``conformal="neuron"`` and ``sides``: a
+        preset of :func:`kernel_axes`, a function of a leaf's name and the leaf, or a dictionary of these by
+        the names of modules. Where ``phi`` is given, and not ``sides``, ``axes`` is an argument of that phi.
 
     Returns:
       A gradient transformation with state :class:`ScheduleFreeState`.
@@ -291,8 +298,12 @@ def riemannian_schedule_free(
     _check.check_schedulable("learning_rate", learning_rate)
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_count("warmup_steps", warmup_steps, low=0)
-    _check_axes(phi, axes)
-    stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes)
+    _check.check_state_dtype(basis_dtype, "basis_dtype")
+    if sides == "none":
+        _check_axes(phi, axes)
+    stages = [*adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes), scale_by_inverse_metric()]
+    if sides != "none":
+        stages = [in_eigenbasis(optax.chain(*stages), sides=sides, axes=axes, state_dtype=basis_dtype)]
     rate = learning_rate
     if warmup_steps:
 
@@ -301,8 +312,7 @@ def riemannian_schedule_free(
             return full * jnp.minimum(1.0, (count + 1) / warmup_steps)
 
     base = optax.chain(
-        *stage_1,
-        scale_by_inverse_metric(),
+        *stages,
         optax.add_decayed_weights(weight_decay, _check.mask_of_decay(mask)),
         optax.scale_by_learning_rate(rate),
     )

@@ -13,7 +13,9 @@ from tests.walk import walk
 RATE, B1, B2, EPS, DECAY, BASIS_DECAY, ALPHA, EVERY = 0.03, 0.8, 0.9, 1e-3, 0.1, 0.7, 50.0, 2
 
 
-def by_hand(gradients, start, nesterov):
+def by_hand(
+    gradients, start, nesterov, b1=B1, decay=DECAY, basis_decay=BASIS_DECAY, every=EVERY, bounded=False
+):
     """One matrix with fewer rows than columns: momentum lives in the axes of the weights here."""
     w = start
     rows, columns = w.shape
@@ -21,7 +23,7 @@ def by_hand(gradients, start, nesterov):
     mean, row_means, column_means = np.zeros_like(w), np.zeros(rows), np.zeros(columns)
     path = []
     for t, g in enumerate(gradients, 1):
-        factor = BASIS_DECAY * factor + (1 - BASIS_DECAY) * g @ g.T
+        factor = basis_decay * factor + (1 - basis_decay) * g @ g.T
         if basis is None:
             basis = np.linalg.eigh(factor)[1][:, ::-1]
         turned = basis.T @ g
@@ -29,13 +31,15 @@ def by_hand(gradients, start, nesterov):
         column_means = B2 * column_means + (1 - B2) * np.mean(turned**2, axis=0)
         phi = np.sqrt(np.outer(row_means, column_means) / np.mean(row_means) / (1 - B2**t))
         metric = (phi.mean() + ALPHA * phi) / (1 + ALPHA) + EPS
-        mean = B1 * mean + (1 - B1) * g
-        ahead = mean / (1 - B1**t)
+        if bounded:
+            metric = np.maximum(metric, np.sqrt(1 - B2) * np.abs(turned))
+        mean = b1 * mean + (1 - b1) * g
+        ahead = mean / (1 - b1**t)
         if nesterov:
-            ahead = B1 * mean / (1 - B1 ** (t + 1)) + (1 - B1) * g / (1 - B1**t)
-        w = w - RATE * (basis @ ((basis.T @ ahead) / metric) + DECAY * w)
+            ahead = b1 * mean / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+        w = w - RATE * (basis @ ((basis.T @ ahead) / metric) + decay * w)
         path.append(w)
-        if t > 1 and (t - 1) % EVERY == 0:
+        if t > 1 and (t - 1) % every == 0:
             order = np.argsort(-np.diag(basis.T @ factor @ basis), kind="stable")
             new = np.linalg.qr(factor @ basis[:, order])[0]
             row_means, basis = ((new.T @ basis) ** 2) @ row_means, new
@@ -64,6 +68,32 @@ def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov):
     with jax.enable_x64(True):
         path = walk(tx, gradients, start)
     np.testing.assert_allclose(path, by_hand(gradients, start, nesterov), rtol=1e-8, atol=1e-10)
+
+
+def test_schedule_free_in_the_eigenbasis_by_hand():
+    """Without momentum tangents depend on gradients alone; the averaging, by hand, is around them."""
+    random = np.random.default_rng(1)
+    start = random.standard_normal((4, 6))
+    gradients = random.standard_normal((30, 4, 4)) @ random.standard_normal((30, 4, 6))
+    path = by_hand(gradients, start, False, b1=0.0, decay=0.0, basis_decay=0.95, every=10, bounded=True)
+    tangents = np.diff(np.stack([start, *path]), axis=0) / RATE
+    iterate, average, trained, expected, total = start, start, start, [], 0.0
+    for t, tangent in enumerate(tangents, 1):
+        iterate = iterate + RATE * (tangent - DECAY * trained)
+        total += t**2
+        average = average + t**2 / total * (iterate - average)
+        trained = B1 * average + (1 - B1) * iterate
+        expected.append(trained)
+    options = {"weight_decay": DECAY, "alpha": ALPHA, "sides": "smaller", "basis_dtype": None}
+    tx = ro.riemannian_schedule_free(RATE, B1, B2, EPS, warmup_steps=0, **options)
+    with jax.enable_x64(True):
+        found = walk(tx, gradients, start)
+    # The state keeps b1 and the sum of the averaging weights in float32.
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+    narrow = jax.eval_shape(
+        ro.riemannian_schedule_free(RATE, sides="smaller").init, {"w": jnp.zeros((64, 64), jnp.float32)}
+    )
+    assert byte_count(narrow) == pytest.approx(2 * 4 * 64 * 64, rel=0.05)
 
 
 def byte_count(tree):
