@@ -34,8 +34,7 @@ beside. {HELD}{added}
 
 {parts.aliases_table(suite)}
 
-And nothing tuned at all: the rate is `ro.starting_rate`, from the number of weights alone, for ours and for
-the peers whose rates have AdamW's units; Prodigy finds its own.
+Nothing tuned at all: the rate is `ro.starting_rate`, from the number of weights; Prodigy finds its own.
 
 {parts.untuned_table(suite)}
 """
@@ -49,21 +48,19 @@ def _named(suite: Suite, task: str) -> str:
 
 def page_of_suite(suite: Suite) -> str:
     """Return the chapter on time to target."""
-    trials = len(FULL.coarse) + FULL.fine_trials
-    tasks = len(suite.tasks)
+    coarse, tasks = len(FULL.coarse), len(suite.tasks)
+    trials = coarse + FULL.fine_trials
     return f"""\
 ## Time to target
 
-{tasks} tasks small enough for two cores, all optimisers with the same {trials} trials each on every
-task: {len(FULL.coarse)} coarse rates, then {FULL.fine_trials} finer ones dealt out over all points of
-the other hyper-parameters, continued while the best is on the edge. Each is then run once more on 10 or
-20 fresh seeds. Every run warms up over 5% of its steps and cools to 0 along a cosine (schedule-free:
-stays constant). Targets were frozen from tuned momentum and tuned AdamW before anything else had been
-run: *near* is what the weaker of the two had reached after four fifths of its steps, *far* what the
-stronger had.
+{tasks} tasks small enough for two cores, {trials} trials for every optimiser on each: {coarse} coarse rates,
+then {FULL.fine_trials} finer ones dealt out over all points of the other hyper-parameters, more while the
+best is on the edge; then 10 or 20 fresh seeds. Runs warm up over 5% of their steps and cool to 0 along a
+cosine (schedule-free: stay constant). Targets were frozen from tuned momentum and tuned AdamW before all
+else was run: after four fifths of its steps the weaker of the two had reached *near*, the stronger *far*.
 
 Geometric means of the median steps, over those of tuned {TUNED_ADAMW}; a miss (at least half of the
-fresh seeds) counts as {MISS:g} budgets, and their number stands beside. *energy*: `sum |dw|` up to the
+seeds) counts as {MISS:g} budgets, and their number stands beside. *energy*: `sum |dw|` up to the
 far target over that of {DEFAULT_BETAS}, over the tasks where both reach it. *state*: bytes per byte of
 parameters, on the last task. *memory*: all bytes that a training step holds at once, and *step*: its
 seconds, over AdamW's; none where the machine was shared. The peers here reach at least half of the far
@@ -86,8 +83,7 @@ def page(suite: Suite, results: Path) -> str:
     targets = f"""\
 {parts.claims_table(found)}
 
-Where either side misses a target, the miss counts as {MISS:g} budgets in "found", and the ratio over the
-tasks that both reach stands beside it."""
+A miss counts as {MISS:g} budgets in "found"; beside it is the ratio over the tasks that both sides reach."""
     chapters = [
         short.opening(core, suite, entries, targets),
         page_of_aliases(suite, core),

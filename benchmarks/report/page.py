@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.report import continual, memory
 from benchmarks.report.claims import Claim
 from benchmarks.report.suite import BESIDE, Suite, energy_ratio, identified, judged, mean_against
-from benchmarks.shared.markdown import number, quartiles, table, title
+from benchmarks.shared.markdown import in_code, number, quartiles, table, title
 from benchmarks.time_to_target.methods import (
     ALIASES,
     DEFAULT_BETAS,
@@ -121,7 +121,7 @@ def aliases_table(suite: Suite) -> str:
 
 def rate_only_table(suite: Suite) -> str:
     """Lay out what has little but its rate tuned, beside AdamW, the fewest steps first."""
-    shown = {name: f"`ro.{name}`" for name in ALIASES}
+    shown = {name: in_code(name) for name in ALIASES}
     shown |= {
         DEFAULT_BETAS: "AdamW, published, its decay tuned too",
         TUNED_ADAMW: "AdamW, its betas tuned too",

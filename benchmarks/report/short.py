@@ -5,9 +5,11 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from benchmarks.report import continual
+from benchmarks.report.streams import every_stream, named
 from benchmarks.report.suite import Suite, identified, mean_against
-from benchmarks.shared.markdown import number, table, title
+from benchmarks.shared.markdown import in_code, number, table, title
 from benchmarks.time_to_target.methods import (
+    ALIASES,
     DEFAULT_BETAS,
     DROP_IN,
     EIGENBASIS,
@@ -18,6 +20,8 @@ from benchmarks.time_to_target.methods import (
     MOMENTUM,
     NADAMW,
     NORM_MATCHED,
+    ONE_SIDED,
+    ONE_SIDED_FREE,
     OURS,
     PERMUTED,
     SCHEDULE_FREE,
@@ -59,6 +63,15 @@ def of_alias(suite: Suite, alias: str) -> str:
     return said
 
 
+def briefly(suite: Suite, alias: str) -> str:
+    """Say the same in a few words."""
+    rows = suite.untuned("far", alias) if alias in suite.everywhere("far") else {}
+    if not rows:
+        return "not run yet"
+    tuned, untuned = over(suite, alias, TUNED_ADAMW), number(mean_against(suite, rows))
+    return f"{tuned} x {TUNED_ADAMW} tuned over rate and betas, {untuned} x with nothing tuned"
+
+
 def recommendations(suite: Suite, everything: Suite, entries: continual.Entries) -> str:
     """Lay out what to take for what: ``suite`` has all methods, ``everything`` all tasks."""
     steps = {
@@ -71,6 +84,11 @@ def recommendations(suite: Suite, everything: Suite, entries: continual.Entries)
             "the same, and a run without a fixed end",
             f"`ro.{SCHEDULE_FREE}`",
             of_alias(everything, SCHEDULE_FREE),
+        ],
+        [
+            "either, and state of 1.5 x the weights",
+            f"{in_code(ONE_SIDED)} at AdamW's rate, or {in_code(ONE_SIDED_FREE)}",
+            f"{of_alias(everything, ONE_SIDED)}; the second {briefly(everything, ONE_SIDED_FREE)}",
         ],
         [
             "matrices, and memory to spare",
@@ -164,7 +182,7 @@ def behind(ahead: Sequence[str], parts: Collection[str]) -> str:
 def losses(suite: Suite, everything: Suite, entries: continual.Entries) -> str:
     """List where ours loses."""
     lines = []
-    for alias in (DROP_IN, SCHEDULE_FREE):
+    for alias in ALIASES:
         slower = []
         for task in everything.tasks if alias in everything.everywhere("far") else ():
             own, tuned = (everything.steps("far", task, name) for name in (alias, TUNED_ADAMW))
@@ -174,18 +192,20 @@ def losses(suite: Suite, everything: Suite, entries: continual.Entries) -> str:
                 fewest = f'fewest: {number(steps[best], 0)}, "{best}"'
                 slower.append(f"{title(task)} ({number(own, 0)}, against {number(tuned, 0)}; {fewest})")
         if slower:
-            lines.append(f"`ro.{alias}` needs more steps than tuned {TUNED_ADAMW} on {', '.join(slower)}.")
+            lines.append(
+                f"{in_code(alias)} needs more steps than tuned {TUNED_ADAMW} on {', '.join(slower)}."
+            )
     ratios = {name: suite.ratio("far", name, TUNED_ADAMW, MISS) for name in suite.everywhere("far")}
     ahead = sorted((name for name in ratios if ratios[name] < ratios[FACTORED]), key=ratios.__getitem__)
     if ahead:
         lines.append(f"Over all tasks these need fewer steps than {FACTORED}: {listed(ahead)}.")
-    for stream, found in continual.found_streams(entries).items():
+    for (stream, data), found in every_stream(entries).items():
         about = continual.STREAMS[stream]
         methods = [row.method for row in found]
         ahead = methods[: methods.index(about.ours)]
         parts = {name for name in ahead if about.methods[name].role == "ours"}
         if ahead:
-            lines.append(f"On the stream {title(stream)} {behind(ahead, parts)}.")
+            lines.append(f"On the stream {named(stream, data)} {behind(ahead, parts)}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -194,9 +214,8 @@ def opening(suite: Suite, everything: Suite, entries: continual.Entries, targets
     return f"""\
 # Where the metric wins, where it does not, and why
 
-Written by `python -m benchmarks.report` from `benchmarks/results/` alone; every number below is of fresh
-seeds that no tuning has seen, every optimiser had the same number of trials, and a run that does not arrive
-counts as a miss.
+Written by `python -m benchmarks.report` from `benchmarks/results/` alone. Every number is of fresh seeds that
+no tuning has seen, all optimisers had as many trials, and a run that does not arrive counts as a miss.
 
 ## What to use when
 
@@ -214,8 +233,7 @@ and momentum, Nesterov's momentum, averaging, a basis. Steps over the steps of s
 {twins_table(suite)}
 
 Of the gain over well-tuned momentum the controls keep, in the median over tasks: {kept(suite)}. What is
-left is the metric's direction, and activity points where RMSprop does. What the metric adds to that is its
-form: half of the state, a finite alpha, edits between the stages, and phis that are not activity.
+left is its direction, where RMSprop points too, and its form: half of the state, a finite alpha, other phis.
 
 ## What was to be shown
 

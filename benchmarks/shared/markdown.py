@@ -7,6 +7,9 @@ import numpy as np
 
 from benchmarks.shared import statistics
 
+# By what is said behind the name of an alias.
+OPTIONS = {"": "", "one-sided": '(sides="smaller")'}
+
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Lay out a table: columns that begin with a word to the left, columns of numbers to the right.
@@ -61,3 +64,14 @@ def title(name: str) -> str:
       'digits mlp'
     """
     return name.replace("_", " ")
+
+
+def in_code(alias: str) -> str:
+    """Return how an alias of the library is called.
+
+    Examples:
+      >>> print(in_code("riemannian_adamw"), in_code("riemannian_schedule_free, one-sided"))
+      `ro.riemannian_adamw` `ro.riemannian_schedule_free(sides="smaller")`
+    """
+    name, _, form = alias.partition(", ")
+    return f"`ro.{name}{OPTIONS[form]}`"

@@ -24,6 +24,7 @@ OURS, FACTORED, EIGENBASIS = "metric", "metric, factored", "metric in the eigenb
 FACTORED_SCHEDULE_FREE, EIGENBASIS_SCHEDULE_FREE = "factored, schedule-free", "eigenbasis, schedule-free"
 VECTORS_SCHEDULE_FREE = "eigenbasis with vectors, schedule-free"
 DROP_IN, SCHEDULE_FREE = "riemannian_adamw", "riemannian_schedule_free"
+ONE_SIDED, ONE_SIDED_FREE = "riemannian_eigenbasis", "riemannian_schedule_free, one-sided"
 IN_FRAME = "AdamW in the frame"
 PERMUTED, LEAF_MEAN, NORM_MATCHED = "permuted phi", "leaf-mean phi", "norm-matched base"
 
@@ -256,6 +257,10 @@ ALIASES: dict[str, Method] = {
     DROP_IN: Method(ro.riemannian_adamw, ({},), "ours"),
     SCHEDULE_FREE: averaged(
         partial(ro.riemannian_schedule_free, warmup_steps=0), ({},), "ours", ro.eval_params
+    ),
+    ONE_SIDED: Method(ro.riemannian_eigenbasis, ({},), "ours"),
+    ONE_SIDED_FREE: averaged(
+        partial(ro.riemannian_schedule_free, warmup_steps=0, sides="smaller"), ({},), "ours", ro.eval_params
     ),
 }
 
