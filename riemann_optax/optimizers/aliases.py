@@ -242,7 +242,7 @@ def riemannian_schedule_free(
     conformal: Group | None = "tree",
     record: bool = False,
     sides: Side | ChooseSide = "none",
-    basis_dtype: Any = jnp.bfloat16,
+    basis_dtype: Any = "bfloat16",  # a class would be a schedule to optax.inject_hyperparams
     axes: Axes = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     r"""The same metric without a schedule: no end of the run to choose, no decay of the rate.
