@@ -13,6 +13,7 @@ from benchmarks.time_to_target.methods import (
     EIGENBASIS_SCHEDULE_FREE,
     FACTORED,
     MOMENTUM,
+    MUON,
     NADAMW,
     ONE_SIDED,
     OURS,
@@ -81,6 +82,7 @@ def claims(suite: Suite) -> list[Claim]:
             _steps(suite, "far", ours, TUNED_ADAMW, 0.6)
             for ours in (EIGENBASIS, EIGENBASIS_SCHEDULE_FREE, VECTORS_SCHEDULE_FREE)
         ),
+        _steps(suite, "far", EIGENBASIS, MUON, 1.0),
     ]
     for name, rows in judged(suite).items():
         if name not in (OURS, FACTORED) or set(rows) != set(suite.tasks):

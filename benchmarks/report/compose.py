@@ -60,11 +60,9 @@ cosine (schedule-free: stay constant). Targets were frozen from tuned momentum a
 else was run: after four fifths of its steps the weaker of the two had reached *near*, the stronger *far*.
 
 Geometric means of the median steps, over those of tuned {TUNED_ADAMW}; a miss (at least half of the
-seeds) counts as {MISS:g} budgets, and their number stands beside. *energy*: `sum |dw|` up to the
-far target over that of {DEFAULT_BETAS}, over the tasks where both reach it. *state*: bytes per byte of
-parameters, on the last task. *memory*: all bytes that a training step holds at once, and *step*: its
-seconds, over AdamW's; none where the machine was shared. The peers here reach at least half of the far
-targets; all others, other forms of ours, controls, the numbers by task: [all tables](TABLES.md).
+seeds) counts as {MISS:g} budgets. *energy*: `sum |dw|` up to the far target over that of {DEFAULT_BETAS},
+over the tasks where both reach it. *state*, *memory*: as above. *step*: its seconds over AdamW's; none where
+the machine was shared. Peers here reach at least half of the far targets; all others: [all tables](TABLES.md).
 
 {parts.suite_table(suite, short=True)}
 

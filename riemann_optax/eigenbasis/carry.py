@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from riemann_optax.eigenbasis.bases import product
 from riemann_optax.eigenbasis.layout import Layout
-from riemann_optax.eigenbasis.mesh import placed
+from riemann_optax.eigenbasis.mesh import first_axes, placed
 
 
 def carried(
@@ -62,7 +62,7 @@ def carried(
         # XLA compiles each product with a vector by itself, and equal sums once.
         carried_columns = jnp.sum(change * columns, axis=-2)
     else:
-        flat = None if place is None else PartitionSpec(*place[:-4], None, None, _first(place[-4:]))
+        flat = None if place is None else PartitionSpec(*place[:-4], None, None, first_axes(place[-4:]))
         columns = placed(columns, flat)
         carried_columns = placed(product("...pad,...pak->...pdk", change, columns, precision), flat)
     turned = carried_columns.reshape(permuted.shape)
@@ -80,8 +80,3 @@ def _reduced_change(change: jax.Array, lengths: list[int], reduced: list[int]) -
     sums = jnp.sum(means, axis=tuple(first_old + axis for axis in reduced), keepdims=True)
     rest = math.prod(n for axis, n in enumerate(lengths) if axis not in reduced)
     return sums.reshape(*stack, 1, rest, rest)
-
-
-def _first(entries: tuple[Any, ...]) -> Any:
-    """Return what the other side is shared out over: its blocks or its rows, which are one axis here."""
-    return next((axes for axes in entries if axes is not None), None)

@@ -35,7 +35,7 @@ def square_sharding(leaf: Any, layout: Layout, side: Literal["left", "right"]) -
         return None
     spec, depth = _spec(sharding, layout), len(layout.stack)
     middle = depth + layout.num_inputs
-    own, other = _first(spec[depth:middle]), _first(spec[middle:])
+    own, other = first_axes(spec[depth:middle]), first_axes(spec[middle:])
     if side == "right":
         own, other = other, own
     *_, blocks, size, _ = layout.square(side)
@@ -127,7 +127,8 @@ def _names(spec: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(name for axes in given for name in axes)
 
 
-def _first(spec: tuple[Any, ...]) -> Any:
+def first_axes(spec: tuple[Any, ...]) -> Any:
+    """Return the first mesh axes that a spec names; None where it names none."""
     return next((axes for axes in spec if axes is not None), None)
 
 

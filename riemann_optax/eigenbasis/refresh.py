@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -208,7 +210,7 @@ class Refresh(NamedTuple):
     coordinates: list[list[Coordinates]]
     period: int
     rules: RefreshRules
-    where: dict[int, Places] = {}  # noqa: RUF012 -- nobody writes into it
+    where: Mapping[int, Places] = MappingProxyType({})
 
     def positions(self, group: list[Job]) -> list[int]:
         """Return which arrays of the inner state change with the bases of a group."""

@@ -10,7 +10,7 @@ from riemann_optax.eigenbasis import bases
 from riemann_optax.eigenbasis.coordinates import is_masked
 from riemann_optax.eigenbasis.frame import bounded
 from riemann_optax.eigenbasis.layout import Layout
-from riemann_optax.eigenbasis.mesh import Places, on_auto_mesh, places
+from riemann_optax.eigenbasis.mesh import on_auto_mesh
 from riemann_optax.eigenbasis.orthonormal import EXACT
 
 _FLOOR = 1e-6  # of the mean eigenvalue; directions without gradients would divide by 0
@@ -33,7 +33,6 @@ def whitened_averages(
     The mean eigenvalue :math:`\bar r` stands for the updates before the first, which found few directions.
     At the first update, and while a factor is 0, ``r`` is the root mean square of the gradient.
     """
-    where = [places(*pair) for pair in zip(gradients, layouts, strict=True)]
 
     def all_leaves(
         gradients: list[Any],
@@ -44,9 +43,7 @@ def whitened_averages(
         count: Any,
     ) -> tuple[list[Any], list[Any]]:
         new: tuple[list[Any], list[Any]] = ([], [])
-        for gradient, layout, place, *rest in zip(
-            gradients, layouts, where, left, right, q_left, q_right, strict=True
-        ):
+        for gradient, layout, *rest in zip(gradients, layouts, left, right, q_left, q_right, strict=True):
             factors, own = rest[:2], rest[2:]
             if layout is None:
                 for column, factor in zip(new, factors, strict=True):
@@ -55,11 +52,11 @@ def whitened_averages(
             matrices = layout.matrices(bounded(_tree.to_working_dtype(gradient)))
             rate = jnp.asarray(decay).astype(matrices.dtype)
             both = (
-                _whitened(matrices, factors[1], own[1], "right", count, rate, place),
-                _whitened(matrices, factors[0], own[0], "left", count, rate, place),
+                _whitened(matrices, factors[1], own[1], "right", count, rate),
+                _whitened(matrices, factors[0], own[0], "left", count, rate),
             )
             for side, column, factor, white in zip(("left", "right"), new, factors, both, strict=True):
-                column.append(factor if is_masked(factor) else _averaged(factor, white, side, rate, place))
+                column.append(factor if is_masked(factor) else _averaged(factor, white, side, rate))
         return new
 
     sides = squares["left_factors"], squares["right_factors"]
@@ -68,8 +65,8 @@ def whitened_averages(
     )
 
 
-def _averaged(factor: jax.Array, white: jax.Array, side: Any, rate: jax.Array, place: Places) -> jax.Array:
-    mean = rate * factor.astype(white.dtype) + (1 - rate) * bases.correlations(white, side, place)
+def _averaged(factor: jax.Array, white: jax.Array, side: Any, rate: jax.Array) -> jax.Array:
+    mean = rate * factor.astype(white.dtype) + (1 - rate) * bases.correlations(white, side)
     return mean.astype(factor.dtype)
 
 
@@ -80,7 +77,6 @@ def _whitened(
     side: Literal["left", "right"],
     count: jax.Array,
     rate: jax.Array,
-    place: Places,
 ) -> jax.Array:
     """Return matrices ``[*stack, p, a, q, c]`` in the basis of one side, over the roots of its eigenvalues.
 
@@ -91,7 +87,7 @@ def _whitened(
     stored = factor.dtype
     factor, basis = factor.astype(matrices.dtype), basis.astype(matrices.dtype)
     left = side == "left"
-    turned = bases.turn(matrices, basis if left else None, None if left else basis, EXACT, place)
+    turned = bases.turn(matrices, basis if left else None, None if left else basis, EXACT)
     others = matrices.shape[-2] * matrices.shape[-1] if left else matrices.shape[-4] * matrices.shape[-3]
     values = jnp.sum(basis * jnp.matmul(factor, basis, precision=EXACT), axis=-2) / others
     missing = rate ** count.astype(rate.dtype)  # the weight of the updates before the first
