@@ -62,7 +62,7 @@ else was run: after four fifths of its steps the weaker of the two had reached *
 Geometric means of the median steps, over those of tuned {TUNED_ADAMW}; a miss (at least half of the
 seeds) counts as {MISS:g} budgets. *energy*: `sum |dw|` up to the far target over that of {DEFAULT_BETAS},
 over the tasks where both reach it. *state*, *memory*: as above. *step*: its seconds over AdamW's; none where
-the machine was shared. Peers here reach at least half of the far targets; all others: [all tables](TABLES.md).
+the machine was shared. Peers here reach at least half the far targets; all others: [all tables](TABLES.md).
 
 {parts.suite_table(suite, short=True)}
 
