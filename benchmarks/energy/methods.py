@@ -1,6 +1,6 @@
 """Who takes part: the published rules, ours, and what has the same liberties without the metric."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,12 +17,7 @@ Values = Mapping[str, jax.Array]
 Transformation = optax.GradientTransformation
 # Rates of a metric that is all phi are stated as those where phi is 1.
 ALPHA = 1e6
-OURS = (
-    "error-gated metric + caching",
-    "metric per neuron + caching",
-    "error-gated metric, averaged gradient",
-    "riemannian_adamw",
-)
+FLAT = ro.phi.from_weights(jnp.ones_like)  # of no effect at an alpha of 0
 
 
 def error_gate() -> ro.phi.Phi:
@@ -45,10 +40,31 @@ def plastic(phi: Transformation, rate: jax.typing.ArrayLike) -> Transformation:
     )
 
 
+def multiplicative(
+    values: Values,
+    *parts: Transformation,
+    gate: Transformation | None = None,
+    around: Callable[[Transformation], Transformation] = lambda phi: phi,
+) -> Transformation:
+    """Return descent in which a weight moves in proportion to its way so far; with a gate also to that phi.
+
+    ``parts`` stand between the stages; ``around`` is a control of the phi.
+    """
+    geometry = ro.phi.multiplicative_geometry(eps=values["eps"], anchor=ro.anchor.initial_weights())
+    gated = gate is not None
+    return optax.chain(
+        ro.compute_metric(gate, ALPHA, "inverse_metric") if gated else ro.compute_metric(FLAT, 0.0),
+        ro.multiply_metric(around(geometry)),
+        *parts,
+        ro.scale_by_inverse_metric(),
+        optax.scale_by_learning_rate(values["rate"] / (ALPHA if gated else 1)),
+    )
+
+
 def competing(values: Values, over: Literal["leaf", "neuron"]) -> Transformation:
     """Return descent in which only the largest changes of a group happen."""
     return optax.chain(
-        ro.compute_metric(ro.phi.activity(), 0.0),
+        ro.compute_metric(FLAT, 0.0),
         ro.competitive_plasticity(values["fraction"], over),
         ro.scale_by_inverse_metric(),
         optax.scale_by_learning_rate(values["rate"]),
@@ -63,12 +79,18 @@ class Scale(NamedTuple):
       gate: learning rate per unit of the loss.
       neuron: learning rate per unit of a neuron's root mean square gradient.
       threshold: of synaptic caching.
+      multiplicative: learning rate per unit of a weight's way so far.
+      gated: the same, per unit of the loss too.
+      eps: of the multiplicative geometry.
     """
 
     sgd: float
     gate: float
     neuron: float
     threshold: float
+    multiplicative: float
+    gated: float
+    eps: float
 
 
 def online_methods(scale: Scale) -> dict[str, Method]:
@@ -76,6 +98,7 @@ def online_methods(scale: Scale) -> dict[str, Method]:
     sgd, gate = Axis(scale.sgd, 1.6), Axis(scale.gate, 1.5)
     cache, fraction = {"threshold": Axis(scale.threshold)}, {"fraction": Axis(0.2, 2.5)}
     memory = {"memory": Axis(1000.0, 3.0)}
+    eps = {"eps": Axis(scale.eps, 3.0)}
 
     def cached(rule: Any, **options: float) -> Any:
         return lambda values, key: synaptic_caching(rule(values), values["threshold"], **options)
@@ -92,12 +115,26 @@ def online_methods(scale: Scale) -> dict[str, Method]:
     def averaged(rule: Any) -> Any:
         return lambda values, key: optax.chain(rule(values), averaged_changes(1 - 1 / values["memory"]))
 
+    def sparse(values: Values) -> Transformation:
+        return multiplicative(values)
+
+    def gated_sparse(values: Values) -> Transformation:
+        return multiplicative(values, gate=error_gate())
+
     return {
+        "gated multiplicative metric + caching": Method(
+            cached(gated_sparse, fading=0.0), "ours", {"rate": Axis(scale.gated)} | eps | cache
+        ),
+        "multiplicative metric + caching": Method(
+            cached(sparse, fading=0.0), "ours", {"rate": Axis(scale.multiplicative)} | eps | cache
+        ),
         "synaptic caching": Method(cached(descent), "peer", {"rate": sgd} | cache),
-        OURS[0]: Method(cached(gated, fading=0.0), "ours", {"rate": gate} | cache),
+        "error-gated metric + caching": Method(cached(gated, fading=0.0), "ours", {"rate": gate} | cache),
         "synaptic caching, nothing fades": Method(cached(descent, fading=0.0), "peer", {"rate": sgd} | cache),
-        OURS[1]: Method(cached(by_neuron, fading=0.0), "ours", {"rate": Axis(scale.neuron, 1.6)} | cache),
-        OURS[2]: Method(averaged(gated), "ours", {"rate": gate} | memory),
+        "metric per neuron + caching": Method(
+            cached(by_neuron, fading=0.0), "ours", {"rate": Axis(scale.neuron, 1.6)} | cache
+        ),
+        "error-gated metric, averaged gradient": Method(averaged(gated), "ours", {"rate": gate} | memory),
         "SGD, averaged gradient": Method(averaged(descent), "control", {"rate": sgd} | memory),
         "SGD": Method(lambda values, key: descent(values), "base", {"rate": sgd}),
         "error-gated metric": Method(lambda values, key: gated(values), "ours", {"rate": gate}),
@@ -113,6 +150,7 @@ def online_methods(scale: Scale) -> dict[str, Method]:
 def modern_methods() -> dict[str, Method]:
     """Return the rules of the modern network: AdamW, whose accuracy is the target, first."""
     adam, sgd = Axis(1e-3, 1.6), Axis(0.1, 1.6)
+    eps, memory, fraction = Axis(0.02, 3.0), {"memory": Axis(20.0)}, {"fraction": Axis(0.2, 2.5)}
 
     def descent(values: Values) -> Transformation:
         return optax.sgd(values["rate"])
@@ -126,26 +164,50 @@ def modern_methods() -> dict[str, Method]:
     def gated(values: Values) -> Transformation:
         return plastic(error_gate(), values["rate"])
 
+    def averaged(rule: Any) -> Any:
+        return lambda values, key: optax.chain(rule(values), averaged_changes(1 - 1 / values["memory"]))
+
+    def sparse_competing(values: Values, key: Any) -> Transformation:
+        return multiplicative(values, ro.competitive_plasticity(values["fraction"], "leaf"))
+
     return {
+        "multiplicative metric + competition": Method(
+            sparse_competing, "ours", {"rate": Axis(0.2), "eps": eps, "fraction": Axis(0.02, 2.5)}
+        ),
+        "multiplicative metric, averaged gradient": Method(
+            averaged(multiplicative), "ours", {"rate": Axis(0.4), "eps": eps} | memory
+        ),
+        "permuted multiplicative metric, averaged gradient": Method(
+            averaged(lambda values: multiplicative(values, around=ro.phi.permuted)),
+            "control",
+            {"rate": Axis(0.4), "eps": eps} | memory,
+        ),
+        "SGD, averaged gradient": Method(averaged(descent), "control", {"rate": sgd} | memory),
         "AdamW": Method(lambda values, key: optax.adamw(values["rate"]), "base", {"rate": adam}),
-        OURS[3]: Method(factored, "ours", {"rate": adam}),
+        "riemannian_adamw": Method(factored, "ours", {"rate": adam}),
         "SGD": Method(lambda values, key: descent(values), "base", {"rate": sgd}),
         "SGD, momentum": Method(
             lambda values, key: optax.sgd(values["rate"], momentum=0.9), "base", {"rate": Axis(0.01, 1.6)}
         ),
         "error-gated metric": Method(lambda values, key: gated(values), "ours", {"rate": Axis(0.2, 1.6)}),
-        OURS[0]: Method(cached(gated), "ours", {"rate": Axis(0.2, 1.6), "threshold": Axis(0.1)}),
+        "error-gated metric + caching": Method(
+            cached(gated), "ours", {"rate": Axis(0.2, 1.6), "threshold": Axis(0.1)}
+        ),
         "synaptic caching, nothing fades": Method(
             cached(descent), "peer", {"rate": sgd, "threshold": Axis(0.1)}
         ),
         "competition by layer": Method(
-            lambda values, key: competing(values, "leaf"), "peer", {"rate": sgd, "fraction": Axis(0.2, 2.5)}
+            lambda values, key: competing(values, "leaf"), "peer", {"rate": sgd} | fraction
         ),
     }
 
 
 METHODS = {
-    "van_rossum_pache": online_methods(Scale(sgd=0.01, gate=0.06, neuron=0.3, threshold=0.08)),
-    "li_van_rossum": online_methods(Scale(sgd=0.3, gate=1.0, neuron=10.0, threshold=0.3)),
+    "van_rossum_pache": online_methods(
+        Scale(sgd=0.01, gate=0.06, neuron=0.3, threshold=0.08, multiplicative=0.1, gated=0.2, eps=6e-3)
+    ),
+    "li_van_rossum": online_methods(
+        Scale(sgd=0.3, gate=1.0, neuron=10.0, threshold=0.3, multiplicative=0.5, gated=2.0, eps=0.1)
+    ),
     "modern": modern_methods(),
 }

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from benchmarks.energy.methods import METHODS, OURS
+from benchmarks.energy.methods import METHODS
 from benchmarks.shared import terminal
 from benchmarks.shared.statistics import numbers, standard_error
 from benchmarks.shared.tuning import Point
@@ -56,7 +56,9 @@ def rows(entries: Iterable[Mapping[str, Any]], protocol: str, data: str, hidden:
     own = [e for e in entries if all(e["key"].get(name) == value for name, value in wanted.items())]
     fresh = {e["key"]["method"]: e for e in own if e["key"]["phase"] == "fresh"}
     trials = [e["key"]["method"] for e in own if e["key"]["phase"] == "tuning"]
-    ours = next((name for name in METHODS[protocol] if name in fresh and name in OURS), None)
+    ours = next(
+        (name for name, own in METHODS[protocol].items() if name in fresh and own.role == "ours"), None
+    )
     reference = None if ours is None else numbers(fresh[ours]["result"]["energy"])
     table = []
     for method, entry in fresh.items():

@@ -84,6 +84,9 @@ ENTRIES: dict[str, Entry] = {
     "phi.sliding_threshold": with_phi(lambda: ro.phi.sliding_threshold(), reduces_state=True),
     "phi.gauss_newton_curvature": with_phi(lambda: ro.phi.gauss_newton_curvature(), learning_rate=0.1),
     "phi.multiplicative_geometry": with_phi(lambda: ro.phi.multiplicative_geometry(eps=0.5)),
+    "phi.multiplicative_geometry:anchored": with_phi(
+        lambda: ro.phi.multiplicative_geometry(eps=0.5, anchor=ro.anchor.initial_weights())
+    ),
     # identification controls
     "phi.permuted": with_phi(lambda: ro.phi.permuted(ro.phi.per_neuron()), reduces_state=True, all_reduced=2),
     "phi.leaf_mean": with_phi(lambda: ro.phi.leaf_mean(ro.phi.activity()), all_reduced=2),

@@ -153,6 +153,7 @@ OWN = {
     ("attach_field", "field"): [None, 2.0, abs],
     ("retract", "field"): [None, 2.0, abs],
     ("partition_by_kind", "by_kind"): [],  # by the name of its kind: tests/test_misuse.py
+    ("multiplicative_geometry", "anchor"): NO_TRANSFORMATION[1:],
     ("in_eigenbasis", "precision"): [],  # goes to JAX as it is
     ("presynaptic_release", "minimum"): [-0.1, *NOT_A_NUMBER, None],
     ("soft_resets", "prior_deviation"): POSITIVE[:-1],

@@ -1,10 +1,11 @@
-"""The multiplicative geometry against NumPy replays of exponentiated gradient."""
+"""The multiplicative geometry against NumPy replays of exponentiated gradient, and around an anchor."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.optimize import linprog
 
 import riemann_optax as ro
 
@@ -26,8 +27,8 @@ def gradient(weights, step):
     return weights - np.array([0.5, -1.0, 0.3, -0.1]) + 0.5 * noise
 
 
-def metric(eps):
-    return ro.multiply_metric(ro.phi.multiplicative_geometry(eps=eps))
+def metric(eps, anchor=None):
+    return ro.multiply_metric(ro.phi.multiplicative_geometry(eps=eps, anchor=anchor))
 
 
 def test_with_the_mirror_step_it_is_exponentiated_gradient():
@@ -73,3 +74,84 @@ def test_a_weight_of_zero_moves_by_eps_and_with_eps_zero_not_at_all():
 def test_eps_is_checked():
     with pytest.raises(ValueError, match="eps"):
         ro.phi.multiplicative_geometry(eps=-1.0)
+
+
+def around_the_start(eps):
+    return plain(ro.phi.activity(), 0.0, RATE, metric(eps, ro.anchor.initial_weights()))
+
+
+def test_around_the_first_weights_steps_are_proportional_to_the_way_from_there():
+    eps = 0.1
+    weights, expected = START.copy(), [START.copy()]
+    for step in range(STEPS):
+        weights = weights - RATE * gradient(weights, step) * (np.abs(weights - START) + eps)
+        expected.append(weights.copy())
+    np.testing.assert_allclose(walk(around_the_start(eps), START, gradient), expected, rtol=RTOL)
+
+
+def test_another_anchor_moves_along():
+    """Around slow weights: a running mean that follows."""
+    eps, decay = 0.1, 0.75
+    weights, slow, expected = START.copy(), START.copy(), [START.copy()]
+    for step in range(STEPS):
+        slow = slow if step == 0 else slow + (1 - decay) * (weights - slow)
+        weights = weights - RATE * gradient(weights, step) * (np.abs(weights - slow) + eps)
+        expected.append(weights.copy())
+    tx = plain(ro.phi.activity(), 0.0, RATE, metric(eps, ro.anchor.slow_weights(decay=decay)))
+    np.testing.assert_allclose(walk(tx, START, gradient), expected, rtol=RTOL)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_around_the_first_weights_the_way_is_the_shortest_that_a_linear_program_finds(seed):
+    """Of all solutions of A w = b the one with the least sum(abs(w - w_0)); flat descent goes further."""
+    generator = np.random.default_rng(seed)
+    matrix, start = generator.normal(size=(3, 9)), generator.normal(size=9)
+    wanted = generator.normal(size=3)
+    missing = wanted - matrix @ start
+    least = linprog(np.ones(18), A_eq=np.hstack([matrix, -matrix]), b_eq=missing).fun
+
+    def length(eps, rate):
+        tx = plain(ro.phi.activity(), 0.0, rate, metric(eps, ro.anchor.initial_weights()))
+
+        def step(carry, _):
+            weights, state = carry
+            updates, state = tx.update(matrix.T @ (matrix @ weights - wanted), state, weights)
+            return (weights + updates, state), None
+
+        start_ = jnp.asarray(start)
+        (weights, _), _ = jax.lax.scan(step, (start_, tx.init(start_)), None, length=40_000)
+        np.testing.assert_allclose(matrix @ weights, wanted, rtol=1e-6)
+        return float(jnp.abs(weights - start).sum())
+
+    flat = np.abs(np.linalg.pinv(matrix) @ missing).sum()
+    assert flat > 1.1 * least
+    assert least * (1 - 1e-6) < length(1e-6, 0.01) < 1.02 * least
+    np.testing.assert_allclose(length(1e4, 1e-6), flat, rtol=1e-3)  # a large eps: the flat metric
+
+
+def test_an_anchor_needs_an_eps_above_zero_and_must_be_one():
+    with pytest.raises(ValueError, match="eps"):
+        ro.phi.multiplicative_geometry(eps=0.0, anchor=ro.anchor.initial_weights())
+    with pytest.raises(TypeError, match="anchor"):
+        ro.phi.multiplicative_geometry(anchor="initial")
+
+
+def test_around_an_anchor_half_precision_keeps_its_dtypes():
+    phi = ro.phi.multiplicative_geometry(eps=0.25, anchor=ro.anchor.initial_weights())
+    params = jnp.ones(2, jnp.bfloat16)
+    values, state = phi.update(params, phi.init(params), params)
+    assert values.dtype == jnp.float32
+    assert state.weights.dtype == jnp.bfloat16
+    np.testing.assert_allclose(values, 4.0)
+
+
+def test_the_boundary_of_a_task_reaches_the_anchor():
+    phi = ro.phi.multiplicative_geometry(eps=0.5, anchor=ro.anchor.task_boundary_weights())
+    assert phi.needs == ("task_boundary",)
+    state = phi.init(jnp.zeros(1))
+    found = []
+    for weight, boundary in ((1.0, False), (2.0, True), (4.0, False)):
+        params = jnp.array([weight])
+        values, state = phi.update(params, state, params, task_boundary=boundary)
+        found.append(float(values[0]))
+    np.testing.assert_allclose(found, [2.0, 2.0, 0.4])
