@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.energy.laboratory import FULL, QUICK, Laboratory
+from benchmarks.energy.laboratory import FULL, QUICK, SIZES, Laboratory
 from benchmarks.energy.methods import METHODS
 from benchmarks.energy.protocols import PROTOCOLS, load
 from benchmarks.energy.table import LEGEND, rows, table
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
             protocol = PROTOCOLS[name]
             if options.hidden is not None:
                 protocol = protocol._replace(hidden=tuple(options.hidden))
-            size = QUICK if options.quick else FULL
+            size = QUICK if options.quick else SIZES.get(name, FULL)
             chosen = [m for m in METHODS[name] if options.methods is None or m in options.methods]
             bar = progress.add_task(name, total=len(chosen))
 

@@ -130,7 +130,7 @@ def course(
         for part in ("test_inputs", "test_labels")
     ]
     values = lanes.values_of(points)
-    params, state, axes = lanes.start(build, values, start, keys)
+    params, state, axes = lanes.start(build, values, start, keys, in_turn=True)
     learn_all = lanes.mapped(learner_of(protocol.outputs, protocol.loss), build, axes, in_turn=True)
     found: list[np.ndarray] = []
     total = np.zeros((len(points), len(seeds), 4))

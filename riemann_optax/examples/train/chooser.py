@@ -28,7 +28,9 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "each input has a relevance of its own": ("idbd", "autostep"),
     "features come up rarely": ("accumulated_activity",),
     "my weights are binary or few bits": ("metaplasticity",),
-    "I count energy": ("plasticity_and_energy", "maintenance_energy", "modification_energy"),
+    "I count energy": (
+        *("sparse_change", "plasticity_and_energy", "maintenance_energy", "modification_energy"),
+    ),
     "neurons regulate themselves": ("sliding_threshold", "per_neuron"),
     "weights grow in proportion": ("multiplicative_geometry",),
     "is it the metric at all (controls)": ("permuted_activity", "leaf_mean_activity"),

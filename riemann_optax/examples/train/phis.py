@@ -47,6 +47,11 @@ def plasticity_and_energy() -> optax.GradientTransformation:
     return ro.phi.weighted_sum(*[ro.phi.unit_mean(part) for part in parts])
 
 
+def sparse_change() -> optax.GradientTransformation:
+    """Multiplicative geometry around the first weights: few weights change, each by much."""
+    return ro.phi.multiplicative_geometry(eps=0.01, anchor=ro.anchor.initial_weights())
+
+
 def permuted_activity() -> optax.GradientTransformation:
     """Activity, each weight with the value of another: a control."""
     return ro.phi.permuted(ro.phi.activity(decay=0.97))
@@ -75,7 +80,10 @@ def _has_defaults(function: object) -> bool:
 
 
 _PUBLIC = {name: getattr(ro.phi, name) for name in ro.phi.__all__ if _has_defaults(getattr(ro.phi, name))}
-_COMPOSED = {made.__name__: made for made in (plasticity_and_energy, permuted_activity, leaf_mean_activity)}
+_COMPOSED = {
+    made.__name__: made
+    for made in (plasticity_and_energy, sparse_change, permuted_activity, leaf_mean_activity)
+}
 
 # The decay is that of riemannian_adamw. Weights drawn from mesu's default prior, of deviation 1, would be
 # those of an untrained network: the deviation is that of the published runs on images.
