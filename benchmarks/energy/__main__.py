@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.energy.laboratory import FULL, QUICK, SIZES, Laboratory
-from benchmarks.energy.methods import METHODS
+from benchmarks.energy.methods import methods
 from benchmarks.energy.protocols import PROTOCOLS, load
 from benchmarks.energy.table import LEGEND, rows, table
 from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console, without_folders
@@ -30,7 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parse_with_folder(parser, arguments)
     if options.hidden is not None and min(options.hidden) < 1:
         parser.error("--hidden must be sizes of at least 1")
-    unknown = set(options.methods or ()) - {name for found in METHODS.values() for name in found}
+    unknown = set(options.methods or ()) - {name for protocol in PROTOCOLS for name in methods(protocol)}
     if unknown:
         parser.error(f"--methods: unknown {', '.join(sorted(unknown))}")
     try:
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
             if options.hidden is not None:
                 protocol = protocol._replace(hidden=tuple(options.hidden))
             size = QUICK if options.quick else SIZES.get(name, FULL)
-            chosen = [m for m in METHODS[name] if options.methods is None or m in options.methods]
+            chosen = [m for m in methods(name) if options.methods is None or m in options.methods]
             bar = progress.add_task(name, total=len(chosen))
 
             def advance(method: str, phase: str, bar=bar, name=name) -> None:

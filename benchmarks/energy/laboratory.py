@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.energy import runs
-from benchmarks.energy.methods import METHODS
+from benchmarks.energy.methods import methods
 from benchmarks.energy.protocols import Images, Protocol
 from benchmarks.shared.experiment import Size
 from benchmarks.shared.records import Records
@@ -69,7 +69,7 @@ class Laboratory:
                 self._protocol,
                 self._targets[phase],
                 self._images,
-                METHODS[self._name][method].make,
+                methods(self._name, self._data)[method].make,
                 [points[n] for n in missing],
                 seeds,
                 self._limit,
@@ -95,7 +95,7 @@ class Laboratory:
 
     def choose(self, method: str) -> Point:
         """Return the best point of a method, or that of the one it goes along with."""
-        own = METHODS[self._name][method]
+        own = methods(self._name, self._data)[method]
         if own.point_of is not None:
             return self.choose(own.point_of)
         rounds = self._size.length.get("rounds", ROUNDS)

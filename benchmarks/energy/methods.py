@@ -1,5 +1,6 @@
 """Who takes part: the published rules, ours, and what has the same liberties without the metric."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -202,12 +203,24 @@ def modern_methods() -> dict[str, Method]:
     }
 
 
-METHODS = {
-    "van_rossum_pache": online_methods(
-        Scale(sgd=0.01, gate=0.06, neuron=0.3, threshold=0.08, multiplicative=0.1, gated=0.2, eps=6e-3)
+SCALES = {
+    "van_rossum_pache": Scale(
+        sgd=0.01, gate=0.06, neuron=0.3, threshold=0.08, multiplicative=0.1, gated=0.2, eps=6e-3
     ),
-    "li_van_rossum": online_methods(
-        Scale(sgd=0.3, gate=1.0, neuron=10.0, threshold=0.3, multiplicative=0.5, gated=2.0, eps=0.1)
+    "li_van_rossum": Scale(
+        sgd=0.3, gate=1.0, neuron=10.0, threshold=0.3, multiplicative=0.5, gated=2.0, eps=0.1
     ),
-    "modern": modern_methods(),
 }
+# What is elsewhere on other images.
+OTHERWISE = {
+    ("van_rossum_pache", "mnist"): {"multiplicative": 0.2, "gated": 0.4, "eps": 0.06},
+    ("li_van_rossum", "mnist"): {"threshold": 0.6, "multiplicative": 1.0, "gated": 2.0, "eps": 0.3},
+}
+
+
+@functools.cache
+def methods(protocol: str, data: str = "digits") -> dict[str, Method]:
+    """Return the rules of a protocol by name, with the grids for these images."""
+    if protocol == "modern":
+        return modern_methods()
+    return online_methods(SCALES[protocol]._replace(**OTHERWISE.get((protocol, data), {})))

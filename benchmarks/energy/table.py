@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from benchmarks.energy.methods import METHODS
+from benchmarks.energy.methods import methods
 from benchmarks.shared import terminal
 from benchmarks.shared.statistics import numbers, standard_error
 from benchmarks.shared.tuning import Point
@@ -58,7 +58,7 @@ def rows(entries: Iterable[Mapping[str, Any]], protocol: str, data: str, hidden:
     fresh = {e["key"]["method"]: e for e in own if e["key"]["phase"] == "fresh"}
     trials = [e["key"]["method"] for e in own if e["key"]["phase"] == "tuning"]
     ours = next(
-        (name for name, own in METHODS[protocol].items() if name in fresh and own.role == "ours"), None
+        (name for name, own in methods(protocol).items() if name in fresh and own.role == "ours"), None
     )
     reference = None if ours is None else numbers(fresh[ours]["result"]["energy"])
     table = []

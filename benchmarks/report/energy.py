@@ -1,7 +1,7 @@
 """What the target accuracy costs in energy: the chapter and a short table, from records alone."""
 
 from benchmarks.energy.laboratory import FULL
-from benchmarks.energy.methods import METHODS
+from benchmarks.energy.methods import methods
 from benchmarks.energy.protocols import PROTOCOLS
 from benchmarks.energy.table import LEGEND, Row, cells_of, rows
 from benchmarks.report.claims import Claim
@@ -48,7 +48,7 @@ def claims(records: Records) -> list[Claim]:
 
 def _least(protocol: str, lines: list[Row], role: str) -> list[Row]:
     """Return the rule of a role that spends least, none where none arrives on all seeds."""
-    own = [row for row in lines if METHODS[protocol][row.method].role == role and not row.missed]
+    own = [row for row in lines if methods(protocol)[row.method].role == role and not row.missed]
     return own[:1]  # they are in the order of their energy
 
 

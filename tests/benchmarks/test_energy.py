@@ -10,7 +10,7 @@ from benchmarks.energy import __main__ as command
 from benchmarks.energy import ledger, runs
 from benchmarks.energy.averaging import averaged_changes
 from benchmarks.energy.caching import synaptic_caching
-from benchmarks.energy.methods import METHODS, error_gate, plastic
+from benchmarks.energy.methods import error_gate, methods, plastic
 from benchmarks.energy.protocols import PROTOCOLS, Images
 
 STEPS = 300
@@ -105,7 +105,7 @@ def test_lanes_are_independent_and_the_path_is_no_shorter_than_the_distance():
         generator.integers(0, 10, 8),
     )
     protocol = PROTOCOLS["van_rossum_pache"]._replace(hidden=(5,))
-    make = METHODS["van_rossum_pache"]["error-gated metric + caching"].make
+    make = methods("van_rossum_pache")["error-gated metric + caching"].make
     points = [{"rate": 0.1, "threshold": 0.01}, {"rate": 0.3, "threshold": 0.05}]
 
     def run(points, seeds):
