@@ -35,6 +35,11 @@ def arrays(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, _HOST) else leaf, tree)
 
 
+def is_masked(node: Any) -> bool:
+    """Return whether ``optax.masked`` or ``optax.partition`` leaves out this leaf."""
+    return isinstance(node, optax.MaskedNode)
+
+
 def working_dtype(leaf: Any) -> np.dtype[Any]:
     """Return the real dtype a metric is evaluated in: float32, or wider where the leaf is wider.
 

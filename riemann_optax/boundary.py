@@ -164,20 +164,16 @@ def masked_like(tree: Any, reference: Any) -> Any:
     """
     if not has_masked(reference):
         return tree
-    return jax.tree.map(lambda r, x: r if _is_masked(r) else x, reference, tree, is_leaf=_is_masked)
+    return jax.tree.map(lambda r, x: r if _tree.is_masked(r) else x, reference, tree, is_leaf=_tree.is_masked)
 
 
 def completed(tree: Any, whole: Any) -> Any:
     """Return ``tree`` with the leaves of ``whole`` where ``masked`` or ``partition`` has left one out."""
     if not has_masked(tree):
         return tree
-    return jax.tree.map(lambda x, w: w if _is_masked(x) else x, tree, whole, is_leaf=_is_masked)
+    return jax.tree.map(lambda x, w: w if _tree.is_masked(x) else x, tree, whole, is_leaf=_tree.is_masked)
 
 
 def has_masked(tree: Any) -> bool:
     """Return whether ``masked`` or ``partition`` has left out a leaf of a tree."""
-    return any(map(_is_masked, jax.tree.leaves(tree, is_leaf=_is_masked)))
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
+    return any(map(_tree.is_masked, jax.tree.leaves(tree, is_leaf=_tree.is_masked)))

@@ -43,12 +43,12 @@ def coordinate_arrays(
     Raises:
       ValueError: for coordinates of a turned leaf in an undeclared field, or in 8 bits.
     """
-    leaves, structure = jax.tree.flatten(params, is_leaf=is_masked)
-    structures = (structure, jax.tree.structure(_tree.bare(params), is_leaf=is_masked))
-    found: list[list[Coordinates]] = [[] for leaf in leaves if not is_masked(leaf)]
+    leaves, structure = jax.tree.flatten(params, is_leaf=_tree.is_masked)
+    structures = (structure, jax.tree.structure(_tree.bare(params), is_leaf=_tree.is_masked))
+    found: list[list[Coordinates]] = [[] for leaf in leaves if not _tree.is_masked(leaf)]
 
     def like_params(tree: Any) -> bool:
-        own: Any = jax.tree.structure(tree, is_leaf=is_masked)
+        own: Any = jax.tree.structure(tree, is_leaf=_tree.is_masked)
         return own in structures
 
     position = 0
@@ -57,11 +57,11 @@ def coordinate_arrays(
             position += 1
             continue
         number = -1
-        for leaf, array in zip(leaves, jax.tree.leaves(part, is_leaf=is_masked), strict=True):
-            number += not is_masked(leaf)
-            if is_masked(array):
+        for leaf, array in zip(leaves, jax.tree.leaves(part, is_leaf=_tree.is_masked), strict=True):
+            number += not _tree.is_masked(leaf)
+            if _tree.is_masked(array):
                 continue
-            if not is_masked(leaf) and turned[number] and _may_hold_coordinates(array):
+            if not _tree.is_masked(leaf) and turned[number] and _may_hold_coordinates(array):
                 has_axes = _has_axes_of(array, leaf.shape)
                 _refuse_codes(state, path, array, has_axes)
                 found[number] += _coordinates(state, path, position, extra, has_axes)
@@ -99,11 +99,6 @@ def _refuse_codes(state: optax.OptState, path: tuple[Any, ...], array: Any, has_
             "coordinates: put low_precision_state around in_eigenbasis instead of inside it, or use "
             'storage="bfloat16".'
         )
-
-
-def is_masked(node: Any) -> bool:
-    """Return whether ``optax.masked`` or ``optax.partition`` leaves out this leaf."""
-    return isinstance(node, optax.MaskedNode)
 
 
 def _may_hold_coordinates(array: Any) -> bool:

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 from riemann_optax import _tree
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 from riemann_optax.eigenbasis import bases
-from riemann_optax.eigenbasis.coordinates import Coordinates, is_masked
+from riemann_optax.eigenbasis.coordinates import Coordinates
 from riemann_optax.eigenbasis.layout import Layout
 from riemann_optax.eigenbasis.mesh import ANYWHERE, Places, on_auto_mesh, places, square_sharding
 from riemann_optax.eigenbasis.refresh import first_bases
@@ -113,7 +113,7 @@ class Frame(NamedTuple):
     ) -> Any:
         if x.ndim > len(layout.permutation):
             return jax.vmap(lambda one: self._one(change, one, layout, left, right))(x)
-        left, right = (None if is_masked(basis) else basis for basis in (left, right))
+        left, right = (None if _tree.is_masked(basis) else basis for basis in (left, right))
         turned = change(layout.matrices(_tree.to_working_dtype(x)), left, right, self.precision, place)
         return layout.array(turned, x.shape).astype(x.dtype)
 
@@ -131,7 +131,7 @@ def averaged(
     def all_leaves(gradients: list[Any], factors: list[Any]) -> list[Any]:
         new = []
         for gradient, layout, factor, place in zip(gradients, layouts, factors, where, strict=True):
-            if layout is None or is_masked(factor):
+            if layout is None or _tree.is_masked(factor):
                 new.append(factor)
                 continue
             matrices = layout.matrices(bounded(_tree.to_working_dtype(gradient)))
@@ -257,7 +257,7 @@ def check_made_for(
 ) -> None:
     """Raise ``ValueError`` that names the first leaf for which the state was not made."""
     given, left, right = (
-        dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked))
+        dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=_tree.is_masked))
         for tree in (gradients, left_factors, right_factors)
     )
     for path in left:
@@ -267,7 +267,7 @@ def check_made_for(
                 "state has been made for it: give init and update the same leaves, with None in the "
                 "parameters too for what is not trained."
             )
-    paths = [path for path, leaf in given.items() if not is_masked(leaf)]
+    paths = [path for path, leaf in given.items() if not _tree.is_masked(leaf)]
     for path, layout in zip(paths, layouts, strict=True):
         if path not in left:
             raise ValueError(
@@ -275,7 +275,7 @@ def check_made_for(
                 "update the same leaves."
             )
         for square, factor in zip(_squares(layout), (left[path], right[path]), strict=True):
-            if square != (None if is_masked(factor) else factor.shape):
+            if square != (None if _tree.is_masked(factor) else factor.shape):
                 raise ValueError(
                     f"in_eigenbasis: {_tree.leaf_name(path)} has shape {given[path].shape}, and the state "
                     "has been made for another: after a parameter has been resized make it anew with tx.init."

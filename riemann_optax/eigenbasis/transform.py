@@ -13,7 +13,7 @@ from riemann_optax._axes import Axes
 from riemann_optax._check import check_transformation
 from riemann_optax._state_fields import StateFields
 from riemann_optax.eigenbasis.account import account
-from riemann_optax.eigenbasis.coordinates import Coordinates, coordinate_arrays, is_masked
+from riemann_optax.eigenbasis.coordinates import Coordinates, coordinate_arrays
 from riemann_optax.eigenbasis.frame import (
     Frame,
     averaged,
@@ -364,7 +364,7 @@ def in_eigenbasis(
             kept = kept + failed
         else:
             previous = [
-                old if is_masked(old) else jnp.array(gradient, dtype=old.dtype, copy=True)
+                old if _tree.is_masked(old) else jnp.array(gradient, dtype=old.dtype, copy=True)
                 for gradient, old in zip(gradients, previous, strict=True)
             ]
         return tangent, InEigenbasisState(
@@ -382,7 +382,7 @@ def _differences(gradients: list[Any], previous: list[Any], count: jax.Array) ->
     """Return how gradients have changed since the last update; 0 at the first."""
 
     def change(gradient: jax.Array, old: Any) -> jax.Array:
-        if is_masked(old):
+        if _tree.is_masked(old):
             return gradient
         difference = gradient - old.astype(gradient.dtype)
         return jnp.where(count == 0, jnp.zeros_like(difference), difference)

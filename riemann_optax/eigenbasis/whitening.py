@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from riemann_optax import _tree
 from riemann_optax.eigenbasis import bases
-from riemann_optax.eigenbasis.coordinates import is_masked
 from riemann_optax.eigenbasis.frame import bounded
 from riemann_optax.eigenbasis.layout import Layout
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
@@ -56,7 +55,7 @@ def whitened_averages(
                 _whitened(matrices, factors[0], own[0], "left", count, rate),
             )
             for side, column, factor, white in zip(("left", "right"), new, factors, both, strict=True):
-                column.append(factor if is_masked(factor) else _averaged(factor, white, side, rate))
+                column.append(factor if _tree.is_masked(factor) else _averaged(factor, white, side, rate))
         return new
 
     sides = squares["left_factors"], squares["right_factors"]
@@ -82,7 +81,7 @@ def _whitened(
 
     A side without a basis whitens nothing.
     """
-    if is_masked(factor):
+    if _tree.is_masked(factor):
         return matrices
     stored = factor.dtype
     factor, basis = factor.astype(matrices.dtype), basis.astype(matrices.dtype)

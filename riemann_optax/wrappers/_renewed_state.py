@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from riemann_optax import _axes, _tree
 from riemann_optax._axes import Axes
@@ -42,7 +41,9 @@ def renewal_of(params: Any, weights: list[Any], slices: list[Slices], axes: Axes
 
     def numbered(tree: Any) -> Any:
         numbers = itertools.count()
-        return jax.tree.map(lambda leaf: -1 if _is_masked(leaf) else next(numbers), tree, is_leaf=_is_masked)
+        return jax.tree.map(
+            lambda leaf: -1 if _tree.is_masked(leaf) else next(numbers), tree, is_leaf=_tree.is_masked
+        )
 
     return Renewal(
         params=weights,
@@ -101,11 +102,11 @@ def renewed(state: Any, begun: Any, renewal: Renewal) -> Any:
 def _leaves(tree: Any, begun: Any, renewal: Renewal, kind: type[Any], field: str) -> Any:
     fields = state_fields(kind)
     holds_weights = field in fields.weights + fields.captured
-    arrays, structure = jax.tree.flatten(tree, is_leaf=_is_masked)
+    arrays, structure = jax.tree.flatten(tree, is_leaf=_tree.is_masked)
     found = []
-    values = jax.tree.leaves(begun, is_leaf=_is_masked)
+    values = jax.tree.leaves(begun, is_leaf=_tree.is_masked)
     for number, old, new in zip(_places(tree, renewal) or [], arrays, values, strict=True):
-        slices = [] if _is_masked(old) or number < 0 else renewal.slices[number]
+        slices = [] if _tree.is_masked(old) or number < 0 else renewal.slices[number]
         weight = renewal.params[number]
         shape = np.shape(weight)
         # One number for a whole leaf, or a random key, belongs to no unit.
@@ -162,25 +163,21 @@ def _places(node: Any, renewal: Renewal) -> list[int] | None:
     One ``optax.MaskedNode`` may stand for a branch: a mask or labels may be a prefix of the parameters.
     """
     structure: Any
-    leaves, structure = jax.tree.flatten(node, is_leaf=_is_masked)
+    leaves, structure = jax.tree.flatten(node, is_leaf=_tree.is_masked)
     for numbered in renewal.numbered:
         try:
             places = structure.flatten_up_to(numbered)
         except (TypeError, ValueError):  # another tree
             continue
         pairs = list(zip(leaves, places, strict=True))
-        if all(_is_masked(leaf) or isinstance(place, int) for leaf, place in pairs):
-            return [-1 if _is_masked(leaf) else place for leaf, place in pairs]
+        if all(_tree.is_masked(leaf) or isinstance(place, int) for leaf, place in pairs):
+            return [-1 if _tree.is_masked(leaf) else place for leaf, place in pairs]
     return None
 
 
 def _with_arrays(tree: Any, renewal: Renewal) -> set[int]:
     """Return the numbers of the weights that have an array in a tree like the parameters."""
     return set(_places(tree, renewal) or ()) - {-1}
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
 
 
 def _is_key(array: Any) -> bool:

@@ -93,8 +93,8 @@ _ARGUMENTS = {
     "per_neuron": {"decay": 0.97},
     "mesu": {"prior_deviation": 0.06},
 }
-# Utility is negative for harmful weights: E stays positive below an alpha of 1. With sparse_change E is 11 for
-# a weight that has not moved, and 2 for one that has moved by 0.1.
+# Utility is negative for harmful weights: E stays positive below an alpha of 1. With sparse_change E is 11 of
+# a weight that has not moved, and 2 of one that has moved by 0.1.
 _ALPHAS = {"utility_gate": 0.5, "sparse_change": 0.1}
 _SIZED_LIKE_GRADIENT = {
     *("activity", "factored_activity", "per_neuron"),
