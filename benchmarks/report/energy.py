@@ -34,15 +34,25 @@ def chapter(records: Records) -> str:
 
 def claims(records: Records) -> list[Claim]:
     """Return what was to be shown: on each data set at most the energy of the best published rule."""
-    result = []
+    by = f"means of {len(FULL.seeds)} fresh seeds"
+    return [
+        Claim(
+            f"energy, {name.replace('_', ' ')}, {data}: {ours.method} over {peer.method}",
+            ours.energy / peer.energy,
+            1.0,
+            by,
+        )
+        for (name, data), (ours, peer) in against_published(records).items()
+    ]
+
+
+def against_published(records: Records) -> dict[tuple[str, str], tuple[Row, Row]]:
+    """Return by protocol and data the cheapest of ours and of the published rules, of those that arrive."""
+    result = {}
     for (name, data), lines in recorded(records).items():
-        spent = {role: _least(name, lines, role) for role in ("ours", "peer")}
-        if all(spent.values()):
-            ours, peer = spent["ours"][0], spent["peer"][0]
-            text = f"energy, {name.replace('_', ' ')}, {data}: {ours.method} over {peer.method}"
-            result.append(
-                Claim(text, ours.energy / peer.energy, 1.0, f"means of {len(FULL.seeds)} fresh seeds")
-            )
+        spent = [_least(name, lines, role) for role in ("ours", "peer")]
+        if all(spent):
+            result[name, data] = (spent[0][0], spent[1][0])
     return result
 
 

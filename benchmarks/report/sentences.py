@@ -17,7 +17,7 @@ import numpy as np
 import riemann_optax as ro
 from benchmarks.drop_in.runs import ADAMW, OURS
 from benchmarks.drop_in.shapes import SEEDS, SHAPES, Shape
-from benchmarks.report import drop_in, suite
+from benchmarks.report import drop_in, energy, suite
 from benchmarks.shared.records import Records
 from benchmarks.step_cost.problems import matrix, transformer
 from benchmarks.time_to_target import summary
@@ -165,6 +165,11 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
             f"{ours['compiling'] / base['compiling']:.1f}",
         ]
 
+    def energies() -> list[str]:
+        found = energy.against_published(Records(results / "energy.jsonl"))
+        shown = [found[protocol, "digits"] for protocol in ("van_rossum_pache", "li_van_rossum")]
+        return [f"{ours.energy / peer.energy:.2f}" for ours, peer in shown]
+
     def trees() -> list[str]:
         counts = [[leaf.size for leaf in jax.tree.leaves(tree)] for tree in (matrix(), transformer())]
         return [millions(sum(counts[0])), millions(sum(counts[1])), str(len(counts[1]))]
@@ -209,6 +214,11 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
             "With nothing tuned, at `ro.starting_rate`, it needs {} of the steps of tuned AdamW, and {} "
             "without a schedule. On a small GPT each step takes {} of AdamW's time, and compilation {}.",
             one_sided,
+        ),
+        Sentence(
+            ("README.md", "docs/recipes/energy.md"),
+            "{} and {} of the energy of the best published rule",
+            energies,
         ),
         Sentence(("README.md",), "A Transformer of a million weights, {} seeds:", lambda: [word(len(SEEDS))]),
         Sentence(("docs/evidence.md",), "Means of {} fresh seeds, on text", lambda: [word(len(SEEDS))]),
