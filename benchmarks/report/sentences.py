@@ -4,6 +4,7 @@ A sentence is written with ``{}`` in the place of each number. The program finds
 lines are broken, and writes the numbers of the records into it.
 """
 
+import functools
 import json
 import math
 import re
@@ -90,6 +91,10 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         found: dict[str, Any] = json.loads((results / name).read_text())
         return found
 
+    @functools.cache
+    def tasks() -> suite.Suite:
+        return suite.load(results / "time_to_target")
+
     def runs(shape: Shape, *names: str) -> dict[str, Any]:
         return drop_in.recorded(Records(results / "drop_in.jsonl"), shape, names)
 
@@ -138,7 +143,7 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         return [str(protocol["steps"]), str(len(protocol["seeds"])), word(len(protocol["tuning_seeds"]))]
 
     def trials() -> list[str]:
-        found = suite.load(results / "time_to_target").complete
+        found = tasks().complete
         most = max(
             len(made)
             for records in found.records.values()
@@ -148,13 +153,13 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         return [str(len(FULL.coarse) + FULL.fine_trials), str(most)]
 
     def untuned_misses() -> list[str]:
-        found = suite.load(results / "time_to_target")
+        found = tasks()
         rows = [found.untuned("far", name).values() for name in (DROP_IN, SCHEDULE_FREE, ONE_SIDED)]
         first, *others = (str(sum(math.isinf(row.median_steps) for row in own)) for own in rows)
         return [first, str(len(rows[0])), *others]
 
     def one_sided() -> list[str]:
-        found = suite.load(results / "time_to_target")
+        found = tasks()
         rows = {row["form"]: row for row in read("eigenbasis_forms_full.json")["rows"]}
         ours, base = rows["eigenbasis, one-sided"], rows[TUNED_ADAMW]
         both = (ONE_SIDED, ONE_SIDED_FREE)

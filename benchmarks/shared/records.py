@@ -96,6 +96,9 @@ class Records:
         """Iterate over all entries, in the order in which they were made."""
         return iter(self._results.values())
 
+    def __len__(self) -> int:
+        return len(self._results)
+
     def __getitem__(self, key: Mapping[str, Any]) -> dict[str, Any]:
         """Return the result of ``key``, which has to be there."""
         return self._results[_identity(key)]["result"]

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -59,8 +60,19 @@ class Row(NamedTuple):
         return float(np.median(self.energy))
 
 
+# The trials of a file, with how many entries it had then: a report asks for them thousands of times.
+_TRIALS: WeakKeyDictionary[Records, tuple[int, dict[str, list[Trial]]]] = WeakKeyDictionary()
+
+
 def trials(records: Records) -> dict[str, list[Trial]]:
     """Return all trials by method, in the order in which they were made."""
+    known = _TRIALS.get(records)
+    if known is None or known[0] != len(records):
+        known = _TRIALS[records] = len(records), _trials(records)
+    return known[1]
+
+
+def _trials(records: Records) -> dict[str, list[Trial]]:
     result = defaultdict(list)
     for entry in records:
         key, found = entry["key"], entry["result"]
