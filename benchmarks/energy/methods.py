@@ -62,6 +62,19 @@ def multiplicative(
     )
 
 
+def shifted(phi: Transformation) -> Transformation:
+    """Give each weight the phi of another of its array, at a fixed shift: as ``ro.phi.permuted``, unsorted."""
+
+    def roll(values: jax.Array) -> jax.Array:
+        return jnp.roll(values.ravel(), values.size // 2 + 1).reshape(values.shape)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        values, state = phi.update(updates, state, params, **extra_args)
+        return jax.tree.map(roll, values), state
+
+    return ro.phi.Phi(phi.init, update, name="shifted")
+
+
 def competing(values: Values, over: Literal["leaf", "neuron"]) -> Transformation:
     """Return descent in which only the largest changes of a group happen."""
     return optax.chain(
@@ -178,8 +191,8 @@ def modern_methods() -> dict[str, Method]:
         "multiplicative metric, averaged gradient": Method(
             averaged(multiplicative), "ours", {"rate": Axis(0.4), "eps": eps} | memory
         ),
-        "permuted multiplicative metric, averaged gradient": Method(
-            averaged(lambda values: multiplicative(values, around=ro.phi.permuted)),
+        "shifted multiplicative metric, averaged gradient": Method(
+            averaged(lambda values: multiplicative(values, around=shifted)),
             "control",
             {"rate": Axis(0.4), "eps": eps} | memory,
         ),
