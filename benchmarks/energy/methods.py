@@ -63,7 +63,7 @@ def multiplicative(
 
 
 def shifted(phi: Transformation) -> Transformation:
-    """Give each weight the phi of another of its array, at a fixed shift: as ``ro.phi.permuted``, unsorted."""
+    """Give each weight the phi of another of its array, at a fixed shift: ``ro.phi.permuted`` sorts."""
 
     def roll(values: jax.Array) -> jax.Array:
         return jnp.roll(values.ravel(), values.size // 2 + 1).reshape(values.shape)
