@@ -15,8 +15,8 @@ from benchmarks.shared.tuning import Point, search
 SUITE = "energy"
 ROUNDS = 2  # of trials
 FULL = Size({}, tuning_seeds=range(1), seeds=range(10, 15))
-# The target of the modern network is close to the best that it reaches, so that one seed tells little. Its
-# fresh seeds are not those by which this was seen.
+# One seed of the modern network led to points that others miss. Its fresh seeds are not those on which this
+# was seen.
 SIZES = {"modern": FULL._replace(tuning_seeds=range(3), seeds=range(30, 35))}
 QUICK = Size({"tests": 2, "rounds": 1, "examples": 64}, tuning_seeds=range(1), seeds=range(10, 12))
 

@@ -42,7 +42,8 @@ class Protocol(NamedTuple):
       outputs: from weights and inputs.
       loss: from outputs and labels, a mean over the batch.
       hidden: sizes of the hidden layers.
-      margin: by how much tuning aims above the target, so that fresh seeds reach it.
+      margin: by how much tuning aims above the target: what costs least barely arrives, and a fresh seed may
+        miss.
     """
 
     title: str
@@ -160,6 +161,6 @@ PROTOCOLS = {
         outputs=lambda params, x: layers(params, x, jax.nn.relu),
         loss=cross_entropy,
         hidden=(256, 256),
-        margin=0.005,  # the net hardly reaches more than the target
+        margin=0.005,
     ),
 }

@@ -23,8 +23,9 @@ def multiplicative_geometry(*, eps: float = 1e-3, anchor: optax.GradientTransfor
 
     Around ``anchor.initial_weights()`` it saves energy: weights that have already moved move on, so few
     change, each by much. Of all solutions of a linear problem it finds, with a small ``eps`` and rate, that
-    with the least ``sum(abs(w - w_0))``, as mirror descent with the hyperbolic entropy does, and as linear
-    networks with small first weights do. ``python -m benchmarks.energy`` measures what networks save.
+    with the least ``sum(abs(w - w_0))``, as mirror descent with the hyperbolic entropy does, and as
+    diagonal linear networks with small first weights do. ``python -m benchmarks.energy`` measures what other
+    networks save.
 
     ``phi > 0``. State: the anchor's, none without. No collective. Needs ``params``.
 
@@ -32,7 +33,8 @@ def multiplicative_geometry(*, eps: float = 1e-3, anchor: optax.GradientTransfor
       eps: at least 0, in the units of the weights; a weight at 0, or at its anchor, moves at the rate
         ``eps``. With 0 it never moves and its ``E`` is infinite: zero-initialised biases need more. Default
         1e-3, ours.
-      anchor: what the distance is taken from, from :mod:`riemann_optax.anchor`. Default None: from 0.
+      anchor: what the distance is taken from: one of :mod:`riemann_optax.anchor`, but not
+        ``importance_weighted_weights``, which needs the precision of a pull. Default None: from 0.
 
     Returns:
       A phi without state, or with that of the anchor.

@@ -10,8 +10,11 @@ from benchmarks.energy import __main__ as command
 from benchmarks.energy import ledger, runs
 from benchmarks.energy.averaging import averaged_changes
 from benchmarks.energy.caching import synaptic_caching
-from benchmarks.energy.methods import error_gate, methods, plastic
+from benchmarks.energy.laboratory import FULL, Laboratory
+from benchmarks.energy.methods import OTHERWISE, SCALES, error_gate, methods, multiplicative, plastic, shifted
 from benchmarks.energy.protocols import PROTOCOLS, Images
+from benchmarks.energy.table import rows
+from benchmarks.shared.records import Records
 
 STEPS = 300
 
@@ -136,3 +139,70 @@ def test_a_method_that_is_not_known_is_an_error(capsys, tmp_path):
     with pytest.raises(SystemExit):
         command.parse(["--out", str(tmp_path), "--methods", "nobody"])
     assert "unknown nobody" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_gated_multiplicative_metric_moves_by_rate_loss_and_the_way_so_far():
+    rate, eps = 0.1, 0.05
+    tx = multiplicative({"rate": rate, "eps": eps}, gate=error_gate())
+    weights, start = np.array([1.0, -1.0, 0.5, 2.0]), np.array([1.0, -1.0, 0.5, 2.0])
+    state = tx.init(jnp.asarray(weights))
+    for step, gradient in enumerate(gradients()):
+        value = 1.0 / (step + 1)
+        updates, state = tx.update(jnp.asarray(gradient), state, jnp.asarray(weights), value=value)
+        change = -rate * value * (np.abs(weights - start) + eps) * gradient
+        # E is 1 / (1e6 * value) and not 0: the 1 of 1 + alpha * phi is a millionth of the rate, or more.
+        np.testing.assert_allclose(updates, change, rtol=1e-3)
+        weights = weights + change
+
+
+def test_the_control_has_the_same_stiffness_elsewhere():
+    def own(updates, state, params=None, **extra_args):
+        return updates, state
+
+    values = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.arange(5.0)}
+    found, _ = shifted(optax.GradientTransformationExtraArgs(optax.init_empty_state, own)).update(values, ())
+    for name, leaf in values.items():
+        assert found[name].shape == leaf.shape
+        np.testing.assert_array_equal(np.sort(found[name].ravel()), leaf.ravel())
+        assert not np.any(found[name] == leaf)
+
+
+def test_tuning_aims_above_the_target_and_fresh_seeds_do_not(tmp_path):
+    images = Images(*[np.zeros([2, 4], np.float32), np.zeros(2, int)] * 2)
+    for name, margin in (("modern", 0.005), ("van_rossum_pache", 0.0)):
+        records = Records(tmp_path / f"{name}.jsonl")
+        laboratory = Laboratory(name, PROTOCOLS[name], FULL, "digits", images, records)
+        aimed, told = (laboratory.key("SGD", phase, {}, range(2))["target"] for phase in ("tuning", "fresh"))
+        assert told == PROTOCOLS[name].target["digits"]
+        np.testing.assert_allclose(aimed - told, margin, atol=1e-9)
+
+
+def test_other_images_move_the_grids_that_are_named():
+    rule = "gated multiplicative metric + caching"
+    on_digits, on_mnist = (methods("li_van_rossum", data)[rule].axes for data in ("digits", "mnist"))
+    changed = OTHERWISE["li_van_rossum", "mnist"]
+    assert on_digits["eps"].centre == SCALES["li_van_rossum"].eps
+    assert on_mnist["eps"].centre == changed["eps"]
+    peers = [methods("li_van_rossum", data)["synaptic caching"].axes for data in ("digits", "mnist")]
+    assert peers[0] == peers[1]
+
+
+def test_ratios_are_to_the_cheapest_rule_of_ours_that_misses_no_seed():
+    def entry(method, energies):
+        measures = ("maintenance", "changed", "examples", "distance", "path")
+        known = {name: [1.0, 1.0] for name in measures}
+        key = {"suite": "energy", "protocol": "van_rossum_pache", "data": "digits", "hidden": [100]}
+        key |= {"method": method, "phase": "fresh", "point": {}}
+        return {"key": key, "result": known | {"energy": energies}}
+
+    entries = [
+        entry("gated multiplicative metric + caching", [1.0, None]),
+        entry("error-gated metric + caching", [4.0, 2.0]),
+        entry("multiplicative metric + caching", [8.0, 8.0]),
+        entry("SGD", [8.0, 8.0]),
+    ]
+    found = {row.method: row.ratio for row in rows(entries, "van_rossum_pache", "digits", (100,))}
+    np.testing.assert_allclose(found["SGD"], (3.0, 1.0))
+    np.testing.assert_allclose(found["error-gated metric + caching"], (1.0, 0.0))
+    assert np.isnan(found["gated multiplicative metric + caching"]).all()

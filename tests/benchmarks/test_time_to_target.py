@@ -117,6 +117,14 @@ def test_every_method_has_as_many_trials():
         assert len({json.dumps(point) for point in method.points}) == len(method.points), name
 
 
+def test_trials_are_read_again_when_there_are_more(tmp_path):
+    records = Records(tmp_path / "bowl.jsonl", [])
+    for count, phase in enumerate(("tuning, coarse", "tuning, fine"), start=1):
+        key = {"contestant": "SGD", "phase": phase, "point": {}, "rate_exponents": [0.0]}
+        records.put(key, {"steps": {"far": [[3.0]]}, "final": [[0.1]], "late": [[0.1]]})
+        assert [len(summary.trials(records)["SGD"]) for _ in range(2)] == [count, count]
+
+
 @pytest.mark.parametrize("name", [MOMENTUM, TUNED_ADAMW, "SGD"])
 def test_trials_made_are_those_declared(name, tmp_path):
     """Counted in the records; only what continues a best rate on the edge may come on top."""

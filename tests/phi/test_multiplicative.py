@@ -143,6 +143,9 @@ def test_around_an_anchor_half_precision_keeps_its_dtypes():
     assert values.dtype == jnp.float32
     assert state.weights.dtype == jnp.bfloat16
     np.testing.assert_allclose(values, 4.0)
+    far = jnp.array([258.0, 1.0078125], jnp.bfloat16)  # 258 - 1 is no number of bfloat16
+    values, _ = phi.update(far, state, far)
+    np.testing.assert_allclose(values, [1 / 257.25, 1 / 0.2578125], rtol=1e-6)
 
 
 def test_the_boundary_of_a_task_reaches_the_anchor():
