@@ -26,6 +26,7 @@ class Row(NamedTuple):
     Attributes:
       method: its name.
       point: the hyper-parameters chosen.
+      energies: to the target, by seed; infinite for a miss.
       energy: mean to the target; infinite where a seed missed it.
       error: its standard error.
       ratio: mean ratio of its energy to ours on the same seed, and its standard error.
@@ -40,6 +41,7 @@ class Row(NamedTuple):
 
     method: str
     point: Point
+    energies: np.ndarray
     energy: float
     error: float
     ratio: tuple[float, float]
@@ -86,6 +88,7 @@ def rows(entries: Iterable[Mapping[str, Any]], protocol: str, data: str, hidden:
             Row(
                 method=method,
                 point=entry["key"]["point"],
+                energies=energy,
                 energy=float(energy.mean()),
                 error=standard_error(energy[there]) if there.sum() > 1 else np.nan,
                 ratio=ratio,

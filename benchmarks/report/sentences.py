@@ -183,10 +183,8 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
             ratios.append(by_rule[rule] / by_rule["synaptic caching, nothing fades"])
         return [f"{ratio:.{digits}f}" for ratio in ratios]
 
-    def modern() -> list[str]:
-        """Return on how many seeds flat, shifted and metric all arrive, and what they spend there."""
-        names = [f"{base}, averaged gradient" for base in ("SGD", "shifted multiplicative metric")]
-        names.append("multiplicative metric, averaged gradient")
+    def modern(*names: str) -> list[str]:
+        """Return on how many seeds of the modern network some rules all arrive, and what they spend there."""
         by_rule = {
             entry["key"]["method"]: numbers(entry["result"]["energy"])
             for entry in Records(results / "energy.jsonl")
@@ -256,7 +254,17 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
             ("docs/evidence.md",),
             "on the {} seeds on which all three arrive the averaged gradient spends {} flat, {} shifted "
             "and {} in the metric.",
-            modern,
+            lambda: modern(
+                "SGD, averaged gradient",
+                "shifted multiplicative metric, averaged gradient",
+                "multiplicative metric, averaged gradient",
+            ),
+        ),
+        Sentence(
+            ("docs/evidence.md",),
+            "On the {} seeds of the modern network on which competition alone arrives it spends {}, with the "
+            "metric {}.",
+            lambda: modern("competition by layer", "multiplicative metric + competition"),
         ),
         Sentence(("README.md",), "A Transformer of a million weights, {} seeds:", lambda: [word(len(SEEDS))]),
         Sentence(("docs/evidence.md",), "Means of {} fresh seeds, on text", lambda: [word(len(SEEDS))]),
