@@ -10,12 +10,13 @@ import optax
 
 import riemann_optax as ro
 from benchmarks.energy.averaging import averaged_changes
-from benchmarks.energy.caching import synaptic_caching
+from benchmarks.energy.caching import FADING, synaptic_caching
 from benchmarks.shared.experiment import Method
 from benchmarks.shared.tuning import Axis
 
 Values = Mapping[str, jax.Array]
 Transformation = optax.GradientTransformation
+Rule = Callable[[Values], Transformation]
 # Rates of a metric that is all phi are stated as those where phi is 1.
 ALPHA = 1e6
 FLAT = ro.phi.from_weights(jnp.ones_like)  # of no effect at an alpha of 0
@@ -85,6 +86,26 @@ def competing(values: Values, over: Literal["leaf", "neuron"]) -> Transformation
     )
 
 
+def descent(values: Values) -> Transformation:
+    """Return plain descent."""
+    return optax.sgd(values["rate"])
+
+
+def gated(values: Values) -> Transformation:
+    """Return descent at a rate in proportion to the loss of the batch."""
+    return plastic(error_gate(), values["rate"])
+
+
+def cached(rule: Rule, fading: float = 0.0) -> Callable[[Values, Any], Transformation]:
+    """Return what makes a rule whose changes are kept transient; by default none of them fades."""
+    return lambda values, key: synaptic_caching(rule(values), values["threshold"], fading=fading)
+
+
+def averaged(rule: Rule) -> Callable[[Values, Any], Transformation]:
+    """Return what makes a rule whose changes are averaged."""
+    return lambda values, key: optax.chain(rule(values), averaged_changes(1 - 1 / values["memory"]))
+
+
 class Scale(NamedTuple):
     """Where the grids of a protocol are.
 
@@ -116,39 +137,24 @@ def online_methods(scale: Scale) -> dict[str, Method]:
     memory = {"memory": Axis(1000.0, 3.0)}
     sparse_axes = {"eps": Axis(scale.eps, 3.0), "threshold": Axis(scale.sparse_threshold)}
 
-    def cached(rule: Any, **options: float) -> Any:
-        return lambda values, key: synaptic_caching(rule(values), values["threshold"], **options)
-
-    def descent(values: Values) -> Transformation:
-        return optax.sgd(values["rate"])
-
-    def gated(values: Values) -> Transformation:
-        return plastic(error_gate(), values["rate"])
-
     def by_neuron(values: Values) -> Transformation:
         return plastic(ro.phi.per_neuron(decay=0.0), values["rate"])
-
-    def averaged(rule: Any) -> Any:
-        return lambda values, key: optax.chain(rule(values), averaged_changes(1 - 1 / values["memory"]))
-
-    def sparse(values: Values) -> Transformation:
-        return multiplicative(values)
 
     def gated_sparse(values: Values) -> Transformation:
         return multiplicative(values, gate=error_gate())
 
     return {
         "gated multiplicative metric + caching": Method(
-            cached(gated_sparse, fading=0.0), "ours", {"rate": Axis(scale.gated)} | sparse_axes
+            cached(gated_sparse), "ours", {"rate": Axis(scale.gated)} | sparse_axes
         ),
         "multiplicative metric + caching": Method(
-            cached(sparse, fading=0.0), "ours", {"rate": Axis(scale.multiplicative)} | sparse_axes
+            cached(multiplicative), "ours", {"rate": Axis(scale.multiplicative)} | sparse_axes
         ),
-        "synaptic caching": Method(cached(descent), "peer", {"rate": sgd} | cache),
-        "error-gated metric + caching": Method(cached(gated, fading=0.0), "ours", {"rate": gate} | cache),
-        "synaptic caching, nothing fades": Method(cached(descent, fading=0.0), "peer", {"rate": sgd} | cache),
+        "synaptic caching": Method(cached(descent, fading=FADING), "peer", {"rate": sgd} | cache),
+        "error-gated metric + caching": Method(cached(gated), "ours", {"rate": gate} | cache),
+        "synaptic caching, nothing fades": Method(cached(descent), "peer", {"rate": sgd} | cache),
         "metric per neuron + caching": Method(
-            cached(by_neuron, fading=0.0), "ours", {"rate": Axis(scale.neuron, 1.6)} | cache
+            cached(by_neuron), "ours", {"rate": Axis(scale.neuron, 1.6)} | cache
         ),
         "error-gated metric, averaged gradient": Method(averaged(gated), "ours", {"rate": gate} | memory),
         "SGD, averaged gradient": Method(averaged(descent), "control", {"rate": sgd} | memory),
@@ -164,24 +170,12 @@ def online_methods(scale: Scale) -> dict[str, Method]:
 
 
 def modern_methods() -> dict[str, Method]:
-    """Return the rules of the modern network: AdamW, whose accuracy is the target, first."""
+    """Return the rules of the modern network; the accuracy of AdamW is the target."""
     adam, sgd = Axis(1e-3, 1.6), Axis(0.1, 1.6)
     eps, memory, fraction = Axis(0.02, 3.0), {"memory": Axis(20.0)}, {"fraction": Axis(0.02, 2.5)}
 
-    def descent(values: Values) -> Transformation:
-        return optax.sgd(values["rate"])
-
     def factored(values: Values, key: Any) -> Transformation:
         return ro.riemannian_adamw(values["rate"])
-
-    def cached(rule: Any) -> Any:
-        return lambda values, key: synaptic_caching(rule(values), values["threshold"], fading=0.0)
-
-    def gated(values: Values) -> Transformation:
-        return plastic(error_gate(), values["rate"])
-
-    def averaged(rule: Any) -> Any:
-        return lambda values, key: optax.chain(rule(values), averaged_changes(1 - 1 / values["memory"]))
 
     def sparse_competing(values: Values, key: Any) -> Transformation:
         return multiplicative(values, ro.competitive_plasticity(values["fraction"], "leaf"))

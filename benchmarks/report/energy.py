@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from benchmarks.energy.laboratory import FULL
 from benchmarks.energy.methods import methods
 from benchmarks.energy.protocols import PROTOCOLS
 from benchmarks.energy.table import LEGEND, Row, cells_of, rows
@@ -50,7 +49,7 @@ def claims(records: Records) -> list[Claim]:
             value, peer = max(((_over(ours, row), row) for row in peers), key=lambda pair: pair[0])
             missed = f", {peer.missed} of which the other misses" if peer.missed else ""
             text = f"energy, {name.replace('_', ' ')}, {data}: {ours.method} over {peer.method}"
-            result.append(Claim(text, value, 1.0, f"means of {len(FULL.seeds)} fresh seeds{missed}"))
+            result.append(Claim(text, value, 1.0, f"means of {len(ours.energies)} fresh seeds{missed}"))
     return result
 
 

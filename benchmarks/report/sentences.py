@@ -21,7 +21,6 @@ from benchmarks.drop_in.shapes import SEEDS, SHAPES, Shape
 from benchmarks.energy.table import Row
 from benchmarks.report import drop_in, energy, suite
 from benchmarks.shared.records import Records
-from benchmarks.shared.statistics import numbers
 from benchmarks.step_cost.problems import matrix, transformer
 from benchmarks.time_to_target import summary
 from benchmarks.time_to_target.methods import (
@@ -173,6 +172,7 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
             f"{ours['compiling'] / base['compiling']:.1f}",
         ]
 
+    @functools.cache
     def spent() -> Mapping[tuple[str, str], list[Row]]:
         return energy.recorded(Records(results / "energy.jsonl"))
 
@@ -185,11 +185,7 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
 
     def modern(*names: str) -> list[str]:
         """Return on how many seeds of the modern network some rules all arrive, and what they spend there."""
-        by_rule = {
-            entry["key"]["method"]: numbers(entry["result"]["energy"])
-            for entry in Records(results / "energy.jsonl")
-            if (entry["key"]["protocol"], entry["key"]["phase"]) == ("modern", "fresh")
-        }
+        by_rule = {row.method: row.energies for row in spent()["modern", "digits"]}
         energies = np.array([by_rule[name] for name in names])
         there = np.isfinite(energies).all(0)
         return [word(there.sum()), *(f"{mean:.0f}" for mean in energies[:, there].mean(1))]
