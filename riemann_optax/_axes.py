@@ -8,7 +8,6 @@ from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -199,7 +198,8 @@ def group_mean(tree: Any, over: Group, axes: Axes = "flax") -> Any:
         return _tree.group_mean(tree, over)
 
     def mean(axes: MatrixAxes | None, leaf: jax.Array) -> jax.Array:
-        return jnp.mean(leaf, axis=group_axes(axes, leaf.ndim, over), keepdims=leaf.ndim > 1 or axes is None)
+        keepdims = leaf.ndim > 1 or axes is None
+        return _tree.mean(leaf, group_axes(axes, leaf.ndim, over), keepdims)
 
     return map_leaves(mean, axes, tree)
 

@@ -140,6 +140,21 @@ def squared_magnitude(leaf: Any) -> jax.Array:
     return jnp.minimum(square, 2.0**1022 if square.dtype.itemsize > 4 else 2.0**126)
 
 
+def mean(array: jax.Array, axis: Any, keepdims: bool) -> jax.Array:
+    """Return the mean over some axes, and 0, not NaN, over none of an array without elements."""
+    found: jax.Array = (jnp.mean if array.size else jnp.sum)(array, axis=axis, keepdims=keepdims)
+    return found
+
+
+def bounded(gradient: Any) -> jax.Array:
+    """Clip a real gradient at 2**60 (2**500 in float64), so that its square stays finite; infinity stays."""
+    array: jax.Array = jnp.asarray(gradient)
+    if jnp.iscomplexobj(array):
+        return array
+    bound = 2.0**500 if array.dtype.itemsize > 4 else 2.0**60
+    return jnp.where(jnp.isinf(array), array, jnp.clip(array, -bound, bound))
+
+
 def power(base: Any, exponent: float) -> Any:
     """Return ``base**exponent`` for ``base >= 0``, a tree, with a zero, not a NaN, derivative at zero.
 
@@ -238,6 +253,26 @@ def bare(tree: Any) -> Any:
         return bare(content[0]) if content else node
 
     return jax.tree.map(unboxed, tree, is_leaf=lambda node: bool(_content(node)))
+
+
+def trained(params: Any, updates: Any) -> Any:
+    """Return the parameters with None where the gradients have None and there is no weight.
+
+    So a whole model of Equinox, functions and all, passes for its parameters, as it does in Optax.
+    """
+    alike: bool = jax.tree.structure(params) == jax.tree.structure(updates)  # type: ignore[operator]
+    if params is None or alike:
+        return params
+
+    def kept(update: Any, own: Any) -> Any:
+        weights = (getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(own))
+        known = any(dtype is not None and jnp.issubdtype(dtype, jnp.inexact) for dtype in weights)
+        return own if known or update is not None else None
+
+    try:
+        return jax.tree.map(kept, updates, params, is_leaf=lambda node: node is None)
+    except ValueError:  # trees of different models: whoever compares them names the leaf
+        return params
 
 
 def like(tree: Any, reference: Any) -> Any:

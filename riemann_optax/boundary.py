@@ -168,10 +168,14 @@ def masked_like(tree: Any, reference: Any) -> Any:
 
 
 def completed(tree: Any, whole: Any) -> Any:
-    """Return ``tree`` with the leaves of ``whole`` where ``masked`` or ``partition`` has left one out."""
-    if not has_masked(tree):
+    """Return ``tree`` with what ``whole`` has where it has None, or ``masked`` has left a leaf out."""
+
+    def left_out(node: Any) -> bool:
+        return node is None or _tree.is_masked(node)
+
+    if not any(map(left_out, jax.tree.leaves(tree, is_leaf=left_out))):
         return tree
-    return jax.tree.map(lambda x, w: w if _tree.is_masked(x) else x, tree, whole, is_leaf=_tree.is_masked)
+    return jax.tree.map(lambda x, w: w if left_out(x) else x, tree, whole, is_leaf=left_out)
 
 
 def has_masked(tree: Any) -> bool:

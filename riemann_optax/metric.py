@@ -130,6 +130,7 @@ def compute_metric(
     ) -> tuple[optax.Updates, ComputeMetricState]:
         _refuse_covectors(updates)
         _tree.check_inexact(updates, "gradients")
+        params = _tree.trained(params, updates)
         if params is not None:
             _check.check_gradients(updates, params)
         updates, params = _tree.arrays((updates, params))

@@ -24,8 +24,8 @@ RULES = [n for n in ro.phi.__all__ if not n.endswith("State") and n not in WRAPP
 
 def make(name):
     """Return the public phi of that name with its defaults."""
-    if name == "from_weights":
-        return ro.phi.from_weights(abs)
+    if name in ("from_weights", "from_value"):
+        return getattr(ro.phi, name)(abs)
     if name == "bayesian_gradient_descent":
         return ro.phi.bayesian_gradient_descent(initial_deviation=0.1)
     return getattr(ro.phi, name)()

@@ -24,7 +24,8 @@ ORDER = {
     "phi": (
         *("_state", "_layers", "_factors"),
         *("activity", "momentum", "combine", "controls", "energy", "presynaptic", "uncertainty", "structure"),
-        *("curvature", "gauss_newton", "multiplicative", "gates", "learned_rates", "variational"),
+        *("third_factor", "curvature", "gauss_newton", "multiplicative", "gates"),
+        *("learned_rates", "variational"),
         *("gradient_importance", "path_importance", "rwalk"),
     ),
     "edits": ("_edit", "lifting", "momentum", "rescaling", "competition", "noise", "checking"),
@@ -40,7 +41,7 @@ ORDER = {
     "fields": ("_numeric", "base", "closed_forms"),
     "optimizers": ("momentum", "rate", "relative", "schedule_free", "aliases", "eigenbasis", "soap"),
     "geometry": ("maps", "retraction", "spectrum"),
-    "inspect": ("recording", "live", "_evaluate", "describe"),
+    "inspect": ("recording", "energy", "live", "_evaluate", "describe"),
     "supply": (
         *("program", "taps", "calls", "flax_nnx", "flax_linen", "haiku_modules", "equinox_modules"),
         *("checking", "functional", "making", "step"),

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.energy.caching import MAINTENANCE
+# What a transient change costs per update, as a share of it; published for synaptic caching.
+MAINTENANCE = 1e-3
 
 
 class AveragingState(NamedTuple):
@@ -34,7 +35,7 @@ def averaged_changes(
 
     Args:
       decay: ``beta``, in [0, 1).
-      maintenance: ``c``, as of :func:`benchmarks.energy.caching.synaptic_caching`.
+      maintenance: ``c``, per update, as a share of what is transient.
     """
 
     def init(params: optax.Params) -> AveragingState:

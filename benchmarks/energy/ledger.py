@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.energy.averaging import AveragingState
-from benchmarks.energy.caching import CachingState
+import riemann_optax as ro
+from benchmarks.energy.averaging import MAINTENANCE, AveragingState
 
 
 class Costs(NamedTuple):
@@ -30,17 +30,22 @@ def states(state: optax.OptState, kind: type[Any]) -> list[Any]:
     return [node for node in nodes if isinstance(node, kind)]
 
 
-def costs(updates: optax.Updates, state: optax.OptState) -> Costs:
-    """Return the costs of the update that led to ``state``."""
-    found = states(state, CachingState)
-    if found:
-        (cache,) = found
-        moved, changed, maintenance = cache.spent, cache.changed, cache.kept
+def costs(updates: optax.Updates, before: optax.OptState, after: optax.OptState) -> Costs:
+    """Return the costs of the update that led from one state to the next."""
+    caches = [states(state, ro.SynapticCachingState) for state in (before, after)]
+    if caches[1]:
+        (old,), (new,) = caches
+        full = new.consolidations > old.consolidations
+        transient = jax.tree.map(jnp.add, old.transient, updates)
+        consolidated = jax.tree.map(lambda leaf: jnp.where(full, leaf, 0), transient)
+        maintenance = MAINTENANCE * optax.tree.norm(new.transient, ord=1)
     else:
-        moved = jax.tree.map(lambda leaf: jnp.abs(leaf).sum(), updates)
-        changed = jax.tree.map(lambda leaf: (leaf != 0).sum().astype(jnp.float32), updates)
-        maintenance = sum((mean.kept for mean in states(state, AveragingState)), start=jnp.zeros(()))
-    return Costs(jnp.stack(jax.tree.leaves(moved)), jnp.stack(jax.tree.leaves(changed)), maintenance)
+        consolidated = updates
+        maintenance = sum((mean.kept for mean in states(after, AveragingState)), start=jnp.zeros(()))
+    leaves = jax.tree.leaves(consolidated)
+    moved = jnp.stack([jnp.abs(leaf).sum() for leaf in leaves])
+    changed = jnp.stack([(leaf != 0).sum().astype(jnp.float32) for leaf in leaves])
+    return Costs(moved, changed, maintenance)
 
 
 def distance(params: optax.Params, start: optax.Params) -> jax.Array:
@@ -50,4 +55,5 @@ def distance(params: optax.Params, start: optax.Params) -> jax.Array:
 
 def pending(state: optax.OptState) -> jax.Array:
     """Return what is left to pay: for changes that are transient still."""
-    return sum((cache.pending() for cache in states(state, CachingState)), start=jnp.zeros(()))
+    found = states(state, ro.SynapticCachingState)
+    return sum((optax.tree.norm(cache.transient, ord=1) for cache in found), start=jnp.zeros(()))

@@ -10,7 +10,6 @@ import optax
 
 import riemann_optax as ro
 from benchmarks.energy.averaging import averaged_changes
-from benchmarks.energy.caching import FADING, synaptic_caching
 from benchmarks.shared.experiment import Method
 from benchmarks.shared.tuning import Axis
 
@@ -20,17 +19,8 @@ Rule = Callable[[Values], Transformation]
 # Rates of a metric that is all phi are stated as those where phi is 1.
 ALPHA = 1e6
 FLAT = ro.phi.from_weights(jnp.ones_like)  # of no effect at an alpha of 0
-
-
-def error_gate() -> ro.phi.Phi:
-    """Build the phi that is the loss of the batch, for all weights: as plasticity, errors teach."""
-
-    def update(
-        updates: Any, state: Any, params: Any = None, *, value: Any, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        return jax.tree.map(lambda gradient: jnp.full_like(gradient, value), updates), state
-
-    return ro.phi.Phi(optax.init_empty_state, update, name="error_gate", needs=("value",))
+ERROR = ro.phi.from_value(lambda loss: loss)  # as plasticity, errors teach
+FADING = 1e-3  # per update, of what is transient; published
 
 
 def plastic(phi: Transformation, rate: jax.typing.ArrayLike) -> Transformation:
@@ -93,12 +83,16 @@ def descent(values: Values) -> Transformation:
 
 def gated(values: Values) -> Transformation:
     """Return descent at a rate in proportion to the loss of the batch."""
-    return plastic(error_gate(), values["rate"])
+    return plastic(ERROR, values["rate"])
 
 
 def cached(rule: Rule, fading: float = 0.0) -> Callable[[Values, Any], Transformation]:
     """Return what makes a rule whose changes are kept transient; by default none of them fades."""
-    return lambda values, key: synaptic_caching(rule(values), values["threshold"], fading=fading)
+
+    def make(values: Values, key: Any) -> Transformation:
+        return optax.chain(rule(values), ro.synaptic_caching(values["threshold"], fading=fading))
+
+    return make
 
 
 def averaged(rule: Rule) -> Callable[[Values, Any], Transformation]:
@@ -141,7 +135,7 @@ def online_methods(scale: Scale) -> dict[str, Method]:
         return plastic(ro.phi.per_neuron(decay=0.0), values["rate"])
 
     def gated_sparse(values: Values) -> Transformation:
-        return multiplicative(values, gate=error_gate())
+        return multiplicative(values, gate=ERROR)
 
     return {
         "gated multiplicative metric + caching": Method(

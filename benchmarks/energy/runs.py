@@ -58,10 +58,10 @@ def learner(outputs: Callable[..., Any], loss_of: Callable[..., Any]) -> Callabl
         tx = optax.with_extra_args_support(build(values, jax.random.key(0)))
 
         def step(carry, batch):
-            params, state = carry
+            params, before = carry
             value, gradients = jax.value_and_grad(loss)(params, *batch)
-            updates, state = tx.update(gradients, state, params, value=value)
-            cost = ledger.costs(updates, state)
+            updates, state = tx.update(gradients, before, params, value=value)
+            cost = ledger.costs(updates, before, state)
             path = optax.tree.norm(updates, ord=1)
             measured = jnp.stack([cost.moved.sum(), cost.maintenance, cost.changed.sum(), path])
             return (jax.tree.map(jnp.add, params, updates), state), measured

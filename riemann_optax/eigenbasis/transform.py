@@ -305,7 +305,7 @@ def in_eigenbasis(
         **extra_args: Any,
     ) -> tuple[optax.Updates, InEigenbasisState]:
         _tree.check_inexact(updates, "gradients")
-        updates, params = _tree.arrays((updates, params))
+        updates, params = _tree.arrays((updates, _tree.trained(params, updates)))
         bare = _tree.bare(updates)
         gradients, structure = jax.tree.flatten(bare)
         layouts = rules.layouts(bare)

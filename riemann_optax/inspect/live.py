@@ -10,12 +10,8 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax.eigenbasis import InEigenbasisState
-from riemann_optax.inspect.recording import (
-    RecordMetricState,
-    TrackEnergyState,
-    check_readable,
-    metric_statistics,
-)
+from riemann_optax.inspect.energy import SynapticCachingState, TrackEnergyState
+from riemann_optax.inspect.recording import RecordMetricState, check_readable, metric_statistics
 
 
 def metric_scalars(
@@ -42,8 +38,9 @@ def metric_scalars(
     Without quantiles there is no share: the mean of ``E`` does not tell.
 
     Args:
-      state: the state of the optimiser, or an ``nnx.Optimizer``; with ``record_metric``, ``track_energy``, a
-        schedule-free average, ``in_eigenbasis``, ``skip_nonfinite`` or ``inject_hyperparams`` anywhere in it.
+      state: the state of the optimiser, or an ``nnx.Optimizer``; with ``record_metric``, ``track_energy``,
+        ``synaptic_caching``, a schedule-free average, ``in_eigenbasis``, ``skip_nonfinite`` or
+        ``inject_hyperparams`` anywhere in it.
       params: the parameters, for the names of the leaves.
       prefix: put before each name.
       groups: a function of a leaf's path that names its group: of the leaves of a group the extremes, and the
@@ -56,7 +53,8 @@ def metric_scalars(
 
     Returns:
       ``E_min/LEAF``, ``E_mean/LEAF``, ``E_max/LEAF``, and likewise ``rate`` for the effective rate ``1/E``;
-      ``rigid/LEAF``, the share of rigid weights; ``energy/modification`` and ``energy/maintenance``;
+      ``rigid/LEAF``, the share of rigid weights; ``energy/modification`` and ``energy/maintenance``, and the
+      same of ``synaptic_caching`` with ``caching/consolidations``;
       ``bad_steps`` and ``bad_steps_in_a_row``, skipped by ``skip_nonfinite`` or ``optax.apply_if_finite``;
       ``eigenbasis/updates`` and ``eigenbasis/kept_bases`` of ``in_eigenbasis``, how often a basis was due and
       none was found; ``eigenbasis/refreshes``, how often a refresh of each basis was due (they take turns, so
@@ -101,6 +99,10 @@ def metric_scalars(
     for energy in jax.device_get(_tree.find_states(state, TrackEnergyState))[:1]:
         scalars["energy/modification"] = float(energy.modification)
         scalars["energy/maintenance"] = float(energy.total_maintenance)
+    for cache in jax.device_get(_tree.find_states(state, SynapticCachingState))[:1]:
+        scalars["caching/modification"] = float(cache.modification)
+        scalars["caching/maintenance"] = float(cache.total_maintenance)
+        scalars["caching/consolidations"] = float(cache.consolidations)
     for guard in _tree.find_states(state, optax.ApplyIfFiniteState):
         for name, count in (("", guard.total_notfinite), ("_in_a_row", guard.notfinite_count)):
             scalars[f"bad_steps{name}"] = scalars.get(f"bad_steps{name}", 0.0) + float(count)
@@ -124,7 +126,11 @@ def metric_scalars(
 def _check_values(state: Any) -> None:
     """Raise an error where the state is of several runs, or there are no values in it."""
     one_per_leaf = [record.metric_mean for record in _tree.find_states(state, RecordMetricState)]
-    scalars = [energy.modification for energy in _tree.find_states(state, TrackEnergyState)]
+    scalars = [
+        energy.modification
+        for kind in (TrackEnergyState, SynapticCachingState)
+        for energy in _tree.find_states(state, kind)
+    ]
     scalars += [guard.total_notfinite for guard in _tree.find_states(state, optax.ApplyIfFiniteState)]
     scalars += [turned.count for turned in _tree.find_states(state, InEigenbasisState)]
     scalars += [made.count for made in _tree.find_states(state, optax.InjectStatefulHyperparamsState)]

@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-import jax.numpy as jnp
+import jax
 import optax
 
-from riemann_optax import _check
+from riemann_optax import _check, _tree
 from riemann_optax._axes import Axes
 from riemann_optax._tree import Group
 from riemann_optax.edits import on_gradient
@@ -35,7 +35,7 @@ def riemannian_eigenbasis(
     record: bool = False,
     sides: Side | ChooseSide = "smaller",
     basis_decay: float = 0.95,
-    basis_dtype: Any = jnp.bfloat16,
+    basis_dtype: Any = "bfloat16",
     correlate: Literal["gradients", "whitened_gradients"] = "gradients",
     update_every: int = 10,
     tau: float = 0.0,
@@ -149,7 +149,26 @@ def riemannian_eigenbasis(
         refresh_budget=refresh_budget,
     )
     return optax.chain(
-        turned,
+        _with_bounded_gradients(turned),
         optax.add_decayed_weights(weight_decay, _check.mask_of_decay(mask)),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _with_bounded_gradients(
+    tx: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Clip what ``tx`` is given where phi is no larger for a larger gradient: the momentum would be.
+
+    One huge finite gradient then makes a step of the usual size, as under :func:`riemannian_adamw`.
+    """
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        found: tuple[optax.Updates, optax.OptState] = tx.update(
+            jax.tree.map(_tree.bounded, updates), state, params, **extra_args
+        )
+        return found
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)

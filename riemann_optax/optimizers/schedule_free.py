@@ -80,6 +80,7 @@ def schedule_free(
     base = optax.with_extra_args_support(base)
 
     def init(params: optax.Params) -> ScheduleFreeState:
+        _tree.check_inexact(params, "params")
         return ScheduleFreeState(
             count=jnp.zeros([], jnp.int32),
             weight_sum=jnp.zeros([], jnp.float32),
@@ -94,7 +95,7 @@ def schedule_free(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScheduleFreeState]:
-        params = _check.require_params(params, "schedule_free")
+        params = _check.require_params(_tree.trained(params, updates), "schedule_free")
         steps, base_state = base.update(updates, state.base, params, **extra_args)
         weight = (state.count.astype(jnp.float32) + 1) ** power
         weight_sum = state.weight_sum + weight
@@ -133,6 +134,9 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
       params: the parameters that are trained with this state, after its last update; with an
         ``nnx.Optimizer`` the model. What ``optax.partition`` keeps from the averaging is returned as it is.
 
+    The average is a function of the weights and the state. Weights that something else than the updates has
+    changed, such as a projection or a clip, have none: it drifts away, as in ``optax.contrib``.
+
     Returns:
       The averaged weights, in structure and dtypes of ``params``; of a model its trained variables.
 
@@ -167,7 +171,7 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     remedy = (
         "pass the parameters that are trained with this state; with Flax NNX, eval_params(optimizer, model)."
     )
-    averaged = masked_like(params, own.iterate)
+    averaged = masked_like(_tree.trained(params, own.iterate), own.iterate)
     _check.check_same_structure(own.iterate, averaged, "the average", "params", remedy)
 
     def average(y: jax.Array, z: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _check
+from riemann_optax import _check, _tree
 from riemann_optax._axes import Axes
 from riemann_optax.eigenbasis import in_eigenbasis
 
@@ -151,14 +151,10 @@ def _after_the_first(adam: optax.GradientTransformation) -> optax.GradientTransf
             return jax.tree.map(lambda x: jnp.where(first, jnp.zeros_like(x), x), tree)
 
         # With a gradient of 0 the moments stay 0, so only the count must be restored.
-        updates, adam_state = adam.update(unless_first(jax.tree.map(_bounded, updates)), state.adam, params)
+        updates, adam_state = adam.update(
+            unless_first(jax.tree.map(_tree.bounded, updates)), state.adam, params
+        )
         adam_state = adam_state._replace(count=unless_first(adam_state.count))
         return unless_first(updates), SoapState(optax.safe_increment(state.count), adam_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _bounded(gradient: jax.Array) -> jax.Array:
-    """Clip a gradient so that its square stays finite."""
-    bound = 2.0**500 if gradient.dtype.itemsize > 4 else 2.0**60
-    return jnp.clip(gradient, -bound, bound)

@@ -44,6 +44,7 @@ from riemann_optax.phi.structure import (
     per_neuron,
     sliding_threshold,
 )
+from riemann_optax.phi.third_factor import from_value
 from riemann_optax.phi.uncertainty import bayesian_synapse
 from riemann_optax.phi.variational import (
     VariationalState,
@@ -84,6 +85,7 @@ __all__ = [
     "bayesian_synapse",
     "draw_perturbations",
     "factored_activity",
+    "from_value",
     "from_weights",
     "gauss_newton_curvature",
     "hutchinson_curvature",

@@ -88,7 +88,9 @@ def _mean_square(
     if given and given[batch_axes:] != shape:  # also true if there are too few axes
         raise ValueError(
             f"{argument} has shape {given} at {_tree.leaf_name(path)}, which has shape "
-            f"{jnp.shape(gradient)}: its last axes must be {shape}, with batch axes in front of them."
+            f"{jnp.shape(gradient)}: its last axes must be {shape}, with batch axes in front of them. If "
+            "others would be right, the axes of the leaf are read wrongly: give axes, such as the preset "
+            '"equinox" of kernel_axes.'
         )
     squares = _tree.squared_magnitude(value).astype(_tree.working_dtype(gradient))
     return jnp.mean(squares, axis=tuple(range(batch_axes))) if given else squares

@@ -52,6 +52,7 @@ ENTRIES: dict[str, Entry] = {
     "phi.modification_energy": with_phi(ro.phi.modification_energy),
     "phi.modification_energy:mean": with_phi(lambda: ro.phi.modification_energy(decay=0.9)),
     "phi.from_weights": with_phi(lambda: ro.phi.from_weights(lambda w: abs(w) ** 2)),
+    "phi.from_value": with_phi(lambda: ro.phi.from_value(lambda loss: loss / (1 + loss))),
     "phi.weighted_sum": with_phi(energetic_activity),
     "phi.product": with_phi(
         lambda: ro.phi.product(ro.phi.activity(), ro.phi.maintenance_energy()), learning_rate=5e-3
@@ -182,6 +183,7 @@ ENTRIES: dict[str, Entry] = {
     # looking at a metric, and guarding it
     "record_metric": with_edit(ro.record_metric, all_reduced=12),
     "track_energy": with_last(ro.track_energy, all_reduced=4),
+    "synaptic_caching": with_last(lambda: ro.synaptic_caching(1e-2, fading=0.0), all_reduced=6),
     "skip_nonfinite": Entry(
         lambda learning_rate, alpha=1.0: ro.skip_nonfinite(riemannian_sgd(learning_rate, alpha=alpha)),
         all_reduced=2,

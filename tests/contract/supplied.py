@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 import riemann_optax as ro
 
-LOSSES = {"obj_fn", "outputs_fn", "perturbed_gradients"}  # made from the loss function
+LOSSES = {"obj_fn", "outputs_fn", "perturbed_gradients", "value"}  # made from the loss function
 
 
 def ones(updates):
@@ -42,6 +42,10 @@ def loss(updates, state, params, obj_fn):
     return {"obj_fn": obj_fn}
 
 
+def value(updates, state, params, obj_fn):
+    return {"value": jnp.real(obj_fn(params))}
+
+
 # What is left out is optional, and its absence is what most users try first.
 MAKERS = {
     "activities": activities,
@@ -50,6 +54,7 @@ MAKERS = {
     "outputs_fn": identity_model,
     "perturbed_gradients": samples,
     "task_boundary": task_boundary,
+    "value": value,
 }
 
 
@@ -62,7 +67,7 @@ def supplied(phi):
 
     def update(updates, state, params=None, *, obj_fn=None, **extra_args):
         for make in makers:
-            extra_args = make(updates, state, params, obj_fn) | extra_args
+            extra_args |= make(updates, state, params, obj_fn)
         return phi.update(updates, state, params, **extra_args)
 
     return ro.phi.Phi(phi.init, update, name=phi.name, needs=["obj_fn"] if needs_loss(phi) else [])

@@ -59,6 +59,7 @@ BAD = {
     "examples_per_task": POSITIVE,
     "exponent": [*NOT_A_NUMBER, None],
     "factor": [2.0, None, "phi"],
+    "fading": [-0.1, 1.0, *NOT_A_NUMBER, None],
     "field": [2.0, "quadratic"],
     "first": [*COUNT[:-1], 1.5],
     "form": CHOICE,
@@ -157,6 +158,7 @@ OWN = {
     ("in_eigenbasis", "precision"): [],  # goes to JAX as it is
     ("presynaptic_release", "minimum"): [-0.1, *NOT_A_NUMBER, None],
     ("soft_resets", "prior_deviation"): POSITIVE[:-1],
+    ("synaptic_caching", "threshold"): POSITIVE,
     ("laplace", "decay"): SHARE,
     ("memory_aware_synapses", "decay"): SHARE,
     ("online_ewc", "decay"): SHARE,
@@ -181,7 +183,7 @@ NEEDED = {
     "field": ro.fields.Quadratic(1.0), "fraction": 0.5, "phi": ro.phi.activity(), "inner": optax.identity(),
     "tx": optax.sgd(0.1), "factor": abs, "base": optax.sgd(0.1), "reference": optax.sgd(0.1),
     "default": optax.sgd(0.1), "function": abs, "exponent": 0.5, "phis": [ro.phi.activity()], "strength": 1.0,
-    "rule": ro.dormant_units(),
+    "rule": ro.dormant_units(), "threshold": 0.1,
 }  # fmt: skip
 
 

@@ -214,3 +214,24 @@ def test_the_trees_are_of_every_kind():
         trees.Pair,
         trees.Module,
     }
+
+
+# Those that take means over the axes of a leaf.
+REDUCING = [
+    name for name, entry in ENTRIES.items() if entry.reduces_state or "neuron" in name or "leaf" in name
+]
+
+
+@pytest.mark.parametrize("name", REDUCING)
+def test_a_leaf_without_elements_makes_no_nan(name):
+    """As with ``optax.adamw``; ``jax_debug_nans`` raises an error where one is made, if only for a moment."""
+    entry = ENTRIES[name]
+    params = {"none": jnp.zeros((0, 3)), "nothing": jnp.zeros(0), "some": jnp.ones((3, 2))}
+    tx = entry.build()
+    with jax.debug_nans(True):
+        state, update = tx.init(params), jax.jit(functools.partial(tx.update, **entry.extra_args(loss)))
+        for _ in range(2):
+            updates, state = update(params, state, params)
+    for leaf in jax.tree.leaves((updates, state)):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            assert not np.any(np.isnan(leaf))

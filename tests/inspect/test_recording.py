@@ -1,4 +1,4 @@
-"""record_metric, metric_statistics, track_energy and the guard."""
+"""record_metric, metric_statistics and the guard."""
 
 import jax
 import jax.numpy as jnp
@@ -50,43 +50,6 @@ def test_metric_statistics_says_what_it_needs():
         ro.metric_statistics((state, state), PARAMS)
     with pytest.raises(ValueError, match="quantiles"):
         ro.record_metric(quantiles=(1.5,))
-
-
-def test_track_energy_sums_by_hand():
-    tx = optax.chain(optax.sgd(0.1), ro.track_energy())
-    state, params = tx.init(PARAMS), PARAMS
-    spent = total = 0.0
-    for _ in range(5):
-        kept = sum(np.abs(leaf).sum() for leaf in params.values())
-        total += kept
-        updates, state = tx.update(params, state, params)
-        spent += sum(np.abs(leaf).sum() for leaf in updates.values())
-        params = optax.apply_updates(params, updates)
-    energy = optax.tree.get(state, "TrackEnergyState")
-    np.testing.assert_allclose(energy.modification, spent, rtol=1e-6)
-    np.testing.assert_allclose(energy.maintenance, kept, rtol=1e-6)
-    np.testing.assert_allclose(energy.total_maintenance, total, rtol=1e-6)
-
-
-def test_track_energy_does_not_stall_on_a_long_run():
-    """A plain float32 sum of 3e7 ones stops at 2**24; the compensated one does not."""
-    tx = ro.track_energy()
-    params = jnp.ones([1])
-    full = jnp.float32(2.0**24)
-    start = tx.init(params)._replace(modification=full, total_maintenance=full)
-
-    def step(state, _):
-        return tx.update(jnp.ones([1]), state, params)[1], None
-
-    state, _ = jax.lax.scan(step, start, length=10_000)
-    np.testing.assert_allclose(float(state.modification), 2.0**24 + 10_000, rtol=1e-7)
-    np.testing.assert_allclose(float(state.total_maintenance), 2.0**24 + 10_000, rtol=1e-7)
-
-
-def test_track_energy_needs_parameters():
-    tx = ro.track_energy()
-    with pytest.raises(ValueError, match=r"track_energy: .*not passing `params`"):
-        tx.update(PARAMS, tx.init(PARAMS))
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf")])

@@ -152,3 +152,30 @@ def test_it_learns_the_bundled_text():
         losses.append(float(value))
     assert np.mean(losses[-5:]) < 0.75 * losses[0]
     assert int(state[0].kept_bases) == 0
+
+
+@pytest.mark.parametrize("size", [1e15, 1e20, 1e25, 1e30, 3e38])
+@pytest.mark.parametrize(
+    "make",
+    [ro.riemannian_adamw, ro.riemannian_schedule_free, ro.riemannian_eigenbasis],
+    ids=lambda f: f.__name__,
+)
+def test_one_huge_finite_gradient_makes_a_step_of_the_usual_size(make, size):
+    """As under Adam, whose second moment grows with it: twenty steps move no weight by thirty rates."""
+    rate, params = 0.003, {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+    tx = make(rate)
+    state, update, start = tx.init(params), jax.jit(tx.update), params
+    for number in range(20):
+        gradients = jax.tree.map(lambda w, n=number: jnp.full_like(w, size if n == 10 else 1.0), params)
+        updates, state = update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    for name, leaf in params.items():
+        assert np.max(np.abs(leaf - start[name])) < 30 * rate
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+
+
+def test_infinity_is_not_hidden():
+    """A clip that made it finite would keep ``optax.apply_if_finite`` outside from seeing anything."""
+    tx, params = ro.riemannian_eigenbasis(0.003), {"bias": jnp.ones(3)}
+    updates, _ = tx.update({"bias": jnp.array([1.0, jnp.inf, 1.0])}, tx.init(params), params)
+    assert not np.isfinite(updates["bias"][1])

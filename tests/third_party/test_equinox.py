@@ -137,6 +137,41 @@ def test_frozen_layer_inside_of_the_optimiser(rule):
         assert_second_layer_trained(model, rule)
 
 
+WHOLE = {
+    "riemannian_adamw": ro.riemannian_adamw,
+    "riemannian_eigenbasis": ro.riemannian_eigenbasis,
+    "riemannian_schedule_free": ro.riemannian_schedule_free,
+    "soap": ro.soap,
+}
+
+
+@pytest.mark.parametrize("make", WHOLE.values(), ids=WHOLE)
+def test_update_takes_the_whole_model_as_optax_does(make):
+    """``tx.update(gradients, state, model)``: what is no weight, and has no gradient, is passed over."""
+    model, arrays, tx = Network(), eqx.filter(Network(), eqx.is_inexact_array), make(0.1)
+    gradients = eqx.filter_grad(loss)(model)
+    updates, state = tx.update(gradients, tx.init(arrays), model)
+    expected, expected_state = tx.update(gradients, tx.init(arrays), arrays)
+    assert jax.tree.structure((updates, state)) == jax.tree.structure((expected, expected_state))
+    for found, wanted in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_average_of_a_whole_model_is_a_model():
+    tx, model = ro.riemannian_schedule_free(0.1), Network()
+    state = tx.init(eqx.filter(model, eqx.is_inexact_array))
+    for _ in range(3):
+        updates, state = tx.update(eqx.filter_grad(loss)(model), state, model)
+        model = eqx.apply_updates(model, updates)
+    averaged = ro.eval_params(state, model)
+    expected = ro.eval_params(state, eqx.filter(model, eqx.is_inexact_array))
+    assert averaged.activation is jnp.tanh
+    for name in ("first", "second"):
+        for found, wanted in zip(leaves(averaged)[name], leaves(expected)[name], strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    assert loss(averaged) < loss(Network())
+
+
 @each_rule
 def test_whole_model_is_refused_by_the_name_of_the_leaf_and_the_remedy(rule):
     """A callable is no parameter: the error names it, and the function that filters it out."""

@@ -100,6 +100,14 @@ def compare(names: list[str] | None = None, oldest: str | None = None) -> dict[s
     return found | {"differences": {what: differences(first, run) for what, run in others.items()}}
 
 
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with what has been compared anew, by name."""
+    differences = {what: dict(values) for what, values in old["differences"].items()}
+    for what, values in new["differences"].items():
+        differences[what] = dict(sorted((differences.get(what, {}) | values).items()))
+    return old | {"versions": old["versions"] | new["versions"], "differences": differences}
+
+
 def broken(found: dict[str, Any]) -> list[str]:
     """Return every entry that differs by more than the tolerance of a comparison."""
     return [
@@ -118,7 +126,9 @@ def main() -> None:
     parser.add_argument(
         "--oldest", metavar="PYTHON", help="interpreter of an environment with other releases"
     )
-    parser.add_argument("--only", nargs="*", metavar="ENTRY", help="of the contract suite")
+    parser.add_argument(
+        "--only", nargs="*", metavar="ENTRY", help="of the contract suite; the record keeps the others"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--tell", type=int, metavar="DEVICES", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -127,9 +137,10 @@ def main() -> None:
         return
     found = compare(options.only, options.oldest)
     print("\n".join(broken(found)) or "all within the tolerances")
-    if options.only is None:
-        options.out.parent.mkdir(exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    if options.only is not None and options.out.exists():  # the record keeps the others
+        found = merged(json.loads(options.out.read_text()), found)
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
