@@ -297,7 +297,8 @@ def riemannian_schedule_free(
     """
     _check.check_schedulable("learning_rate", learning_rate)
     _check.check_schedulable("weight_decay", weight_decay)
-    _check.check_count("warmup_steps", warmup_steps, low=0)
+    if not isinstance(warmup_steps, jax.Array):  # optax.inject_hyperparams makes an array of it
+        _check.check_count("warmup_steps", warmup_steps, low=0)
     _check.check_state_dtype(basis_dtype, "basis_dtype")
     if sides == "none":
         _check_axes(phi, axes)
@@ -305,11 +306,11 @@ def riemannian_schedule_free(
     if sides != "none":
         stages = [in_eigenbasis(optax.chain(*stages), sides=sides, axes=axes, state_dtype=basis_dtype)]
     rate = learning_rate
-    if warmup_steps:
+    if isinstance(warmup_steps, jax.Array) or warmup_steps:
 
         def rate(count: Any) -> Any:
             full = learning_rate(count) if callable(learning_rate) else learning_rate
-            return full * jnp.minimum(1.0, (count + 1) / warmup_steps)
+            return full * jnp.minimum(1.0, (count + 1) / jnp.maximum(warmup_steps, 1))
 
     base = optax.chain(
         *stages,

@@ -37,7 +37,7 @@ def riemannian_eigenbasis(
     basis_decay: float = 0.95,
     basis_dtype: Any = "bfloat16",
     correlate: Literal["gradients", "whitened_gradients"] = "gradients",
-    update_every: int = 10,
+    update_every: int | None = None,
     tau: float = 0.0,
     refresh_budget: float | None = None,
     axes: Axes = "flax",
@@ -87,7 +87,8 @@ def riemannian_eigenbasis(
       basis_dtype: of factors and bases; None means float32, or wider where the parameter is.
       correlate: ``"gradients"``, or ``"whitened_gradients"`` for the bases of KL-Shampoo; it needs
         ``sides="both"``.
-      update_every: steps between two refreshes of a basis.
+      update_every: steps between two refreshes of a basis; None means 10, and ``optax.inject_hyperparams``
+        makes no array of it.
       tau: refresh a basis only if it has turned by this much; see :func:`in_eigenbasis`.
       refresh_budget: the most operations that refreshes may take in one step; see :func:`in_eigenbasis`.
       axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name
@@ -141,7 +142,7 @@ def riemannian_eigenbasis(
         metric,
         decay=basis_decay,
         correlate=correlate,
-        update_every=update_every,
+        update_every=10 if update_every is None else update_every,
         sides=sides,
         axes=axes,
         state_dtype=basis_dtype,

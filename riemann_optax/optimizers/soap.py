@@ -37,8 +37,8 @@ def soap(
     mask: Any = None,
     nesterov: bool = False,
     shampoo_beta: float | None = None,
-    precondition_frequency: int = 10,
-    max_precondition_dim: int = 10_000,
+    precondition_frequency: int | None = None,
+    max_precondition_dim: int | None = None,
     one_sided: bool = False,
     staggered: bool = False,
     state_dtype: Any = None,
@@ -73,8 +73,9 @@ def soap(
       mask: which leaves decay: a tree of booleans or a function of the parameters.
       nesterov: whether to use Nesterov momentum, as in ``optax.nadamw``; published without.
       shampoo_beta: decay of the correlations, in [0, 1); None means ``b2``, as published.
-      precondition_frequency: steps between two refreshes of the bases.
-      max_precondition_dim: the longest side that is turned.
+      precondition_frequency: steps between two refreshes of the bases; None means 10, as published, and
+        ``optax.inject_hyperparams`` makes no array of it.
+      max_precondition_dim: the longest side that is turned; None means 10,000, as published.
       one_sided: whether only the shorter side is turned.
       staggered: whether to refresh the sides in turn, so that steps take equal time; published without.
       state_dtype: dtype of correlations and bases; None means float32, or wider where the parameter is.
@@ -109,6 +110,8 @@ def soap(
         _check.check_decay(shampoo_beta, "shampoo_beta")
     for name, value in (("eps", eps), ("eps_root", eps_root)):
         _check.check_number(name, value, low=0.0)
+    precondition_frequency = 10 if precondition_frequency is None else precondition_frequency
+    max_precondition_dim = 10_000 if max_precondition_dim is None else max_precondition_dim
     for name, count in (
         ("precondition_frequency", precondition_frequency),
         ("max_precondition_dim", max_precondition_dim),

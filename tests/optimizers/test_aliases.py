@@ -318,6 +318,19 @@ def test_hyper_parameters_are_read_and_set_during_a_run(alias):
     assert len(compilations) == 1
 
 
+@pytest.mark.parametrize("name", ["riemannian_sgd", *(f"riemannian_{alias}" for alias in OPTIONS), "soap"])
+def test_inject_hyperparams_takes_an_alias_as_it_is(name):
+    """As it takes ``optax.adamw``: without ``static_args``, and with the numbers that the alias has."""
+    make, params = getattr(ro, name), jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), START)
+    plain, injected = make(0.01), optax.inject_hyperparams(make)(0.01)
+    state, own = plain.init(params), injected.init(params)
+    for _ in range(3):
+        expected, state = jax.jit(plain.update)(params, state, params)
+        found, own = jax.jit(injected.update)(params, own, params)
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("alias", "options"),
     [
