@@ -60,6 +60,10 @@ def soap(
     a basis for each axis. A refresh adds ``8 epsilon`` of the correlation's size to its diagonal; this
     leaves its null space unchanged.
 
+    A refresh turns the momentum and, as published, not the second moments. After one gradient that is much
+    larger than the rest a step can be many rates long: put ``optax.clip_by_global_norm`` in front.
+    :func:`riemannian_eigenbasis` mixes its second moments, and its steps stay short.
+
     State of a square matrix: 6 values per weight; :func:`riemannian_eigenbasis` has 2.
 
     Args:
