@@ -88,7 +88,7 @@ def _run(jaxpr: Jaxpr, consts: Any, arguments: Any) -> list[Any]:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for equation in _needed(jaxpr):
-        results = _apply(equation, [value(atom) for atom in equation.invars])
+        results = _apply(jaxpr, equation, [value(atom) for atom in equation.invars])
         values.update(zip(equation.outvars, results, strict=True))
     return [value(atom) for atom in jaxpr.outvars]
 
@@ -104,7 +104,7 @@ def _needed(jaxpr: Jaxpr) -> list[Any]:
     return kept[::-1]
 
 
-def _apply(equation: Any, arguments: list[Any]) -> list[Any]:
+def _apply(jaxpr: Jaxpr, equation: Any, arguments: list[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if name in _CALLS:
         inner = params[_CALLS[name]]
@@ -116,7 +116,9 @@ def _apply(equation: Any, arguments: list[Any]) -> list[Any]:
         given = [
             (a, x) for a, x in zip(equation.invars, arguments, strict=True) if not isinstance(a, Literal)
         ]
-        alone = Jaxpr((), [a for a, _ in given], equation.outvars, [equation], equation.effects)
+        parts = {"invars": [a for a, _ in given], "outvars": equation.outvars, "eqns": [equation]}
+        # Made from the whole, whose information for debuggers JAX demands of a new one.
+        alone = jaxpr.replace(constvars=[], effects=equation.effects, **parts)
         return list(jaxpr_as_fun(ClosedJaxpr(alone, ()))(*(x for _, x in given)))
     compute, wanted = function
     result = compute(*map(np.asarray, arguments), **{key: params[key] for key in wanted})
