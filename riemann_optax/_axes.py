@@ -42,6 +42,7 @@ _STACKED = re.compile("einsum|expert|moe", re.IGNORECASE)
 # A projection of Flax's attention has about as many outputs as inputs; a scan over layers, or a convolution,
 # that goes by the same name has axes that would be far from it.
 _WIDEST_PROJECTION = 8
+_PROJECTIONS = ("query", "key", "value", "out")
 
 
 class Reading(NamedTuple):
@@ -329,6 +330,8 @@ def _by_convention(preset: str, words: list[str], shape: tuple[int, ...]) -> tup
     if ndim == 2:
         return MatrixAxes((0,), (1,)), True
     first, second, third = shape[-3:]
+    if ndim == 4 and module in _PROJECTIONS and _is_scanned_behind(module, shape):
+        return MatrixAxes(*(((0,), (2, 3)) if module != "out" else ((0, 2), (3,)))), False
     if module in ("query", "key", "value") and second * third <= _WIDEST_PROJECTION * first:
         return MatrixAxes((ndim - 3,), (ndim - 2, ndim - 1)), True
     merged = first * second
@@ -339,6 +342,18 @@ def _by_convention(preset: str, words: list[str], shape: tuple[int, ...]) -> tup
     convolution = "conv" in module.lower()
     window = 2 if ndim > 3 else int(convolution)
     return MatrixAxes(tuple(range(ndim - 2 - window, ndim - 1)), (ndim - 1,)), convolution
+
+
+def _is_scanned_behind(module: str, shape: tuple[int, ...]) -> bool:
+    """Return whether attention's kernel fits better with the layers of a scan on axis 1 than on axis 0."""
+
+    def unlike(inputs: int, outputs: int) -> float:
+        return max(inputs, outputs) / max(min(inputs, outputs), 1)
+
+    a, b, c, d = shape
+    if module == "out":
+        return unlike(a * c, d) < unlike(b * c, d) and unlike(a * c, d) <= 2
+    return unlike(a, c * d) < unlike(b, c * d) and unlike(a, c * d) <= _WIDEST_PROJECTION
 
 
 def _of_equinox(last: str, module: str, words: list[str], shape: tuple[int, ...]) -> tuple[MatrixAxes, bool]:

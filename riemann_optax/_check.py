@@ -1,6 +1,8 @@
 """What every module checks of its arguments, before a run and in one wording."""
 
+import inspect
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -9,6 +11,8 @@ import numpy as np
 import optax
 
 from riemann_optax._tree import arrays, leaf_name
+
+_BETWEEN = {"riemann_optax", "optax", "flax", "jax", "contextlib", "functools"}
 
 
 def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -199,3 +203,11 @@ def check_key(key: Any) -> None:
 def check_share(argument: str, value: Any) -> None:
     """Raise ``ValueError`` for a concrete share outside [0, 1]."""
     check_number(argument, value, low=0.0, high=1.0)
+
+
+def warn(message: str) -> None:
+    """Warn at the line of whoever has called this package, straight or through Optax, Flax or JAX."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

@@ -34,6 +34,14 @@ LOOKED_UP = True
         ("['out']['kernel']", (12, 64, 64), ((1,), (2,))),
         ("['out']['kernel']", (3, 3, 64, 64), ((0, 1, 2), (3,))),
         ("['layers']['out']['kernel']", (12, 4, 16, 64), ((1, 2), (3,))),
+        # Layers of a scan on axis 0, and on axis 1 as in T5X and MaxText.
+        ("['layers']['query']['kernel']", (12, 768, 12, 64), ((1,), (2, 3))),
+        ("['layers']['query']['kernel']", (768, 12, 12, 64), ((0,), (2, 3))),
+        ("['layers']['key']['kernel']", (32, 4096, 8, 128), ((1,), (2, 3))),
+        ("['layers']['key']['kernel']", (4096, 32, 8, 128), ((0,), (2, 3))),
+        ("['layers']['query']['kernel']", (32, 4, 4, 8), ((0,), (2, 3))),
+        ("['layers']['out']['kernel']", (24, 12, 64, 768), ((1, 2), (3,))),
+        ("['layers']['out']['kernel']", (12, 24, 64, 768), ((0, 2), (3,))),
         ("['moe']['experts']['kernel']", (12, 8, 64, 256), ((2,), (3,))),
         ("['q_einsum']['w']", (8, 64, 16), ((1,), (2,))),
     ],
@@ -344,3 +352,31 @@ def test_biases_of_a_scan_stay_diagonal_in_an_eigenbasis():
         found = state.left_bases["bias"]
         assert isinstance(found, optax.MaskedNode) if shape is None else found.shape == shape
         assert state.left_bases["kernel"].shape == (3, 1, 5, 5)
+
+
+def test_layers_of_a_scan_on_the_second_axis_are_told_of_and_turned_one_by_one():
+    """Attention whose layers lie on axis 1: a warning, and the updates of the same layers on axis 0."""
+    start = jax.random.normal(jax.random.key(0), (16, 3, 4, 4))
+    gradients = [jax.random.normal(jax.random.key(n), start.shape) for n in range(1, 4)]
+
+    def updates_of(axis):
+        tx = ro.riemannian_eigenbasis(0.1, conformal="leaf")
+        params = {"query": {"kernel": jnp.moveaxis(start, 1, axis)}}
+        state, found = tx.init(params), []
+        for gradient in gradients:
+            own = {"query": {"kernel": jnp.moveaxis(gradient, 1, axis)}}
+            updates, state = jax.jit(tx.update)(own, state, params)
+            found.append(jnp.moveaxis(updates["query"]["kernel"], axis, 1))
+        return jnp.stack(found)
+
+    with pytest.warns(UserWarning, match=r"reads .*query.* as a stack of 3: inputs 16, outputs 4\*4"):
+        behind = updates_of(1)
+    np.testing.assert_allclose(behind, updates_of(0), rtol=2e-4, atol=1e-5)
+
+
+def test_a_warning_is_at_the_line_of_who_calls():
+    """Not at a line of Optax, whose ``chain`` stands between."""
+    tx = optax.chain(optax.clip(1.0), ro.riemannian_eigenbasis(0.1))
+    with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
+        tx.init({"kernel": jnp.zeros([4, 6, 8])})
+    assert caught[0].filename == __file__

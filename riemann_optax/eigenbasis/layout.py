@@ -1,7 +1,6 @@
 """How an array is read as a matrix: which axes are inputs and outputs, and which sides get a basis."""
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -111,10 +110,9 @@ class LayoutRules(NamedTuple):
                 said = _axes.in_words(reading.axes, leaf.shape)
                 doubtful.append(f"{jax.tree_util.keystr(path)} {leaf.shape} as {said}")
         if doubtful:
-            warnings.warn(
+            _check.warn(
                 f"in_eigenbasis reads {'; '.join(doubtful)}, by default: neither name nor shape tells what "
-                'these axes are. Give axes=, such as "scanned" or a dictionary by the names of modules.',
-                stacklevel=3,
+                'these axes are. Give axes=, such as "scanned" or a dictionary by the names of modules.'
             )
         return layouts
 
@@ -144,7 +142,7 @@ class LayoutRules(NamedTuple):
         if jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating):
             raise TypeError(
                 f"in_eigenbasis: eigenbases need real matrices, and {_tree.leaf_name(path)} is complex: keep "
-                'it out with optax.masked, or give it sides="none".'
+                'it out with optax.masked or optax.partition; in_eigenbasis itself takes sides="none" for it.'
             )
         left, right = found
         chosen = (*axes.inputs, *axes.outputs)

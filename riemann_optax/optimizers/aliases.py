@@ -261,7 +261,8 @@ def riemannian_schedule_free(
       b1: how far gradients are taken towards the average, in (0, 1).
       b2: decay of the running means in the default phi, in [0, 1); not used where ``phi`` is given.
       eps: added to ``E``, at least 0.
-      warmup_steps: updates until the full rate; 0 for none.
+      warmup_steps: updates until the full rate; 0 for none. In a run of a few hundred updates 100 is long,
+        and 20 better; a high rate wants 100.
       weight_decay: strength of decoupled weight decay, times the learning rate: a number or a schedule.
       mask: which leaves decay: a tree of booleans or a function of the parameters.
       power: ``r`` of the averaging weights ``(t+1)**r``.

@@ -1,7 +1,6 @@
 """value_and_grad: from one loss function to the value, the gradient and whatever else an optimiser reads."""
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -189,10 +188,9 @@ def _warn_of_misspellings(passed_on: Iterable[str]) -> None:
     for name in passed_on:
         similar = difflib.get_close_matches(name, EXTRA_ARGUMENTS, n=1, cutoff=0.85)
         if similar and name not in EXTRA_ARGUMENTS:
-            warnings.warn(
+            _check.warn(
                 f"the step passes on an extra argument {name}, which no phi of riemann_optax reads: is it "
-                f"{similar[0]}?",
-                stacklevel=3,
+                f"{similar[0]}?"
             )
 
 
