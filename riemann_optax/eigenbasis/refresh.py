@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from riemann_optax.eigenbasis.layout import Layout
 from riemann_optax.eigenbasis.mesh import (
     ANYWHERE,
     Places,
-    devices_to_spread_over,
     on_auto_mesh,
     places,
     spread,
@@ -68,24 +67,36 @@ def first_bases(
     Where a factor is not finite and has none, the old basis is kept.
     """
 
-    def together(factors: list[jax.Array], likes: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+    def found_by(
+        decompose_all: Callable[[jax.Array], jax.Array], factors: list[jax.Array], likes: list[jax.Array]
+    ) -> tuple[list[jax.Array], jax.Array]:
         old = _stacked(likes, dtype)
-        new = spread(decompose(_stacked(factors, dtype)))
+        new = spread(decompose_all(_stacked(factors, dtype)))
         found = jnp.all(jnp.isfinite(new), axis=(-2, -1), keepdims=True)
         new = jnp.where(found, new, old)
         if len({like.dtype for like in likes}) == 1:
             new = new.astype(likes[0].dtype)
         return _unstacked(new, likes), jnp.sum(~found, dtype=jnp.int32)
 
+    def together(factors: list[jax.Array], likes: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+        return found_by(decompose, factors, likes)
+
+    def one_by_one(stack: jax.Array) -> jax.Array:
+        if stack.shape[0] == 1:
+            return decompose(stack)
+        found: jax.Array = jax.lax.map(lambda matrix: decompose(matrix[None])[0], stack)
+        return found
+
     def alone(factors: list[jax.Array], likes: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
-        parts = [together([factor], [like]) for factor, like in zip(factors, likes, strict=True)]
+        parts = [found_by(one_by_one, [factor], [like]) for factor, like in zip(factors, likes, strict=True)]
         new = [basis for (basis,), _ in parts]
         return new, jnp.sum(jnp.stack([failed for _, failed in parts]), dtype=jnp.int32)
 
-    if devices_to_spread_over() > 1 or len(factors) == 1:
+    if sum(math.prod(factor.shape[:-2]) for factor in factors) == 1:
         return together(factors, likes)
     # LAPACK decomposes one matrix after the other in any case. XLA compiles kernels of equal code once, but
-    # those that take different parts of a stack one by one.
+    # those that take different parts of a stack one by one. And JAX 0.10 waits in a thread of XLA's pool for
+    # the parts of a stack, which wait for a thread of that pool: several devices in a process can hang.
     both: tuple[list[jax.Array], jax.Array] = jax.lax.platform_dependent(
         factors, likes, cpu=alone, default=together
     )
@@ -153,8 +164,9 @@ def _first_refreshed(
         new, change = jax.tree.map(lambda array: array[:, 0], (new, change))
         return new, change, jnp.sum(kept, dtype=jnp.int32)
 
-    if most == 1 or rules.method != "auto" or devices_to_spread_over() > 1:
+    if most == 1 or rules.method != "auto":
         return together(number, factors, bases)
+    # A stack may hang on a CPU, as in :func:`first_bases`.
     both: tuple[jax.Array, Change, jax.Array] = jax.lax.platform_dependent(
         number, factors, bases, cpu=one_by_one, default=together
     )
