@@ -135,3 +135,18 @@ def test_stacked_bases_are_refreshed_on_different_devices():
     shapes = re.findall(r"f32\[([\d,]+)\][^=]*custom-call\([^\n]*geqrf", program)
     assert shapes
     assert all(shape.startswith("1,") for shape in shapes), shapes
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_on_a_cpu_no_decomposition_takes_a_stack(kind):
+    """A stack hangs where its parts wait for threads that wait for them: several devices, JAX 0.10."""
+    params = {"layers": jnp.ones((4, 16, 24)), "w": jnp.ones((16, 24))}
+    tx = ro.riemannian_eigenbasis(
+        0.1, axes=lambda name, leaf: ro.MatrixAxes((leaf.ndim - 2,), (leaf.ndim - 1,))
+    )
+    with jax.set_mesh(jax.make_mesh((8,), ("d",), axis_types=(kind,))):
+        state = tx.init(params)
+        program = jax.jit(tx.update).lower(params, state, params).as_text()
+    calls = re.findall(r"@lapack_(s[a-z]+)_ffi.* : \(tensor<(\d+)x16x16xf32>", program)
+    assert {name for name, _ in calls} >= {"ssyevd", "sgeqrf", "sorgqr"}
+    assert {number for _, number in calls} == {"1"}
