@@ -331,7 +331,7 @@ def _by_convention(preset: str, words: list[str], shape: tuple[int, ...]) -> tup
         return MatrixAxes((0,), (1,)), True
     first, second, third = shape[-3:]
     if ndim == 4 and module in _PROJECTIONS and _is_scanned_behind(module, shape):
-        return MatrixAxes(*(((0,), (2, 3)) if module != "out" else ((0, 2), (3,)))), False
+        return (MatrixAxes((0, 2), (3,)) if module == "out" else MatrixAxes((0,), (2, 3))), False
     if module in ("query", "key", "value") and second * third <= _WIDEST_PROJECTION * first:
         return MatrixAxes((ndim - 3,), (ndim - 2, ndim - 1)), True
     merged = first * second

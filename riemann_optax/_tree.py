@@ -140,7 +140,7 @@ def squared_magnitude(leaf: Any) -> jax.Array:
     return jnp.minimum(square, 2.0**1022 if square.dtype.itemsize > 4 else 2.0**126)
 
 
-def mean(array: jax.Array, axis: Any, keepdims: bool) -> jax.Array:
+def mean(array: jax.Array, axis: Any, keepdims: bool = True) -> jax.Array:
     """Return the mean over some axes, and 0, not NaN, over none of an array without elements."""
     found: jax.Array = (jnp.mean if array.size else jnp.sum)(array, axis=axis, keepdims=keepdims)
     return found

@@ -146,7 +146,8 @@ def in_eigenbasis(
     **Sharding.** Factors and bases are spread over the same devices as their leaf, wherever sizes divide (as
     ``tx.init`` outside of ``jit``, an Explicit mesh or :func:`sharding.init` place them). The bases of
     stacked matrices, and of ``refresh_together`` sides of one size, are decomposed on different devices if
-    the devices divide their number. Collectives per update of a matrix, without the refresh and ``inner``:
+    the devices divide their number; on a CPU each device decomposes them all, one after the other.
+    Collectives per update of a matrix, without the refresh and ``inner``:
     with rows over all devices 4 all-gathers and 1 all-reduce; with columns over one axis 3 all-gathers, 3
     all-reduces and 6 moves of shards; none for a stack spread over its matrices. On an Explicit mesh a
     matrix is never gathered for a basis of its shorter side, if that side alone is shared out: its shards

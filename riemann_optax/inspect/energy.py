@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
-from riemann_optax._state_fields import declare_fields
 
 
 class TrackEnergyState(NamedTuple):
@@ -76,19 +75,11 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, TrackEnergyState]:
         del extra_args
         params = _check.require_params(params, "track_energy")
-        maintenance = _sum_of_magnitudes(params)
-        spent, compensation = _compensated_sum(
-            state.modification, state.compensation, _sum_of_magnitudes(updates)
-        )
-        kept, maintenance_compensation = _compensated_sum(
-            state.total_maintenance, state.maintenance_compensation, maintenance
-        )
-        return updates, TrackEnergyState(spent, compensation, maintenance, kept, maintenance_compensation)
+        return updates, TrackEnergyState(**_account(state, updates, params))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@declare_fields(linear=("transient",))
 class SynapticCachingState(NamedTuple):
     """State of :func:`synaptic_caching`.
 
@@ -129,9 +120,9 @@ def synaptic_caching(
     unchanged, and this only keeps the account; what fades of the transient part is taken from the weight.
 
     It must see the updates as they will be applied: after the learning rate, and behind
-    :func:`in_eigenbasis`, not inside of it, for a threshold is of weights. State: 1 value per weight, float32
-    or wider, and 6 numbers. Under sharding one all-reduce per leaf and sum, and one for the largest change,
-    which XLA combines.
+    :func:`in_eigenbasis`, which refuses it inside, for a threshold is of weights. State: 1 value per weight,
+    float32 or wider, and 6 numbers. Under sharding one all-reduce per leaf and sum, and one for the largest
+    change, which XLA combines.
 
     Args:
       threshold: ``theta``, positive, in the units of the weights.
@@ -184,48 +175,45 @@ def synaptic_caching(
         updates = jax.tree.map(faded, updates, state.transient)
         # What the weights are given, rounded to their dtype: the parts add up to the weight.
         transient = jax.tree.map(lambda s, u: s + u.astype(s.dtype), state.transient, updates)
-        full = _crossed(transient, threshold, over)
-        spent, compensation = _compensated_sum(
-            state.modification, state.compensation, _sum_of_magnitudes(_where(full, transient))
-        )
+        full, some = _crossed(transient, threshold, over)
+        consolidated = jax.tree.map(lambda f, s: jnp.where(f, s, jnp.zeros_like(s)), full, transient)
         kept = jax.tree.map(lambda f, s: jnp.where(f, jnp.zeros_like(s), s), full, transient)
-        maintenance = _sum_of_magnitudes(kept)
-        total, maintenance_compensation = _compensated_sum(
-            state.total_maintenance, state.maintenance_compensation, maintenance
-        )
-        some = jnp.any(jnp.stack([jnp.any(one) for one in jax.tree.leaves(full)] or [jnp.zeros([], bool)]))
-        return updates, SynapticCachingState(
-            kept,
-            jnp.where(some, optax.safe_increment(state.consolidations), state.consolidations),
-            spent,
-            compensation,
-            maintenance,
-            total,
-            maintenance_compensation,
-        )
+        count = jnp.where(some, optax.safe_increment(state.consolidations), state.consolidations)
+        return updates, SynapticCachingState(kept, count, **_account(state, consolidated, kept))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _crossed(transient: optax.Updates, threshold: Any, over: str) -> Any:
-    """Return for each leaf which of its weights are consolidated: one boolean, or one per weight."""
+def _crossed(transient: optax.Updates, threshold: Any, over: str) -> tuple[Any, jax.Array]:
+    """Return which weights of each leaf are consolidated, one boolean or one per weight; and whether any."""
 
     def above(leaf: jax.Array) -> jax.Array:
         size = _tree.magnitude(leaf)
         return size > jnp.asarray(threshold).astype(size.dtype)
 
     found = jax.tree.map(above, transient)
-    if over == "weight":
-        return found
-    found = jax.tree.map(jnp.any, found)
-    if over == "leaf":
-        return found
-    leaves = jax.tree.leaves(found)
-    return jax.tree.map(lambda _: jnp.any(jnp.stack(leaves)), found)
+    leaves = jax.tree.map(jnp.any, found)
+    some = jnp.any(jnp.stack([jnp.zeros([], bool), *jax.tree.leaves(leaves)]))
+    together = {"weight": found, "leaf": leaves, "tree": jax.tree.map(lambda _: some, leaves)}
+    return together[over], some
 
 
-def _where(chosen: Any, tree: optax.Updates) -> optax.Updates:
-    return jax.tree.map(lambda c, leaf: jnp.where(c, leaf, jnp.zeros_like(leaf)), chosen, tree)
+def _account(state: Any, changed: optax.Updates, maintained: optax.Updates) -> dict[str, jax.Array]:
+    """Return the fields of an account after an update, by name: what was changed, and what is maintained."""
+    maintenance = _sum_of_magnitudes(maintained)
+    modification, compensation = _compensated_sum(
+        state.modification, state.compensation, _sum_of_magnitudes(changed)
+    )
+    total, maintenance_compensation = _compensated_sum(
+        state.total_maintenance, state.maintenance_compensation, maintenance
+    )
+    return {
+        "modification": modification,
+        "compensation": compensation,
+        "maintenance": maintenance,
+        "total_maintenance": total,
+        "maintenance_compensation": maintenance_compensation,
+    }
 
 
 def _compensated_sum(

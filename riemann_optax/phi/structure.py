@@ -288,7 +288,7 @@ def sliding_threshold(*, decay: float = 0.99, axes: Axes = "flax", state_dtype: 
     _axes.check_axes(axes)
 
     def neurons(read: MatrixAxes | None, zeros: jax.Array) -> jax.Array:
-        return _tree.mean(zeros, fan_in(read), True)
+        return _tree.mean(zeros, fan_in(read))
 
     def init(params: optax.Params) -> SlidingThresholdState:
         zeros = _axes.map_leaves(neurons, axes, _tree.zeros_like(_tree.bare(params), state_dtype))
@@ -340,7 +340,7 @@ def _factors(
 
 def _share(sides: _axes.Sides, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Return each column's mean square divided by the matrix's mean square; 0 where all are 0."""
-    mean = _tree.mean(rows, sides[0], True)
+    mean = _tree.mean(rows, sides[0])
     return columns / jnp.maximum(mean, np.finfo(mean.dtype).tiny)
 
 
@@ -367,7 +367,7 @@ def _row_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
     axes = _row_axes(read)
     if not axes:
         return _tree.squared_magnitude(gradient)
-    return _saturate(_tree.mean(jnp.square(_real(gradient)), axes, True))
+    return _saturate(_tree.mean(jnp.square(_real(gradient)), axes))
 
 
 def _column_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
@@ -375,7 +375,7 @@ def _column_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
     axes = _column_axes(read, gradient.ndim)
     # Deliberately unlike _row_means (the 2 cancels): if XLA saw the same expression twice it would
     # materialise all squares, which on a CPU costs as much as the whole update.
-    return _saturate(_tree.mean(jnp.square(2 * _real(gradient)), axes, True) / 4)
+    return _saturate(_tree.mean(jnp.square(2 * _real(gradient)), axes) / 4)
 
 
 def _real(gradient: jax.Array) -> jax.Array:

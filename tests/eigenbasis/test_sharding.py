@@ -125,9 +125,9 @@ def test_no_device_holds_a_whole_gradient(shape, spec):
 
 
 def test_stacked_bases_are_refreshed_on_different_devices():
-    """The QR decompositions of eight matrices on eight devices are one each."""
+    """The QR decompositions of eight matrices on eight devices are one each, where stacks are decomposed."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    tx = ro.in_eigenbasis(optax.identity())
+    tx = ro.in_eigenbasis(optax.identity(), orthonormalisation="householder")
     with jax.set_mesh(mesh):
         params = jax.device_put(jnp.ones([8, 6, 4]), NamedSharding(mesh, P(None, None, None)))
         state = tx.init(params)

@@ -145,3 +145,10 @@ def test_the_cache_wants_steps_and_no_covectors():
     tx = optax.chain(ro.compute_metric(ro.phi.activity()), ro.synaptic_caching(0.1))
     with pytest.raises(ValueError, match="scale_by_inverse_metric"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+def test_an_eigenbasis_refuses_the_cache_whose_threshold_is_of_weights():
+    tx = ro.in_eigenbasis(optax.chain(optax.sgd(0.1), ro.synaptic_caching(0.1)))
+    params = {"w": jnp.ones((4, 3))}
+    with pytest.raises(ValueError, match=r"SynapticCachingState.transient .* outside of in_eigenbasis"):
+        tx.update(params, tx.init(params), params)

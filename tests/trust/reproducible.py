@@ -104,7 +104,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Return a record with what has been compared anew, by name."""
     differences = {what: dict(values) for what, values in old["differences"].items()}
     for what, values in new["differences"].items():
-        differences[what] = dict(sorted((differences.get(what, {}) | values).items()))
+        differences[what] = differences.get(what, {}) | values
     return old | {"versions": old["versions"] | new["versions"], "differences": differences}
 
 
