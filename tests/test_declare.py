@@ -136,14 +136,19 @@ def undeclared(state):
 
 # What keeps arrays that no rotation can carry, and is refused by name.
 REFUSED = {
-    "in_eigenbasis": "InEigenbasisState.left_factors",  # an eigenbasis in an eigenbasis
     "low_precision_state:int8": "ActivityState.second_moment",  # codes of 8 bits
+    "synaptic_caching": "SynapticCachingState.transient",  # its threshold is of weights, one by one
 }
 
 
 @pytest.mark.parametrize("name", [n for n in ENTRIES if n not in REFUSED])
 def test_every_state_of_this_package_declares_its_fields(name):
     assert undeclared(ENTRIES[name].build().init(PARAMS)) is None
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_rotation_can_carry_is_refused_by_its_field(name):
+    assert REFUSED[name] in str(undeclared(ENTRIES[name].build().init(PARAMS)))
 
 
 def optax_transformations():
