@@ -35,11 +35,13 @@ def declare_fields(
     captured: tuple[str, ...] = (),
     nonnegative: tuple[str, ...] = (),
     weights: tuple[str, ...] = (),
+    refused: tuple[str, ...] = (),
 ) -> Callable[[type[T]], type[T]]:
     """Declare, on a state class, how its fields change with the coordinates of the weights.
 
     Sets the class attributes ``linear_fields``, ``squared_fields``, ``captured_fields``,
-    ``nonnegative_fields`` and ``weight_fields``, which a class may as well have without this decorator.
+    ``nonnegative_fields``, ``weight_fields`` and ``refused_fields``, which a class may as well have without
+    this decorator.
 
     Args:
       linear: fields that are linear in gradients or weights, such as a momentum or a copy of the weights.
@@ -49,18 +51,19 @@ def declare_fields(
       nonnegative: those squared fields that are never negative: 8-bit state then spends no bit on a sign.
       weights: those linear fields that hold weights, such as an anchor: where
         :func:`riemann_optax.reset_units` draws a weight anew they hold the new one, and no longer the old.
+      refused: fields that depend on the coordinates and that no change of basis can carry.
 
     Raises:
       ValueError: for a name that is no field of the class.
     """
 
     def declare(kind: type[T]) -> type[T]:
-        for name in (*linear, *squared):
+        for name in (*linear, *squared, *refused):
             if name not in getattr(kind, "_fields", ()):
                 raise ValueError(f"{kind.__name__} has no field {name!r} to declare.")
         kind.linear_fields, kind.squared_fields = linear, squared  # type: ignore[attr-defined]
         kind.captured_fields, kind.nonnegative_fields = captured, nonnegative  # type: ignore[attr-defined]
-        kind.weight_fields = weights  # type: ignore[attr-defined]
+        kind.weight_fields, kind.refused_fields = weights, refused  # type: ignore[attr-defined]
         return kind
 
     return declare

@@ -41,7 +41,7 @@ def coordinate_arrays(
       extra: fields declared by the caller, for state classes that do not declare theirs.
 
     Raises:
-      ValueError: for coordinates of a turned leaf in an undeclared field, or in 8 bits.
+      ValueError: for coordinates of a turned leaf in an undeclared or a refused field, or in 8 bits.
     """
     leaves, structure = jax.tree.flatten(params, is_leaf=_tree.is_masked)
     structures = (structure, jax.tree.structure(_tree.bare(params), is_leaf=_tree.is_masked))
@@ -79,7 +79,12 @@ def _coordinates(
     if linear or squared:
         captured = field in declared.captured + extra.linear
         return [Coordinates(position, linear, captured)] if has_axes else []
-    if not has_axes and field not in declared.refused:
+    if field in declared.refused:
+        raise ValueError(
+            f"in_eigenbasis: no change of basis can carry {type(owner).__name__}.{field}: keep this "
+            "transformation outside of in_eigenbasis."
+        )
+    if not has_axes:
         return []
     raise ValueError(
         f"in_eigenbasis: nobody has declared how {type(owner).__name__}.{field} changes when a basis does. "

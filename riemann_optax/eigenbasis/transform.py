@@ -11,7 +11,7 @@ from riemann_optax import _axes, _check, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._axes import Axes
 from riemann_optax._check import check_transformation
-from riemann_optax._state_fields import StateFields
+from riemann_optax._state_fields import StateFields, declare_fields
 from riemann_optax.eigenbasis.account import account
 from riemann_optax.eigenbasis.coordinates import Coordinates, coordinate_arrays
 from riemann_optax.eigenbasis.frame import (
@@ -36,6 +36,7 @@ CORRELATED: tuple[str, ...] = get_args(Correlate)
 MATRICES = ("left_factors", "right_factors", "left_bases", "right_bases")
 
 
+@declare_fields(refused=("left_factors", "right_factors"))  # so an eigenbasis cannot be inside of another
 class InEigenbasisState(NamedTuple):
     """State of :func:`in_eigenbasis`.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._state_fields import declare_fields
 
 
 class TrackEnergyState(NamedTuple):
@@ -80,6 +81,7 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@declare_fields(refused=("transient",))  # its threshold is of weights, one by one
 class SynapticCachingState(NamedTuple):
     """State of :func:`synaptic_caching`.
 
