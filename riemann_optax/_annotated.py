@@ -72,7 +72,7 @@ def annotated_axes(params: Any, names: Mapping[Any, str | None] | None = None) -
       >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros([1, 32]))["params"]
       >>> axes = ro.annotated_axes(params)
       >>> axes
-      {'kernel': MatrixAxes(inputs=(0,), outputs=(1, 2), lookup=False)}
+      {'kernel': MatrixAxes(inputs=(0,), outputs=(1, 2), lookup=False, window=())}
       >>> tx = ro.riemannian_eigenbasis(0.003, axes=axes)
     """
     meanings = _MEANINGS | dict(names or {})
@@ -153,7 +153,7 @@ def _read(
         )
     inputs, outputs = (tuple(side) for side in [*sides, [], []][:2])
     lookup = bool(outputs) and not window and words[inputs[0]] == _LOOKUP
-    found = MatrixAxes(inputs, outputs, lookup)
+    found = MatrixAxes(inputs, outputs, lookup, tuple(window))
     _check_attention(called, path, shape, found)
     return found
 

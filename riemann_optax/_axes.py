@@ -24,11 +24,13 @@ class MatrixAxes(NamedTuple):
         stack matrices, as a scan over layers does.
       lookup: whether one row at a time is looked up, as in an embedding. A row, not a column, is then the
         group called "neuron": the memory of a rare token is its own.
+      window: those of the inputs that are places in the window of a convolution, not channels.
     """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     lookup: bool = False
+    window: tuple[int, ...] = ()
 
 
 Preset = Literal["flax", "equinox", "haiku", "scanned"]
@@ -99,11 +101,11 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
       >>> ro.kernel_axes("['conv']['kernel']", jnp.zeros([3, 3, 16, 32]))
-      MatrixAxes(inputs=(0, 1, 2), outputs=(3,), lookup=False)
+      MatrixAxes(inputs=(0, 1, 2), outputs=(3,), lookup=False, window=(0, 1))
       >>> ro.kernel_axes("['attention']['query']['kernel']", jnp.zeros([64, 4, 16]))
-      MatrixAxes(inputs=(0,), outputs=(1, 2), lookup=False)
+      MatrixAxes(inputs=(0,), outputs=(1, 2), lookup=False, window=())
       >>> ro.kernel_axes("['layers']['bias']", jnp.zeros([12, 64]))  # twelve layers
-      MatrixAxes(inputs=(1,), outputs=(), lookup=False)
+      MatrixAxes(inputs=(1,), outputs=(), lookup=False, window=())
     """
     return _by_convention("flax", _words(name), np.shape(leaf))[0]
 
@@ -264,6 +266,11 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
                 f"axes of {_tree.leaf_name(path)}, which has shape {shape}, must be different axes counted "
                 f"from 0, got {chosen}."
             )
+        if not set(chosen.window) <= set(chosen.inputs):
+            raise ValueError(
+                f"axes of {_tree.leaf_name(path)}: the window {chosen.window} must be among the inputs, "
+                f"{chosen.inputs}."
+            )
     return Reading(chosen)
 
 
@@ -316,8 +323,10 @@ def _by_convention(preset: str, words: list[str], shape: tuple[int, ...]) -> tup
     ndim = len(shape)
     if preset == "scanned" and ndim:
         one, certain = _by_convention("flax", words, shape[1:])
-        inputs, outputs = (tuple(axis + 1 for axis in side) for side in (one.inputs, one.outputs))
-        return MatrixAxes(inputs, outputs, one.lookup), certain
+        inputs, outputs, window = (
+            tuple(axis + 1 for axis in side) for side in (one.inputs, one.outputs, one.window)
+        )
+        return MatrixAxes(inputs, outputs, one.lookup, window), certain
     if ndim < 2:
         return MatrixAxes(tuple(range(ndim)), ()), True
     last, module = words[-1] if words else "", words[-2] if len(words) > 1 else ""
@@ -341,7 +350,8 @@ def _by_convention(preset: str, words: list[str], shape: tuple[int, ...]) -> tup
         return MatrixAxes((ndim - 2,), (ndim - 1,)), True
     convolution = "conv" in module.lower()
     window = 2 if ndim > 3 else int(convolution)
-    return MatrixAxes(tuple(range(ndim - 2 - window, ndim - 1)), (ndim - 1,)), convolution
+    inputs = tuple(range(ndim - 2 - window, ndim - 1))
+    return MatrixAxes(inputs, (ndim - 1,), window=inputs[:-1]), convolution
 
 
 def _is_scanned_behind(module: str, shape: tuple[int, ...]) -> bool:
@@ -370,4 +380,4 @@ def _of_equinox(last: str, module: str, words: list[str], shape: tuple[int, ...]
     if ndim == 2 or (ndim == 3 and not convolution):
         return MatrixAxes((ndim - 1,), (ndim - 2,)), ndim == 2
     out = max(ndim - 4, 0)
-    return MatrixAxes(tuple(range(out + 1, ndim)), (out,)), convolution
+    return MatrixAxes(tuple(range(out + 1, ndim)), (out,), window=tuple(range(out + 2, ndim))), convolution

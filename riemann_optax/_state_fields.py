@@ -19,6 +19,7 @@ class StateFields(NamedTuple):
       captured: those linear fields that ``init`` fills with the weights, before there is a basis.
       nonnegative: those squared fields that are never negative, such as second moments.
       weights: those linear fields that hold weights: where a weight is drawn anew they hold the new one.
+      invariant: fields that stay as they are.
     """
 
     linear: tuple[str, ...] = ()
@@ -27,6 +28,7 @@ class StateFields(NamedTuple):
     captured: tuple[str, ...] = ()
     nonnegative: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    invariant: tuple[str, ...] = ()
 
 
 def declare_fields(

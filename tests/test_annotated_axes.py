@@ -50,7 +50,7 @@ class Linen(nn.Module):
 
 BY_HAND = {
     "words": {"embedding": MatrixAxes((0,), (1,), lookup=True)},
-    "mixing": {"kernel": MatrixAxes((0, 1), (2,))},
+    "mixing": {"kernel": MatrixAxes((0, 1), (2,), window=(0,))},
     "layers": {
         "attention": {
             "query": {"kernel": MatrixAxes((0,), (2, 3))},
@@ -164,8 +164,8 @@ def test_an_nnx_model_is_trained():
         (("stage", "layers", "heads", "kv", "embed"), ((2, 3), (4,))),
         (("experts", "embed", "mlp"), ((1,), (2,))),
         (("embed", "experts"), ((0,), (1,))),  # a router
-        (("height", "width", "in", "out"), ((0, 1, 2), (3,))),
-        (("window", "embed"), ((0,), (1,))),  # one filter for each channel
+        (("height", "width", "in", "out"), ((0, 1, 2), (3,), False, (0, 1))),
+        (("window", "embed"), ((0,), (1,), False, (0,))),  # one filter for each channel
         (("embed", "embed"), ((0,), (1,))),
         (("vocab", "embed"), ((0,), (1,), True)),
         (("layers", "vocab", "embed"), ((1,), (2,), True)),

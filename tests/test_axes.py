@@ -10,7 +10,7 @@ from flax import nnx
 import riemann_optax as ro
 from riemann_optax import _axes
 
-LOOKED_UP = True
+LOOKED_UP, CHANNELS = True, False
 
 
 @pytest.mark.parametrize(
@@ -25,14 +25,18 @@ LOOKED_UP = True
         ("['anything']", (3, 5), ((0,), (1,))),
         ("['embed']['embedding']", (100, 8), ((0,), (1,), LOOKED_UP)),
         ("['pos_embedding']", (1, 100, 8), ((1,), (2,), LOOKED_UP)),
-        ("['patch_embedding']['kernel']", (4, 4, 3, 8), ((0, 1, 2), (3,))),
-        ("['conv']['kernel']", (3, 8, 16), ((0, 1), (2,))),
-        ("['Conv_0']['kernel'].value", (3, 3, 8, 16), ((0, 1, 2), (3,))),
+        ("['patch_embedding']['kernel']", (4, 4, 3, 8), ((0, 1, 2), (3,), CHANNELS, (0, 1))),
+        ("['conv']['kernel']", (3, 8, 16), ((0, 1), (2,), CHANNELS, (0,))),
+        ("['Conv_0']['kernel'].value", (3, 3, 8, 16), ((0, 1, 2), (3,), CHANNELS, (0, 1))),
         ("['query']['kernel']", (4, 2, 3), ((0,), (1, 2))),
         ("['query']['kernel']", (12, 64, 64), ((1,), (2,))),  # dense layers in a scan
-        ("['query']['kernel']", (1, 1, 64, 64), ((0, 1, 2), (3,))),  # a pointwise convolution
+        (
+            "['query']['kernel']",
+            (1, 1, 64, 64),
+            ((0, 1, 2), (3,), CHANNELS, (0, 1)),
+        ),  # a pointwise convolution
         ("['out']['kernel']", (12, 64, 64), ((1,), (2,))),
-        ("['out']['kernel']", (3, 3, 64, 64), ((0, 1, 2), (3,))),
+        ("['out']['kernel']", (3, 3, 64, 64), ((0, 1, 2), (3,), CHANNELS, (0, 1))),
         ("['layers']['out']['kernel']", (12, 4, 16, 64), ((1, 2), (3,))),
         # Layers of a scan on axis 0, and on axis 1 as in T5X and MaxText.
         ("['layers']['query']['kernel']", (12, 768, 12, 64), ((1,), (2, 3))),
@@ -57,20 +61,20 @@ def test_conventions_of_flax(name, shape, axes):
         ("equinox", "bias", (5,), ((0,), ())),
         ("equinox", "bias", (2, 5), ((1,), ())),
         ("equinox", "bias", (5, 1, 1), ((0, 1, 2), ())),
-        ("equinox", "weight", (5, 3, 2, 2), ((1, 2, 3), (0,))),
+        ("equinox", "weight", (5, 3, 2, 2), ((1, 2, 3), (0,), CHANNELS, (2, 3))),
         ("equinox", "weight", (7, 5, 3), ((2,), (1,))),  # layers of a filter_vmap
-        ("equinox", "conv/weight", (5, 3, 2), ((1, 2), (0,))),
+        ("equinox", "conv/weight", (5, 3, 2), ((1, 2), (0,), CHANNELS, (2,))),
         ("equinox", "norm/weight", (7, 5), ((1,), ())),
         ("equinox", "embedding/weight", (100, 8), ((0,), (1,), LOOKED_UP)),
         ("haiku", "linear/w", (3, 5), ((0,), (1,))),
         ("haiku", "linear/b", (2, 5), ((1,), ())),
         ("haiku", "layer_norm/offset", (2, 5), ((1,), ())),
-        ("haiku", "net/~/conv1_d/w", (3, 8, 16), ((0, 1), (2,))),
+        ("haiku", "net/~/conv1_d/w", (3, 8, 16), ((0, 1), (2,), CHANNELS, (0,))),
         ("haiku", "embed/embeddings", (100, 8), ((0,), (1,), LOOKED_UP)),
         ("scanned", "anything", (2, 3, 5), ((1,), (2,))),
         ("scanned", "anything", (2, 5), ((1,), ())),
         ("scanned", "anything", (2,), ((), ())),
-        ("scanned", "conv/kernel", (2, 3, 8, 16), ((1, 2), (3,))),
+        ("scanned", "conv/kernel", (2, 3, 8, 16), ((1, 2), (3,), CHANNELS, (1,))),
         ("scanned", "embed/embedding", (2, 100, 8), ((1,), (2,), LOOKED_UP)),
         (None, "kernel", (3, 5), None),
         (ro.MatrixAxes((1,), (0,)), "kernel", (3, 5), ((1,), (0,))),
@@ -171,6 +175,7 @@ def test_names_are_the_same_before_and_after_flax_takes_the_weights_out_of_their
         ({"net": {"w": "torch"}}, r"^axes must be one of 'flax', 'equinox'"),
         (3, r"^axes must be one of .*, got 3"),
         (lambda name, leaf: ro.MatrixAxes((0,), (2,)), r"^axes of leaf \['w'\], which has shape \(2, 3\)"),
+        (ro.MatrixAxes((0,), (1,), window=(1,)), r"^axes of leaf \['w'\]: the window \(1,\) must be among"),
     ],
 )
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ ORDER = {
     "edits": ("_edit", "lifting", "momentum", "rescaling", "competition", "noise", "checking"),
     "eigenbasis": (
         *("orthonormal", "layout", "account", "mesh", "coordinates", "bases", "carry", "schedule"),
-        *("refresh", "frame", "whitening", "task_boundary", "transform"),
+        *("refresh", "frame", "whitening", "task_boundary", "transform", "each_axis"),
     ),
     "anchor": ("targets", "importance", "isometry", "spectral", "pull"),
     "wrappers": (

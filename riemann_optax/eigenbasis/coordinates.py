@@ -1,5 +1,6 @@
 """Which arrays of an inner state hold coordinates, and how each changes with the basis."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _axes, _tree
 from riemann_optax._state_fields import StateFields, owner_and_field, state_fields
 
 
@@ -25,6 +26,39 @@ class Coordinates(NamedTuple):
     captured: bool = False
 
 
+class OfOtherAxes(optax.GradientTransformationExtraArgs):
+    """An eigenbasis that turns axes which the eigenbasis around it leaves alone.
+
+    What it knows of its own axes does not depend on the basis of others. How it reads arrays is not told to
+    those who listen.
+    """
+
+    @classmethod
+    def of(cls, init: Callable[..., Any], update: Callable[..., Any]) -> "OfOtherAxes":
+        """Return an eigenbasis of other axes from its two functions."""
+
+        def unheard(function: Callable[..., Any]) -> Callable[..., Any]:
+            def called(*args: Any, **kwargs: Any) -> Any:
+                with _axes.listen():
+                    return function(*args, **kwargs)
+
+            return called
+
+        return cls(unheard(init), unheard(update))
+
+
+# Of such a state no change of the basis around it changes anything but what is inside.
+_OF_OTHER_AXES = ("left_factors", "right_factors", "left_bases", "right_bases")
+
+
+def fields_of(
+    inner: optax.GradientTransformation, linear: Sequence[str], squared: Sequence[str]
+) -> StateFields:
+    """Return the fields that the caller of an eigenbasis declares, and those that stay as they are."""
+    invariant = _OF_OTHER_AXES if isinstance(inner, OfOtherAxes) else ()
+    return StateFields(tuple(linear), tuple(squared), invariant=invariant)
+
+
 def coordinate_arrays(
     state: optax.OptState, params: Any, turned: list[bool], extra: StateFields
 ) -> list[list[Coordinates]]:
@@ -38,7 +72,7 @@ def coordinate_arrays(
       state: the state of the inner transformation.
       params: the parameters or the gradients.
       turned: whether each leaf has a basis.
-      extra: fields declared by the caller, for state classes that do not declare theirs.
+      extra: fields declared by the caller, see :func:`fields_of`.
 
     Raises:
       ValueError: for coordinates of a turned leaf in an undeclared or a refused field, or in 8 bits.
@@ -74,6 +108,8 @@ def _coordinates(
 ) -> list[Coordinates]:
     """Return a list with how the array at ``path`` changes; an empty list if it holds no coordinates."""
     owner, field = owner_and_field(state, path)
+    if field in extra.invariant:
+        return []
     declared = state_fields(type(owner))
     linear, squared = field in declared.linear + extra.linear, field in declared.squared + extra.squared
     if linear or squared:

@@ -11,9 +11,9 @@ from riemann_optax import _axes, _check, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._axes import Axes
 from riemann_optax._check import check_transformation
-from riemann_optax._state_fields import StateFields, declare_fields
+from riemann_optax._state_fields import declare_fields
 from riemann_optax.eigenbasis.account import account
-from riemann_optax.eigenbasis.coordinates import Coordinates, coordinate_arrays
+from riemann_optax.eigenbasis.coordinates import Coordinates, coordinate_arrays, fields_of
 from riemann_optax.eigenbasis.frame import (
     Frame,
     averaged,
@@ -258,8 +258,8 @@ def in_eigenbasis(
         _check.check_real_dtype("state_dtype", state_dtype)
     _check.check_names("linear_fields", linear_fields)
     _check.check_names("squared_fields", squared_fields)
+    extra = fields_of(inner, linear_fields, squared_fields)
     inner = optax.with_extra_args_support(inner)
-    extra = StateFields(tuple(linear_fields), tuple(squared_fields))
     differences, whitened = correlate == "gradient_differences", correlate == "whitened_gradients"
     rules = LayoutRules(sides, axes, max_size, block_size, max_state, max_operations, update_every, whitened)
     refresh_rules = RefreshRules(second_moments == "mix", tau, orthonormalisation, precision)

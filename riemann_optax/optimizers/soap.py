@@ -1,5 +1,6 @@
 """soap: Shampoo with Adam in its eigenbasis, as published."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._axes import Axes
-from riemann_optax.eigenbasis import in_eigenbasis
+from riemann_optax.eigenbasis import in_eigenbasis, in_eigenbasis_of_each_axis
 
 _WITHOUT_LIMIT = 1e30
 
@@ -55,16 +56,18 @@ def soap(
     As in the authors' program **the first update only finds the bases**, so that no gradient is rotated into
     its own basis: weights only decay. Vectors use Adam.
 
-    The defaults are the published algorithm. Three things differ from the authors' program. Weight decay
-    works as in ``optax.adamw``. A kernel with more than two axes is read as a matrix by ``axes``; theirs has
-    a basis for each axis. A refresh adds ``8 epsilon`` of the correlation's size to its diagonal; this
-    leaves its null space unchanged.
+    The defaults are the published algorithm. A convolution has a basis for each of its axes, as in the
+    authors' program: of ``(3, 3, 512, 512)`` no side is longer than 512. Three things differ from theirs.
+    Weight decay works as in ``optax.adamw``. Any other kernel with more than two axes, such as one of
+    attention, is read as a matrix by ``axes``. A refresh adds ``8 epsilon`` of the correlation's size to its
+    diagonal; this leaves its null space unchanged.
 
     A refresh turns the momentum and, as published, not the second moments. After one gradient that is much
     larger than the rest a step can be many rates long: put ``optax.clip_by_global_norm`` in front.
     :func:`riemannian_eigenbasis` mixes its second moments, and its steps stay short.
 
-    State of a square matrix: 6 values per weight; :func:`riemannian_eigenbasis` has 2.
+    State of a square matrix: 6 values per weight; :func:`riemannian_eigenbasis` has 2. Of a ResNet of 50
+    layers: 6.2 and 1.5.
 
     Args:
       learning_rate: a number or a schedule.
@@ -80,7 +83,8 @@ def soap(
       precondition_frequency: steps between two refreshes of the bases; None means 10, as published, and
         ``optax.inject_hyperparams`` makes no array of it.
       max_precondition_dim: the longest side that is turned; None means 10,000, as published.
-      one_sided: whether only the shorter side is turned.
+      one_sided: whether only the shorter side is turned; the inputs of a convolution, window and channels,
+        are then one side.
       staggered: whether to refresh the sides in turn, so that steps take equal time; published without.
       state_dtype: dtype of correlations and bases; None means float32, or wider where the parameter is.
       axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name
@@ -122,11 +126,11 @@ def soap(
     ):
         _check.check_count(name, count)
     _check.check_state_dtype(mu_dtype, "mu_dtype")
-    turned = in_eigenbasis(
+    in_bases = partial(in_eigenbasis, sides="smaller") if one_sided else in_eigenbasis_of_each_axis
+    turned = in_bases(
         _after_the_first(optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)),
         decay=b2 if shampoo_beta is None else shampoo_beta,
         update_every=precondition_frequency,
-        sides="smaller" if one_sided else "both",
         max_size=max_precondition_dim,
         max_state=_WITHOUT_LIMIT,
         max_operations=_WITHOUT_LIMIT,

@@ -123,7 +123,11 @@ def _leaves(tree: Any, begun: Any, renewal: Renewal, kind: type[Any], field: str
 def _in_eigenbasis(state: InEigenbasisState, begun: InEigenbasisState, renewal: Renewal) -> InEigenbasisState:
     """Return the state of an eigenbasis, whose inner state is in the coordinates of the basis."""
     left, right = (_with_arrays(bases, renewal) for bases in (state.left_bases, state.right_bases))
-    turned = [(number in left, number in right) for number in range(len(renewal.params))]
+    # An eigenbasis of other axes or leaves may be around this one.
+    turned = [
+        (number in left or before[0], number in right or before[1])
+        for number, before in enumerate(renewal.turned)
+    ]
     own = renewal._replace(turned=turned)
     for number, slices in enumerate(renewal.slices):
         if slices:

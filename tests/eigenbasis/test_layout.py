@@ -59,7 +59,7 @@ def test_bases_have_the_sizes_of_the_sides(shape, options, left, right):
         ("['attention']['out']['kernel']", (4, 16, 64), ((0, 1), (2,))),
         ("['layers']['attention']['key']['kernel']", (12, 64, 4, 16), ((1,), (2, 3))),
         ("['layers']['up']['kernel'].value", (12, 64, 256), ((1,), (2,))),
-        ("['layers']['conv']['kernel']", (12, 3, 3, 8, 16), ((1, 2, 3), (4,))),
+        ("['layers']['conv']['kernel']", (12, 3, 3, 8, 16), ((1, 2, 3), (4,), False, (1, 2))),
     ],
 )
 def test_kernels_of_flax_are_read_by_their_conventions(name, shape, axes):

@@ -227,6 +227,15 @@ def test_a_unit_that_an_eigenbasis_mixes_with_others_is_refused(sides, inner):
         reset(kernels(hidden=(5, 4), head=(4, 3)), tx)
 
 
+def test_weights_kept_in_the_basis_around_another_are_refused():
+    """Units of a side that is not turned; but what is kept of their weights is in turned coordinates."""
+    pull = optax.chain(ro.add_anchored_weights(0.1, ro.anchor.initial_weights()), optax.sgd(0.1))
+    inside = ro.in_eigenbasis(pull, sides="none")
+    around = ro.in_eigenbasis(inside, sides=lambda name, leaf: "output" if "head" in name else "none")
+    with pytest.raises(ValueError, match=r"mixes the units of a weight of shape .* keep anchors outside"):
+        reset(kernels(hidden=(5, 4), head=(4, 3)), ro.reset_units(around, ro.dormant_units(0.0, every=1)))
+
+
 def test_the_eigenbasis_alias_takes_the_remedy_of_its_refusal():
     """Each array with the axes of a weight is then new for the unit, whatever the basis of the other side."""
     params = kernels(hidden=(5, 4), head=(4, 3))
