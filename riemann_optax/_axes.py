@@ -349,8 +349,8 @@ def _by_convention(preset: str, words: list[str], shape: tuple[int, ...]) -> tup
     if any(map(_STACKED.search, words)):
         return MatrixAxes((ndim - 2,), (ndim - 1,)), True
     convolution = "conv" in module.lower()
-    window = 2 if ndim > 3 else int(convolution)
-    inputs = tuple(range(ndim - 2 - window, ndim - 1))
+    places = 2 if ndim > 3 else int(convolution)
+    inputs = tuple(range(ndim - 2 - places, ndim - 1))
     return MatrixAxes(inputs, (ndim - 1,), window=inputs[:-1]), convolution
 
 

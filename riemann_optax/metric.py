@@ -64,7 +64,8 @@ def compute_metric(
 
     Under ``shard_map`` or ``pmap``, average gradients over devices *before* this stage: phi is not linear in
     the gradient, and replicas that see different gradients compute different metrics, and their weights
-    diverge without any error.
+    diverge without any error. Weights that are themselves shared out there have the means of their own part
+    alone, and what is replicated beside them diverges: under ``jit`` on sharded arrays all means are whole.
 
     Args:
       phi: a transformation from the gradient tree to the tree of phi values, real and of the same shapes.

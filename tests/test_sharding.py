@@ -144,6 +144,37 @@ def weights_of_each_device(tx, average, steps=3):
     return jax.jit(mapped)(inputs_of_all_devices(), replicas)
 
 
+@pytest.mark.parametrize(
+    ("whole", "options"), [(True, {"phi": ro.phi.activity(), "conformal": None}), (False, {})]
+)
+def test_weights_shared_out_inside_of_shard_map_want_an_elementwise_metric(whole, options):
+    """The limit that the pages name: means there are those of a part, and what is replicated diverges."""
+    tx = ro.riemannian_adamw(0.03, **options)
+    random = np.random.default_rng(0)
+    shapes = {"kernel": (16, 4), "bias": (4,)}
+    params, gradients = (
+        {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+        for _ in range(2)
+    )
+    gradients["kernel"] = gradients["kernel"] * jnp.arange(16.0)[:, None]
+
+    def train(params, gradients):
+        updates, _ = tx.update(gradients, tx.init(params), params)
+        return updates["kernel"], updates["bias"][None]
+
+    parts = {"kernel": P("devices"), "bias": P()}
+    mapped = jax.shard_map(
+        train, mesh=make_mesh(), in_specs=(parts, parts), out_specs=P("devices"), check_vma=False
+    )
+    (kernel, bias), (alone, (alone_bias,)) = (
+        jax.jit(mapped)(params, gradients),
+        jax.jit(train)(params, gradients),
+    )
+    together = np.allclose(kernel, alone, rtol=1e-5) and np.allclose(bias, alone_bias[None], rtol=1e-5)
+    assert together == whole
+    assert np.array_equal(bias, np.broadcast_to(bias[:1], bias.shape)) == whole
+
+
 RULES = {
     "activity": lambda: riemannian_sgd(0.3, alpha=3.0),
     "conformal": lambda: riemannian_sgd(0.03, alpha=3.0, conformal="tree", momentum=0.9),

@@ -222,6 +222,8 @@ def test_a_gradient_of_none_is_named_by_an_eigenbasis():
     with pytest.raises(ValueError, match=r"has not been made for leaf \['frozen'\]"):
         tx.update(params, tx.init({**params, "frozen": None}), params)
     both = {**params, "frozen": None}
+    with pytest.raises(ValueError, match=r"gradients lacks leaf \['frozen'\] of params"):
+        tx.update(both, tx.init(both), params)
     updates, _ = tx.update(both, tx.init(both), both)
     assert updates["frozen"] is None
 

@@ -26,7 +26,7 @@ class Coordinates(NamedTuple):
     captured: bool = False
 
 
-class OfOtherAxes(optax.GradientTransformationExtraArgs):
+class OfOtherAxes(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # Optax ships no types
     """An eigenbasis that turns axes which the eigenbasis around it leaves alone.
 
     What it knows of its own axes does not depend on the basis of others. How it reads arrays is not told to

@@ -60,7 +60,10 @@ def in_eigenbasis_of_each_axis(
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
-        return made_for(updates).update(updates, state, params, **extra_args)
+        new: tuple[optax.Updates, optax.OptState] = made_for(updates).update(
+            updates, state, params, **extra_args
+        )
+        return new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -88,7 +91,8 @@ def _turning(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         if parts:
-            return turned.update(updates, state, params, **extra_args)
+            updates, state = turned.update(updates, state, params, **extra_args)
+            return updates, state
         updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
         return updates, state._replace(inner=inner_state)
 

@@ -313,6 +313,8 @@ def in_eigenbasis(
         layouts = rules.layouts(bare)
         observe.basis_used(lambda: account(bare, rules, state_dtype))
         check_made_for(bare, layouts, state.left_factors, state.right_factors)
+        if params is not None:
+            _check.check_gradients(bare, _tree.bare(params))
         matrices = {name: _leaves_up_to(structure, getattr(state, name)) for name in MATRICES}
         previous = _leaves_up_to(structure, state.previous_gradients)
         sources = _differences(gradients, previous, state.count) if differences else gradients
