@@ -13,23 +13,39 @@ def turn(
     matrices: jax.Array, left: Any, right: Any, precision: Any = None, places: Places = ANYWHERE
 ) -> jax.Array:
     """Return ``left^T X right`` for blocked matrices ``[*stack, p, a, q, c]``; a basis of None is 1."""
-    if left is not None:
-        moved = placed(matrices, places.left)
-        moved = product("...pad,...paqc->...pdqc", left.astype(matrices.dtype), moved, precision)
-        matrices = placed(placed(moved, places.left), places.left and places.home)
-    if right is not None:
-        moved = placed(matrices, places.right)
-        moved = product("...paqc,...qce->...paqe", moved, right.astype(matrices.dtype), precision)
-        matrices = placed(placed(moved, places.right), places.right and places.home)
-    return matrices
+    into = "...pad,...paqc->...pdqc", "...paqc,...qce->...paqe"
+    return _turned(matrices, left, right, into, precision, places)
 
 
 def turn_back(
     matrices: jax.Array, left: Any, right: Any, precision: Any = None, places: Places = ANYWHERE
 ) -> jax.Array:
-    """Return ``left X right^T``."""
-    left, right = (None if basis is None else jnp.swapaxes(basis, -1, -2) for basis in (left, right))
-    return turn(matrices, left, right, precision, places)
+    """Return ``left X right^T``.
+
+    The products read the bases as they are: a transposed basis would be one more array, at every update.
+    """
+    out_of = "...pad,...pdqc->...paqc", "...paqe,...qce->...paqc"
+    return _turned(matrices, left, right, out_of, precision, places)
+
+
+def _turned(
+    matrices: jax.Array,
+    left: Any,
+    right: Any,
+    subscripts: tuple[str, str],
+    precision: Any,
+    places: Places,
+) -> jax.Array:
+    """Return the matrices multiplied with each basis that there is, where :func:`places` puts them."""
+    if left is not None:
+        moved = placed(matrices, places.left)
+        moved = product(subscripts[0], left.astype(matrices.dtype), moved, precision)
+        matrices = placed(placed(moved, places.left), places.left and places.home)
+    if right is not None:
+        moved = placed(matrices, places.right)
+        moved = product(subscripts[1], moved, right.astype(matrices.dtype), precision)
+        matrices = placed(placed(moved, places.right), places.right and places.home)
+    return matrices
 
 
 def correlations(matrices: jax.Array, side: Literal["left", "right"], places: Places = ANYWHERE) -> jax.Array:
