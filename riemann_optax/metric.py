@@ -141,8 +141,8 @@ def compute_metric(
                     lambda: update_phi(given, conformal, updates, state.phi, params, **extra_args)
                 )
             )
-        except (TypeError, ValueError) as error:
-            _explain_resized(state.phi, updates, error)
+        except (TypeError, ValueError, AttributeError) as error:
+            _explain_other_leaves(state.phi, updates, error)
             raise
         check_phi_values(values, updates)
         observe.phi_used(names, updates)
@@ -174,20 +174,36 @@ def compute_metric(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _explain_resized(state: optax.OptState, gradients: optax.Updates, error: Exception) -> None:
-    """Raise ``ValueError`` where phi has failed because its state was made for other shapes."""
+def _explain_other_leaves(state: optax.OptState, gradients: optax.Updates, error: Exception) -> None:
+    """Raise ``ValueError`` where phi has failed because its state was made for other leaves or shapes."""
     gradients = _tree.bare(gradients)
-    structure = jax.tree.structure(gradients)
+
+    def is_none(node: Any) -> bool:
+        return node is None
+
+    structure = jax.tree.structure(gradients, is_leaf=is_none)
 
     def like_gradients(tree: Any) -> bool:
-        own: Any = jax.tree.structure(tree)
+        own: Any = jax.tree.structure(tree, is_leaf=is_none)
         return bool(own == structure)
 
     for part in jax.tree.leaves(_tree.bare(state), is_leaf=like_gradients):
-        if not like_gradients(part):
+        if part is None or not like_gradients(part):
             continue
-        rows = zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(part), strict=True)
+        rows = zip(
+            jax.tree_util.tree_leaves_with_path(gradients, is_leaf=is_none),
+            jax.tree.leaves(part, is_leaf=is_none),
+            strict=True,
+        )
         for (path, gradient), kept in rows:
+            if (gradient is None) != (kept is None):
+                without, other = (
+                    ("gradients", "state") if gradient is None else ("arrays of the state", "gradients")
+                )
+                raise ValueError(
+                    f"compute_metric: the {without} have None at {_tree.leaf_name(path)}, and the {other} an "
+                    "array: give init and update the same leaves, with None in both for what is not trained."
+                ) from error
             old, new = np.shape(kept), np.shape(gradient)
             if len(old) == len(new) and any(a not in (1, b) for a, b in zip(old, new, strict=True)):
                 raise ValueError(

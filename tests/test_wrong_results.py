@@ -228,6 +228,17 @@ def test_a_gradient_of_none_is_named_by_an_eigenbasis():
     assert updates["frozen"] is None
 
 
+@pytest.mark.parametrize("make", [ro.riemannian_adamw, ro.riemannian_schedule_free])
+def test_a_leaf_that_is_none_only_in_the_state_or_only_in_the_gradients_is_named(make):
+    tx = make(0.1)
+    params = {"frozen": jnp.ones([4, 4]), "kernel": jnp.ones([4, 4])}
+    without = {**params, "frozen": None}
+    with pytest.raises(ValueError, match=r"gradients have None at leaf \['frozen'\]"):
+        tx.update(without, tx.init(params), without)
+    with pytest.raises(ValueError, match=r"arrays of the state have None at leaf \['frozen'\]"):
+        tx.update(params, tx.init(without), params)
+
+
 INJECTED = {
     "block_size": lambda inject: inject(ro.low_precision_state)(optax.trace(0.9), "int8"),
     "copies": lambda inject: inject(ro.anchor.benna_fusi_chain)(),
