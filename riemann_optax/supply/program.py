@@ -41,6 +41,9 @@ _OF_ONE_VALUE = {
     *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "broadcast_in_dim", "copy_p"),
 }
 _LINEAR = {*("add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "broadcast_in_dim", "name")}
+# What may stand between a layer and its nonlinearity: pooling, a residual sum, a mask, a flattening.
+_POOLING = re.compile("^reduce_window(_(max|min|sum))?$")
+_WITH_OTHERS = {"add", "sub", "add_any", "mul", "div", "select_n"}
 
 
 def mark(name: str, value: Any, features: int = 0, weights: Any = None) -> None:
@@ -88,10 +91,10 @@ def number_stacked(name: str) -> tuple[str, int]:
 def marked_values(function: Callable[..., Any], *arguments: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Return, by the names of the marks in a function, the values and what becomes of them.
 
-    The second is the value after the functions of it alone that directly follow, element by element: a
-    nonlinearity. It is the value itself where none follows; a value that is marked as :data:`OUTPUTS` or
-    :data:`BORDER` is the last of them. A mark in the body of a ``scan`` gives the values of all rounds, along
-    a new first axis.
+    The second is the value after the functions of it alone that follow, element by element: a nonlinearity.
+    Pooling, a residual sum, a mask or a flattening may stand before it. It is the value itself where none
+    follows; a value that is marked as :data:`OUTPUTS` or :data:`BORDER` is the last of them. A mark in the
+    body of a ``scan`` gives the values of all rounds, along a new first axis.
 
     Raises:
       ValueError: for a mark in the body of another loop or of a branch.
@@ -127,7 +130,8 @@ def _evaluate(jaxpr: Any, consts: Any, arguments: Any, found: dict[str, Any]) ->
         while origin in copies:
             permutations.append(copies[origin].params.get("permutation"))
             origin = copies[origin].invars[0]
-        value = read(_after_nonlinearity(origin, jaxpr, copies))
+        end, shape = _sent_on(origin, jaxpr, copies)
+        value = read(end).reshape(shape)
         for permutation in filter(None, reversed(permutations)):
             value = jnp.transpose(value, permutation)
         found[name] = read(variable), value
@@ -212,13 +216,67 @@ def _has_marks(jaxpr: Any) -> bool:
     )
 
 
-def _after_nonlinearity(variable: Any, jaxpr: Any, copies: dict[Any, Any]) -> Any:
-    """Return the variable after the functions of this one alone that follow, element by element.
+def _sent_on(variable: Any, jaxpr: Any, copies: dict[Any, Any]) -> tuple[Any, tuple[int, ...]]:
+    """Return the variable after the nonlinearity that follows this one, and its shape before it is flattened.
 
-    Of all that is computed from this one alone there must be one variable that everything else uses; and a
-    scaling alone, such as that of an attention's queries, is no nonlinearity.
+    The nonlinearity may follow at once, or behind what carries the units on. What is given to the next layer,
+    or is the model's output, is not carried on.
     """
-    own, used = {variable}, {out for out in jaxpr.outvars if not isinstance(out, jax.extend.core.Literal)}
+    closed = _closed(jaxpr, copies)
+    carried, derived = {variable: variable.aval.shape}, {variable}
+    for equation in jaxpr.eqns:
+        read = [one for one in equation.invars if not isinstance(one, jax.extend.core.Literal)]
+        if _is_observation(equation, copies) or derived.isdisjoint(read):
+            continue
+        mine = [one for one in read if one in carried and one not in closed]
+        if len(mine) == 1 and len(equation.outvars) == 1:
+            shape = _carried_shape(equation, mine[0], carried[mine[0]], derived)
+            if shape is not None:
+                carried[equation.outvars[0]] = shape
+        derived.update(equation.outvars)
+    for one, shape in carried.items():
+        end = _after_nonlinearity(one, jaxpr, copies)
+        if end is not one:
+            return end, shape
+    return variable, variable.aval.shape
+
+
+def _carried_shape(
+    equation: Any, variable: Any, shape: tuple[int, ...], derived: set[Any]
+) -> tuple[int, ...] | None:
+    """Return the shape, before it is flattened, of a result that has the units of a variable; None without.
+
+    What is added or multiplied may not itself depend on the layer.
+    """
+    others = [one for one in equation.invars if one is not variable]
+    if any(not isinstance(one, jax.extend.core.Literal) and one in derived for one in others):
+        return None
+    kind, before, after = equation.primitive.name, variable.aval.shape, equation.outvars[0].aval.shape
+    if _POOLING.match(kind):
+        is_whole = before == shape and len(after) == len(before)
+        window: tuple[int, ...] = equation.params.get("window_dimensions", ())
+        return after if is_whole and 1 in window else None
+    if kind == "reshape":
+        return shape
+    return shape if after == before and _joins_others(equation) else None
+
+
+def _joins_others(equation: Any) -> bool:
+    """Return whether an equation adds to a value, scales or masks it; ``jnp.where`` does so in a call."""
+    inside = _inner(equation)
+    if inside and _CALLS.match(equation.primitive.name):
+        return all(_joins_others(one) or _is_linear(one) for one in _opened(inside[0]).eqns)
+    return equation.primitive.name in _WITH_OTHERS
+
+
+def _is_observation(equation: Any, copies: dict[Any, Any]) -> bool:
+    """Return whether an equation belongs to a mark, and not to the model."""
+    is_mark = equation.primitive.name == "name" or _mark_name(equation) is not None
+    return is_mark or any(one in copies for one in equation.outvars)
+
+
+def _closed(jaxpr: Any, copies: dict[Any, Any]) -> set[Any]:
+    """Return the variables that a layer is given, or that are the model's output."""
     closed = set()
     for equation in jaxpr.eqns:
         name = _mark_name(equation)
@@ -227,12 +285,21 @@ def _after_nonlinearity(variable: Any, jaxpr: Any, copies: dict[Any, Any]) -> An
             while last in copies:
                 last = copies[last].invars[0]
             closed.add(last)
+    return closed
+
+
+def _after_nonlinearity(variable: Any, jaxpr: Any, copies: dict[Any, Any]) -> Any:
+    """Return the variable after the functions of this one alone that follow, element by element.
+
+    Of all that is computed from this one alone there must be one variable that everything else uses; and a
+    scaling alone, such as that of an attention's queries, is no nonlinearity.
+    """
+    own, used = {variable}, {out for out in jaxpr.outvars if not isinstance(out, jax.extend.core.Literal)}
+    closed = _closed(jaxpr, copies)
     bent = False
     for equation in jaxpr.eqns:
         read = [one for one in equation.invars if not isinstance(one, jax.extend.core.Literal)]
-        if equation.primitive.name == "name" or _mark_name(equation) is not None or own.isdisjoint(read):
-            continue
-        if equation.outvars[0] in copies:
+        if _is_observation(equation, copies) or own.isdisjoint(read):
             continue
         if own.isdisjoint(closed.intersection(read)) and _is_elementwise(equation, variable, own):
             own.update(equation.outvars)

@@ -4,6 +4,7 @@ import functools
 import re
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -304,3 +305,70 @@ def test_a_table_that_reads_out_as_well_is_refused(library, signal):
         ValueError, match=r"\['embedding'\] \(a table that reads out as well, by attend\) cannot be"
     ):
         ro.value_and_grad(loss, signal)(model, tokens)
+
+
+def _max_pool(x):
+    return nnx.max_pool(x, (2, 2), (2, 2))
+
+
+def _flat(x):
+    return x.reshape(x.shape[0], -1)
+
+
+BEFORE_THE_NONLINEARITY = {
+    "max pooling": (lambda y, x: _max_pool(y), _max_pool),
+    "average pooling": (
+        lambda y, x: nnx.avg_pool(y, (2, 2), (2, 2)),
+        lambda y: nnx.avg_pool(y, (2, 2), (2, 2)),
+    ),
+    "a residual sum": (lambda y, x: y + x, None),
+    "a mask": (lambda y, x: jnp.where(x > 0, y, 0), None),
+    "flattening": (lambda y, x: _flat(y), lambda y: y),
+    "pooling and flattening": (lambda y, x: _flat(_max_pool(y)), _max_pool),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE_THE_NONLINEARITY)
+def test_a_nonlinearity_behind_what_carries_units_on_is_found(name):
+    """Else a dead unit would pass for a busy one: what its layer gives may be far from 0."""
+    between, shaped = BEFORE_THE_NONLINEARITY[name]
+    x = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
+
+    class Bent(nnx.Module):
+        def __init__(self):
+            self.conv = nnx.Conv(2, 2, (3, 3), rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return jnp.tanh(between(self.conv(x), x))
+
+    model = Bent()
+    _, _, extra = ro.value_and_grad(lambda model, x: jnp.sum(model(x)), "activities")(model, x)
+    given = model.conv(x)
+    expected = jnp.tanh(between(given, x) if shaped is None else shaped(given))
+    close(extra["activities"]["conv"]["kernel"], expected)
+
+
+def test_channels_first_are_found_behind_a_flattening():
+    conv = eqx.nn.Conv2d(2, 3, 3, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 2, 6, 6))
+
+    def loss(conv, x):
+        return jnp.sum(jnp.tanh(jax.vmap(lambda one: conv(one).ravel())(x)))
+
+    _, _, extra = ro.value_and_grad(loss, "activities")(conv, x)
+    expected = jnp.moveaxis(jnp.tanh(jax.vmap(conv)(x)), 1, -1)
+    close(extra["activities"].weight.reshape(expected.shape), expected)
+
+
+def test_what_the_next_layer_is_given_is_not_carried_on():
+    first, second = nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+
+    def loss(model, x):
+        stream = model["first"](x)
+        return jnp.sum(jnp.tanh(stream + model["second"](stream)))
+
+    model = nnx.Dict(first=first, second=second)
+    _, _, extra = ro.value_and_grad(loss, "activities")(model, x)
+    close(extra["activities"]["first"]["kernel"], first(x))
+    close(extra["activities"]["second"]["kernel"], jnp.tanh(first(x) + second(first(x))))
