@@ -46,9 +46,9 @@ def consolidate(
       The new state, of the same structure, shapes and dtypes; of an ``nnx.Optimizer`` its ``opt_state``.
 
     Raises:
-      ValueError: where there is no consolidating state, or the model has none of the variables that an
-        ``nnx.Optimizer`` trains; where ``task_importance`` is given and nothing takes
-        it, or is missing where it is needed.
+      ValueError: where there is no consolidating state, or one that restarts in an update; where the model
+        has none of the variables that an ``nnx.Optimizer`` trains; where ``task_importance`` is given and
+        nothing takes it, or is missing where it is needed.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -68,6 +68,11 @@ def consolidate(
         return _consolidate_in_place(opt_state, params, task_importance)
     boxed = opt_state
     opt_state, params, task_importance = _tree.bare((opt_state, params, task_importance))
+    if any(map(_restarts, jax.tree.leaves(opt_state, is_leaf=_restarts))):
+        raise ValueError(
+            "consolidate: restart_at_boundary restarts in an update, and this is none: give update the extra "
+            "argument task_boundary=True at the first step of the new task instead."
+        )
     found = consolidating_states(opt_state)
     if not found:
         raise ValueError(
@@ -80,6 +85,10 @@ def consolidate(
             "does, such as riemann_optax.phi.online_ewc()."
         )
     return _tree.like(consolidate_within(opt_state, params, task_importance), boxed)
+
+
+def _restarts(node: Any) -> bool:
+    return hasattr(type(node), "restarts")
 
 
 def is_nnx_optimizer(node: Any) -> bool:

@@ -13,6 +13,7 @@ from riemann_optax import _observe as observe
 from riemann_optax._axes import Axes
 from riemann_optax._declare import momentum_kept_by, names_of, update_phi
 from riemann_optax._tree import GROUPS, Group
+from riemann_optax.boundary import consolidating_states
 from riemann_optax.covector import Covector, MetricAttachedError, map_covectors, require_covectors
 
 Role = Literal["metric", "inverse_metric"]
@@ -91,6 +92,9 @@ def compute_metric(
         that already carries a metric.
       TypeError: for a ``phi`` that is no gradient transformation, or a leaf without a gradient.
 
+    Warns:
+      UserWarning: at ``init``, for ``conformal`` with an importance that is 0 until the first task boundary.
+
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
       >>> tx = optax.chain(
@@ -121,7 +125,14 @@ def compute_metric(
 
     def init(params: optax.Params) -> ComputeMetricState:
         _tree.check_inexact(params, "params")
-        return ComputeMetricState(count=jnp.zeros([], jnp.int32), phi=given.init(params))
+        state = ComputeMetricState(count=jnp.zeros([], jnp.int32), phi=given.init(params))
+        if conformal is not None and consolidating_states(state.phi):
+            _check.warn(
+                "compute_metric: phi is an importance that a task boundary sets, and conformal scales the "
+                "metric to its mean: E is 1 before the first boundary, and near that mean after it, however "
+                "small. Give conformal=None, and a rate of plain descent."
+            )
+        return state
 
     def update(
         updates: optax.Updates,

@@ -290,3 +290,10 @@ def test_what_an_eigenbasis_cannot_consolidate_is_refused_by_name():
     plain = ro.in_eigenbasis(optax.scale_by_adam())
     with pytest.raises(ValueError, match="opt_state holds no state that a task boundary changes"):
         ro.consolidate(plain.init(params), params)
+
+
+def test_an_importance_scaled_to_its_own_mean_is_warned_of():
+    params = {"kernel": jnp.ones([2, 2])}
+    with pytest.warns(UserWarning, match="Give conformal=None"):
+        ro.riemannian_adamw(0.1, phi=ro.phi.online_ewc()).init(params)
+    ro.riemannian_adamw(0.1, phi=ro.phi.online_ewc(), conformal=None).init(params)  # warnings are errors here

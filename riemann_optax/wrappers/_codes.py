@@ -68,7 +68,8 @@ def store(x: jax.Array, before: jax.Array, form: Form, key: jax.Array) -> tuple[
     if isinstance(form, Kept):
         if x.dtype == jnp.float32 and before.dtype == jnp.bfloat16:
             return _round(x, _random_bits(x, key)), form
-        return x.astype(before.dtype), form
+        # A random key has no astype outside of jit.
+        return x if x.dtype == before.dtype else x.astype(before.dtype), form
     x = x.astype(jnp.float32)
     bits = _random_bits(x, key)
     if isinstance(form, Rounded):

@@ -63,8 +63,9 @@ def reset_units(
     :func:`least_useful_units` (continual backpropagation), or a :class:`UnitRule` of your own. After the step
     of ``inner``, each chosen unit is reset:
 
-    - its incoming weights are redrawn, and its bias and outgoing weights become 0, so that the outputs of
-      other units do not change at the reset (a weight from one chosen unit to another is redrawn);
+    - its incoming weights are redrawn, and its bias and outgoing weights become 0 (a weight from one chosen
+      unit to another is redrawn). So the network's outputs lose what the unit sent on, which is nothing if it
+      was silent; a norm behind the layer spreads the change over its other units;
     - the state of ``inner`` for these weights (momenta, averages, importances) becomes what ``inner.init``
       returns; in a factored state this is the row or column of the unit. Stored weights, such as an anchor,
       become the new weights. State shared with other units does not change: update counts, the other factor.
@@ -76,7 +77,8 @@ def reset_units(
     ``Dense_1``, or sizes that fit in one way only. Otherwise give the reader of each layer by module path:
     ``outgoing={"encoder/hidden": "head"}``, several readers as a tuple. Layers that are not named do not
     change. The bias is the vector called ``bias`` or ``b`` in the module of the kernel. A dense layer may
-    read the flattened outputs of a convolution, channels last. Scales of norms do not change.
+    read the flattened outputs of a convolution, channels last. Scales and biases of norms do not change: a
+    unit that the bias of its norm keeps silent stays silent.
 
     State: the states of ``inner`` and of the rule, a number per layer, a key, two counts. Needs ``params``,
     and the extra argument ``activities``, which :func:`value_and_grad` makes: for every hidden layer the

@@ -21,6 +21,10 @@ class RestartAtBoundaryState(NamedTuple):
     anchor: optax.OptState
     inner_state: optax.OptState
 
+    def restarts(self) -> bool:
+        """Return True; by this method :func:`consolidate` knows that an update is needed."""
+        return True
+
 
 def restart_at_boundary(
     inner: optax.GradientTransformation, anchor: optax.GradientTransformation
@@ -34,7 +38,7 @@ def restart_at_boundary(
 
     State: the states of ``anchor`` and ``inner``. Needs ``params``. The extra argument ``task_boundary`` of
     ``update`` announces a boundary; in a Flax NNX loop ``optimizer.update(model, gradients,
-    task_boundary=boundary)``.
+    task_boundary=boundary)``. A restart is an update, so :func:`consolidate` refuses this state.
 
     Args:
       inner: a whole optimiser.

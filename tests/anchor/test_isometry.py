@@ -166,3 +166,11 @@ def test_a_boundary_that_is_no_boolean_is_refused():
     tx = ro.restart_at_boundary(optax.sgd(0.1), ro.anchor.nearest_isometry())
     with pytest.raises(ValueError, match="one boolean"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), task_boundary=1)
+
+
+def test_a_restart_is_an_update_and_no_consolidation():
+    """It was accepted where the anchor or the optimiser consolidates, and no restart followed."""
+    tx = ro.restart_at_boundary(optax.sgd(0.1), ro.anchor.task_boundary_weights())
+    params = {"kernel": jnp.ones([2, 2])}
+    with pytest.raises(ValueError, match=r"restart_at_boundary restarts in an update.*task_boundary=True"):
+        ro.consolidate((tx.init(params), optax.EmptyState()), params)

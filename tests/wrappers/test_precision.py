@@ -380,3 +380,16 @@ def test_master_weights_respect_changes_by_others():
     state = tx.init(params)
     updates, _ = tx.update(params, state, params + 5)
     np.testing.assert_array_equal(updates, 0)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_random_key_in_the_state_is_kept(compiled):
+    tx = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.trace(0.9))
+    narrow = ro.low_precision_state(tx)
+    gradients = jnp.ones([4, 4])
+    update = jax.jit(narrow.update) if compiled else narrow.update
+    _, state = update(gradients, narrow.init(gradients), gradients)
+    _, expected = tx.update(gradients, tx.init(gradients), gradients)
+    np.testing.assert_array_equal(
+        jax.random.key_data(state.wide()[0].rng_key), jax.random.key_data(expected[0].rng_key)
+    )
