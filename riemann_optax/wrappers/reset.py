@@ -176,6 +176,7 @@ def reset_units(
         steps, inner_state = inner.update(updates, state.inner_state, params, **passed_on)
         if not layers:
             return steps, state._replace(count=optax.safe_increment(state.count), inner_state=inner_state)
+        activities = _without_others(layers, activities, bare)
         seen = _activities(
             layers, jax.tree.leaves(like_updates("reset_units", "activities", activities, bare))
         )
@@ -240,6 +241,17 @@ def _of_layers(layers: tuple[HiddenLayer, ...], structure: Any, values: list[Any
     for one, value in zip(layers, values, strict=True):
         nodes[one.kernel.leaf] = value
     return jax.tree.unflatten(structure, nodes)
+
+
+def _without_others(layers: tuple[HiddenLayer, ...], activities: Any, params: optax.Params) -> Any:
+    """Return the activities with a 0, which nobody reads, for what was not observed and is no hidden layer."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    read = {paths[one.kernel.leaf] for one in layers}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0.0 if _tree.is_masked(leaf) and path not in read else leaf,
+        _tree.bare(activities),
+        is_leaf=_tree.is_masked,
+    )
 
 
 def _activities(layers: tuple[HiddenLayer, ...], seen: list[Any]) -> list[jax.Array]:

@@ -150,6 +150,26 @@ def test_value_and_grad_supplies_the_activities_of_a_flax_module():
     np.testing.assert_array_equal((model.head.kernel[...] == 0).all(1), np.arange(8) >= 5)
 
 
+def test_a_parameter_that_is_no_hidden_layer_need_not_be_observed():
+    class WithPositions(nnx.Module):
+        def __init__(self):
+            self.positions = nnx.Param(jnp.ones([3]))
+            self.up, self.down = nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+
+        def __call__(self, x):
+            return self.down(jax.nn.relu(self.up(x + self.positions[...])))
+
+    model = WithPositions()
+    model.up.bias[...] = jnp.array([9.0, -99.0, 9.0, 9.0])  # unit 1 is dead
+    tx = ro.reset_units(optax.sgd(0.0), ro.dormant_units(0.0, every=1), outgoing={"up": "down"})
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    step = ro.value_and_grad(lambda model, x: jnp.mean(model(x) ** 2), needs=optimizer)
+    before = model.up.kernel[...]
+    _, gradients, extra = step(model, jnp.ones([5, 3]), state=optimizer)
+    optimizer.update(model, gradients, **extra)
+    assert (model.up.kernel[...] != before).any(0).tolist() == [False, True, False, False]
+
+
 def test_value_and_grad_supplies_those_of_linen_in_a_scan():
     class Hidden(linen.Module):
         @linen.compact
