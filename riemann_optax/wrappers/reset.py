@@ -244,7 +244,7 @@ def _of_layers(layers: tuple[HiddenLayer, ...], structure: Any, values: list[Any
 
 
 def _without_others(layers: tuple[HiddenLayer, ...], activities: Any, params: optax.Params) -> Any:
-    """Return the activities with a 0, which nobody reads, for what was not observed and is no hidden layer."""
+    """Return activities with a 0, which nobody reads, for what was not observed and is no hidden layer."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     read = {paths[one.kernel.leaf] for one in layers}
     return jax.tree_util.tree_map_with_path(
