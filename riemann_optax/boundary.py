@@ -32,7 +32,7 @@ def consolidate(
     (``optax.MultiSteps`` passes on those of its last mini-step only: use this function there.)
 
     States inside of :func:`riemann_optax.in_eigenbasis` consolidate at the beginning of their next update,
-    with the parameters given there. Elementwise, so no collective.
+    with the parameters given there. Each call is one boundary. Elementwise, so no collective.
 
     Args:
       opt_state: the state of any transformation with a consolidating phi or anchor anywhere in it, or an
