@@ -19,7 +19,7 @@ class StateFields(NamedTuple):
       captured: those linear fields that ``init`` fills with the weights, before there is a basis.
       nonnegative: those squared fields that are never negative, such as second moments.
       weights: those linear fields that hold weights: where a weight is drawn anew they hold the new one.
-      invariant: fields that stay as they are.
+      invariant: fields that no basis changes; whoever encloses them says so, not their class.
     """
 
     linear: tuple[str, ...] = ()

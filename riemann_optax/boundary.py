@@ -88,7 +88,7 @@ def consolidate(
 
 
 def _restarts(node: Any) -> bool:
-    return hasattr(type(node), "restarts")
+    return callable(getattr(type(node), "restarts_in_update", None))
 
 
 def is_nnx_optimizer(node: Any) -> bool:

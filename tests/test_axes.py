@@ -10,7 +10,7 @@ from flax import nnx
 import riemann_optax as ro
 from riemann_optax import _axes
 
-LOOKED_UP, CHANNELS = True, False
+LOOKED_UP, CHANNELS = True, False  # whether rows are looked up; a convolution's have channels
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,8 @@ LOOKED_UP, CHANNELS = True, False
         ("['Conv_0']['kernel'].value", (3, 3, 8, 16), ((0, 1, 2), (3,), CHANNELS, (0, 1))),
         ("['query']['kernel']", (4, 2, 3), ((0,), (1, 2))),
         ("['query']['kernel']", (12, 64, 64), ((1,), (2,))),  # dense layers in a scan
-        (
-            "['query']['kernel']",
-            (1, 1, 64, 64),
-            ((0, 1, 2), (3,), CHANNELS, (0, 1)),
-        ),  # a pointwise convolution
+        # A pointwise convolution.
+        ("['query']['kernel']", (1, 1, 64, 64), ((0, 1, 2), (3,), CHANNELS, (0, 1))),
         ("['out']['kernel']", (12, 64, 64), ((1,), (2,))),
         ("['out']['kernel']", (3, 3, 64, 64), ((0, 1, 2), (3,), CHANNELS, (0, 1))),
         ("['layers']['out']['kernel']", (12, 4, 16, 64), ((1, 2), (3,))),

@@ -34,7 +34,14 @@ def in_eigenbasis_of_each_axis(
       **options: further arguments of :func:`in_eigenbasis`, for all of them.
 
     Returns:
-      A gradient transformation.
+      A gradient transformation whose state is five of :class:`InEigenbasisState`, one inside of the other.
+
+    Raises:
+      ValueError, TypeError: as :func:`in_eigenbasis` does.
+
+    References:
+      Vyas et al, `SOAP: Improving and Stabilizing Shampoo using Adam <https://arxiv.org/abs/2409.11321>`_,
+      ICLR, 2025
     """
     in_eigenbasis(inner, axes=axes, **options)  # checks the arguments now, not at init
 

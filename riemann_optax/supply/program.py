@@ -134,7 +134,9 @@ def _evaluate(jaxpr: Any, consts: Any, arguments: Any, found: dict[str, Any]) ->
         value = read(end).reshape(shape)
         for permutation in filter(None, reversed(permutations)):
             value = jnp.transpose(value, permutation)
-        found[name] = read(variable), value
+        given = read(variable)
+        # A window over the units themselves has mixed them.
+        found[name] = given, value if value.shape[-1:] == given.shape[-1:] else given
     return [read(variable) for variable in jaxpr.outvars]
 
 
@@ -253,9 +255,7 @@ def _carried_shape(
         return None
     kind, before, after = equation.primitive.name, variable.aval.shape, equation.outvars[0].aval.shape
     if _POOLING.match(kind):
-        is_whole = before == shape and len(after) == len(before)
-        window: tuple[int, ...] = equation.params.get("window_dimensions", ())
-        return after if is_whole and 1 in window else None
+        return after if before == shape else None
     if kind == "reshape":
         return shape
     return shape if after == before and _joins_others(equation) else None

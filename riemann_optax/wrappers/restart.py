@@ -21,7 +21,7 @@ class RestartAtBoundaryState(NamedTuple):
     anchor: optax.OptState
     inner_state: optax.OptState
 
-    def restarts(self) -> bool:
+    def restarts_in_update(self) -> bool:
         """Return True; by this method :func:`consolidate` knows that an update is needed."""
         return True
 

@@ -99,6 +99,7 @@ def test_it_is_the_published_algorithm(nesterov):
 CONVOLUTIONS = {
     "conv": (2, 3, 4, 5),
     "conv_of_one_axis": (3, 4, 5),
+    "conv_of_equal_axes": (3, 3, 3),  # its bases have shapes that fit the kernel
     "conv_pointwise": (1, 1, 5, 4),
     "conv_too_wide": (2, 2, 4, 7),
 }

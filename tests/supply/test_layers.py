@@ -360,15 +360,29 @@ def test_channels_first_are_found_behind_a_flattening():
     close(extra["activities"].weight.reshape(expected.shape), expected)
 
 
+def test_a_window_over_the_units_mixes_them_and_is_no_nonlinearity_of_theirs():
+    class Maxout(nnx.Module):
+        def __init__(self):
+            self.dense = nnx.Linear(3, 6, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            largest = jax.lax.reduce_window(self.dense(x), -jnp.inf, jax.lax.max, (1, 2), (1, 2), "VALID")
+            return jnp.tanh(largest)
+
+    model, x = Maxout(), jax.random.normal(jax.random.key(0), (5, 3))
+    _, _, extra = ro.value_and_grad(lambda model, x: jnp.sum(model(x)), "activities")(model, x)
+    close(extra["activities"]["dense"]["kernel"], model.dense(x))
+
+
 def test_what_the_next_layer_is_given_is_not_carried_on():
-    first, second = nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+    first, second = nnx.Linear(3, 3, rngs=nnx.Rngs(0)), nnx.Linear(3, 3, rngs=nnx.Rngs(1))
     x = jax.random.normal(jax.random.key(0), (5, 3))
 
     def loss(model, x):
         stream = model["first"](x)
-        return jnp.sum(jnp.tanh(stream + model["second"](stream)))
+        return jnp.sum(jnp.tanh(stream + x)) + jnp.sum(jnp.tanh(x + model["second"](stream)))
 
     model = nnx.Dict(first=first, second=second)
     _, _, extra = ro.value_and_grad(loss, "activities")(model, x)
     close(extra["activities"]["first"]["kernel"], first(x))
-    close(extra["activities"]["second"]["kernel"], jnp.tanh(first(x) + second(first(x))))
+    close(extra["activities"]["second"]["kernel"], jnp.tanh(x + second(first(x))))

@@ -10,34 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 
 import riemann_optax as ro
 
-
-def kernels(**shapes):
-    generator = np.random.default_rng(0)
-    return {
-        name: {"kernel": jnp.asarray(generator.normal(size=shape), jnp.float32)}
-        for name, shape in shapes.items()
-    }
-
-
-def seen_like(params, outputs=-1):
-    """The last unit of each layer is silent, and one other fires."""
-
-    def activities(leaf):
-        return jnp.ones([2, leaf.shape[outputs]]).at[:, -1].set(0.0)
-
-    return jax.tree.map(activities, params)
-
-
-def reset(params, tx=None, seen=None, **arguments):
-    """Return the parameters after one update that only resets."""
-    tx = tx or ro.reset_units(optax.sgd(0.0), ro.dormant_units(0.0, every=1), **arguments)
-    updates, state = tx.update(
-        jax.tree.map(jnp.zeros_like, params),
-        tx.init(params),
-        params,
-        activities=seen_like(params) if seen is None else seen,
-    )
-    return optax.apply_updates(params, updates), state
+from .small_resets import kernels, reset, seen_like
 
 
 @pytest.mark.parametrize(
@@ -205,84 +178,6 @@ def test_several_runs_side_by_side():
     for number, scale in enumerate(scales):
         alone = run(scale)
         jax.tree.map(lambda a, b, n=number: np.testing.assert_allclose(a[n], b, rtol=1e-6), together, alone)
-
-
-def in_a_frame(sides):
-    inner = ro.in_eigenbasis(optax.sgd(0.1, momentum=0.9), sides=sides, update_every=2)
-    return [ro.reset_units(inner, ro.dormant_units(0.0, every=every)) for every in (6, 100)]
-
-
-def test_in_an_eigenbasis_whose_sides_are_not_those_of_the_units():
-    """The momentum in the original coordinates is that without a reset, and 0 for the unit."""
-    params = kernels(hidden=(5, 4), head=(4, 3))
-    tx, without = in_a_frame(lambda name, leaf: "input" if "hidden" in name else "output")
-    states = [tx.init(params), without.init(params)]
-    for step in range(6):
-        gradients = jax.tree.map(lambda w, step=step: jnp.cos(w + step), params)
-        for number, one in enumerate((tx, without)):
-            _, states[number] = jax.jit(one.update)(
-                gradients, states[number], params, activities=seen_like(params)
-            )
-    found, expected = (momentum(state.inner_state) for state in states)
-    assert [int(state.resets) for state in states] == [1, 0]
-    np.testing.assert_allclose(found["hidden"][:, :3], expected["hidden"][:, :3], rtol=1e-6)
-    np.testing.assert_allclose(found["head"][:3], expected["head"][:3], rtol=1e-6)
-    np.testing.assert_allclose(found["hidden"][:, 3], 0, atol=1e-7)
-    np.testing.assert_allclose(found["head"][3], 0, atol=1e-7)
-    assert (np.abs(expected["hidden"][:, 3]) > 0.01).all()
-
-
-def momentum(state):
-    trace = state.inner[0].trace
-    left, right = state.left_bases["hidden"]["kernel"][0], state.right_bases["head"]["kernel"][0]
-    return {"hidden": left @ trace["hidden"]["kernel"], "head": trace["head"]["kernel"] @ right.T}
-
-
-@pytest.mark.parametrize(
-    ("sides", "inner"), [("both", optax.adam(0.1)), ("input", optax.sgd(0.1, momentum=0.9))]
-)
-def test_a_unit_that_an_eigenbasis_mixes_with_others_is_refused(sides, inner):
-    tx = ro.reset_units(ro.in_eigenbasis(inner, sides=sides), ro.dormant_units(0.0, every=1))
-    with pytest.raises(ValueError, match=r"in_eigenbasis mixes the units of a weight of shape"):
-        reset(kernels(hidden=(5, 4), head=(4, 3)), tx)
-
-
-def test_weights_kept_in_the_basis_around_another_are_refused():
-    """Units of a side that is not turned; but what is kept of their weights is in turned coordinates."""
-    pull = optax.chain(ro.add_anchored_weights(0.1, ro.anchor.initial_weights()), optax.sgd(0.1))
-    inside = ro.in_eigenbasis(pull, sides="none")
-    around = ro.in_eigenbasis(inside, sides=lambda name, leaf: "output" if "head" in name else "none")
-    with pytest.raises(ValueError, match=r"mixes the units of a weight of shape .* keep anchors outside"):
-        reset(kernels(hidden=(5, 4), head=(4, 3)), ro.reset_units(around, ro.dormant_units(0.0, every=1)))
-
-
-def test_the_eigenbasis_alias_takes_the_remedy_of_its_refusal():
-    """Each array with the axes of a weight is then new for the unit, whatever the basis of the other side."""
-    params = kernels(hidden=(5, 4), head=(4, 3))
-
-    def made(**sides):
-        return ro.reset_units(ro.riemannian_eigenbasis(0.1, **sides), ro.dormant_units(0.0, every=4))
-
-    with pytest.raises(ValueError, match=r'"input" for the first layer, "none" between two hidden layers'):
-        reset(params, made())
-    tx = made(sides=lambda name, leaf: "input" if "hidden" in name else "output")
-    states = [tx.init(params)]
-    for step in range(4):
-        gradients = jax.tree.map(lambda w, step=step: jnp.cos(w + step), params)
-        _, state = jax.jit(tx.update)(gradients, states[-1], params, activities=seen_like(params))
-        states.append(state)
-    assert int(states[-1].resets) == 1
-
-    def of_unit(state):
-        arrays = jax.tree.leaves(state.inner_state)
-        own = [a[..., :, 3] for a in arrays if a.shape[-2:] == (5, 4)]
-        return own + [a[..., 3, :] for a in arrays if a.shape[-2:] == (4, 3)]
-
-    fresh, before, after = (of_unit(states[n]) for n in (0, 3, 4))
-    assert len(after) >= 2
-    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(before, fresh, strict=True))
-    for a, b in zip(after, fresh, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def test_a_state_without_the_axes_of_the_weights_is_refused_by_name():
