@@ -43,7 +43,17 @@ ORDER = {
     "geometry": ("maps", "retraction", "spectrum"),
     "inspect": ("recording", "energy", "live", "_evaluate", "describe"),
     "supply": (
-        *("program", "taps", "calls", "flax_nnx", "flax_linen", "haiku_modules", "equinox_modules"),
+        *(
+            "marks",
+            "nonlinearity",
+            "program",
+            "taps",
+            "calls",
+            "flax_nnx",
+            "flax_linen",
+            "haiku_modules",
+            "equinox_modules",
+        ),
         *("checking", "functional", "making", "step"),
     ),
     "checkpoint": ("saving", "matching", "growing", "transplanting"),

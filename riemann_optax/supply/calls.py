@@ -1,5 +1,6 @@
 """What one call of a layer shows: what each of its weights is given, and what its neurons send on."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,18 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from riemann_optax.supply import program, taps
-from riemann_optax.supply.taps import Recorder
+from riemann_optax.supply import marks, taps
+from riemann_optax.supply.taps import Recorder, Weight
 
 READS_OUT = "a table that reads out as well, by attend"
 Statistics = Literal["refuse", "running"]
-
-
-class Weight(NamedTuple):
-    """A parameter of a layer: which leaf it is (None for none of those trained), and its array there."""
-
-    leaf: int | None
-    value: Any
 
 
 class Call(NamedTuple):
@@ -53,20 +47,20 @@ def show(call: Call, recorder: Recorder) -> None:
     """Tell the recorder what the call shows."""
     weight, bias = call.weight, call.bias
     if recorder.signal == "inputs":
-        if bias is not None and bias.leaf is not None:
-            recorder.constant.add(bias.leaf)
-        if weight is not None and weight.leaf is not None:
-            if call.refused:
-                recorder.refuse(weight.leaf, call.refused)
-            else:
-                recorder.keep(weight.leaf, call.inputs(), call.input_axes, weight.value)
+        recorder.is_constant(bias)
+        if call.refused:
+            recorder.refuse(weight, call.refused)
+        elif weight is not None and weight.leaves:
+            inputs = call.inputs()
+            for leaf in weight.leaves:
+                recorder.keep(leaf, inputs, call.input_axes, weight.value)
         return
     border(call.received, recorder)
     if call.normalises and id(call.received) in recorder.sent:
         _, before = recorder.sent[id(call.received)]
     else:
         before = []
-    own = [(part.leaf, part.value) for part in (weight, bias) if part is not None and part.leaf is not None]
+    own = [(leaf, part.value) for part in (weight, bias) if part is not None for leaf in part.leaves]
     for leaf, array in before:  # a layer and the normalisation behind it are one layer of neurons
         recorder.marks[leaf].pop()
         recorder.keep(leaf, call.sent, call.output_axes, array)
@@ -75,10 +69,22 @@ def show(call: Call, recorder: Recorder) -> None:
     recorder.sent[id(call.sent)] = call.sent, [*before, *own]
 
 
+def positional(
+    function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a method's call with the first in its place, if it was given by its name."""
+    if arguments:
+        return arguments, keywords
+    _, *names = inspect.signature(function).parameters
+    if not names or names[0] not in keywords:
+        return arguments, keywords
+    return (keywords[names[0]],), {name: value for name, value in keywords.items() if name != names[0]}
+
+
 def border(value: Any, recorder: Recorder) -> None:
     """Mark what a layer is given: it is not part of the nonlinearity before."""
     if recorder.signal == "activities":
-        program.mark(program.BORDER, value)
+        marks.mark(marks.BORDER, value)
 
 
 def one_hot(indices: Any, rows: int) -> jax.Array:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from riemann_optax.supply import calls, taps
-from riemann_optax.supply.calls import Call, Weight
+from riemann_optax.supply.calls import Call
+from riemann_optax.supply.taps import Weight
 
 _NORMS = (equinox.nn.LayerNorm, equinox.nn.RMSNorm, equinox.nn.GroupNorm)
 _LAYERS = (equinox.nn.Linear, equinox.nn.Conv, equinox.nn.Embedding, *_NORMS)
@@ -27,6 +28,7 @@ def watch(copy: Any) -> None:
 @functools.cache
 def _watched(kind: Any) -> Any:
     def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        arguments, keywords = calls.positional(kind.__call__, arguments, keywords)
         if isinstance(self, equinox.nn.BatchNorm):
             keywords = _statistics(self, keywords)
         sent = kind.__call__(self, *arguments, **keywords)
@@ -54,7 +56,7 @@ def _statistics(layer: Any, keywords: dict[str, Any]) -> dict[str, Any]:
 
 def _call(layer: Any, recorder: taps.Recorder, received: Any, sent: Any, again: Callable[[Any], Any]) -> Call:
     def weight(value: Any) -> Weight | None:
-        return None if value is None else Weight(recorder.index(value), value)
+        return None if value is None else recorder.weight(value)
 
     call = Call(received, sent, weight(layer.weight), weight(getattr(layer, "bias", None)), lambda: received)
     if isinstance(layer, equinox.nn.Embedding):

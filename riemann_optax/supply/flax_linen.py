@@ -1,6 +1,6 @@
 """Layers of Flax Linen, imported where Linen is: watched by ``nn.intercept_methods``."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import linen
 
 from riemann_optax.supply import calls, taps
-from riemann_optax.supply.calls import Call, Weight
+from riemann_optax.supply.calls import Call
+from riemann_optax.supply.taps import Weight
 
 _NORMS = (linen.BatchNorm, linen.LayerNorm, linen.RMSNorm, linen.GroupNorm)
 _LAYERS = (linen.Dense, linen.DenseGeneral, linen.Conv, linen.Embed, *_NORMS)
@@ -33,6 +34,8 @@ class _Watcher:
         module, method = context.module, context.method_name
         if self.busy or method in ("setup", "__post_init__"):
             return go_on(*arguments, **keywords)
+        if method == "__call__" and isinstance(module, (linen.Dropout, *_LAYERS)):
+            arguments, keywords = calls.positional(type(module).__call__, arguments, keywords)
         if isinstance(module, linen.BatchNorm) and method == "__call__":
             arguments, keywords = _statistics(module, arguments, keywords)
         self.depth += 1
@@ -48,8 +51,7 @@ class _Watcher:
                 call = _call(module, recorder, arguments[0], sent, self._again(arguments, keywords))
                 calls.show(call, recorder)
         if method == "attend" and recorder is not None and isinstance(module, linen.Embed):
-            table = _weight(module, recorder, "embedding")
-            recorder.refuse(None if table is None else table.leaf, calls.READS_OUT)
+            recorder.refuse(_weight(module, recorder, "embedding"), calls.READS_OUT)
         return taps.outputs_seen(sent) if self.depth == 0 else sent
 
     def _again(self, arguments: Any, keywords: Any) -> Callable[..., Any]:
@@ -90,11 +92,7 @@ def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any, again:
         )
         return call._replace(inputs=lambda: again(bare, others), normalises=True)
     if isinstance(module, linen.Conv):
-        shape = (
-            recorder.leaves[call.weight.leaf].shape if call.weight and call.weight.leaf is not None else ()
-        )
-        sizes = module.kernel_size
-        shape = shape[-((len(sizes) if isinstance(sizes, Sequence) else 1) + 2) :]
+        shape = jnp.shape(call.weight.value) if call.weight is not None else ()
 
         def patches() -> Any:
             unit = calls.unit_kernel(shape, len(shape) - 1, module.param_dtype)
@@ -119,19 +117,21 @@ def _weight(module: Any, recorder: taps.Recorder, *names: str) -> Weight | None:
         if value is not None:
             value = getattr(value, "value", value)  # of a box, such as nn.Partitioned
             found = recorder.index(value)
-            return Weight(_by_path(recorder, module, name) if found is None else found, value)
+            return Weight(_by_path(recorder, module, name) if found is None else (found,), value)
     return None
 
 
-def _by_path(recorder: taps.Recorder, module: Any, name: str) -> int | None:
-    """Return the only leaf whose path ends with that of a parameter: lifted transformations copy arrays."""
+def _by_path(recorder: taps.Recorder, module: Any, name: str) -> tuple[int, ...]:
+    """Return the leaves whose path ends with that of a parameter.
+
+    Lifted transformations copy arrays, and a loss may convert them: then no leaf is the very array.
+    """
     wanted = (*module.path, name)
-    found = [
+    return tuple(
         index
         for index, path in enumerate(recorder.paths)
         if tuple(
             str(getattr(entry, "key", entry)) for entry in path if entry != jax.tree_util.GetAttrKey("value")
         )[-len(wanted) :]
         == wanted
-    ]
-    return found[0] if len(found) == 1 else None
+    )

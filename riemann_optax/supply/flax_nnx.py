@@ -15,7 +15,8 @@ from flax import nnx
 
 from riemann_optax import _tree
 from riemann_optax.supply import calls, taps
-from riemann_optax.supply.calls import Call, Weight
+from riemann_optax.supply.calls import Call
+from riemann_optax.supply.taps import Weight
 
 _NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm)
 _LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.Embed, *_NORMS)
@@ -142,6 +143,7 @@ def _outermost(kind: Any) -> Any:
 @functools.cache
 def _watched(kind: Any) -> Any:
     def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        arguments, keywords = calls.positional(kind.__call__, arguments, keywords)
         if isinstance(self, nnx.BatchNorm):
             keywords = _statistics(self, arguments, keywords)
             arguments = arguments[:1]
@@ -160,7 +162,7 @@ def _watched(kind: Any) -> Any:
     def attend(self: Any, *arguments: Any, **keywords: Any) -> Any:
         recorder = taps.recording()
         if recorder is not None:
-            recorder.refuse(_weight(self.embedding).leaf, calls.READS_OUT)
+            recorder.refuse(_weight(self.embedding), calls.READS_OUT)
         return kind.attend(self, *arguments, **keywords)
 
     methods = {"__call__": call, "__module__": kind.__module__}
@@ -218,7 +220,8 @@ def _call(layer: Any, received: Any, sent: Any, again: Callable[[], Any], statis
 
 
 def _weight(variable: Any) -> Weight:
-    return Weight(variable.get_metadata().get(taps.METADATA), variable[...])
+    leaf = variable.get_metadata().get(taps.METADATA)
+    return Weight(() if leaf is None else (leaf,), variable[...])
 
 
 @contextmanager

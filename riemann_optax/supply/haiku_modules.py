@@ -7,7 +7,8 @@ from typing import Any
 import haiku
 
 from riemann_optax.supply import calls, taps
-from riemann_optax.supply.calls import Call, Weight
+from riemann_optax.supply.calls import Call
+from riemann_optax.supply.taps import Weight
 
 _NORMS = (haiku.LayerNorm, haiku.BatchNorm, haiku.GroupNorm, haiku.RMSNorm)
 _CONVOLUTIONS = (haiku.Conv1D, haiku.Conv2D, haiku.Conv3D)
@@ -24,6 +25,7 @@ def _intercept(go_on: Callable[..., Any], arguments: Any, keywords: Any, context
     module = context.module
     if context.method_name != "__call__":
         return go_on(*arguments, **keywords)
+    arguments, keywords = calls.positional(type(module).__call__, arguments, keywords)
     if isinstance(module, haiku.BatchNorm):
         arguments, keywords = _statistics(module, arguments, keywords)
     sent = go_on(*arguments, **keywords)
@@ -44,7 +46,7 @@ def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[
 def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any) -> Call:
     found: dict[str, Weight] = {}
     for path, value in module.params_dict().items():
-        found[path.rpartition("/")[2]] = Weight(recorder.index(value), value)
+        found[path.rpartition("/")[2]] = recorder.weight(value)
     weight = next((found[name] for name in ("w", "embeddings", "scale") if name in found), None)
     bias = next((found[name] for name in ("b", "offset") if name in found), None)
     call = Call(received, sent, weight, bias, lambda: received)

@@ -11,7 +11,7 @@ import optax
 
 from riemann_optax import _tree
 from riemann_optax._declare import trace_state
-from riemann_optax.supply import program
+from riemann_optax.supply import marks, program
 
 Signal = Literal["inputs", "activities"]
 
@@ -115,7 +115,7 @@ def _pass_on(source: str, value: Any) -> Any:
     recorder = _recorder.get()
     if recorder is not None:
         for leaf in jax.tree.leaves(value):
-            program.mark(program.OUTPUTS, leaf)
+            marks.mark(marks.OUTPUTS if source == "marked" else marks.SEEN, leaf)
     return value
 
 
@@ -136,6 +136,19 @@ class Mark(NamedTuple):
     stacked: int = 0
 
 
+class Weight(NamedTuple):
+    """A parameter of a layer in one call.
+
+    Attributes:
+      leaves: which leaves it may be: one, none, or by its path several. Which of them it is computed from is
+        seen in the program.
+      value: its array there.
+    """
+
+    leaves: tuple[int, ...]
+    value: Any
+
+
 class Recorder:
     """The signals of the layers in one evaluation of a loss.
 
@@ -150,63 +163,89 @@ class Recorder:
         self.leaves = jax.tree.leaves(params)
         self.by_identity = {id(leaf): index for index, leaf in enumerate(self.leaves)}
         self.marks: dict[int, list[Mark]] = {}
+        self.remarks: dict[str, tuple[int, str | None]] = {}  # by the name of a mark: the leaf, why refused
+        self.told: set[int] = set()  # by observe
         self.constant: set[int] = set()  # weights whose input is the number 1
         self.refused: dict[int, str] = {}
-        self.told: set[int] = set()  # by observe
         self.sent: dict[int, tuple[Any, list[tuple[int, Any]]]] = {}  # what layers gave, and whose it is
 
     def index(self, parameter: Any) -> int | None:
         """Return which leaf an array is, by identity."""
         return self.by_identity.get(id(parameter))
 
-    def refuse(self, index: int | None, reason: str) -> None:
-        """Say why the signal of a leaf cannot be told, unless the user tells it."""
-        if index is not None:
-            self.refused[index] = reason
+    def weight(self, parameter: Any) -> Weight:
+        """Return what an array is, by identity."""
+        index = self.index(parameter)
+        return Weight(() if index is None else (index,), parameter)
+
+    def refuse(self, weight: Weight | None, reason: str) -> None:
+        """Say why the signal of a weight cannot be told, unless the user tells it."""
+        self._remark(weight, reason)
+
+    def is_constant(self, weight: Weight | None) -> None:
+        """Say that the input of a weight is the number 1."""
+        self._remark(weight, None)
+
+    def _remark(self, weight: Weight | None, reason: str | None) -> None:
+        for leaf in weight.leaves if weight is not None else ():
+            name = f"remark/{len(self.remarks)}"
+            marks.mark(name, 0.0, 0, weight.value if weight is not None else None)
+            self.remarks[name] = leaf, reason
 
     def keep(self, index: int, value: Any, axes: int, weights: Any) -> None:
         """Mark a signal of a leaf, whose array in this call is ``weights``."""
-        marks = self.marks.setdefault(index, [])
-        name = f"{self.signal}/{index}/{len(marks)}"
-        program.mark(name, value, axes, weights)
-        marks.append(Mark(name, axes, jnp.ndim(weights)))
+        own = self.marks.setdefault(index, [])
+        name = f"{self.signal}/{index}/{len(own)}"
+        marks.mark(name, value, axes, weights)
+        own.append(Mark(name, axes, jnp.ndim(weights)))
 
-    def collect(
-        self, found: dict[str, tuple[jax.Array, jax.Array]], is_partitioned: Callable[[], bool]
-    ) -> list[Any]:
+    def collect(self, found: dict[str, program.Marked], is_partitioned: Callable[[], bool]) -> list[Any]:
         """Return the signal of each leaf.
 
-        Where phi does not see all of the weights, what was not observed is left out: phi itself names it, if
-        it needs it.
+        What another network shows, whose weights are not computed from a leaf, is not the leaf's; nor what is
+        seen through ``stop_gradient`` where something is seen without. Where phi does not see all of the
+        weights, what was not observed is left out: phi itself names it, if it needs it.
 
         Raises:
           ValueError: that names the leaves of which nothing was seen.
         """
-        stacked = dict(program.number_stacked(name) for name in found)
-        found = {program.number_stacked(name)[0]: values for name, values in found.items()}
-        # A library may trace a function more often than the program runs it.
+        stacked = dict(marks.number_stacked(name) for name in found)
+        found = {marks.number_stacked(name)[0]: marked for name, marked in found.items()}
+        for name, (index, reason) in self.remarks.items():
+            # A library may trace a function more often than the program runs it.
+            if name in found and index in found[name].sources.read:
+                if reason is None:
+                    self.constant.add(index)
+                else:
+                    self.refused[index] = reason
         self.marks = {
-            index: [made._replace(stacked=stacked[made.name]) for made in marks if made.name in found]
-            for index, marks in self.marks.items()
+            index: [made._replace(stacked=stacked[made.name]) for made in self._own(index, found)]
+            for index in self.marks
         }
-        self.marks = {index: marks for index, marks in self.marks.items() if marks}
+        self.marks = {index: own for index, own in self.marks.items() if own}
         seen = (self.marks.keys() | self.constant) - (self.refused.keys() - self.told)
         lacking = [index for index in range(len(self.leaves)) if index not in seen]
         if lacking and not is_partitioned():
             raise ValueError(_not_observed(self, lacking))
-        which = 0 if self.signal == "inputs" else 1
 
         def of_leaf(index: int) -> Any:
             if index in lacking:
                 return optax.MaskedNode()
-            return 1.0 if index in self.constant else self._of_leaf(index, found, which)
+            return 1.0 if index in self.constant else self._of_leaf(index, found)
 
         return [of_leaf(index) for index in range(len(self.leaves))]
 
-    def _of_leaf(self, index: int, found: dict[str, Any], which: int) -> Any:
+    def _own(self, index: int, found: dict[str, program.Marked]) -> list[Mark]:
+        """Return the marks of a leaf that belong to it."""
+        read = [one for one in self.marks[index] if one.name in found]
+        read = [one for one in read if index in found[one.name].sources.read]
+        learned = [one for one in read if index in found[one.name].sources.differentiated]
+        return learned or read
+
+    def _of_leaf(self, index: int, found: dict[str, program.Marked]) -> Any:
         values = []
         for made in self.marks[index]:
-            value = found[made.name][which]
+            value = found[made.name].value if self.signal == "inputs" else found[made.name].sent_on
             scanned = self.leaves[index].ndim - made.ndim - made.stacked
             if scanned > 1 or (scanned and made.stacked):
                 raise ValueError(

@@ -1,0 +1,94 @@
+"""Marks in a function: identities that are found again in its jaxpr.
+
+A mark may stand inside of ``vmap``, ``jit``, ``remat`` and ``scan``, where a value that is put into a list
+would be a leaked tracer.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+# Marks at which a nonlinearity ends: what the user calls the model's outputs, what a library gives as those
+# of an outermost module, and what a layer is given.
+OUTPUTS, SEEN, BORDER = "outputs", "seen", "border"
+_PREFIX = "riemann_optax/"
+# What a program calls without changing how often it runs: its inside is read as if it stood there.
+CALLS = re.compile("^(p?jit|remat2?|checkpoint|closed_call|core_call|custom_[jv]{1,2}[jv]?p?_call(_jaxpr)?)$")
+
+
+def mark(name: str, value: Any, features: int = 0, weights: Any = None) -> None:
+    """Mark a value, to be found again by :func:`riemann_optax.supply.program.marked_values`.
+
+    Inside of ``vmap`` the axis of the examples comes first in what is found, wherever it lies there; and that
+    of weights which are stacked comes before the last ``features`` axes, also of a value that is the same
+    for all of them. The name then ends with ``+`` and the number of such axes.
+    """
+    # A function with a rule for vmap has none for gradients, and none are wanted of a mark.
+    value, weights = jax.lax.stop_gradient(
+        (jnp.asarray(value), jnp.asarray(0 if weights is None else weights))
+    )
+    _marking(name, features, 0)(value, weights)
+
+
+@functools.cache
+def _marking(name: str, features: int, stacked: int) -> Callable[[Any, Any], Any]:
+    @jax.custom_batching.custom_vmap
+    def marked(value: Any, weights: Any) -> Any:
+        del weights
+        return checkpoint_name(value, f"{_PREFIX}{name}+{stacked}")
+
+    @marked.def_vmap
+    def of_many(size: int, batched: list[bool], value: Any, weights: Any) -> Any:
+        of_examples, of_weights = batched
+        if not of_weights:
+            return _marking(name, features, stacked)(value, weights), True
+        if not of_examples:
+            value = jnp.broadcast_to(value, (size, *value.shape))
+        place = value.ndim - features - stacked - 1
+        order = (*range(1, place + 1), 0, *range(place + 1, value.ndim))
+        value = jax.lax.transpose(value, order) if place else value  # jnp.moveaxis would hide it in a jit
+        return _marking(name, features, stacked + 1)(value, weights), True
+
+    return marked
+
+
+def number_stacked(name: str) -> tuple[str, int]:
+    """Return the name that was given to a mark, and how many axes of stacked weights its value has."""
+    given, _, stacked = name.rpartition("+")
+    return given, int(stacked)
+
+
+def mark_name(equation: Any) -> str | None:
+    """Return the name of a mark, which stands in a call of its own."""
+    if equation.primitive.name != "custom_vmap_call":
+        return None
+    inside = opened(equation.params["call"]).eqns
+    name = inside[0].params.get("name") if len(inside) == 1 and inside[0].primitive.name == "name" else None
+    return name.removeprefix(_PREFIX) if isinstance(name, str) and name.startswith(_PREFIX) else None
+
+
+def has_marks(jaxpr: Any, names: tuple[str, ...] = ()) -> bool:
+    """Return whether there is a mark in a jaxpr, or in what it calls: one of these names, or any."""
+    for equation in opened(jaxpr).eqns:
+        name = mark_name(equation)
+        if name is not None and (not names or number_stacked(name)[0] in names):
+            return True
+        if any(has_marks(one, names) for one in inner(equation)):
+            return True
+    return False
+
+
+def opened(jaxpr: Any) -> Any:
+    """Return the jaxpr without its constants."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def inner(equation: Any) -> list[Any]:
+    """Return the jaxprs among the parameters of an equation."""
+    inside = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda node: hasattr(node, "eqns"))
+    return [node for node in inside if hasattr(node, "eqns")]

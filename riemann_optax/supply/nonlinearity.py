@@ -1,0 +1,282 @@
+"""What a layer's neurons send on: the nonlinearity that follows a value in a jaxpr."""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core
+
+from riemann_optax.supply.marks import (
+    BORDER,
+    CALLS,
+    OUTPUTS,
+    SEEN,
+    has_marks,
+    inner,
+    mark_name,
+    number_stacked,
+    opened,
+)
+
+_OF_ONE_VALUE = {
+    *(
+        "abs",
+        "acos",
+        "asin",
+        "asinh",
+        "atan",
+        "ceil",
+        "convert_element_type",
+        "copy",
+        "cos",
+        "erf",
+        "erf_inv",
+    ),
+    *("erfc", "exp", "exp2", "expm1", "floor", "log", "log1p", "logistic", "neg", "not", "round", "rsqrt"),
+    *("sign", "sin", "sqrt", "stop_gradient", "tan", "tanh", "cosh", "sinh", "is_finite", "square", "cbrt"),
+    *("add", "sub", "mul", "div", "max", "min", "pow", "integer_pow", "select_n", "clamp", "add_any"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "broadcast_in_dim", "copy_p"),
+}
+_LINEAR = {*("add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "broadcast_in_dim", "name")}
+# What may stand between a layer and its nonlinearity: pooling, a residual sum, a mask, a flattening.
+_POOLING = re.compile("^reduce_window(_(max|min|sum))?$")
+_WITH_OTHERS = {"add", "sub", "add_any", "mul", "div", "select_n"}
+
+
+class Piece(NamedTuple):
+    """A part of what a layer's neurons send on; all parts together stand side by side along the last axis.
+
+    Attributes:
+      variable: of the jaxpr, which holds it.
+      shape: the variable's shape before it was flattened.
+      start, stop: which of its last axis.
+    """
+
+    variable: Any
+    shape: tuple[int, ...]
+    start: int = 0
+    stop: int | None = None
+
+
+class Reading:
+    """A jaxpr, read for what becomes of its values.
+
+    Args:
+      jaxpr: the jaxpr.
+      copies: by their results, the equations that only marks read.
+    """
+
+    def __init__(self, jaxpr: Any, copies: dict[Any, Any]) -> None:
+        self.equations = [one for one in jaxpr.eqns if not _is_observation(one, copies)]
+        self.results = {one for one in jaxpr.outvars if not isinstance(one, jax.extend.core.Literal)}
+        self.given_on = _marked(jaxpr, copies, OUTPUTS, BORDER)
+        seen = _marked(jaxpr, copies, SEEN)
+        # The result of one module may be on its way to another, past a nonlinearity between the two.
+        self.between = {one for one in seen if _reaches_a_layer(one, jaxpr)} - self.given_on
+        self.given_on |= seen - self.between
+
+    def sent_on(self, variable: Any) -> list[Piece]:
+        """Return what is sent on: the variable after the nonlinearity that follows; itself where none does.
+
+        The nonlinearity may follow at once, or behind what carries the units on. What is given to the next
+        layer, or is the model's output, is not carried on. Where the units are split, each part may have a
+        nonlinearity of its own, as the gates of a recurrent cell have.
+        """
+        whole = Piece(variable, variable.aval.shape)
+        for closed in (self.given_on | self.between, self.given_on) if self.between else (self.given_on,):
+            carried = self._carried(variable, closed)
+            found = self._after(carried, closed)
+            if found is not None:
+                return [found]
+            parts = self._of_parts(whole, carried, closed)
+            if parts:
+                return parts
+        return [whole]
+
+    def _after(self, carried: dict[Any, tuple[int, ...]], closed: set[Any]) -> Piece | None:
+        for one, shape in carried.items():
+            end = self._after_nonlinearity(one, closed)
+            if end is not one:
+                return Piece(end, shape)
+        return None
+
+    def _of_parts(
+        self, whole: Piece, carried: dict[Any, tuple[int, ...]], closed: set[Any]
+    ) -> list[Piece] | None:
+        for one, shape in carried.items():
+            parts = self._parts(one) if shape == one.aval.shape == whole.shape else None
+            if parts is None:
+                continue
+            found, bent, place = [], False, 0
+            for start, part in parts:
+                after = self._after(self._carried(part, closed), closed)
+                stop = start + part.aval.shape[-1]
+                bent = bent or after is not None
+                raw = whole._replace(start=start, stop=stop)
+                found += [whole._replace(start=place, stop=start)] if place < start else []
+                found.append(raw if after is None or after.shape != part.aval.shape else after)
+                place = stop
+            found += [whole._replace(start=place)] if place < whole.shape[-1] else []
+            return found if bent else None
+        return None
+
+    def _parts(self, variable: Any) -> list[tuple[int, Any]] | None:
+        """Return where parts of the last axis begin, and the parts; None where all of it is read."""
+        parts: list[tuple[int, Any]] = []
+        for equation in self.equations:
+            if all(one is not variable for one in equation.invars):
+                continue
+            found = _split(equation)
+            if found is None:
+                return None
+            parts += found
+        parts.sort(key=lambda pair: pair[0])
+        ends = [start + part.aval.shape[-1] for start, part in parts]
+        apart = all(end <= start for end, (start, _) in zip(ends, parts[1:], strict=False))
+        return parts if parts and apart and variable not in self.results else None
+
+    def _carried(self, variable: Any, closed: set[Any]) -> dict[Any, tuple[int, ...]]:
+        """Return the variables with the units of this one, and their shapes before they are flattened."""
+        carried, derived = {variable: variable.aval.shape}, {variable}
+        for equation in self.equations:
+            read = _read(equation)
+            if derived.isdisjoint(read):
+                continue
+            mine = [one for one in read if one in carried and one not in closed]
+            if len(mine) == 1 and len(equation.outvars) == 1:
+                shape = _carried_shape(equation, mine[0], carried[mine[0]], derived)
+                if shape is not None:
+                    carried[equation.outvars[0]] = shape
+            derived.update(equation.outvars)
+        return carried
+
+    def _after_nonlinearity(self, variable: Any, closed: set[Any]) -> Any:
+        """Return the variable after the functions of this one alone that follow, element by element.
+
+        Of all that is computed from this one alone, it is the last through which everything else gets it: a
+        gate that multiplies by ``z`` and by ``1 - z`` sends on ``z``. A scaling alone, such as that of an
+        attention's queries, is no nonlinearity.
+        """
+        through, bent = {variable: {variable}}, {variable: False}
+        used = set(self.results)
+        for equation in self.equations:
+            read = _read(equation)
+            mine = {one for one in read if one in through}
+            if not mine:
+                continue
+            if mine.isdisjoint(closed) and _is_elementwise(equation, variable, through):
+                (result,) = equation.outvars
+                through[result] = set.intersection(*(through[one] for one in mine)) | {result}
+                bent[result] = any(bent[one] for one in mine) or not _is_linear(equation) or len(mine) > 1
+            else:
+                used.update(read)
+        ends = [paths for one, paths in through.items() if one in used or one in closed]
+        common = set.intersection(*ends) if ends else set()
+        return next((one for one in reversed(through) if one in common and bent[one]), variable)
+
+
+def _read(equation: Any) -> list[Any]:
+    return [one for one in equation.invars if not isinstance(one, jax.extend.core.Literal)]
+
+
+def _marked(jaxpr: Any, copies: dict[Any, Any], *names: str) -> set[Any]:
+    """Return the variables that have one of these marks."""
+    found = set()
+    for equation in jaxpr.eqns:
+        name = mark_name(equation)
+        if name is not None and number_stacked(name)[0] in names:
+            last = equation.invars[0]
+            while last in copies:
+                last = copies[last].invars[0]
+            found.add(last)
+    return found
+
+
+def _reaches_a_layer(variable: Any, jaxpr: Any) -> bool:
+    """Return whether a layer is given something that has been computed from a variable."""
+    derived = {variable}
+    for equation in jaxpr.eqns:
+        if derived.isdisjoint(_read(equation)):
+            continue
+        name = mark_name(equation)
+        if name is None:
+            if any(has_marks(one, (BORDER,)) for one in inner(equation)):
+                return True
+            derived.update(equation.outvars)
+        elif number_stacked(name)[0] == BORDER:
+            return True
+    return False
+
+
+def _split(equation: Any) -> list[tuple[int, Any]] | None:
+    """Return where the parts begin that an equation takes of the last axis, and the parts."""
+    kind, parameters = equation.primitive.name, equation.params
+    shape = equation.invars[0].aval.shape
+    last = len(shape) - 1
+    if kind == "split" and parameters["axis"] == last:
+        starts = [sum(parameters["sizes"][:index]) for index in range(len(equation.outvars))]
+        return list(zip(starts, equation.outvars, strict=True))
+    if kind == "slice":
+        whole = all(
+            (start, limit) == (0, size)
+            for start, limit, size in zip(
+                parameters["start_indices"][:-1], parameters["limit_indices"][:-1], shape[:-1], strict=True
+            )
+        )
+        if whole and set(parameters["strides"] or (1,)) == {1}:
+            return [(parameters["start_indices"][-1], equation.outvars[0])]
+    return None
+
+
+def _carried_shape(
+    equation: Any, variable: Any, shape: tuple[int, ...], derived: set[Any]
+) -> tuple[int, ...] | None:
+    """Return the shape, before it is flattened, of a result that has the units of a variable; None without.
+
+    What is added or multiplied may not itself depend on the layer.
+    """
+    others = [one for one in equation.invars if one is not variable]
+    if any(not isinstance(one, jax.extend.core.Literal) and one in derived for one in others):
+        return None
+    kind, before, after = equation.primitive.name, variable.aval.shape, equation.outvars[0].aval.shape
+    if _POOLING.match(kind):
+        return after if before == shape else None
+    if kind == "reshape":
+        return shape
+    return shape if after == before and _joins_others(equation) else None
+
+
+def _joins_others(equation: Any) -> bool:
+    """Return whether an equation adds to a value, scales or masks it; ``jnp.where`` does so in a call."""
+    inside = inner(equation)
+    if inside and CALLS.match(equation.primitive.name):
+        return all(_joins_others(one) or _is_linear(one) for one in opened(inside[0]).eqns)
+    return equation.primitive.name in _WITH_OTHERS
+
+
+def _is_observation(equation: Any, copies: dict[Any, Any]) -> bool:
+    """Return whether an equation belongs to a mark, and not to the model."""
+    is_mark = equation.primitive.name == "name" or mark_name(equation) is not None
+    return is_mark or any(one in copies for one in equation.outvars)
+
+
+def _is_elementwise(equation: Any, variable: Any, own: Any) -> bool:
+    """Return whether an equation makes of one value another, element by element, by it and numbers alone."""
+    if len(equation.outvars) != 1 or equation.outvars[0].aval.shape != variable.aval.shape:
+        return False
+    for other in equation.invars:
+        if other.aval.shape and (isinstance(other, jax.extend.core.Literal) or other not in own):
+            return False
+    return _plain(equation)
+
+
+def _is_linear(equation: Any) -> bool:
+    inside = inner(equation)
+    return all(map(_is_linear, opened(inside[0]).eqns)) if inside else equation.primitive.name in _LINEAR
+
+
+def _plain(equation: Any) -> bool:
+    inside = inner(equation)
+    if inside and CALLS.match(equation.primitive.name):
+        return all(map(_plain, opened(inside[0]).eqns))
+    return equation.primitive.name in _OF_ONE_VALUE
