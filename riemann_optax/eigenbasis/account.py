@@ -10,8 +10,11 @@ from riemann_optax import _axes, _tree
 from riemann_optax.eigenbasis.layout import REFRESHING, LayoutRules, ReadSide
 
 
-def account(params: Any, rules: LayoutRules, state_dtype: Any) -> list[str]:
-    """Return one line per leaf with sides: which are turned, why others are not, and the cost."""
+def account(params: Any, rules: LayoutRules, state_dtype: Any, period: int) -> list[str]:
+    """Return one line per leaf with sides: which are turned, why others are not, and the cost.
+
+    ``period`` is the number of steps between two refreshes of a side; a budget can make it longer.
+    """
     lines = []
     rows = zip(_axes.leaf_paths(params), jax.tree.leaves(params), _axes.read(params, rules.axes), strict=True)
     for path, leaf, axes in rows:
@@ -22,7 +25,7 @@ def account(params: Any, rules: LayoutRules, state_dtype: Any) -> list[str]:
         stack = math.prod(leaf.shape) // both
         itemsize = jnp.dtype(state_dtype or _tree.working_dtype(leaf)).itemsize
         parts = [
-            f"{name} {_side(side, stack, both, itemsize, rules)}"
+            f"{name} {_side(side, stack, both, itemsize, rules, period)}"
             for name, side in zip(("inputs", "outputs"), sides, strict=True)
             if side.size > 1
         ]
@@ -30,7 +33,7 @@ def account(params: Any, rules: LayoutRules, state_dtype: Any) -> list[str]:
     return lines
 
 
-def _side(side: ReadSide, stack: int, both: int, itemsize: int, rules: LayoutRules) -> str:
+def _side(side: ReadSide, stack: int, both: int, itemsize: int, rules: LayoutRules, period: int) -> str:
     if side.blocks is None:
         return f"{side.size} left alone ({side.reason})"
     blocks, size = side.blocks
@@ -40,7 +43,7 @@ def _side(side: ReadSide, stack: int, both: int, itemsize: int, rules: LayoutRul
     how = f"turned in {blocks} blocks of {size} ({side.reason})" if blocks > 1 else "turned"
     return (
         f"{side.size} {how}: {_short(state)}B of state, {_short(turning)}FLOP an update, "
-        f"{_short(refreshing)}FLOP every {rules.update_every}"
+        f"{_short(refreshing)}FLOP every {period}"
     )
 
 

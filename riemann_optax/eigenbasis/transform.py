@@ -311,7 +311,6 @@ def in_eigenbasis(
         bare = _tree.bare(updates)
         gradients, structure = jax.tree.flatten(bare)
         layouts = rules.layouts(bare)
-        observe.basis_used(lambda: account(bare, rules, state_dtype))
         check_made_for(bare, layouts, state.left_factors, state.right_factors)
         if params is not None:
             _check.check_gradients(bare, _tree.bare(params))
@@ -327,6 +326,7 @@ def in_eigenbasis(
                 matrices[f"{side}_factors"] = averaged(sources, layouts, factors, side, decay)
         dtypes = [_tree.working_dtype(gradient) for gradient in gradients]
         groups, period = schedule(layouts, dtypes, update_every, refresh_together, refresh_budget)
+        observe.basis_used(lambda: account(bare, rules, state_dtype, period))
         shapes = [gradient.shape for gradient in gradients]
 
         def coordinates(inner_state: optax.OptState) -> list[list[Coordinates]]:

@@ -49,7 +49,8 @@ def metric_scalars(
         with them, the share of rigid weights is given.
       rigid_above: the ``E`` above which a weight is rigid; at 2 it takes less than half of a Euclidean step.
       update_every: the steps between two refreshes that ``in_eigenbasis(update_every=...)`` was made with,
-        which its state does not hold; with it, the refreshes of a basis are given.
+        which its state does not hold; with it, the refreshes of a basis are given. Under a ``refresh_budget``
+        it is the longer period that :func:`describe` shows.
 
     Returns:
       ``E_min/LEAF``, ``E_mean/LEAF``, ``E_max/LEAF``, and likewise ``rate`` for the effective rate ``1/E``;

@@ -177,7 +177,8 @@ def _scan(
     of_weights: dict[str, Sources] = {}
     length, reverse = parameters["length"], parameters["reverse"]
     carry, (stacked, arrays) = jax.lax.scan(body, start, rows, length=length, reverse=reverse)
-    found.update({name: Marked(*pair, of_weights[name]) for name, pair in arrays.items()})
+    for name, (value, sent_on) in arrays.items():
+        found[name] = Marked(value, sent_on, of_weights[name])
     return [*carry, *stacked], [_of_all(sources)] * (len(carry) + len(stacked))
 
 

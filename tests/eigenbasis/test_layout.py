@@ -196,7 +196,7 @@ def test_gradients_of_examples_and_functions_of_the_weights_are_turned_too():
 def test_what_costs_too_much_is_left_alone_and_the_account_says_why(shape, options, left, right, said):
     assert shapes_of_bases(jax.ShapeDtypeStruct(shape, jnp.float32), **options) == [left, right]
     rules = LayoutRules(options.pop("sides", "both"), "flax", **options)
-    (line,) = account(jax.ShapeDtypeStruct(shape, jnp.float32), rules, None)
+    (line,) = account(jax.ShapeDtypeStruct(shape, jnp.float32), rules, None, 10)
     assert said in line
 
 

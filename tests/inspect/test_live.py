@@ -70,12 +70,16 @@ def test_a_basis_that_was_kept_is_counted():
 
 
 @pytest.mark.parametrize("updates", [1, 2, 6, 11])
-def test_refreshes_of_each_basis_are_counted(updates):
-    """The least of the changes that each basis has seen since the first update found it."""
-    tx, params = (
-        ro.in_eigenbasis(optax.trace(0.9), update_every=5),
-        {"w": jnp.ones([4, 3]), "v": jnp.ones([3, 2])},
-    )
+@pytest.mark.parametrize("budget", [None, 1.0])
+def test_refreshes_of_each_basis_are_counted(updates, budget):
+    """The least of the changes that each basis has seen since the first update found it.
+
+    The budget pays for one of the four sides at a time: each is due every four steps, not every two.
+    """
+    params = {"w": jnp.ones([3, 3]), "v": jnp.ones([3, 3])}
+    tx = ro.in_eigenbasis(optax.trace(0.9), update_every=5 if budget is None else 2, refresh_budget=budget)
+    period = 5 if budget is None else 4
+    assert all(line.endswith(f"every {period}") for line in ro.describe(tx, params).bases)
     state, update = tx.init(params), jax.jit(tx.update)
     changes = np.zeros(4)
     for number in range(updates):
@@ -87,8 +91,8 @@ def test_refreshes_of_each_basis_are_counted(updates):
         _, state = update(gradients, state, params)
         after = jax.tree.leaves((state.left_bases, state.right_bases))
         changes += [number > 0 and not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
-    scalars = ro.metric_scalars(state, params, update_every=5)
-    assert scalars["eigenbasis/refreshes"] == changes.min() == (updates - 1) // 5
+    scalars = ro.metric_scalars(state, params, update_every=period)
+    assert scalars["eigenbasis/refreshes"] == changes.min() == (updates - 1) // period
     assert changes.max() <= changes.min() + 1
     assert "eigenbasis/refreshes" not in ro.metric_scalars(state, params)
 
