@@ -53,7 +53,7 @@ def show(call: Call, recorder: Recorder) -> None:
         elif weight is not None and weight.leaves:
             inputs = call.inputs()
             for leaf in weight.leaves:
-                recorder.keep(leaf, inputs, call.input_axes, weight.value)
+                recorder.keep(leaf, inputs, call.input_axes, weight.value, call.sent)
         return
     border(call.received, recorder)
     if call.normalises and id(call.received) in recorder.sent:
@@ -63,9 +63,9 @@ def show(call: Call, recorder: Recorder) -> None:
     own = [(leaf, part.value) for part in (weight, bias) if part is not None for leaf in part.leaves]
     for leaf, array in before:  # a layer and the normalisation behind it are one layer of neurons
         recorder.marks[leaf].pop()
-        recorder.keep(leaf, call.sent, call.output_axes, array)
+        recorder.keep(leaf, call.sent, call.output_axes, array, call.sent)
     for leaf, array in own:
-        recorder.keep(leaf, call.sent, call.output_axes, array)
+        recorder.keep(leaf, call.sent, call.output_axes, array, call.sent)
     recorder.sent[id(call.sent)] = call.sent, [*before, *own]
 
 

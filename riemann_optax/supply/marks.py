@@ -21,38 +21,38 @@ _PREFIX = "riemann_optax/"
 CALLS = re.compile("^(p?jit|remat2?|checkpoint|closed_call|core_call|custom_[jv]{1,2}[jv]?p?_call(_jaxpr)?)$")
 
 
-def mark(name: str, value: Any, features: int = 0, weights: Any = None) -> None:
+def mark(name: str, value: Any, features: int = 0, weights: Any = None, sent: Any = None) -> None:
     """Mark a value, to be found again by :func:`riemann_optax.supply.program.marked_values`.
 
     Inside of ``vmap`` the axis of the examples comes first in what is found, wherever it lies there; and that
     of weights which are stacked comes before the last ``features`` axes, also of a value that is the same
-    for all of them. The name then ends with ``+`` and the number of such axes.
+    for all of them. The name then ends with ``+`` and the number of such axes. ``sent`` is what the layer
+    gives, by which is told whether a gradient flows through its call; None tells it by the weights alone.
     """
+    weights = jnp.asarray(0 if weights is None else weights)
+    sent = weights if sent is None else jnp.asarray(sent)
     # A function with a rule for vmap has none for gradients, and none are wanted of a mark.
-    value, weights = jax.lax.stop_gradient(
-        (jnp.asarray(value), jnp.asarray(0 if weights is None else weights))
-    )
-    _marking(name, features, 0)(value, weights)
+    _marking(name, features, 0)(*jax.lax.stop_gradient((jnp.asarray(value), weights, sent)))
 
 
 @functools.cache
-def _marking(name: str, features: int, stacked: int) -> Callable[[Any, Any], Any]:
+def _marking(name: str, features: int, stacked: int) -> Callable[[Any, Any, Any], Any]:
     @jax.custom_batching.custom_vmap
-    def marked(value: Any, weights: Any) -> Any:
-        del weights
+    def marked(value: Any, weights: Any, sent: Any) -> Any:
+        del weights, sent
         return checkpoint_name(value, f"{_PREFIX}{name}+{stacked}")
 
     @marked.def_vmap
-    def of_many(size: int, batched: list[bool], value: Any, weights: Any) -> Any:
-        of_examples, of_weights = batched
+    def of_many(size: int, batched: list[bool], value: Any, weights: Any, sent: Any) -> Any:
+        of_examples, of_weights, _ = batched
         if not of_weights:
-            return _marking(name, features, stacked)(value, weights), True
+            return _marking(name, features, stacked)(value, weights, sent), True
         if not of_examples:
             value = jnp.broadcast_to(value, (size, *value.shape))
         place = value.ndim - features - stacked - 1
         order = (*range(1, place + 1), 0, *range(place + 1, value.ndim))
         value = jax.lax.transpose(value, order) if place else value  # jnp.moveaxis would hide it in a jit
-        return _marking(name, features, stacked + 1)(value, weights), True
+        return _marking(name, features, stacked + 1)(value, weights, sent), True
 
     return marked
 

@@ -42,11 +42,13 @@ class Marked(NamedTuple):
         Pooling, a residual sum, a mask, a flattening or a split may stand before it. It is the value itself
         where none follows.
       sources: of the weights that the mark was given.
+      learns: whether a gradient flows from the result back through this call of the layer.
     """
 
     value: jax.Array
     sent_on: jax.Array
     sources: Sources
+    learns: bool
 
 
 def marked_values(function: Callable[..., Any], *arguments: Any) -> dict[str, Marked]:
@@ -62,14 +64,24 @@ def marked_values(function: Callable[..., Any], *arguments: Any) -> dict[str, Ma
     leaves = jax.tree.leaves(arguments)
     sources = [Sources(frozenset({index}), frozenset({index})) for index in range(len(leaves))]
     found: dict[str, Marked] = {}
-    _evaluate(closed.jaxpr, closed.consts, leaves, sources, found)
+    wanted = [True] * len(closed.jaxpr.outvars)
+    _evaluate(closed.jaxpr, closed.consts, leaves, sources, wanted, found)
     return found
 
 
 def _evaluate(
-    jaxpr: Any, consts: Any, arguments: Any, sources: list[Sources], found: dict[str, Any]
+    jaxpr: Any,
+    consts: Any,
+    arguments: Any,
+    sources: list[Sources],
+    wanted: list[bool],
+    found: dict[str, Any],
 ) -> tuple[list[Any], list[Sources]]:
-    """Evaluate a jaxpr, and collect what is marked in it; return the results and their sources."""
+    """Evaluate a jaxpr, and collect what is marked in it; return the results and their sources.
+
+    ``wanted`` says which of the results are differentiated.
+    """
+    differentiated = _differentiated(jaxpr, wanted)
     values: dict[Any, Any] = {}
     origins: dict[Any, Sources] = dict(zip(jaxpr.invars, sources, strict=True))
 
@@ -81,7 +93,7 @@ def _evaluate(
 
     values.update(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, arguments, strict=True))
-    marks: list[tuple[str, Any, Any]] = []
+    marks: list[tuple[str, Any, Any, Any]] = []
     for equation in jaxpr.eqns:
         incoming = [read(variable) for variable in equation.invars]
         given = [origin(variable) for variable in equation.invars]
@@ -91,20 +103,43 @@ def _evaluate(
                 marks.append((name, *equation.invars))
             values.update(zip(equation.outvars, incoming[:1], strict=True))
             continue
-        results, made_of = _results(equation, incoming, given, found)
+        own = [variable in differentiated for variable in equation.outvars]
+        results, made_of = _results(equation, incoming, given, own, found)
         values.update(zip(equation.outvars, results, strict=True))
         origins.update(zip(equation.outvars, made_of, strict=True))
     copies = _copies_for_marks(jaxpr)
     reading = Reading(jaxpr, copies)
-    for name, variable, weights in marks:
-        while _is_variable(weights) and weights in copies:
-            weights = copies[weights].invars[0]
-        found[name] = Marked(read(variable), _sent_on(variable, copies, reading, read), origin(weights))
+    for name, variable, weights, sent in marks:
+        sent_on = _sent_on(variable, copies, reading, read)
+        layer = _before_copies(sent, copies)
+        learns = not _is_variable(layer) or layer in differentiated
+        found[name] = Marked(read(variable), sent_on, origin(_before_copies(weights, copies)), learns)
     return [read(variable) for variable in jaxpr.outvars], [origin(variable) for variable in jaxpr.outvars]
 
 
 def _is_variable(one: Any) -> bool:
     return not isinstance(one, jax.extend.core.Literal)
+
+
+def _before_copies(one: Any, copies: dict[Any, Any]) -> Any:
+    while _is_variable(one) and one in copies:
+        one = copies[one].invars[0]
+    return one
+
+
+def _differentiated(jaxpr: Any, wanted: list[bool]) -> set[Any]:
+    """Return the variables through which a gradient flows from the wanted results."""
+    found = {one for one, is_wanted in zip(jaxpr.outvars, wanted, strict=True) if is_wanted and _is_real(one)}
+    for equation in reversed(jaxpr.eqns):
+        stopped = equation.primitive.name == "stop_gradient" or mark_name(equation) is not None
+        if not stopped and not found.isdisjoint(equation.outvars):
+            found.update(filter(_is_real, equation.invars))
+    return found
+
+
+def _is_real(one: Any) -> bool:
+    """Return whether this is a variable that has gradients: an index or a condition has none."""
+    return _is_variable(one) and jnp.issubdtype(one.aval.dtype, jnp.inexact)
 
 
 def _sent_on(variable: Any, copies: dict[Any, Any], reading: Reading, read: Callable[[Any], Any]) -> Any:
@@ -133,7 +168,7 @@ def _joined(pieces: list[Piece], read: Callable[[Any], Any]) -> Any:
 
 
 def _results(
-    equation: Any, incoming: list[Any], sources: list[Sources], found: dict[str, Any]
+    equation: Any, incoming: list[Any], sources: list[Sources], wanted: list[bool], found: dict[str, Any]
 ) -> tuple[list[Any], list[Sources]]:
     kind, inside = equation.primitive.name, inner(equation)
     if not any(map(has_marks, inside)):
@@ -145,9 +180,9 @@ def _results(
         return results, [_of_all(sources, stopped=kind == "stop_gradient")] * len(results)
     if CALLS.match(kind):
         (jaxpr,) = inside[:1]
-        return _evaluate(opened(jaxpr), getattr(jaxpr, "consts", ()), incoming, sources, found)
+        return _evaluate(opened(jaxpr), getattr(jaxpr, "consts", ()), incoming, sources, wanted, found)
     if kind == "scan":
-        return _scan(equation.params, incoming, sources, found)
+        return _scan(equation.params, incoming, sources, wanted, found)
     raise ValueError(
         f"a layer inside of {kind} cannot be observed: its values differ from call to call; "
         "use jax.lax.scan or a Python loop there, or keep its parameters out of this phi (optax.partition)."
@@ -161,24 +196,30 @@ def _of_all(sources: list[Sources], stopped: bool = False) -> Sources:
 
 
 def _scan(
-    parameters: dict[str, Any], incoming: list[Any], sources: list[Sources], found: dict[str, Any]
+    parameters: dict[str, Any],
+    incoming: list[Any],
+    sources: list[Sources],
+    wanted: list[bool],
+    found: dict[str, Any],
 ) -> tuple[list[Any], list[Sources]]:
     jaxpr, consts, carried = (parameters[name] for name in ("jaxpr", "num_consts", "num_carry"))
     fixed, start, rows = incoming[:consts], incoming[consts : consts + carried], incoming[consts + carried :]
 
+    wanted = [any(wanted)] * carried + wanted[carried:]  # a later round may want all that is carried
+
     def body(carry: Any, row: Any) -> Any:
         inside: dict[str, Any] = {}
-        results, _ = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*fixed, *carry, *row], sources, inside)
+        results, _ = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*fixed, *carry, *row], sources, wanted, inside)
         for name, marked in inside.items():
-            of_weights[name] = marked.sources
+            fixed_parts[name] = marked.sources, marked.learns
         arrays = {name: (marked.value, marked.sent_on) for name, marked in inside.items()}
         return results[:carried], (results[carried:], arrays)
 
-    of_weights: dict[str, Sources] = {}
+    fixed_parts: dict[str, tuple[Sources, bool]] = {}
     length, reverse = parameters["length"], parameters["reverse"]
     carry, (stacked, arrays) = jax.lax.scan(body, start, rows, length=length, reverse=reverse)
     for name, (value, sent_on) in arrays.items():
-        found[name] = Marked(value, sent_on, of_weights[name])
+        found[name] = Marked(value, sent_on, *fixed_parts[name])
     return [*carry, *stacked], [_of_all(sources)] * (len(carry) + len(stacked))
 
 

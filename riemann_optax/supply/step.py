@@ -52,6 +52,9 @@ def value_and_grad(
     sees the dropout masks of the gradient. A single example (``per_example_gradients``) has a mask of its
     own.
 
+    ``inputs`` and ``activities`` are those of the calls through which a gradient flows. A target network in
+    the loss, or a target behind ``stop_gradient``, adds nothing, also where its layers have the same names.
+
     Cost beside the gradient: for ``obj_fn`` what is done with it; for ``gradients_at_previous_params`` a
     gradient; for ``perturbed_gradients`` ``samples`` of them, in the place of the gradient; for ``inputs``
     and ``activities`` a forward pass that XLA shares with the gradient's; for ``per_example_gradients`` the

@@ -192,18 +192,18 @@ class Recorder:
             marks.mark(name, 0.0, 0, weight.value if weight is not None else None)
             self.remarks[name] = leaf, reason
 
-    def keep(self, index: int, value: Any, axes: int, weights: Any) -> None:
-        """Mark a signal of a leaf, whose array in this call is ``weights``."""
+    def keep(self, index: int, value: Any, axes: int, weights: Any, sent: Any = None) -> None:
+        """Mark a signal of a leaf, which is ``weights`` in this call of a layer that gives ``sent``."""
         own = self.marks.setdefault(index, [])
         name = f"{self.signal}/{index}/{len(own)}"
-        marks.mark(name, value, axes, weights)
+        marks.mark(name, value, axes, weights, sent)
         own.append(Mark(name, axes, jnp.ndim(weights)))
 
     def collect(self, found: dict[str, program.Marked], is_partitioned: Callable[[], bool]) -> list[Any]:
         """Return the signal of each leaf.
 
-        What another network shows, whose weights are not computed from a leaf, is not the leaf's; nor what is
-        seen through ``stop_gradient`` where something is seen without. Where phi does not see all of the
+        What another network shows, whose weights are not computed from a leaf, is not the leaf's. Nor is what
+        a call shows through which no gradient flows, if there is another. Where phi does not see all of the
         weights, what was not observed is left out: phi itself names it, if it needs it.
 
         Raises:
@@ -239,7 +239,9 @@ class Recorder:
         """Return the marks of a leaf that belong to it."""
         read = [one for one in self.marks[index] if one.name in found]
         read = [one for one in read if index in found[one.name].sources.read]
-        learned = [one for one in read if index in found[one.name].sources.differentiated]
+        learned = [
+            one for one in read if found[one.name].learns and index in found[one.name].sources.differentiated
+        ]
         return learned or read
 
     def _of_leaf(self, index: int, found: dict[str, program.Marked]) -> Any:
