@@ -5,7 +5,7 @@ from pathlib import Path
 from benchmarks.report import continual, drop_in, energy, robustness, sceptic, short
 from benchmarks.report import page as parts
 from benchmarks.report.claims import claims, of_aliases
-from benchmarks.report.suite import Suite
+from benchmarks.report.suite import Suite, read
 from benchmarks.shared.markdown import title
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.methods import DEFAULT_BETAS, TUNED_ADAMW
@@ -75,7 +75,7 @@ def page(suite: Suite, results: Path) -> str:
     entries = list(Records(results / "continual.jsonl"))
     dropped_in = Records(results / "drop_in.jsonl")
     disturbed = robustness.recorded(results / "robustness.jsonl")
-    core = suite.complete
+    core, recorded = suite.complete, read(results / "time_to_target")
     spent = energy.claims(Records(results / "energy.jsonl"))
     found = [*of_aliases(suite), *claims(core), *continual.claims(entries), *spent]
     targets = f"""\
@@ -87,6 +87,6 @@ A miss counts as {MISS:g} budgets in "found"; beside it is the ratio over the ta
         page_of_aliases(suite, core),
         drop_in.chapter(dropped_in),
         page_of_suite(core),
-        sceptic.chapter(core, suite, entries, dropped_in, disturbed),
+        sceptic.chapter(core, suite, recorded, entries, dropped_in, disturbed),
     ]
     return "\n".join(filter(None, chapters))

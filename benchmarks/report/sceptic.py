@@ -6,7 +6,7 @@ from benchmarks.report import continual, robustness
 from benchmarks.report.short import TWINS, kept, over
 from benchmarks.report.suite import Suite, mean_against
 from benchmarks.robustness.summary import Rows
-from benchmarks.shared.markdown import number
+from benchmarks.shared.markdown import number, title
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.methods import (
     ALIASES,
@@ -19,6 +19,7 @@ from benchmarks.time_to_target.methods import (
 )
 from benchmarks.time_to_target.search import FULL, MISS
 
+LARGEST = "gpt_million"
 FREE_ADAMW = "schedule-free AdamW"
 
 
@@ -66,10 +67,32 @@ def of_size(records: Records) -> str:
     )
 
 
+def at_a_million(recorded: Suite) -> str:
+    """Say how the optimisers stand on the largest task; empty where it has not been run."""
+    rows = recorded.rows["far"].get(LARGEST, {})
+    if not rows:
+        return ""
+    arrived = sorted((row.median_steps, name) for name, row in rows.items() if np.isfinite(row.median_steps))
+    missed = sorted(name for name, row in rows.items() if not np.isfinite(row.median_steps))
+    steps = "; ".join(f"{name} {median:.0f}" for median, name in arrived)
+    return (
+        f" On {title(LARGEST)}, steps to the far target: {steps}. Missed: {'; '.join(missed) or 'by none'}."
+    )
+
+
 def chapter(
-    suite: Suite, everything: Suite, entries: continual.Entries, records: Records, disturbed: Rows
+    suite: Suite,
+    everything: Suite,
+    recorded: Suite,
+    entries: continual.Entries,
+    records: Records,
+    disturbed: Rows,
 ) -> str:
-    """Return the chapter: ``suite`` has all methods, ``everything`` all tasks, ``records`` Transformers."""
+    """Return the chapter.
+
+    ``suite`` has all methods, ``everything`` all tasks that all have run, ``recorded`` those of some as well;
+    ``records`` are of Transformers.
+    """
     streams = len(continual.found_streams(entries))
     twins = "; ".join(
         f"{name} {number(suite.ratio('far', name, peer, MISS))} of the steps of {peer}"
@@ -94,7 +117,7 @@ def chapter(
 - *Nobody has your rate.* At a rate computed from the number of weights alone, over tuned AdamW's steps:
   {at_no_rate}; Prodigy, which finds its own rate, {untuned(everything, "Prodigy")}.
 {robustness.sentence(disturbed)}\
-- *These are toys.* {of_size(records)}
+- *These are toys.* {of_size(records)}{at_a_million(recorded)}
 - *Steps are not seconds.* `python -m benchmarks.step_cost` times updates; [tables](TABLES.md) have seconds.
 - *The rivals are straw men.* Peers are Optax's own where Optax has them; those on the {streams} streams come
   from their papers and are tested against the formulas. `kfac-jax` does not run on the JAX used here.
