@@ -45,6 +45,8 @@ ORDER = {
     "supply": (
         *(
             "marks",
+            "inlining",
+            "flow",
             "nonlinearity",
             "program",
             "taps",

@@ -61,12 +61,13 @@ def show(call: Call, recorder: Recorder) -> None:
     else:
         before = []
     own = [(leaf, part.value) for part in (weight, bias) if part is not None for leaf in part.leaves]
-    for leaf, array in before:  # a layer and the normalisation behind it are one layer of neurons
-        recorder.marks[leaf].pop()
-        recorder.keep(leaf, call.sent, call.output_axes, array, call.sent)
-    for leaf, array in own:
-        recorder.keep(leaf, call.sent, call.output_axes, array, call.sent)
-    recorder.sent[id(call.sent)] = call.sent, [*before, *own]
+    for leaf, _, mark in before:  # a layer and the normalisation behind it are one layer of neurons
+        recorder.marks[leaf].remove(mark)
+    made = [
+        (leaf, array, recorder.keep(leaf, call.sent, call.output_axes, array, call.sent))
+        for leaf, array in [*(one[:2] for one in before), *own]
+    ]
+    recorder.sent[id(call.sent)] = call.sent, made
 
 
 def positional(

@@ -117,14 +117,17 @@ def _weight(module: Any, recorder: taps.Recorder, *names: str) -> Weight | None:
         if value is not None:
             value = getattr(value, "value", value)  # of a box, such as nn.Partitioned
             found = recorder.index(value)
-            return Weight(_by_path(recorder, module, name) if found is None else (found,), value)
+            return Weight(
+                _by_path(recorder, module, name, jnp.shape(value)) if found is None else (found,), value
+            )
     return None
 
 
-def _by_path(recorder: taps.Recorder, module: Any, name: str) -> tuple[int, ...]:
-    """Return the leaves whose path ends with that of a parameter.
+def _by_path(recorder: taps.Recorder, module: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the leaves whose path ends with that of a parameter of this shape.
 
-    Lifted transformations copy arrays, and a loss may convert them: then no leaf is the very array.
+    Lifted transformations copy arrays, and take a row of a stack; and a loss may convert them: then no leaf
+    is the very array.
     """
     wanted = (*module.path, name)
     return tuple(
@@ -134,4 +137,11 @@ def _by_path(recorder: taps.Recorder, module: Any, name: str) -> tuple[int, ...]
             str(getattr(entry, "key", entry)) for entry in path if entry != jax.tree_util.GetAttrKey("value")
         )[-len(wanted) :]
         == wanted
+        and _is_row(shape, recorder.leaves[index].shape)
     )
+
+
+def _is_row(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Return whether arrays of a shape may be stacked to one of another, along any axes."""
+    sizes = iter(whole)
+    return all(size in sizes for size in shape)

@@ -6,7 +6,7 @@ would be a leaked tracer.
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -72,15 +72,20 @@ def mark_name(equation: Any) -> str | None:
     return name.removeprefix(_PREFIX) if isinstance(name, str) and name.startswith(_PREFIX) else None
 
 
-def has_marks(jaxpr: Any, names: tuple[str, ...] = ()) -> bool:
-    """Return whether there is a mark in a jaxpr, or in what it calls: one of these names, or any."""
+def mark_names(jaxpr: Any) -> Iterator[str]:
+    """Yield the names of the marks in a jaxpr, and in what it calls."""
     for equation in opened(jaxpr).eqns:
         name = mark_name(equation)
-        if name is not None and (not names or number_stacked(name)[0] in names):
-            return True
-        if any(has_marks(one, names) for one in inner(equation)):
-            return True
-    return False
+        if name is not None:
+            yield name
+        else:
+            for one in inner(equation):
+                yield from mark_names(one)
+
+
+def has_marks(jaxpr: Any, names: tuple[str, ...] = ()) -> bool:
+    """Return whether there is a mark in a jaxpr, or in what it calls: one of these names, or any."""
+    return any(not names or number_stacked(name)[0] in names for name in mark_names(jaxpr))
 
 
 def opened(jaxpr: Any) -> Any:

@@ -3,9 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
-import jax
-import jax.extend.core
-
+from riemann_optax.supply.inlining import is_variable
 from riemann_optax.supply.marks import (
     BORDER,
     CALLS,
@@ -62,13 +60,17 @@ class Reading:
     """A jaxpr, read for what becomes of its values.
 
     Args:
-      jaxpr: the jaxpr.
+      jaxpr: the program.
       copies: by their results, the equations that only marks read.
     """
 
     def __init__(self, jaxpr: Any, copies: dict[Any, Any]) -> None:
         self.equations = [one for one in jaxpr.eqns if not _is_observation(one, copies)]
-        self.results = {one for one in jaxpr.outvars if not isinstance(one, jax.extend.core.Literal)}
+        self.results = set(filter(is_variable, jaxpr.outvars))
+        self.numbers: set[Any] = set()  # arrays of one number, such as zeros
+        for equation in self.equations:
+            if self.numbers.issuperset(_read(equation)) and _plain(equation):
+                self.numbers.update(equation.outvars)
         self.given_on = _marked(jaxpr, copies, OUTPUTS, BORDER)
         seen = _marked(jaxpr, copies, SEEN)
         # The result of one module may be on its way to another, past a nonlinearity between the two.
@@ -164,7 +166,7 @@ class Reading:
             mine = {one for one in read if one in through}
             if not mine:
                 continue
-            if mine.isdisjoint(closed) and _is_elementwise(equation, variable, through):
+            if mine.isdisjoint(closed) and _is_elementwise(equation, variable, through.keys() | self.numbers):
                 (result,) = equation.outvars
                 through[result] = set.intersection(*(through[one] for one in mine)) | {result}
                 bent[result] = any(bent[one] for one in mine) or not _is_linear(equation) or len(mine) > 1
@@ -176,7 +178,7 @@ class Reading:
 
 
 def _read(equation: Any) -> list[Any]:
-    return [one for one in equation.invars if not isinstance(one, jax.extend.core.Literal)]
+    return [one for one in equation.invars if is_variable(one)]
 
 
 def _marked(jaxpr: Any, copies: dict[Any, Any], *names: str) -> set[Any]:
@@ -236,7 +238,7 @@ def _carried_shape(
     What is added or multiplied may not itself depend on the layer.
     """
     others = [one for one in equation.invars if one is not variable]
-    if any(not isinstance(one, jax.extend.core.Literal) and one in derived for one in others):
+    if any(is_variable(one) and one in derived for one in others):
         return None
     kind, before, after = equation.primitive.name, variable.aval.shape, equation.outvars[0].aval.shape
     if _POOLING.match(kind):
@@ -265,7 +267,7 @@ def _is_elementwise(equation: Any, variable: Any, own: Any) -> bool:
     if len(equation.outvars) != 1 or equation.outvars[0].aval.shape != variable.aval.shape:
         return False
     for other in equation.invars:
-        if other.aval.shape and (isinstance(other, jax.extend.core.Literal) or other not in own):
+        if other.aval.shape and (not is_variable(other) or other not in own):
             return False
     return _plain(equation)
 

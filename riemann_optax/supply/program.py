@@ -4,33 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 
-from riemann_optax.supply.marks import (
-    BORDER,
-    CALLS,
-    OUTPUTS,
-    SEEN,
-    has_marks,
-    inner,
-    mark_name,
-    number_stacked,
-    opened,
-)
+from riemann_optax.supply.flow import Lead, Sources, copies_for_marks, flow, leads_in_scan, leads_of, of_all
+from riemann_optax.supply.inlining import inlined, is_variable
+from riemann_optax.supply.marks import BORDER, OUTPUTS, SEEN, inner, mark_name, mark_names, number_stacked
 from riemann_optax.supply.nonlinearity import Piece, Reading
-
-
-class Sources(NamedTuple):
-    """From which arguments of a function a value is computed, by their numbers.
-
-    Attributes:
-      differentiated: those through which a gradient flows.
-      read: these, and those behind ``stop_gradient``.
-    """
-
-    differentiated: frozenset[int] = frozenset()
-    read: frozenset[int] = frozenset()
 
 
 class Marked(NamedTuple):
@@ -51,7 +30,11 @@ class Marked(NamedTuple):
     learns: bool
 
 
-def marked_values(function: Callable[..., Any], *arguments: Any) -> dict[str, Marked]:
+# By the names of marks; several, where what JAX has traced once is called several times.
+Found = dict[str, list[Marked]]
+
+
+def marked_values(function: Callable[..., Any], *arguments: Any) -> Found:
     """Return what is found at the marks in a function, by their names.
 
     A value that is marked as ``OUTPUTS``, ``SEEN`` or ``BORDER`` is not returned: a nonlinearity ends there.
@@ -63,92 +46,71 @@ def marked_values(function: Callable[..., Any], *arguments: Any) -> dict[str, Ma
     closed = jax.make_jaxpr(function)(*arguments)
     leaves = jax.tree.leaves(arguments)
     sources = [Sources(frozenset({index}), frozenset({index})) for index in range(len(leaves))]
-    found: dict[str, Marked] = {}
-    wanted = [True] * len(closed.jaxpr.outvars)
-    _evaluate(closed.jaxpr, closed.consts, leaves, sources, wanted, found)
+    found: Found = {}
+    leads = [Lead()] * len(closed.jaxpr.outvars)
+    _evaluate(closed.jaxpr, closed.consts, leaves, sources, leads, found)
     return found
 
 
 def _evaluate(
-    jaxpr: Any,
-    consts: Any,
-    arguments: Any,
-    sources: list[Sources],
-    wanted: list[bool],
-    found: dict[str, Any],
+    jaxpr: Any, consts: Any, arguments: Any, sources: list[Sources], leads: list[Lead], found: Found
 ) -> tuple[list[Any], list[Sources]]:
     """Evaluate a jaxpr, and collect what is marked in it; return the results and their sources.
 
-    ``wanted`` says which of the results are differentiated.
+    ``leads`` says where the results lead.
     """
-    differentiated = _differentiated(jaxpr, wanted)
-    values: dict[Any, Any] = {}
-    origins: dict[Any, Sources] = dict(zip(jaxpr.invars, sources, strict=True))
+    program = inlined(jaxpr, consts)
+    ways = flow(program, leads)
+    values: dict[Any, Any] = dict(zip(program.constvars, program.consts, strict=True))
+    values.update(zip(program.invars, arguments, strict=True))
+    origins: dict[Any, Sources] = dict(zip(program.invars, sources, strict=True))
 
-    def read(variable: Any) -> Any:
-        return values[variable] if _is_variable(variable) else variable.val
+    def read(one: Any) -> Any:
+        return values[one] if is_variable(one) else one.val
 
-    def origin(variable: Any) -> Sources:
-        return origins.get(variable, Sources()) if _is_variable(variable) else Sources()
+    def origin(one: Any) -> Sources:
+        return origins.get(one, Sources()) if is_variable(one) else Sources()
 
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, arguments, strict=True))
     marks: list[tuple[str, Any, Any, Any]] = []
-    for equation in jaxpr.eqns:
-        incoming = [read(variable) for variable in equation.invars]
-        given = [origin(variable) for variable in equation.invars]
+    for equation in program.eqns:
+        incoming = [read(one) for one in equation.invars]
+        given = [origin(one) for one in equation.invars]
         name = mark_name(equation)
         if name is not None:
             if number_stacked(name)[0] not in (OUTPUTS, SEEN, BORDER):
                 marks.append((name, *equation.invars))
             values.update(zip(equation.outvars, incoming[:1], strict=True))
             continue
-        own = [variable in differentiated for variable in equation.outvars]
+        own = leads_of(equation.outvars, ways)
         results, made_of = _results(equation, incoming, given, own, found)
         values.update(zip(equation.outvars, results, strict=True))
         origins.update(zip(equation.outvars, made_of, strict=True))
-    copies = _copies_for_marks(jaxpr)
-    reading = Reading(jaxpr, copies)
+    copies = copies_for_marks(program)
+    reading = Reading(program, copies)
     for name, variable, weights, sent in marks:
-        sent_on = _sent_on(variable, copies, reading, read)
-        layer = _before_copies(sent, copies)
-        learns = not _is_variable(layer) or layer in differentiated
-        found[name] = Marked(read(variable), sent_on, origin(_before_copies(weights, copies)), learns)
-    return [read(variable) for variable in jaxpr.outvars], [origin(variable) for variable in jaxpr.outvars]
-
-
-def _is_variable(one: Any) -> bool:
-    return not isinstance(one, jax.extend.core.Literal)
+        marked = Marked(
+            read(variable),
+            _sent_on(variable, copies, reading, read),
+            origin(_before_copies(weights, copies)),
+            ways.learns(_before_copies(sent, copies)),
+        )
+        found.setdefault(name, []).append(marked)
+    return [read(one) for one in program.outvars], [origin(one) for one in program.outvars]
 
 
 def _before_copies(one: Any, copies: dict[Any, Any]) -> Any:
-    while _is_variable(one) and one in copies:
+    while is_variable(one) and one in copies:
         one = copies[one].invars[0]
     return one
-
-
-def _differentiated(jaxpr: Any, wanted: list[bool]) -> set[Any]:
-    """Return the variables through which a gradient flows from the wanted results."""
-    found = {one for one, is_wanted in zip(jaxpr.outvars, wanted, strict=True) if is_wanted and _is_real(one)}
-    for equation in reversed(jaxpr.eqns):
-        stopped = equation.primitive.name == "stop_gradient" or mark_name(equation) is not None
-        if not stopped and not found.isdisjoint(equation.outvars):
-            found.update(filter(_is_real, equation.invars))
-    return found
-
-
-def _is_real(one: Any) -> bool:
-    """Return whether this is a variable that has gradients: an index or a condition has none."""
-    return _is_variable(one) and jnp.issubdtype(one.aval.dtype, jnp.inexact)
 
 
 def _sent_on(variable: Any, copies: dict[Any, Any], reading: Reading, read: Callable[[Any], Any]) -> Any:
     """Return what is sent on of a marked variable, its axes in the order of the mark."""
     first, permutations = variable, []
-    while _is_variable(first) and first in copies:
+    while is_variable(first) and first in copies:
         permutations.append(copies[first].params.get("permutation"))
         first = copies[first].invars[0]
-    if not _is_variable(first):
+    if not is_variable(first):
         return read(variable)
     value = _joined(reading.sent_on(first), read)
     for permutation in filter(None, reversed(permutations)):
@@ -168,73 +130,50 @@ def _joined(pieces: list[Piece], read: Callable[[Any], Any]) -> Any:
 
 
 def _results(
-    equation: Any, incoming: list[Any], sources: list[Sources], wanted: list[bool], found: dict[str, Any]
+    equation: Any, incoming: list[Any], sources: list[Sources], leads: list[Lead], found: Found
 ) -> tuple[list[Any], list[Sources]]:
-    kind, inside = equation.primitive.name, inner(equation)
-    if not any(map(has_marks, inside)):
-        bound = equation.primitive.get_bind_params(equation.params)
-        functions, parameters = ((), bound) if isinstance(bound, dict) else bound  # the pair until JAX 0.9
-        with equation.ctx.manager:
-            results = equation.primitive.bind(*functions, *incoming, **parameters)
-        results = list(results) if equation.primitive.multiple_results else [results]
-        return results, [_of_all(sources, stopped=kind == "stop_gradient")] * len(results)
-    if CALLS.match(kind):
-        (jaxpr,) = inside[:1]
-        return _evaluate(opened(jaxpr), getattr(jaxpr, "consts", ()), incoming, sources, wanted, found)
-    if kind == "scan":
-        return _scan(equation.params, incoming, sources, wanted, found)
-    raise ValueError(
-        f"a layer inside of {kind} cannot be observed: its values differ from call to call; "
-        "use jax.lax.scan or a Python loop there, or keep its parameters out of this phi (optax.partition)."
-    )
+    kind, made_of = equation.primitive.name, of_all(sources, equation.primitive.name)
+    marked = [name for inside in inner(equation) for name in mark_names(inside)]
+    if kind == "scan" and marked:
+        return _scan(equation.params, incoming, sources, leads, found)
+    if any(_leaf_of(name) in made_of.read for name in marked):
+        raise ValueError(
+            f"a layer inside of {kind} cannot be observed: its values differ from call to call; "
+            "use jax.lax.scan or a Python loop there, or keep its parameters out of this phi "
+            "(optax.partition)."
+        )
+    bound = equation.primitive.get_bind_params(equation.params)
+    functions, parameters = ((), bound) if isinstance(bound, dict) else bound  # the pair until JAX 0.9
+    with equation.ctx.manager:
+        results = equation.primitive.bind(*functions, *incoming, **parameters)
+    results = list(results) if equation.primitive.multiple_results else [results]
+    return results, [made_of] * len(results)
 
 
-def _of_all(sources: list[Sources], stopped: bool = False) -> Sources:
-    """Return the sources of what is computed from values with these."""
-    read = frozenset().union(*(one.read for one in sources))
-    return Sources(frozenset() if stopped else frozenset().union(*(s.differentiated for s in sources)), read)
+def _leaf_of(name: str) -> int | None:
+    """Return the leaf that a mark's name tells, ``SIGNAL/LEAF/NUMBER``."""
+    parts = number_stacked(name)[0].split("/")
+    return int(parts[1]) if len(parts) > 1 else None
 
 
 def _scan(
-    parameters: dict[str, Any],
-    incoming: list[Any],
-    sources: list[Sources],
-    wanted: list[bool],
-    found: dict[str, Any],
+    parameters: dict[str, Any], incoming: list[Any], sources: list[Sources], leads: list[Lead], found: Found
 ) -> tuple[list[Any], list[Sources]]:
     jaxpr, consts, carried = (parameters[name] for name in ("jaxpr", "num_consts", "num_carry"))
     fixed, start, rows = incoming[:consts], incoming[consts : consts + carried], incoming[consts + carried :]
-
-    wanted = [any(wanted)] * carried + wanted[carried:]  # a later round may want all that is carried
+    in_body = leads_in_scan(parameters, leads)
+    known: dict[str, list[tuple[Sources, bool]]] = {}
 
     def body(carry: Any, row: Any) -> Any:
-        inside: dict[str, Any] = {}
-        results, _ = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*fixed, *carry, *row], sources, wanted, inside)
-        for name, marked in inside.items():
-            fixed_parts[name] = marked.sources, marked.learns
-        arrays = {name: (marked.value, marked.sent_on) for name, marked in inside.items()}
+        inside: Found = {}
+        results, _ = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*fixed, *carry, *row], sources, in_body, inside)
+        known.update({name: [(one.sources, one.learns) for one in marked] for name, marked in inside.items()})
+        arrays = {name: [(one.value, one.sent_on) for one in marked] for name, marked in inside.items()}
         return results[:carried], (results[carried:], arrays)
 
-    fixed_parts: dict[str, tuple[Sources, bool]] = {}
     length, reverse = parameters["length"], parameters["reverse"]
     carry, (stacked, arrays) = jax.lax.scan(body, start, rows, length=length, reverse=reverse)
-    for name, (value, sent_on) in arrays.items():
-        found[name] = Marked(value, sent_on, *fixed_parts[name])
-    return [*carry, *stacked], [_of_all(sources)] * (len(carry) + len(stacked))
-
-
-def _copies_for_marks(jaxpr: Any) -> dict[Any, Any]:
-    """Return, by their results, the equations that only marks read: they bring axes into order."""
-    readers: dict[Any, list[Any]] = {}
-    for equation in jaxpr.eqns:
-        for variable in equation.invars:
-            if _is_variable(variable):
-                readers.setdefault(variable, []).append(equation)
-    copies: dict[Any, Any] = {}
-    for equation in reversed(jaxpr.eqns):
-        result = equation.outvars[0] if equation.outvars else None
-        if equation.primitive.name in ("transpose", "stop_gradient") and all(
-            mark_name(reader) is not None or reader.outvars[0] in copies for reader in readers.get(result, [])
-        ):
-            copies[result] = equation
-    return copies
+    for name, pairs in arrays.items():
+        for (value, sent_on), about in zip(pairs, known[name], strict=True):
+            found.setdefault(name, []).append(Marked(value, sent_on, *about))
+    return [*carry, *stacked], [of_all(sources)] * (len(carry) + len(stacked))

@@ -162,12 +162,15 @@ class Recorder:
         self.paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         self.leaves = jax.tree.leaves(params)
         self.by_identity = {id(leaf): index for index, leaf in enumerate(self.leaves)}
+        self.number = 0
         self.marks: dict[int, list[Mark]] = {}
         self.remarks: dict[str, tuple[int, str | None]] = {}  # by the name of a mark: the leaf, why refused
         self.told: set[int] = set()  # by observe
         self.constant: set[int] = set()  # weights whose input is the number 1
         self.refused: dict[int, str] = {}
-        self.sent: dict[int, tuple[Any, list[tuple[int, Any]]]] = {}  # what layers gave, and whose it is
+        self.sent: dict[
+            int, tuple[Any, list[tuple[int, Any, Mark]]]
+        ] = {}  # what layers gave, and whose it is
 
     def index(self, parameter: Any) -> int | None:
         """Return which leaf an array is, by identity."""
@@ -188,18 +191,19 @@ class Recorder:
 
     def _remark(self, weight: Weight | None, reason: str | None) -> None:
         for leaf in weight.leaves if weight is not None else ():
-            name = f"remark/{len(self.remarks)}"
+            name = f"remark/{leaf}/{len(self.remarks)}"
             marks.mark(name, 0.0, 0, weight.value if weight is not None else None)
             self.remarks[name] = leaf, reason
 
-    def keep(self, index: int, value: Any, axes: int, weights: Any, sent: Any = None) -> None:
+    def keep(self, index: int, value: Any, axes: int, weights: Any, sent: Any = None) -> Mark:
         """Mark a signal of a leaf, which is ``weights`` in this call of a layer that gives ``sent``."""
-        own = self.marks.setdefault(index, [])
-        name = f"{self.signal}/{index}/{len(own)}"
-        marks.mark(name, value, axes, weights, sent)
-        own.append(Mark(name, axes, jnp.ndim(weights)))
+        self.number += 1
+        made = Mark(f"{self.signal}/{index}/{self.number}", axes, jnp.ndim(weights))
+        marks.mark(made.name, value, axes, weights, sent)
+        self.marks.setdefault(index, []).append(made)
+        return made
 
-    def collect(self, found: dict[str, program.Marked], is_partitioned: Callable[[], bool]) -> list[Any]:
+    def collect(self, found: program.Found, is_partitioned: Callable[[], bool]) -> list[Any]:
         """Return the signal of each leaf.
 
         What another network shows, whose weights are not computed from a leaf, is not the leaf's. Nor is what
@@ -213,17 +217,14 @@ class Recorder:
         found = {marks.number_stacked(name)[0]: marked for name, marked in found.items()}
         for name, (index, reason) in self.remarks.items():
             # A library may trace a function more often than the program runs it.
-            if name in found and index in found[name].sources.read:
+            if any(index in one.sources.read for one in found.get(name, ())):
                 if reason is None:
                     self.constant.add(index)
                 else:
                     self.refused[index] = reason
-        self.marks = {
-            index: [made._replace(stacked=stacked[made.name]) for made in self._own(index, found)]
-            for index in self.marks
-        }
-        self.marks = {index: own for index, own in self.marks.items() if own}
-        seen = (self.marks.keys() | self.constant) - (self.refused.keys() - self.told)
+        signals = {index: self._own(index, found, stacked) for index in self.marks}
+        signals = {index: own for index, own in signals.items() if own}
+        seen = (signals.keys() | self.constant) - (self.refused.keys() - self.told)
         lacking = [index for index in range(len(self.leaves)) if index not in seen]
         if lacking and not is_partitioned():
             raise ValueError(_not_observed(self, lacking))
@@ -231,23 +232,27 @@ class Recorder:
         def of_leaf(index: int) -> Any:
             if index in lacking:
                 return optax.MaskedNode()
-            return 1.0 if index in self.constant else self._of_leaf(index, found)
+            return 1.0 if index in self.constant else self._of_leaf(index, signals[index])
 
         return [of_leaf(index) for index in range(len(self.leaves))]
 
-    def _own(self, index: int, found: dict[str, program.Marked]) -> list[Mark]:
-        """Return the marks of a leaf that belong to it."""
-        read = [one for one in self.marks[index] if one.name in found]
-        read = [one for one in read if index in found[one.name].sources.read]
-        learned = [
-            one for one in read if found[one.name].learns and index in found[one.name].sources.differentiated
+    def _own(
+        self, index: int, found: program.Found, stacked: dict[str, int]
+    ) -> list[tuple[Mark, program.Marked]]:
+        """Return the marks of a leaf that belong to it, and what is found there."""
+        read = [
+            (made._replace(stacked=stacked[made.name]), one)
+            for made in self.marks[index]
+            for one in found.get(made.name, ())
+            if index in one.sources.read
         ]
+        learned = [pair for pair in read if pair[1].learns and index in pair[1].sources.differentiated]
         return learned or read
 
-    def _of_leaf(self, index: int, found: dict[str, program.Marked]) -> Any:
+    def _of_leaf(self, index: int, own: list[tuple[Mark, program.Marked]]) -> Any:
         values = []
-        for made in self.marks[index]:
-            value = found[made.name].value if self.signal == "inputs" else found[made.name].sent_on
+        for made, marked in own:
+            value = marked.value if self.signal == "inputs" else marked.sent_on
             scanned = self.leaves[index].ndim - made.ndim - made.stacked
             if scanned > 1 or (scanned and made.stacked):
                 raise ValueError(
@@ -259,7 +264,7 @@ class Recorder:
             values.append(value)
         if len(values) == 1:
             return values[0]
-        axes = self.marks[index][0].axes
+        axes = own[0][0].axes
         if any(
             value.shape[value.ndim - axes :] != values[0].shape[values[0].ndim - axes :] for value in values
         ):
@@ -278,8 +283,10 @@ def _not_observed(recorder: Recorder, lacking: list[int]) -> str:
     return (
         f"{recorder.signal}: the layers of {listed} cannot be observed: they are no layers that "
         "riemann_optax.supply knows, were not called, or are called by a function that jax.jit has compiled "
-        "before (call it without jit in the loss; compile the training step). Tell it where they are used in "
-        f"the loss function, riemann_optax.supply.observe(parameter, {recorder.signal}=...), keep it from "
+        "before (call it without jit in the loss; compile the training step), or by one that jax.checkpoint, "
+        "nnx.remat or a scan keeps from an earlier evaluation (make it inside of the loss function). Tell it "
+        "where they are used in the loss function, "
+        f"riemann_optax.supply.observe(parameter, {recorder.signal}=...), keep it from "
         f"this phi with optax.partition, or choose a phi that does not read {recorder.signal}."
     )
 

@@ -1,0 +1,123 @@
+"""Where values of a program come from, and whether a gradient flows back through them."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from riemann_optax.supply.inlining import Program, inlined, is_variable
+from riemann_optax.supply.marks import mark_name
+
+
+class Sources(NamedTuple):
+    """From which arguments of a function a value is computed, by their numbers.
+
+    Attributes:
+      differentiated: those through which a gradient flows.
+      read: these, and those behind ``stop_gradient``.
+    """
+
+    differentiated: frozenset[int] = frozenset()
+    read: frozenset[int] = frozenset()
+
+
+class Flow(NamedTuple):
+    """Where the variables of a program lead.
+
+    Attributes:
+      learned: those from which a way leads to a wanted result.
+      stopped: those from which one leads to a ``stop_gradient``, or to an index.
+    """
+
+    learned: set[Any]
+    stopped: set[Any]
+
+    def learns(self, sent: Any) -> bool:
+        """Return whether a gradient may flow back through the call of a layer that gives ``sent``.
+
+        Where its result leads nowhere, the call is there for its derivatives: of a penalty on a gradient.
+        """
+        return not is_variable(sent) or sent in self.learned or sent not in self.stopped
+
+
+def of_all(sources: list[Sources], kind: str = "") -> Sources:
+    """Return the sources of what an equation of this kind computes from values with these."""
+    read = frozenset[int]().union(*(one.read for one in sources))
+    if kind == "stop_gradient":
+        return Sources(frozenset(), read)
+    return Sources(frozenset[int]().union(*(one.differentiated for one in sources)), read)
+
+
+class Lead(NamedTuple):
+    """Where one result leads: to what is differentiated, and to a ``stop_gradient`` or an index."""
+
+    learned: bool = True
+    stopped: bool = False
+
+
+def flow(program: Program, leads: list[Lead]) -> Flow:
+    """Return where all variables lead, of those results that lead there."""
+    copies = copies_for_marks(program)
+    ends = [pair for pair in zip(program.outvars, leads, strict=True) if is_variable(pair[0])]
+    found = Flow({one for one, lead in ends if lead.learned}, {one for one, lead in ends if lead.stopped})
+    for equation in reversed(program.eqns):
+        if mark_name(equation) is not None or any(one in copies for one in equation.outvars):
+            continue
+        given = [one for one in equation.invars if is_variable(one)]
+        kind, results = equation.primitive.name, equation.outvars
+        if kind == "stop_gradient" or all(map(_is_index, results)):
+            found.stopped.update(given)
+            continue
+        if kind == "scan":
+            _through_scan(equation, found)
+            continue
+        if not found.learned.isdisjoint(results):
+            found.learned.update(given)
+        if not found.stopped.isdisjoint(results):
+            found.stopped.update(given)
+    return found
+
+
+def leads_in_scan(parameters: dict[str, Any], leads: list[Lead]) -> list[Lead]:
+    """Return where the results of the body lead, where these are of the scan."""
+    carried = parameters["num_carry"]
+    # A later round may use all that is carried for any result.
+    some = Lead(any(one.learned for one in leads), any(one.stopped for one in leads))
+    return [some] * carried + leads[carried:]
+
+
+def leads_of(results: list[Any], found: Flow) -> list[Lead]:
+    """Return where the results of an equation lead."""
+    return [Lead(one in found.learned, one in found.stopped) for one in results]
+
+
+def _through_scan(equation: Any, found: Flow) -> None:
+    body = equation.params["jaxpr"]
+    program = inlined(body.jaxpr, body.consts)
+    inside = flow(program, leads_in_scan(equation.params, leads_of(equation.outvars, found)))
+    for outer, one in zip(equation.invars, program.invars, strict=True):
+        if is_variable(outer) and one in inside.learned:
+            found.learned.add(outer)
+        if is_variable(outer) and one in inside.stopped:
+            found.stopped.add(outer)
+
+
+def _is_index(one: Any) -> bool:
+    """Return whether a result has no gradients, and is no condition either."""
+    dtype = one.aval.dtype
+    return not (jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(dtype, jnp.bool_))
+
+
+def copies_for_marks(program: Any) -> dict[Any, Any]:
+    """Return, by their results, the equations that only marks read: they bring axes into order."""
+    readers: dict[Any, list[Any]] = {}
+    for equation in program.eqns:
+        for variable in filter(is_variable, equation.invars):
+            readers.setdefault(variable, []).append(equation)
+    copies: dict[Any, Any] = {}
+    for equation in reversed(program.eqns):
+        result = equation.outvars[0] if equation.outvars else None
+        if equation.primitive.name in ("transpose", "stop_gradient") and all(
+            mark_name(reader) is not None or reader.outvars[0] in copies for reader in readers.get(result, [])
+        ):
+            copies[result] = equation
+    return copies

@@ -1,0 +1,74 @@
+"""A jaxpr with its calls written out: what ``jit`` or ``remat`` calls is read where it is called."""
+
+import re
+from typing import Any, NamedTuple
+
+import jax.extend.core
+
+from riemann_optax.supply.marks import CALLS, has_marks, inner, opened
+
+_RULED = re.compile("^custom_")  # functions with derivatives of their own, such as a relu
+
+
+class Variable:
+    """A value of a :class:`Program`."""
+
+    def __init__(self, aval: Any) -> None:
+        self.aval = aval
+
+
+class Equation(NamedTuple):
+    """An equation of a jaxpr, with variables of the program."""
+
+    primitive: Any
+    invars: list[Any]
+    outvars: list[Any]
+    params: dict[str, Any]
+    ctx: Any
+
+
+class Program(NamedTuple):
+    """A jaxpr, in its terms, without the calls.
+
+    A function that is traced once and called twice stands here twice.
+    """
+
+    invars: list[Any]
+    constvars: list[Any]
+    consts: list[Any]
+    eqns: list[Equation]
+    outvars: list[Any]
+
+
+def is_variable(one: Any) -> bool:
+    """Return whether this is no number that is written into an equation."""
+    return not isinstance(one, jax.extend.core.Literal)
+
+
+def inlined(jaxpr: Any, consts: Any) -> Program:
+    """Return a jaxpr with its calls written out."""
+    program = Program([Variable(one.aval) for one in jaxpr.invars], [], [], [], [])
+    program.outvars.extend(_write_out(jaxpr, consts, program.invars, program))
+    return program
+
+
+def _write_out(jaxpr: Any, consts: Any, arguments: list[Any], program: Program) -> list[Any]:
+    """Add the equations of a jaxpr to the program; return the variables of its results."""
+    own = [Variable(one.aval) for one in jaxpr.constvars]
+    program.constvars.extend(own)
+    program.consts.extend(consts)
+    names = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*own, *arguments], strict=True))
+
+    def read(one: Any) -> Any:
+        return names[one] if is_variable(one) else one
+
+    for equation in jaxpr.eqns:
+        given, inside, kind = [read(one) for one in equation.invars], inner(equation), equation.primitive.name
+        if inside and CALLS.match(kind) and (not _RULED.match(kind) or has_marks(inside[0])):
+            called = inside[0]
+            results = _write_out(opened(called), getattr(called, "consts", ()), given, program)
+        else:
+            results = [Variable(one.aval) for one in equation.outvars]
+            program.eqns.append(Equation(equation.primitive, given, results, equation.params, equation.ctx))
+        names.update(zip(equation.outvars, results, strict=True))
+    return [read(one) for one in jaxpr.outvars]
