@@ -30,6 +30,10 @@ class Marked(NamedTuple):
     learns: bool
 
 
+# JAX keeps what it has traced under a key of which this is a part. With a value of its own an evaluation traces
+# everything anew: what is kept of an earlier one has no marks, or those of another.
+_EVALUATION = jax.make_user_context(None)
+
 # By the names of marks; several, where what JAX has traced once is called several times.
 Found = dict[str, list[Marked]]
 
@@ -43,7 +47,8 @@ def marked_values(function: Callable[..., Any], *arguments: Any) -> Found:
     Raises:
       ValueError: for a mark in the body of another loop or of a branch.
     """
-    closed = jax.make_jaxpr(function)(*arguments)
+    with _EVALUATION(object()):
+        closed = jax.make_jaxpr(function)(*arguments)
     leaves = jax.tree.leaves(arguments)
     sources = [Sources(frozenset({index}), frozenset({index})) for index in range(len(leaves))]
     found: Found = {}
