@@ -123,14 +123,16 @@ def _weight(module: Any, recorder: taps.Recorder, *names: str) -> Weight | None:
     return None
 
 
-def _by_path(recorder: taps.Recorder, module: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _by_path(
+    recorder: taps.Recorder, module: Any, name: str, shape: tuple[int, ...]
+) -> tuple[int | None, ...]:
     """Return the leaves whose path ends with that of a parameter of this shape.
 
     Lifted transformations copy arrays, and take a row of a stack; and a loss may convert them: then no leaf
     is the very array.
     """
     wanted = (*module.path, name)
-    return tuple(
+    found = tuple(
         index
         for index, path in enumerate(recorder.paths)
         if tuple(
@@ -139,6 +141,7 @@ def _by_path(recorder: taps.Recorder, module: Any, name: str, shape: tuple[int, 
         == wanted
         and _is_row(shape, recorder.leaves[index].shape)
     )
+    return found or (None,)
 
 
 def _is_row(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:

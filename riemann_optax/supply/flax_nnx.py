@@ -220,8 +220,7 @@ def _call(layer: Any, received: Any, sent: Any, again: Callable[[], Any], statis
 
 
 def _weight(variable: Any) -> Weight:
-    leaf = variable.get_metadata().get(taps.METADATA)
-    return Weight(() if leaf is None else (leaf,), variable[...])
+    return Weight((variable.get_metadata().get(taps.METADATA),), variable[...])
 
 
 @contextmanager

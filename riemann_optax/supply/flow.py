@@ -14,10 +14,12 @@ class Sources(NamedTuple):
     Attributes:
       differentiated: those through which a gradient flows.
       read: these, and those behind ``stop_gradient``.
+      same: which argument the value is, converted or a row of it; None where it is another.
     """
 
     differentiated: frozenset[int] = frozenset()
     read: frozenset[int] = frozenset()
+    same: int | None = None
 
 
 class Flow(NamedTuple):
@@ -39,12 +41,17 @@ class Flow(NamedTuple):
         return not is_variable(sent) or sent in self.learned or sent not in self.stopped
 
 
+# What leaves a value as it is, but for its dtype and for the row that it is of a stack.
+_SAME = {"convert_element_type", "copy", "copy_p", "stop_gradient", "squeeze", "slice", "dynamic_slice"}
+
+
 def of_all(sources: list[Sources], kind: str = "") -> Sources:
     """Return the sources of what an equation of this kind computes from values with these."""
     read = frozenset[int]().union(*(one.read for one in sources))
+    same = sources[0].same if kind in _SAME else None
     if kind == "stop_gradient":
-        return Sources(frozenset(), read)
-    return Sources(frozenset[int]().union(*(one.differentiated for one in sources)), read)
+        return Sources(frozenset(), read, same)
+    return Sources(frozenset[int]().union(*(one.differentiated for one in sources)), read, same)
 
 
 class Lead(NamedTuple):

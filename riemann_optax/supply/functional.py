@@ -77,9 +77,9 @@ def functional(model: Any, wrt: Any = None) -> Any:
 def watch(model: T) -> T:
     """Let the layers of an NNX module be observed that the loss function itself has put together.
 
-    For loops in functional form: ``model = ro.supply.watch(nnx.merge(graph, params))``. A module that is
-    given
-    to :func:`riemann_optax.value_and_grad` as it is needs no such line. Outside of it this does nothing.
+    For loops in functional form: ``model = ro.supply.watch(nnx.merge(graph, params))``. A module that is the
+    first argument of the loss function needs no such line. Outside of :func:`riemann_optax.value_and_grad`
+    this does nothing.
 
     Args:
       model: a module that belongs to this evaluation alone, as ``nnx.merge`` makes it.

@@ -30,8 +30,8 @@ class Marked(NamedTuple):
     learns: bool
 
 
-# JAX keeps what it has traced under a key of which this is a part. With a value of its own an evaluation traces
-# everything anew: what is kept of an earlier one has no marks, or those of another.
+# JAX keeps what it has traced under a key of which this is a part. With a value of its own an evaluation
+# traces everything anew: what is kept of an earlier one has no marks, or those of another.
 _EVALUATION = jax.make_user_context(None)
 
 # By the names of marks; several, where what JAX has traced once is called several times.
@@ -50,7 +50,7 @@ def marked_values(function: Callable[..., Any], *arguments: Any) -> Found:
     with _EVALUATION(object()):
         closed = jax.make_jaxpr(function)(*arguments)
     leaves = jax.tree.leaves(arguments)
-    sources = [Sources(frozenset({index}), frozenset({index})) for index in range(len(leaves))]
+    sources = [Sources(frozenset({one}), frozenset({one}), one) for one in range(len(leaves))]
     found: Found = {}
     leads = [Lead()] * len(closed.jaxpr.outvars)
     _evaluate(closed.jaxpr, closed.consts, leaves, sources, leads, found)
@@ -141,7 +141,7 @@ def _results(
     marked = [name for inside in inner(equation) for name in mark_names(inside)]
     if kind == "scan" and marked:
         return _scan(equation.params, incoming, sources, leads, found)
-    if any(_leaf_of(name) in made_of.read for name in marked):
+    if any(_may_be_of(name, made_of.read) for name in marked):
         raise ValueError(
             f"a layer inside of {kind} cannot be observed: its values differ from call to call; "
             "use jax.lax.scan or a Python loop there, or keep its parameters out of this phi "
@@ -155,10 +155,10 @@ def _results(
     return results, [made_of] * len(results)
 
 
-def _leaf_of(name: str) -> int | None:
-    """Return the leaf that a mark's name tells, ``SIGNAL/LEAF/NUMBER``."""
-    parts = number_stacked(name)[0].split("/")
-    return int(parts[1]) if len(parts) > 1 else None
+def _may_be_of(name: str, leaves: frozenset[int]) -> bool:
+    """Return whether a mark, ``SIGNAL/LEAF/NUMBER``, may be of one of these leaves."""
+    _, *leaf = number_stacked(name)[0].split("/")[:2]
+    return bool(leaf) and (bool(leaves) if leaf[0] == "None" else int(leaf[0]) in leaves)
 
 
 def _scan(

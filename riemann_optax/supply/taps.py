@@ -140,12 +140,12 @@ class Weight(NamedTuple):
     """A parameter of a layer in one call.
 
     Attributes:
-      leaves: which leaves it may be: one, none, or by its path several. Which of them it is computed from is
-        seen in the program.
+      leaves: which leaves it may be: one, or by its path several; None where that is not known. Which it is
+        computed from is seen in the program.
       value: its array there.
     """
 
-    leaves: tuple[int, ...]
+    leaves: tuple[int | None, ...]
     value: Any
 
 
@@ -163,14 +163,13 @@ class Recorder:
         self.leaves = jax.tree.leaves(params)
         self.by_identity = {id(leaf): index for index, leaf in enumerate(self.leaves)}
         self.number = 0
-        self.marks: dict[int, list[Mark]] = {}
-        self.remarks: dict[str, tuple[int, str | None]] = {}  # by the name of a mark: the leaf, why refused
+        self.marks: dict[int | None, list[Mark]] = {}
+        self.remarks: dict[str, tuple[int | None, str | None]] = {}  # by a mark's name: the leaf, why refused
         self.told: set[int] = set()  # by observe
         self.constant: set[int] = set()  # weights whose input is the number 1
         self.refused: dict[int, str] = {}
-        self.sent: dict[
-            int, tuple[Any, list[tuple[int, Any, Mark]]]
-        ] = {}  # what layers gave, and whose it is
+        # What layers gave, and whose it is.
+        self.sent: dict[int, tuple[Any, list[tuple[int | None, Any, Mark]]]] = {}
 
     def index(self, parameter: Any) -> int | None:
         """Return which leaf an array is, by identity."""
@@ -179,7 +178,7 @@ class Recorder:
     def weight(self, parameter: Any) -> Weight:
         """Return what an array is, by identity."""
         index = self.index(parameter)
-        return Weight(() if index is None else (index,), parameter)
+        return Weight((index,), parameter)
 
     def refuse(self, weight: Weight | None, reason: str) -> None:
         """Say why the signal of a weight cannot be told, unless the user tells it."""
@@ -195,7 +194,7 @@ class Recorder:
             marks.mark(name, 0.0, 0, weight.value if weight is not None else None)
             self.remarks[name] = leaf, reason
 
-    def keep(self, index: int, value: Any, axes: int, weights: Any, sent: Any = None) -> Mark:
+    def keep(self, index: int | None, value: Any, axes: int, weights: Any, sent: Any = None) -> Mark:
         """Mark a signal of a leaf, which is ``weights`` in this call of a layer that gives ``sent``."""
         self.number += 1
         made = Mark(f"{self.signal}/{index}/{self.number}", axes, jnp.ndim(weights))
@@ -217,12 +216,13 @@ class Recorder:
         found = {marks.number_stacked(name)[0]: marked for name, marked in found.items()}
         for name, (index, reason) in self.remarks.items():
             # A library may trace a function more often than the program runs it.
-            if any(index in one.sources.read for one in found.get(name, ())):
-                if reason is None:
-                    self.constant.add(index)
-                else:
-                    self.refused[index] = reason
-        signals = {index: self._own(index, found, stacked) for index in self.marks}
+            for one in found.get(name, ()):
+                leaf = one.sources.same if index is None else index
+                if leaf in one.sources.read and reason is None:
+                    self.constant.add(leaf)
+                elif leaf in one.sources.read and reason is not None:
+                    self.refused[leaf] = reason
+        signals = {index: self._own(index, found, stacked) for index in range(len(self.leaves))}
         signals = {index: own for index, own in signals.items() if own}
         seen = (signals.keys() | self.constant) - (self.refused.keys() - self.told)
         lacking = [index for index in range(len(self.leaves)) if index not in seen]
@@ -242,9 +242,10 @@ class Recorder:
         """Return the marks of a leaf that belong to it, and what is found there."""
         read = [
             (made._replace(stacked=stacked[made.name]), one)
-            for made in self.marks[index]
+            for leaf in (index, None)
+            for made in self.marks.get(leaf, ())
             for one in found.get(made.name, ())
-            if index in one.sources.read
+            if (index in one.sources.read if leaf is not None else index == one.sources.same)
         ]
         learned = [pair for pair in read if pair[1].learns and index in pair[1].sources.differentiated]
         return learned or read
@@ -282,10 +283,8 @@ def _not_observed(recorder: Recorder, lacking: list[int]) -> str:
     listed = ", ".join(f"{name}{reason}" for name, reason in zip(names, reasons, strict=True))
     return (
         f"{recorder.signal}: the layers of {listed} cannot be observed: they are no layers that "
-        "riemann_optax.supply knows, were not called, or are called by a function that jax.jit has compiled "
-        "before (call it without jit in the loss; compile the training step), or by one that jax.checkpoint, "
-        "nnx.remat or a scan keeps from an earlier evaluation (make it inside of the loss function). Tell it "
-        "where they are used in the loss function, "
+        "riemann_optax.supply knows, were not called, or were called with arrays that are computed from "
+        "these parameters. Tell it where they are used in the loss function, "
         f"riemann_optax.supply.observe(parameter, {recorder.signal}=...), keep it from "
         f"this phi with optax.partition, or choose a phi that does not read {recorder.signal}."
     )

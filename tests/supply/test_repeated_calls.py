@@ -1,5 +1,6 @@
 """What is traced once and called several times, what is called for its derivatives, what stands in a call."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -272,3 +273,91 @@ def test_a_dead_unit_is_drawn_anew_behind_a_layer_in_a_call_of_its_own(lift):
     _, gradients, extra = ro.value_and_grad(loss, needs=tx)(params, x, state=tx.init(params))
     _, state = tx.update(gradients, tx.init(params), params, **extra)
     assert int(state.resets) == 1
+
+
+@pytest.mark.parametrize("keep", [jax.jit, jax.checkpoint], ids=["jit", "checkpoint"])
+def test_what_an_earlier_evaluation_has_left_in_the_caches_is_not_taken(keep):
+    apply = keep(LAYER.apply)
+
+    def loss(params, batch):
+        return jnp.mean(apply(params, batch[0]) ** 2) + jnp.mean(LAYER.apply(params, batch[1]) ** 2)
+
+    jax.jit(loss)(PARAMS, (X, Y))
+    jax.grad(loss)(PARAMS, (X, Y))
+    step = ro.value_and_grad(loss, needs=("inputs", "activities"))
+    for run in (step, step, jax.jit(step)):
+        _, _, extra = run(PARAMS, (X, Y))
+        close(jnp.sort(extra["inputs"]["params"]["kernel"], axis=0), jnp.sort(BOTH, axis=0))
+        assert extra["activities"]["params"]["kernel"].shape == (10, 3)
+
+
+class Small(eqx.Module):
+    first: eqx.nn.Linear
+    second: eqx.nn.Linear
+
+    def __call__(self, x):
+        return self.second(jnp.tanh(self.first(x)))
+
+
+def small(seed):
+    first, second = jax.random.split(jax.random.key(seed))
+    return Small(eqx.nn.Linear(4, 4, key=first), eqx.nn.Linear(4, 4, key=second))
+
+
+def over_rows(model, x):
+    return jax.vmap(model)(x)
+
+
+def in_half(model, x):
+    return over_rows(jax.tree.map(lambda a: a.astype(jnp.bfloat16), model), x)
+
+
+FORMS = {
+    "plain": over_rows,
+    "half": in_half,
+    "jit": eqx.filter_jit(over_rows),
+    "checkpoint": eqx.filter_checkpoint(over_rows),
+    "half, jit": eqx.filter_jit(in_half),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_weights_of_equinox_are_known_by_what_they_are_computed_from(name):
+    """Both kernels, and those of the teacher, have one shape."""
+    teacher = small(1)
+
+    def loss(model, x):
+        return jnp.mean((FORMS[name](model, x) - FORMS[name](teacher, x + 5)) ** 2)
+
+    model = small(0)
+    loss(model, X)
+    found = signal(loss, model, X, "inputs")
+    hidden = jnp.tanh(jax.vmap(model.first)(X))
+    tolerance = 0.05 if "half" in name else 1e-6
+    for one, expected in ((found.first, X), (found.second, hidden)):
+        assert one.bias == 1.0
+        assert jnp.allclose(one.weight.astype(float), expected, atol=tolerance)
+
+
+def test_weights_of_equinox_that_are_transposed_are_not_the_same():
+    class Tied(eqx.Module):
+        layer: eqx.nn.Linear
+
+        def __call__(self, x):
+            back = eqx.tree_at(lambda layer: layer.weight, self.layer, self.layer.weight.T)
+            return back(jnp.tanh(self.layer(x)))
+
+    model = Tied(eqx.nn.Linear(4, 4, use_bias=False, key=jax.random.key(0)))
+    found = signal(lambda m, x: jnp.mean(jax.vmap(m)(x) ** 2), model, X, "inputs")
+    close(found.layer.weight, X)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_of_haiku_are_known_inside_of_a_call(compiled):
+    haiku = pytest.importorskip("haiku")
+    net = haiku.without_apply_rng(haiku.transform(lambda x: haiku.Linear(2)(jnp.tanh(haiku.Linear(3)(x)))))
+    params = net.init(jax.random.key(0), X)
+    apply = jax.jit(net.apply) if compiled else net.apply
+    found = signal(lambda p, x: jnp.mean(apply(p, x) ** 2), params, X, "inputs")
+    close(found["linear_1"]["w"], X)
+    close(found["linear"]["w"], jnp.tanh(X @ params["linear_1"]["w"] + params["linear_1"]["b"]))
