@@ -14,7 +14,7 @@ class Sources(NamedTuple):
     Attributes:
       differentiated: those through which a gradient flows.
       read: these, and those behind ``stop_gradient``.
-      same: which argument the value is, converted or a row of it; None where it is another.
+      same: which argument the value is, converted or a row of it in a scan; None where it is another.
     """
 
     differentiated: frozenset[int] = frozenset()
@@ -41,8 +41,8 @@ class Flow(NamedTuple):
         return not is_variable(sent) or sent in self.learned or sent not in self.stopped
 
 
-# What leaves a value as it is, but for its dtype and for the row that it is of a stack.
-_SAME = {"convert_element_type", "copy", "copy_p", "stop_gradient", "squeeze", "slice", "dynamic_slice"}
+# What leaves a value as it is, but for its dtype.
+_SAME = {"convert_element_type", "copy", "copy_p", "stop_gradient"}
 
 
 def of_all(sources: list[Sources], kind: str = "") -> Sources:

@@ -352,6 +352,21 @@ def test_weights_of_equinox_that_are_transposed_are_not_the_same():
     close(found.layer.weight, X)
 
 
+def test_rows_of_weights_that_a_loss_takes_apart_are_asked_for():
+    class Stack(eqx.Module):
+        layers: eqx.nn.Linear
+
+        def __call__(self, x):
+            for row in range(2):
+                x = jnp.tanh(jax.tree.map(lambda leaf, row=row: leaf[row], self.layers)(x))
+            return x
+
+    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 4, key=key))
+    model = Stack(make(jax.random.split(jax.random.key(0), 2)))
+    with pytest.raises(ValueError, match=r"called with arrays that are computed from these parameters"):
+        signal(lambda m, x: jnp.mean(jax.vmap(m)(x) ** 2), model, X, "inputs")
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_weights_of_haiku_are_known_inside_of_a_call(compiled):
     haiku = pytest.importorskip("haiku")
