@@ -186,7 +186,8 @@ def test_other_images_move_the_grids_that_are_named():
     assert on_digits["eps"].centre == SCALES["li_van_rossum"].eps
     assert on_mnist["eps"].centre == changed["eps"]
     peers = [methods("li_van_rossum", data)["synaptic caching"].axes for data in ("digits", "mnist")]
-    assert peers[0] == peers[1]
+    assert peers[0]["threshold"] == peers[1]["threshold"]
+    assert peers[1]["rate"].centre == changed["sgd"] != peers[0]["rate"].centre
 
 
 def test_ratios_are_to_the_cheapest_rule_of_ours_that_misses_no_seed():
