@@ -75,9 +75,8 @@ def at_a_million(recorded: Suite) -> str:
     arrived = sorted((row.median_steps, name) for name, row in rows.items() if np.isfinite(row.median_steps))
     missed = sorted(name for name, row in rows.items() if not np.isfinite(row.median_steps))
     steps = "; ".join(f"{name} {median:.0f}" for median, name in arrived)
-    return (
-        f" On {title(LARGEST)}, steps to the far target: {steps}. Missed: {'; '.join(missed) or 'by none'}."
-    )
+    others = f" Missed: {'; '.join(missed)}." if missed else ""
+    return f" On {title(LARGEST)}, steps to the far target: {steps}.{others}"
 
 
 def chapter(

@@ -50,7 +50,7 @@ def show(call: Call, recorder: Recorder) -> None:
         recorder.is_constant(bias)
         if call.refused:
             recorder.refuse(weight, call.refused)
-        elif weight is not None and weight.leaves:
+        elif weight is not None:
             inputs = call.inputs()
             for leaf in weight.leaves:
                 recorder.keep(leaf, inputs, call.input_axes, weight.value, call.sent)

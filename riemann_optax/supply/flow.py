@@ -128,3 +128,10 @@ def copies_for_marks(program: Any) -> dict[Any, Any]:
         ):
             copies[result] = equation
     return copies
+
+
+def before_copies(one: Any, copies: dict[Any, Any]) -> Any:
+    """Return what the model has, of which this is a copy that only marks read."""
+    while is_variable(one) and one in copies:
+        one = copies[one].invars[0]
+    return one

@@ -3,6 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
+from riemann_optax.supply.flow import before_copies
 from riemann_optax.supply.inlining import is_variable
 from riemann_optax.supply.marks import (
     BORDER,
@@ -183,15 +184,12 @@ def _read(equation: Any) -> list[Any]:
 
 def _marked(jaxpr: Any, copies: dict[Any, Any], *names: str) -> set[Any]:
     """Return the variables that have one of these marks."""
-    found = set()
-    for equation in jaxpr.eqns:
-        name = mark_name(equation)
-        if name is not None and number_stacked(name)[0] in names:
-            last = equation.invars[0]
-            while last in copies:
-                last = copies[last].invars[0]
-            found.add(last)
-    return found
+    marked = [
+        before_copies(equation.invars[0], copies)
+        for equation in jaxpr.eqns
+        if (name := mark_name(equation)) is not None and number_stacked(name)[0] in names
+    ]
+    return set(filter(is_variable, marked))  # a model may return a number as well
 
 
 def _reaches_a_layer(variable: Any, jaxpr: Any) -> bool:

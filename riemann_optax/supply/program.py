@@ -6,7 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from riemann_optax.supply.flow import Lead, Sources, copies_for_marks, flow, leads_in_scan, leads_of, of_all
+from riemann_optax.supply.flow import (
+    Lead,
+    Sources,
+    before_copies,
+    copies_for_marks,
+    flow,
+    leads_in_scan,
+    leads_of,
+    of_all,
+)
 from riemann_optax.supply.inlining import inlined, is_variable
 from riemann_optax.supply.marks import BORDER, OUTPUTS, SEEN, inner, mark_name, mark_names, number_stacked
 from riemann_optax.supply.nonlinearity import Piece, Reading
@@ -96,27 +105,22 @@ def _evaluate(
         marked = Marked(
             read(variable),
             _sent_on(variable, copies, reading, read),
-            origin(_before_copies(weights, copies)),
-            ways.learns(_before_copies(sent, copies)),
+            origin(before_copies(weights, copies)),
+            ways.learns(before_copies(sent, copies)),
         )
         found.setdefault(name, []).append(marked)
     return [read(one) for one in program.outvars], [origin(one) for one in program.outvars]
 
 
-def _before_copies(one: Any, copies: dict[Any, Any]) -> Any:
-    while is_variable(one) and one in copies:
-        one = copies[one].invars[0]
-    return one
-
-
 def _sent_on(variable: Any, copies: dict[Any, Any], reading: Reading, read: Callable[[Any], Any]) -> Any:
     """Return what is sent on of a marked variable, its axes in the order of the mark."""
-    first, permutations = variable, []
-    while is_variable(first) and first in copies:
-        permutations.append(copies[first].params.get("permutation"))
-        first = copies[first].invars[0]
+    first = before_copies(variable, copies)
     if not is_variable(first):
         return read(variable)
+    permutations, one = [], variable
+    while one is not first:
+        permutations.append(copies[one].params.get("permutation"))
+        one = copies[one].invars[0]
     value = _joined(reading.sent_on(first), read)
     for permutation in filter(None, reversed(permutations)):
         value = jnp.transpose(value, permutation)

@@ -142,3 +142,24 @@ DATA = {"x": array(6, 6, 3), "y": array(7, 6)}
 def sgd_with(phi, **arguments):
     arguments = {"alpha": 1.0, "momentum": None, "conformal": None} | arguments
     return ro.riemannian_sgd(0.1, phi=phi, **arguments)
+
+
+class ScannedLayer(linen.Module):
+    features: int
+
+    @linen.compact
+    def __call__(self, x, _):
+        return jnp.tanh(linen.Dense(self.features, name="dense")(x)), None
+
+
+class Scanned(linen.Module):
+    """A stack of equal layers in a scan."""
+
+    features: int
+    length: int
+
+    @linen.compact
+    def __call__(self, x):
+        split = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        layers = linen.scan(ScannedLayer, length=self.length, **split)
+        return layers(self.features, name="layers")(x, None)[0]

@@ -186,18 +186,7 @@ def test_scanned_layers_are_seen_with_their_stack():
 
 
 def test_linen_layers_of_a_scan():
-    class Layer(linen.Module):
-        @linen.compact
-        def __call__(self, x, _):
-            return jnp.tanh(linen.Dense(3, name="dense")(x)), None
-
-    class Model(linen.Module):
-        @linen.compact
-        def __call__(self, x):
-            layers = linen.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
-            return layers(name="layers")(x, None)[0]
-
-    model, x = Model(), models.VECTORS["x"]
+    model, x = models.Scanned(3, 2), models.VECTORS["x"]
     params = model.init(jax.random.key(0), x)["params"]
 
     def loss(params, batch):

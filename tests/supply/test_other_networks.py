@@ -8,7 +8,7 @@ from flax import linen, nnx
 
 import riemann_optax as ro
 
-from .models import close
+from .models import Scanned, close
 
 X, Y = jax.random.normal(jax.random.key(0), (5, 4)), 10 * jax.random.normal(jax.random.key(1), (6, 4))
 
@@ -128,31 +128,21 @@ def test_two_trained_networks_with_the_same_names_are_told_apart_where_their_wei
 
 @pytest.mark.parametrize("of", ["another", "stopped", "its own"])
 def test_scanned_layers_of_a_teacher_are_not_those_of_the_student(of):
-    class Block(linen.Module):
-        @linen.compact
-        def __call__(self, x, _):
-            return jnp.tanh(linen.Dense(4, name="dense")(x)), None
-
-    class Stack(linen.Module):
-        @linen.compact
-        def __call__(self, x):
-            blocks = linen.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
-            return blocks(name="blocks")(x, None)[0]
-
-    params, other = (Stack().init(jax.random.key(seed), X)["params"] for seed in (0, 1))
-    kernels, biases = params["blocks"]["dense"]["kernel"], params["blocks"]["dense"]["bias"]
+    stack = Scanned(4, 3)
+    params, other = (stack.init(jax.random.key(seed), X)["params"] for seed in (0, 1))
+    kernels, biases = params["layers"]["dense"]["kernel"], params["layers"]["dense"]["bias"]
 
     def loss(params, x):
         frozen = other if of == "another" else jax.lax.stop_gradient(params) if of == "stopped" else params
-        target = jax.lax.stop_gradient(Stack().apply({"params": frozen}, Y)).mean()
-        return jnp.mean((Stack().apply({"params": params}, x) - target) ** 2)
+        target = jax.lax.stop_gradient(stack.apply({"params": frozen}, Y)).mean()
+        return jnp.mean((stack.apply({"params": params}, x) - target) ** 2)
 
     received, value = [], X
     for kernel, bias in zip(kernels, biases, strict=True):
         received.append(value)
         value = jnp.tanh(value @ kernel + bias)
     inputs, _ = signals(loss, params, X)
-    close(inputs["blocks"]["dense"]["kernel"], jnp.stack(received, 1))
+    close(inputs["layers"]["dense"]["kernel"], jnp.stack(received, 1))
 
 
 class Shared(linen.Module):
@@ -314,3 +304,19 @@ def test_a_nonlinearity_between_two_calls_of_a_model_is_found(inside):
     close(activities["encoder"]["kernel"], jnp.tanh(raw))
     sent = jnp.tanh(raw) * (3 if inside else 1)
     close(activities["decoder"]["kernel"], sent @ params["decoder"]["kernel"] + params["decoder"]["bias"])
+
+
+def test_a_number_beside_the_outputs_is_no_nonlinearity():
+    class WithLoss(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return jnp.tanh(linen.Dense(3, name="layer")(x)), 0.0
+
+    params = WithLoss().init(jax.random.key(0), X)["params"]
+
+    def loss(params, x):
+        sent, extra = WithLoss().apply({"params": params}, x)
+        return jnp.mean(sent**2) + extra
+
+    _, activities = signals(loss, params, X)
+    close(activities["layer"]["kernel"], jnp.tanh(X @ params["layer"]["kernel"] + params["layer"]["bias"]))

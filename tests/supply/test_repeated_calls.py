@@ -287,8 +287,8 @@ def test_what_an_earlier_evaluation_has_left_in_the_caches_is_not_taken(keep):
     step = ro.value_and_grad(loss, needs=("inputs", "activities"))
     for run in (step, step, jax.jit(step)):
         _, _, extra = run(PARAMS, (X, Y))
-        close(jnp.sort(extra["inputs"]["params"]["kernel"], axis=0), jnp.sort(BOTH, axis=0))
-        assert extra["activities"]["params"]["kernel"].shape == (10, 3)
+        close(extra["inputs"]["params"]["kernel"], BOTH)
+        close(extra["activities"]["params"]["kernel"][5:], LAYER.apply(PARAMS, Y))
 
 
 class Small(eqx.Module):
