@@ -1,7 +1,7 @@
 """What one call of a layer shows: what each of its weights is given, and what its neurons send on."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
@@ -13,6 +13,8 @@ import numpy as np
 from riemann_optax.supply import marks, taps
 from riemann_optax.supply.taps import Recorder, Weight
 
+CALL_OF_ITS_OWN = "a layer whose class has a call of its own"
+PARAMETERS_OF_ITS_OWN = "a layer whose class changes its parameters"
 READS_OUT = "a table that reads out as well, by attend"
 Statistics = Literal["refuse", "running"]
 
@@ -46,6 +48,8 @@ class Call(NamedTuple):
 def show(call: Call, recorder: Recorder) -> None:
     """Tell the recorder what the call shows."""
     weight, bias = call.weight, call.bias
+    if weight is not None:
+        recorder.makes(weight, call.sent, call.output_axes)
     if recorder.signal == "inputs":
         recorder.is_constant(bias)
         if call.refused:
@@ -60,6 +64,8 @@ def show(call: Call, recorder: Recorder) -> None:
         _, before = recorder.sent[id(call.received)]
     else:
         before = []
+        if call.normalises:  # a conversion may stand between it and the layer before
+            recorder.normalises(call.received, call.sent)
     own = [(leaf, part.value) for part in (weight, bias) if part is not None for leaf in part.leaves]
     for leaf, _, mark in before:  # a layer and the normalisation behind it are one layer of neurons
         recorder.marks[leaf].remove(mark)
@@ -68,6 +74,42 @@ def show(call: Call, recorder: Recorder) -> None:
         for leaf, array in [*(one[:2] for one in before), *own]
     ]
     recorder.sent[id(call.sent)] = call.sent, made
+
+
+class Derived:
+    """Calls under way: that of a class derived from a layer's may call the layer's own, by ``super()``.
+
+    What the layer's own call shows is shown once, and is what the weights were given.
+    """
+
+    def __init__(self) -> None:
+        self.open: list[list[Any]] = []  # of each call: whose it is, and whether an inner one has shown it
+        self.shown = False  # that of the call that ended last
+
+    @contextmanager
+    def call(self, module: Any) -> Iterator[None]:
+        """Let the ``with`` block be a call of a module."""
+        self.open.append([module, False])
+        try:
+            yield
+        finally:
+            _, shown = self.open.pop()
+            self.shown = shown
+
+    def is_shown(self, module: Any) -> bool:
+        """Return whether the call of a module that has just ended was shown by one inside of it.
+
+        If not, the calls around it of the same module are now.
+        """
+        if self.shown:
+            return True
+        for outer in self.open:
+            outer[1] = outer[1] or outer[0] is module
+        return False
+
+    def is_super(self, module: Any) -> bool:
+        """Return whether the call of a module that has just ended stands in another of its calls."""
+        return bool(self.open) and self.open[-1][0] is module
 
 
 def positional(
@@ -89,8 +131,30 @@ def border(value: Any, recorder: Recorder) -> None:
 
 
 def one_hot(indices: Any, rows: int) -> jax.Array:
-    """Return the inputs of a table whose rows are looked up."""
-    return jax.nn.one_hot(indices, rows)
+    """Return the inputs of a table whose rows are looked up; a negative index counts from the last."""
+    indices = jnp.asarray(indices)
+    return jax.nn.one_hot(jnp.where(indices < 0, indices + rows, indices), rows)
+
+
+def features_last(value: Any, axis: int | Sequence[int]) -> tuple[Any, int]:
+    """Return a value with its features along its last axes, in their order there, and how many these are."""
+    ndim = jnp.ndim(value)
+    axes = sorted({one % ndim for one in ((axis,) if isinstance(axis, int) else axis)})
+    order = [one for one in range(ndim) if one not in axes] + axes
+    # Not jnp.moveaxis, which would hide the transposition in a call.
+    return value if order == list(range(ndim)) else jax.lax.transpose(value, order), len(axes)
+
+
+def of_norm(call: Call, axis: int | Sequence[int], normalised: Callable[[], Any]) -> Call:
+    """Return the call of a normalisation whose features lie along an axis, or several."""
+    sent, axes = features_last(call.sent, axis)
+    return call._replace(
+        sent=sent,
+        inputs=lambda: features_last(normalised(), axis)[0],
+        input_axes=axes,
+        output_axes=axes,
+        normalises=True,
+    )
 
 
 def unit_kernel(shape: tuple[int, ...], outputs: int, dtype: Any) -> jax.Array:

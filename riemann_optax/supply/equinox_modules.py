@@ -27,23 +27,46 @@ def watch(copy: Any) -> None:
 
 @functools.cache
 def _watched(kind: Any) -> Any:
+    """Return a class derived from a layer's, whose calls are shown.
+
+    It stands right before the known layer among the classes of a derived one, which may call it by
+    ``super()``: that call has what the weights are given. A derived class that does not is shown as a whole.
+    """
+    layer = next(one for one in _KNOWN if issubclass(kind, one))
+    if kind is layer:
+        return _derived(kind, (kind,), {"__call__": _call_of(kind)})
+    own = {} if kind.__call__ is layer.__call__ else {"__call__": _call_of(kind, calls.CALL_OF_ITS_OWN)}
+    return _derived(kind, (kind, _watched(layer)), own)
+
+
+def _derived(kind: Any, bases: tuple[Any, ...], methods: dict[str, Any]) -> Any:
+    return type(kind)(kind.__name__, bases, {**methods, "__module__": kind.__module__})
+
+
+def _call_of(kind: Any, refused: str = "") -> Callable[..., Any]:
+    """Return the call of a class, which is shown unless one inside of it was."""
+
     def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
         arguments, keywords = calls.positional(kind.__call__, arguments, keywords)
         if isinstance(self, equinox.nn.BatchNorm):
             keywords = _statistics(self, keywords)
-        sent = kind.__call__(self, *arguments, **keywords)
         recorder = taps.recording()
-        if recorder is not None and arguments:
-            if isinstance(self, equinox.nn.Dropout):
-                calls.border(arguments[0], recorder)
-            elif isinstance(self, _LAYERS):
-                again = functools.partial(kind.__call__, *arguments[1:], **keywords)
-                calls.show(
-                    _call(self, recorder, arguments[0], sent, lambda m: again(m, arguments[0])), recorder
-                )
+        if recorder is None or not arguments:
+            return kind.__call__(self, *arguments, **keywords)
+        recorder.shown.discard(id(self))
+        sent = kind.__call__(self, *arguments, **keywords)
+        if id(self) in recorder.shown:
+            return sent
+        recorder.shown.add(id(self))
+        if isinstance(self, equinox.nn.Dropout):
+            calls.border(arguments[0], recorder)
+        elif isinstance(self, _LAYERS):
+            again = functools.partial(kind.__call__, *arguments[1:], **keywords)
+            shown = _call(self, recorder, arguments[0], sent, lambda layer: again(layer, arguments[0]))
+            calls.show(shown._replace(refused=shown.refused or refused), recorder)
         return sent
 
-    return type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+    return call
 
 
 def _statistics(layer: Any, keywords: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Layers of Flax Linen, imported where Linen is: watched by ``nn.intercept_methods``."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from riemann_optax.supply.taps import Weight
 _NORMS = (linen.BatchNorm, linen.LayerNorm, linen.RMSNorm, linen.GroupNorm)
 _LAYERS = (linen.Dense, linen.DenseGeneral, linen.Conv, linen.Embed, *_NORMS)
 _WEIGHTS = ("kernel", "scale", "embedding")
+_KNOWN = (linen.Dropout, *_LAYERS)
 
 
 @contextmanager
@@ -27,32 +29,34 @@ def watch() -> Iterator[None]:
 
 class _Watcher:
     def __init__(self) -> None:
-        self.depth = 0
         self.busy = False
+        self.derived = calls.Derived()
 
     def __call__(self, go_on: Callable[..., Any], arguments: Any, keywords: Any, context: Any) -> Any:
         module, method = context.module, context.method_name
         if self.busy or method in ("setup", "__post_init__"):
             return go_on(*arguments, **keywords)
-        if method == "__call__" and isinstance(module, (linen.Dropout, *_LAYERS)):
+        known = method == "__call__" and isinstance(module, _KNOWN)
+        if known:
             arguments, keywords = calls.positional(type(module).__call__, arguments, keywords)
         if isinstance(module, linen.BatchNorm) and method == "__call__":
             arguments, keywords = _statistics(module, arguments, keywords)
-        self.depth += 1
-        try:
+        with self.derived.call(module):
             sent = go_on(*arguments, **keywords)
-        finally:
-            self.depth -= 1
         recorder = taps.recording()
-        if method == "__call__" and recorder is not None and arguments:
-            if isinstance(module, linen.Dropout):
-                calls.border(arguments[0], recorder)
-            elif isinstance(module, _LAYERS):
-                call = _call(module, recorder, arguments[0], sent, self._again(arguments, keywords))
-                calls.show(call, recorder)
+        if known and recorder is not None and arguments and not self.derived.is_shown(module):
+            self._show(module, recorder, arguments, keywords, sent)
         if method == "attend" and recorder is not None and isinstance(module, linen.Embed):
             recorder.refuse(_weight(module, recorder, "embedding"), calls.READS_OUT)
-        return taps.outputs_seen(sent) if self.depth == 0 else sent
+        return taps.outputs_seen(sent) if not self.derived.open else sent
+
+    def _show(self, module: Any, recorder: taps.Recorder, arguments: Any, keywords: Any, sent: Any) -> None:
+        if isinstance(module, linen.Dropout):
+            calls.border(arguments[0], recorder)
+        else:
+            call = _call(module, recorder, arguments[0], sent, self._again(arguments, keywords))
+            refused = _refused(module, calls_super=self.derived.is_super(module))
+            calls.show(call._replace(refused=call.refused or refused), recorder)
 
     def _again(self, arguments: Any, keywords: Any) -> Callable[..., Any]:
         """Return a function that calls another module on the same, unwatched."""
@@ -66,6 +70,26 @@ class _Watcher:
             return sent
 
         return again
+
+
+def _kind(module: Any) -> Any:
+    """Return which of the known layers a module is, or is derived from."""
+    return next(kind for kind in _LAYERS if isinstance(module, kind))
+
+
+def _plain(module: Any, **attributes: Any) -> Any:
+    """Return a layer of the known class with a module's attributes, some of them replaced."""
+    kind = _kind(module)
+    names = {field.name for field in dataclasses.fields(kind) if field.init} - {"parent", "name"}
+    return kind(**{name: getattr(module, name) for name in names} | attributes, parent=None)
+
+
+def _refused(module: Any, calls_super: bool) -> str:
+    """Return why the inputs of a derived layer cannot be told; empty where they can."""
+    kind = _kind(module)
+    if type(module).param is not kind.param:
+        return calls.PARAMETERS_OF_ITS_OWN
+    return "" if calls_super or type(module).__call__ is kind.__call__ else calls.CALL_OF_ITS_OWN
 
 
 def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -87,27 +111,25 @@ def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any, again:
         return call._replace(inputs=lambda: calls.one_hot(received, module.num_embeddings))
     if isinstance(module, _NORMS):
         others = {name: value for name, value in module.variables.items() if name != "params"}
-        bare = module.clone(
-            parent=None, use_scale=False, **({"use_bias": False} if hasattr(module, "use_bias") else {})
-        )
-        return call._replace(inputs=lambda: again(bare, others), normalises=True)
+        unit = {name: False for name in ("use_scale", "use_bias") if hasattr(module, name)}
+        axis = getattr(module, "feature_axes", getattr(module, "axis", -1))
+        return calls.of_norm(call, axis, lambda: again(_plain(module, **unit), others))
     if isinstance(module, linen.Conv):
         shape = jnp.shape(call.weight.value) if call.weight is not None else ()
 
         def patches() -> Any:
             unit = calls.unit_kernel(shape, len(shape) - 1, module.param_dtype)
-            copying = module.clone(parent=None, features=unit.shape[-1], use_bias=False)
+            copying = _plain(module, features=unit.shape[-1], use_bias=False, mask=None)
             seen = again(copying, {"params": {"kernel": unit}})
             return seen.reshape(*seen.shape[:-1], *shape[:-1])
 
         refused = "" if module.feature_group_count == 1 else "a convolution of several groups"
         return call._replace(inputs=patches, input_axes=len(shape) - 1, refused=refused)
     if isinstance(module, linen.DenseGeneral):
-        axis = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
         outputs = 1 if isinstance(module.features, int) else len(module.features)
         refused = "batch_dims" if tuple(module.batch_dims) else ""
-        last = jnp.moveaxis(received, axis, range(-len(axis), 0))
-        return call._replace(inputs=lambda: last, input_axes=len(axis), output_axes=outputs, refused=refused)
+        last, axes = calls.features_last(received, module.axis)
+        return call._replace(inputs=lambda: last, input_axes=axes, output_axes=outputs, refused=refused)
     return call
 
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from riemann_optax import _tree
@@ -55,14 +54,16 @@ class Functional(NamedTuple):
         if calls.is_watched():
             watch(copy, params)
         result = loss(copy)
-        return result, _tree.bare(nnx.state(copy, self.others(copy)))
+        rest = nnx.state(copy, self.others(copy))
+        known, sown = self._known_and_sown(rest)
+        return result, (_tree.bare(known), sown)
 
     def _of_example(self, example: Any) -> Any:
         """Return the state with random numbers of one example's own."""
         boxes = jax.tree.leaves(self.boxed_rest, is_leaf=lambda node: isinstance(node, nnx.Variable))
         leaves, structure = jax.tree.flatten(self.rest)
         own = [
-            jax.random.fold_in(leaf, example) if isinstance(box, nnx.RngKey) else leaf
+            _folded(leaf, example) if isinstance(box, nnx.RngKey) else leaf
             for box, leaf in zip(boxes, leaves, strict=True)
         ]
         return jax.tree.unflatten(structure, own)
@@ -76,9 +77,29 @@ class Functional(NamedTuple):
         """Return gradients in the form that ``nnx.Optimizer`` takes."""
         return _tree.like(gradients, self.boxed)
 
+    def _known_and_sown(self, rest: Any) -> tuple[Any, Any]:
+        """Return the state of the variables that were there before, and of those that are new or have grown.
+
+        ``sow`` makes a variable, and adds to it where it is called again.
+        """
+        before, after = dict(nnx.to_flat_state(self.boxed_rest)), dict(nnx.to_flat_state(rest))
+        sown = {path: variable for path, variable in after.items() if not _alike(variable, before.get(path))}
+        known = {path: before[path] if path in sown else after.get(path, before[path]) for path in before}
+        return nnx.from_flat_state(known), nnx.from_flat_state(sown)
+
     def write_back(self, rest: Any) -> None:
         """Put the state after the evaluation into the user's model."""
-        nnx.update(self.model, _tree.like(rest, self.boxed_rest))
+        known, sown = rest
+        nnx.update(self.model, _tree.like(known, self.boxed_rest))
+        nnx.update(self.model, sown)
+
+
+def _alike(variable: Any, before: Any) -> bool:
+    """Return whether a variable has as many arrays as before."""
+    if before is None:
+        return False
+    structures = {str(jax.tree.structure(_tree.bare(one))) for one in (variable, before)}
+    return len(structures) == 1
 
 
 def functional(model: Any, wrt: Any) -> Functional:
@@ -86,6 +107,13 @@ def functional(model: Any, wrt: Any) -> Functional:
     split: Any = nnx.split  # its type does not say that two filters make two states
     graph, boxed, rest = split(model, nnx.Param if wrt is None else wrt, ...)
     return Functional(model, graph, boxed, _tree.bare(boxed), rest, _tree.bare(rest))
+
+
+def _folded(keys: Any, number: Any) -> Any:
+    """Return keys that a number changes; stacked layers have an array of them."""
+    if not keys.ndim:
+        return jax.random.fold_in(keys, number)
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys.reshape(-1)).reshape(keys.shape)
 
 
 def is_model(model: Any) -> bool:
@@ -142,6 +170,23 @@ def _outermost(kind: Any) -> Any:
 
 @functools.cache
 def _watched(kind: Any) -> Any:
+    """Return a class derived from a layer's, whose calls are shown.
+
+    It stands right before the known layer among the classes of a derived one, which may call it by
+    ``super()``: that call has what the weights are given. A derived class that does not is shown as a whole.
+    """
+    layer = next(one for one in (nnx.Dropout, *_LAYERS) if issubclass(kind, one))
+    if kind is layer:
+        return _derived(kind, (kind,), _watched_methods(kind))
+    own = {} if kind.__call__ is layer.__call__ else {"__call__": _call_of_its_own(kind)}
+    return _derived(kind, (kind, _watched(layer)), own)
+
+
+def _derived(kind: Any, bases: tuple[Any, ...], methods: dict[str, Any]) -> Any:
+    return type(kind)(kind.__name__, bases, {**methods, "__module__": kind.__module__})
+
+
+def _watched_methods(kind: Any) -> dict[str, Any]:
     def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
         arguments, keywords = calls.positional(kind.__call__, arguments, keywords)
         if isinstance(self, nnx.BatchNorm):
@@ -150,6 +195,7 @@ def _watched(kind: Any) -> Any:
         recorder = taps.recording()
         if recorder is None or not arguments:
             return kind.__call__(self, *arguments, **keywords)
+        recorder.shown.add(id(self))
         if isinstance(self, nnx.Dropout):
             calls.border(arguments[0], recorder)
             return kind.__call__(self, *arguments, **keywords)
@@ -165,10 +211,23 @@ def _watched(kind: Any) -> Any:
             recorder.refuse(_weight(self.embedding), calls.READS_OUT)
         return kind.attend(self, *arguments, **keywords)
 
-    methods = {"__call__": call, "__module__": kind.__module__}
-    if issubclass(kind, nnx.Embed):
-        methods["attend"] = attend
-    return type(kind)(kind.__name__, (kind,), methods)
+    return {"__call__": call, **({"attend": attend} if issubclass(kind, nnx.Embed) else {})}
+
+
+def _call_of_its_own(kind: Any) -> Callable[..., Any]:
+    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        recorder = taps.recording()
+        if recorder is None:
+            return kind.__call__(self, *arguments, **keywords)
+        recorder.shown.discard(id(self))
+        sent = kind.__call__(self, *arguments, **keywords)
+        arguments, _ = calls.positional(kind.__call__, arguments, keywords)
+        if id(self) not in recorder.shown and arguments and not isinstance(self, nnx.Dropout):
+            seen = _call(self, arguments[0], sent, lambda: sent, {})
+            calls.show(seen._replace(refused=calls.CALL_OF_ITS_OWN), recorder)
+        return sent
+
+    return call
 
 
 def _statistics(layer: Any, arguments: Any, keywords: dict[str, Any]) -> dict[str, Any]:
@@ -199,23 +258,24 @@ def _call(layer: Any, received: Any, sent: Any, again: Callable[[], Any], statis
             with _instead(layer, scale=None, bias=None, **statistics):
                 return again()
 
-        return call._replace(inputs=normalised, normalises=True)
+        axis = getattr(layer, "feature_axes", getattr(layer, "axis", -1))
+        return calls.of_norm(call, axis, normalised)
     if isinstance(layer, nnx.Conv):
         kernel = layer.kernel[...]
 
         def patches() -> Any:
             unit = nnx.Param(calls.unit_kernel(kernel.shape, kernel.ndim - 1, kernel.dtype))
-            with _instead(layer, kernel=unit, bias=None, use_bias=False):
+            with _instead(layer, kernel=unit, bias=None, use_bias=False, mask=None):
                 seen = again()
             return seen.reshape(*seen.shape[:-1], *kernel.shape[:-1])
 
         refused = "" if layer.feature_group_count == 1 else "a convolution of several groups"
         return call._replace(inputs=patches, input_axes=kernel.ndim - 1, refused=refused)
     if isinstance(layer, nnx.LinearGeneral):
-        axis = (layer.axis,) if isinstance(layer.axis, int) else tuple(layer.axis)
         outputs = 1 if isinstance(layer.out_features, int) else len(layer.out_features)
-        last = jnp.moveaxis(received, axis, range(-len(axis), 0))
-        return call._replace(inputs=lambda: last, input_axes=len(axis), output_axes=outputs)
+        last, axes = calls.features_last(received, layer.axis)
+        refused = "batch_axis" if layer.batch_axis else ""
+        return call._replace(inputs=lambda: last, input_axes=axes, output_axes=outputs, refused=refused)
     return call
 
 

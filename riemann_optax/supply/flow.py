@@ -1,11 +1,12 @@
 """Where values of a program come from, and whether a gradient flows back through them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from riemann_optax.supply.inlining import Program, inlined, is_variable
-from riemann_optax.supply.marks import mark_name
+from riemann_optax.supply.marks import OF_ONE_VALUE, mark_name
 
 
 class Sources(NamedTuple):
@@ -15,11 +16,16 @@ class Sources(NamedTuple):
       differentiated: those through which a gradient flows.
       read: these, and those behind ``stop_gradient``.
       same: which argument the value is, converted or a row of it in a scan; None where it is another.
+      entries: of which argument each of its entries has an entry, be it scaled, rounded or masked, and no
+        other entries; None where it mixes them.
+      turned: those arguments that were transposed on the way.
     """
 
     differentiated: frozenset[int] = frozenset()
     read: frozenset[int] = frozenset()
     same: int | None = None
+    entries: int | None = None
+    turned: frozenset[int] = frozenset()
 
 
 class Flow(NamedTuple):
@@ -43,15 +49,35 @@ class Flow(NamedTuple):
 
 # What leaves a value as it is, but for its dtype.
 _SAME = {"convert_element_type", "copy", "copy_p", "stop_gradient"}
+# What takes entries of one value, in any order.
+_TAKING = {
+    *("reshape", "squeeze", "expand_dims", "slice", "dynamic_slice", "gather", "split", "rev", "transpose"),
+    *("sharding_constraint", "reshard", "optimization_barrier", "reduce_precision", "device_put", "pvary"),
+}
 
 
 def of_all(sources: list[Sources], kind: str = "") -> Sources:
     """Return the sources of what an equation of this kind computes from values with these."""
     read = frozenset[int]().union(*(one.read for one in sources))
     same = sources[0].same if kind in _SAME else None
-    if kind == "stop_gradient":
-        return Sources(frozenset(), read, same)
-    return Sources(frozenset[int]().union(*(one.differentiated for one in sources)), read, same)
+    entries = _entries(sources, kind)
+    turned = frozenset[int]().union(*(one.turned for one in sources))
+    if kind == "transpose":
+        turned |= read
+    differentiated = frozenset[int]()
+    if kind != "stop_gradient":
+        differentiated = differentiated.union(*(one.differentiated for one in sources))
+    return Sources(differentiated, read, same, entries, turned)
+
+
+def _entries(sources: list[Sources], kind: str) -> int | None:
+    """Return of which argument the result has entries: of none where it is computed from it otherwise too."""
+    if kind not in _SAME | _TAKING | OF_ONE_VALUE:
+        return None
+    for one in sources:
+        if one.entries is not None and sum(one.entries in other.read for other in sources) == 1:
+            return one.entries
+    return None
 
 
 class Lead(NamedTuple):
@@ -82,6 +108,50 @@ def flow(program: Program, leads: list[Lead]) -> Flow:
         if not found.stopped.isdisjoint(results):
             found.stopped.update(given)
     return found
+
+
+def wanted(program: Program, leads: list[Lead]) -> set[Any]:
+    """Return the results of a program that lead anywhere."""
+    pairs = zip(program.outvars, leads, strict=True)
+    return {one for one, lead in pairs if is_variable(one) and (lead.learned or lead.stopped)}
+
+
+# What combines entries of weights with something else, as a layer does.
+_COMBINING = {"dot_general", "conv_general_dilated", "gather"}
+
+
+def uses_beside(
+    program: Program, results: set[Any], made: dict[int, set[Any]], origin: Callable[[Any], Sources]
+) -> set[int]:
+    """Return the arguments whose entries are used, on a way to a result, by what is no layer that shows it.
+
+    Args:
+      program: the program.
+      results: those of its results that are wanted.
+      made: by argument, what layers make of it.
+      origin: the sources of a variable.
+    """
+    uses: dict[int, list[Any]] = {}
+    for equation in program.eqns:
+        if equation.primitive.name in _COMBINING and not equation.derived:
+            given = [origin(one) for one in equation.invars]
+            of = [one.entries for one in given if one.entries is not None]
+            for leaf in set(of) & made.keys():
+                if of.count(leaf) == 1 and any(leaf in one.differentiated for one in given):
+                    uses.setdefault(leaf, []).append(equation)
+    return {leaf for leaf, found in uses.items() if _lead_past(program, found, results, made[leaf])}
+
+
+def _lead_past(program: Program, uses: list[Any], results: set[Any], made: set[Any]) -> bool:
+    """Return whether one of these equations leads to a result on a way that avoids some variables."""
+    if all(not made.isdisjoint(equation.outvars) for equation in uses):
+        return False
+    live = results - made
+    for equation in reversed(program.eqns):
+        passes = mark_name(equation) is None and equation.primitive.name != "stop_gradient"
+        if passes and not live.isdisjoint(equation.outvars):
+            live.update(one for one in equation.invars if is_variable(one) and one not in made)
+    return any(not live.isdisjoint(equation.outvars) for equation in uses)
 
 
 def leads_in_scan(parameters: dict[str, Any], leads: list[Lead]) -> list[Lead]:

@@ -12,28 +12,35 @@ from riemann_optax.supply.taps import Weight
 
 _NORMS = (haiku.LayerNorm, haiku.BatchNorm, haiku.GroupNorm, haiku.RMSNorm)
 _CONVOLUTIONS = (haiku.Conv1D, haiku.Conv2D, haiku.Conv3D)
+_KNOWN = (haiku.Linear, haiku.Embed, *_NORMS, *_CONVOLUTIONS)
 
 
 @contextmanager
 def watch() -> Iterator[None]:
     """Show the calls of layers inside of the ``with`` block."""
-    with haiku.intercept_methods(_intercept):
+    derived = calls.Derived()
+
+    def intercept(go_on: Callable[..., Any], arguments: Any, keywords: Any, context: Any) -> Any:
+        module = context.module
+        if context.method_name != "__call__":
+            return go_on(*arguments, **keywords)
+        arguments, keywords = calls.positional(type(module).__call__, arguments, keywords)
+        if isinstance(module, haiku.BatchNorm):
+            arguments, keywords = _statistics(module, arguments, keywords)
+        with derived.call(module):
+            sent = go_on(*arguments, **keywords)
+        recorder = taps.recording()
+        known = isinstance(module, _KNOWN)
+        if recorder is not None and arguments and known and not derived.is_shown(module):
+            call = _call(module, recorder, arguments[0], sent)
+            kind = next(kind for kind in _KNOWN if isinstance(module, kind))
+            own = type(module).__call__ is not kind.__call__ and not derived.is_super(module)
+            refused = calls.CALL_OF_ITS_OWN if own else ""
+            calls.show(call._replace(refused=call.refused or refused), recorder)
+        return sent
+
+    with haiku.intercept_methods(intercept):
         yield
-
-
-def _intercept(go_on: Callable[..., Any], arguments: Any, keywords: Any, context: Any) -> Any:
-    module = context.module
-    if context.method_name != "__call__":
-        return go_on(*arguments, **keywords)
-    arguments, keywords = calls.positional(type(module).__call__, arguments, keywords)
-    if isinstance(module, haiku.BatchNorm):
-        arguments, keywords = _statistics(module, arguments, keywords)
-    sent = go_on(*arguments, **keywords)
-    recorder = taps.recording()
-    known = isinstance(module, (haiku.Linear, haiku.Embed, *_NORMS, *_CONVOLUTIONS))
-    if recorder is not None and arguments and known:
-        calls.show(_call(module, recorder, arguments[0], sent), recorder)
-    return sent
 
 
 def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -7,6 +7,7 @@ import jax.extend.core
 
 from riemann_optax.supply.marks import CALLS, has_marks, inner, opened
 
+_MADE = re.compile(r"\b(jvp|transpose)\(")  # in the name stack of what differentiation makes
 _RULED = re.compile("^custom_")  # functions with derivatives of their own, such as a relu
 
 
@@ -18,13 +19,17 @@ class Variable:
 
 
 class Equation(NamedTuple):
-    """An equation of a jaxpr, with variables of the program."""
+    """An equation of a jaxpr, with variables of the program.
+
+    ``derived`` is whether JAX has made it by differentiating others.
+    """
 
     primitive: Any
     invars: list[Any]
     outvars: list[Any]
     params: dict[str, Any]
     ctx: Any
+    derived: bool
 
 
 class Program(NamedTuple):
@@ -45,14 +50,14 @@ def is_variable(one: Any) -> bool:
     return not isinstance(one, jax.extend.core.Literal)
 
 
-def inlined(jaxpr: Any, consts: Any) -> Program:
-    """Return a jaxpr with its calls written out."""
+def inlined(jaxpr: Any, consts: Any, derived: bool = False) -> Program:
+    """Return a jaxpr, which JAX may have made by differentiating another, with its calls written out."""
     program = Program([Variable(one.aval) for one in jaxpr.invars], [], [], [], [])
-    program.outvars.extend(_write_out(jaxpr, consts, program.invars, program))
+    program.outvars.extend(_write_out(jaxpr, consts, program.invars, program, derived))
     return program
 
 
-def _write_out(jaxpr: Any, consts: Any, arguments: list[Any], program: Program) -> list[Any]:
+def _write_out(jaxpr: Any, consts: Any, arguments: list[Any], program: Program, derived: bool) -> list[Any]:
     """Add the equations of a jaxpr to the program; return the variables of its results."""
     own = [Variable(one.aval) for one in jaxpr.constvars]
     program.constvars.extend(own)
@@ -64,11 +69,14 @@ def _write_out(jaxpr: Any, consts: Any, arguments: list[Any], program: Program) 
 
     for equation in jaxpr.eqns:
         given, inside, kind = [read(one) for one in equation.invars], inner(equation), equation.primitive.name
+        made = derived or bool(_MADE.search(str(equation.source_info.name_stack)))
         if inside and CALLS.match(kind) and (not _RULED.match(kind) or has_marks(inside[0])):
             called = inside[0]
-            results = _write_out(opened(called), getattr(called, "consts", ()), given, program)
+            results = _write_out(opened(called), getattr(called, "consts", ()), given, program, made)
         else:
             results = [Variable(one.aval) for one in equation.outvars]
-            program.eqns.append(Equation(equation.primitive, given, results, equation.params, equation.ctx))
+            program.eqns.append(
+                Equation(equation.primitive, given, results, equation.params, equation.ctx, made)
+            )
         names.update(zip(equation.outvars, results, strict=True))
     return [read(one) for one in jaxpr.outvars]

@@ -16,9 +16,23 @@ from jax.ad_checkpoint import checkpoint_name
 # Marks at which a nonlinearity ends: what the user calls the model's outputs, what a library gives as those
 # of an outermost module, and what a layer is given.
 OUTPUTS, SEEN, BORDER = "outputs", "seen", "border"
+OWN = "own"  # with a leaf's number and one of the call: what a layer makes of its weight
+UNSEEN = "unseen"  # not a mark: with a leaf's number, a use of its entries that no layer shows
+NORMALISED = "normalised"  # with a number, what a normalisation is given; with -sent, what it makes of it
 _PREFIX = "riemann_optax/"
 # What a program calls without changing how often it runs: its inside is read as if it stood there.
 CALLS = re.compile("^(p?jit|remat2?|checkpoint|closed_call|core_call|custom_[jv]{1,2}[jv]?p?_call(_jaxpr)?)$")
+
+# What computes each entry of its result from the same entries of what it is given.
+OF_ONE_VALUE = {
+    *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh"),
+    *("bessel_i0e", "bessel_i1e", "broadcast_in_dim", "cbrt", "ceil", "clamp", "convert_element_type"),
+    *("copy", "copy_p", "cos", "cosh", "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp"),
+    *("exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "lgamma", "log"),
+    *("log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "pow", "rem", "round"),
+    *("rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub"),
+    *("tan", "tanh"),
+}
 
 
 def mark(name: str, value: Any, features: int = 0, weights: Any = None, sent: Any = None) -> None:

@@ -1,6 +1,7 @@
 """What a layer's neurons send on: the nonlinearity that follows a value in a jaxpr."""
 
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from riemann_optax.supply.flow import before_copies
@@ -8,6 +9,7 @@ from riemann_optax.supply.inlining import is_variable
 from riemann_optax.supply.marks import (
     BORDER,
     CALLS,
+    OF_ONE_VALUE,
     OUTPUTS,
     SEEN,
     has_marks,
@@ -17,26 +19,8 @@ from riemann_optax.supply.marks import (
     opened,
 )
 
-_OF_ONE_VALUE = {
-    *(
-        "abs",
-        "acos",
-        "asin",
-        "asinh",
-        "atan",
-        "ceil",
-        "convert_element_type",
-        "copy",
-        "cos",
-        "erf",
-        "erf_inv",
-    ),
-    *("erfc", "exp", "exp2", "expm1", "floor", "log", "log1p", "logistic", "neg", "not", "round", "rsqrt"),
-    *("sign", "sin", "sqrt", "stop_gradient", "tan", "tanh", "cosh", "sinh", "is_finite", "square", "cbrt"),
-    *("add", "sub", "mul", "div", "max", "min", "pow", "integer_pow", "select_n", "clamp", "add_any"),
-    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "broadcast_in_dim", "copy_p"),
-}
 _LINEAR = {*("add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "broadcast_in_dim", "name")}
+_CONVERTING = {"convert_element_type", "copy", "reduce_precision", "reshape"}
 # What may stand between a layer and its nonlinearity: pooling, a residual sum, a mask, a flattening.
 _POOLING = re.compile("^reduce_window(_(max|min|sum))?$")
 _WITH_OTHERS = {"add", "sub", "add_any", "mul", "div", "select_n"}
@@ -63,15 +47,16 @@ class Reading:
     Args:
       jaxpr: the program.
       copies: by their results, the equations that only marks read.
+      results: those of its results that are wanted. What leads to none, as what a loss returns to be logged,
+        says nothing of what is sent on.
     """
 
-    def __init__(self, jaxpr: Any, copies: dict[Any, Any]) -> None:
-        self.equations = [one for one in jaxpr.eqns if not _is_observation(one, copies)]
-        self.results = set(filter(is_variable, jaxpr.outvars))
-        self.numbers: set[Any] = set()  # arrays of one number, such as zeros
-        for equation in self.equations:
-            if self.numbers.issuperset(_read(equation)) and _plain(equation):
-                self.numbers.update(equation.outvars)
+    def __init__(self, jaxpr: Any, copies: dict[Any, Any], results: set[Any]) -> None:
+        every = [one for one in jaxpr.eqns if not _is_observation(one, copies)]
+        self.results = results
+        self.equations = _leading_to(results, every)
+        # Arrays of one number, such as zeros, and those of one number for each unit, such as learned slopes.
+        self.numbers, self.vectors = _numbers_and_vectors(jaxpr, every)
         self.given_on = _marked(jaxpr, copies, OUTPUTS, BORDER)
         seen = _marked(jaxpr, copies, SEEN)
         # The result of one module may be on its way to another, past a nonlinearity between the two.
@@ -96,19 +81,37 @@ class Reading:
                 return parts
         return [whole]
 
+    def converted(self, variable: Any) -> Iterator[Any]:
+        """Yield a variable, and what only conversions and reshapes make of it that everything else reads."""
+        one: Any = variable
+        while one is not None:
+            yield one
+            readers = [equation for equation in self.equations if one in _read(equation)]
+            alone = len(readers) == 1 and one not in self.results
+            one = readers[0].outvars[0] if alone and readers[0].primitive.name in _CONVERTING else None
+
     def _after(self, carried: dict[Any, tuple[int, ...]], closed: set[Any]) -> Piece | None:
+        first = next(iter(carried))
         for one, shape in carried.items():
             end = self._after_nonlinearity(one, closed)
-            if end is not one:
+            if end is not one and self._all_pass(first, one):
                 return Piece(end, shape)
         return None
+
+    def _all_pass(self, variable: Any, gate: Any) -> bool:
+        """Return whether all that is computed from a variable is computed from another, the gate."""
+        derived = {variable} - {gate}
+        for equation in self.equations:
+            if not derived.isdisjoint(_read(equation)):
+                derived.update(one for one in equation.outvars if one is not gate)
+        return derived.isdisjoint(self.results)
 
     def _of_parts(
         self, whole: Piece, carried: dict[Any, tuple[int, ...]], closed: set[Any]
     ) -> list[Piece] | None:
         for one, shape in carried.items():
             parts = self._parts(one) if shape == one.aval.shape == whole.shape else None
-            if parts is None:
+            if parts is None or not self._all_pass(whole.variable, one):
                 continue
             found, bent, place = [], False, 0
             for start, part in parts:
@@ -161,13 +164,15 @@ class Reading:
         attention's queries, is no nonlinearity.
         """
         through, bent = {variable: {variable}}, {variable: False}
+        # An array without other axes than the units has none that tell a vector of weights from it.
+        given = self.numbers | self.vectors if variable.aval.ndim > 1 else self.numbers
         used = set(self.results)
         for equation in self.equations:
             read = _read(equation)
             mine = {one for one in read if one in through}
             if not mine:
                 continue
-            if mine.isdisjoint(closed) and _is_elementwise(equation, variable, through.keys() | self.numbers):
+            if mine.isdisjoint(closed) and _is_elementwise(equation, variable, through.keys() | given):
                 (result,) = equation.outvars
                 through[result] = set.intersection(*(through[one] for one in mine)) | {result}
                 bent[result] = any(bent[one] for one in mine) or not _is_linear(equation) or len(mine) > 1
@@ -180,6 +185,44 @@ class Reading:
 
 def _read(equation: Any) -> list[Any]:
     return [one for one in equation.invars if is_variable(one)]
+
+
+def _leading_to(results: set[Any], equations: list[Any]) -> list[Any]:
+    """Return the equations whose results lead to some of these."""
+    wanted, found = set(results), []
+    for equation in reversed(equations):
+        if not wanted.isdisjoint(equation.outvars):
+            wanted.update(_read(equation))
+            found.append(equation)
+    return found[::-1]
+
+
+def _numbers_and_vectors(jaxpr: Any, equations: list[Any]) -> tuple[set[Any], set[Any]]:
+    """Return the variables that hold one number, and those that hold one for each entry of the last axis."""
+    numbers: set[Any] = set()
+    vectors = {one for one in [*jaxpr.invars, *jaxpr.constvars] if len(one.aval.shape) == 1}
+    for equation in equations:
+        read = set(_read(equation))
+        if not read <= numbers | vectors or len(equation.outvars) != 1:
+            continue
+        (result,) = equation.outvars
+        if read <= numbers:
+            numbers.update({result} if _plain(equation) else ())
+        elif _keeps_last_axis(equation, next(iter(read - numbers)), result):
+            vectors.add(result)
+    return numbers, vectors
+
+
+def _keeps_last_axis(equation: Any, vector: Any, result: Any) -> bool:
+    """Return whether a result is a vector as this one is, or one for each entry of further axes."""
+    shape, kind = result.aval.shape, equation.primitive.name
+    if not shape or shape[-1] != vector.aval.shape[-1]:
+        return False
+    if kind == "reshape":
+        return set(shape[:-1]) <= {1}
+    if kind == "broadcast_in_dim":
+        return bool(equation.params["broadcast_dimensions"][-1] == len(shape) - 1)
+    return _plain(equation)
 
 
 def _marked(jaxpr: Any, copies: dict[Any, Any], *names: str) -> set[Any]:
@@ -279,4 +322,4 @@ def _plain(equation: Any) -> bool:
     inside = inner(equation)
     if inside and CALLS.match(equation.primitive.name):
         return all(map(_plain, opened(inside[0]).eqns))
-    return equation.primitive.name in _OF_ONE_VALUE
+    return equation.primitive.name in OF_ONE_VALUE

@@ -15,9 +15,22 @@ from riemann_optax.supply.flow import (
     leads_in_scan,
     leads_of,
     of_all,
+    uses_beside,
+    wanted,
 )
 from riemann_optax.supply.inlining import inlined, is_variable
-from riemann_optax.supply.marks import BORDER, OUTPUTS, SEEN, inner, mark_name, mark_names, number_stacked
+from riemann_optax.supply.marks import (
+    BORDER,
+    NORMALISED,
+    OUTPUTS,
+    OWN,
+    SEEN,
+    UNSEEN,
+    inner,
+    mark_name,
+    mark_names,
+    number_stacked,
+)
 from riemann_optax.supply.nonlinearity import Piece, Reading
 
 
@@ -59,7 +72,7 @@ def marked_values(function: Callable[..., Any], *arguments: Any) -> Found:
     with _EVALUATION(object()):
         closed = jax.make_jaxpr(function)(*arguments)
     leaves = jax.tree.leaves(arguments)
-    sources = [Sources(frozenset({one}), frozenset({one}), one) for one in range(len(leaves))]
+    sources = [Sources(frozenset({one}), frozenset({one}), one, one) for one in range(len(leaves))]
     found: Found = {}
     leads = [Lead()] * len(closed.jaxpr.outvars)
     _evaluate(closed.jaxpr, closed.consts, leaves, sources, leads, found)
@@ -67,13 +80,19 @@ def marked_values(function: Callable[..., Any], *arguments: Any) -> Found:
 
 
 def _evaluate(
-    jaxpr: Any, consts: Any, arguments: Any, sources: list[Sources], leads: list[Lead], found: Found
+    jaxpr: Any,
+    consts: Any,
+    arguments: Any,
+    sources: list[Sources],
+    leads: list[Lead],
+    found: Found,
+    derived: bool = False,
 ) -> tuple[list[Any], list[Sources]]:
     """Evaluate a jaxpr, and collect what is marked in it; return the results and their sources.
 
-    ``leads`` says where the results lead.
+    ``leads`` says where the results lead, and ``derived`` whether differentiation has made the jaxpr.
     """
-    program = inlined(jaxpr, consts)
+    program = inlined(jaxpr, consts, derived)
     ways = flow(program, leads)
     values: dict[Any, Any] = dict(zip(program.constvars, program.consts, strict=True))
     values.update(zip(program.invars, arguments, strict=True))
@@ -86,12 +105,20 @@ def _evaluate(
         return origins.get(one, Sources()) if is_variable(one) else Sources()
 
     marks: list[tuple[str, Any, Any, Any]] = []
+    norms: dict[str, Any] = {}
+    made_of_leaves: dict[int, set[Any]] = {}
+    copies = copies_for_marks(program)
     for equation in program.eqns:
         incoming = [read(one) for one in equation.invars]
         given = [origin(one) for one in equation.invars]
         name = mark_name(equation)
         if name is not None:
-            if number_stacked(name)[0] not in (OUTPUTS, SEEN, BORDER):
+            if name.startswith(OWN):
+                for leaf in given[1].read:
+                    made_of_leaves.setdefault(leaf, set()).add(before_copies(equation.invars[2], copies))
+            elif name.startswith(NORMALISED):
+                norms[number_stacked(name)[0]] = equation.invars[0]
+            elif number_stacked(name)[0] not in (OUTPUTS, SEEN, BORDER):
                 marks.append((name, *equation.invars))
             values.update(zip(equation.outvars, incoming[:1], strict=True))
             continue
@@ -99,12 +126,20 @@ def _evaluate(
         results, made_of = _results(equation, incoming, given, own, found)
         values.update(zip(equation.outvars, results, strict=True))
         origins.update(zip(equation.outvars, made_of, strict=True))
-    copies = copies_for_marks(program)
-    reading = Reading(program, copies)
+    for leaf in uses_beside(program, wanted(program, leads), made_of_leaves, origin):
+        found.setdefault(f"{UNSEEN}/{leaf}+0", []).append(
+            Marked(jnp.zeros([]), jnp.zeros([]), Sources(), True)
+        )
+    reading = Reading(program, copies, wanted(program, leads))
+    normalised = {
+        before_copies(one, copies): norms[f"{name}-sent"]
+        for name, one in norms.items()
+        if f"{name}-sent" in norms
+    }
     for name, variable, weights, sent in marks:
         marked = Marked(
             read(variable),
-            _sent_on(variable, copies, reading, read),
+            _sent_on(variable, copies, reading, read, {} if number_stacked(name)[1] else normalised),
             origin(before_copies(weights, copies)),
             ways.learns(before_copies(sent, copies)),
         )
@@ -112,11 +147,20 @@ def _evaluate(
     return [read(one) for one in program.outvars], [origin(one) for one in program.outvars]
 
 
-def _sent_on(variable: Any, copies: dict[Any, Any], reading: Reading, read: Callable[[Any], Any]) -> Any:
-    """Return what is sent on of a marked variable, its axes in the order of the mark."""
+def _sent_on(
+    variable: Any, copies: dict[Any, Any], reading: Reading, read: Callable[[Any], Any], norms: dict[Any, Any]
+) -> Any:
+    """Return what is sent on of a marked variable, its axes in the order of the mark.
+
+    A layer and the normalisation behind it are one: ``norms`` has, by what they are given, what they send.
+    """
     first = before_copies(variable, copies)
     if not is_variable(first):
         return read(variable)
+    given = read(variable)
+    norm = next((norms[one] for one in reading.converted(first) if one in norms), None)
+    if norm is not None and norm.aval.shape[-1:] == given.shape[-1:]:
+        return _sent_on(norm, copies, reading, read, {})
     permutations, one = [], variable
     while one is not first:
         permutations.append(copies[one].params.get("permutation"))
@@ -124,7 +168,6 @@ def _sent_on(variable: Any, copies: dict[Any, Any], reading: Reading, read: Call
     value = _joined(reading.sent_on(first), read)
     for permutation in filter(None, reversed(permutations)):
         value = jnp.transpose(value, permutation)
-    given = read(variable)
     # A window over the units themselves has mixed them.
     return value if value.shape[-1:] == given.shape[-1:] else given
 
@@ -141,10 +184,12 @@ def _joined(pieces: list[Piece], read: Callable[[Any], Any]) -> Any:
 def _results(
     equation: Any, incoming: list[Any], sources: list[Sources], leads: list[Lead], found: Found
 ) -> tuple[list[Any], list[Sources]]:
-    kind, made_of = equation.primitive.name, of_all(sources, equation.primitive.name)
+    kind = equation.primitive.name
+    looks_up = kind == "gather" and equation.invars[1].aval.ndim > 1  # many rows, and not one of a stack
+    made_of = of_all(sources, "" if looks_up else kind)
     marked = [name for inside in inner(equation) for name in mark_names(inside)]
     if kind == "scan" and marked:
-        return _scan(equation.params, incoming, sources, leads, found)
+        return _scan(equation, incoming, sources, leads, found)
     if any(_may_be_of(name, made_of.read) for name in marked):
         raise ValueError(
             f"a layer inside of {kind} cannot be observed: its values differ from call to call; "
@@ -166,8 +211,9 @@ def _may_be_of(name: str, leaves: frozenset[int]) -> bool:
 
 
 def _scan(
-    parameters: dict[str, Any], incoming: list[Any], sources: list[Sources], leads: list[Lead], found: Found
+    equation: Any, incoming: list[Any], sources: list[Sources], leads: list[Lead], found: Found
 ) -> tuple[list[Any], list[Sources]]:
+    parameters = equation.params
     jaxpr, consts, carried = (parameters[name] for name in ("jaxpr", "num_consts", "num_carry"))
     fixed, start, rows = incoming[:consts], incoming[consts : consts + carried], incoming[consts + carried :]
     in_body = leads_in_scan(parameters, leads)
@@ -175,7 +221,8 @@ def _scan(
 
     def body(carry: Any, row: Any) -> Any:
         inside: Found = {}
-        results, _ = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*fixed, *carry, *row], sources, in_body, inside)
+        given = [*fixed, *carry, *row]
+        results, _ = _evaluate(jaxpr.jaxpr, jaxpr.consts, given, sources, in_body, inside, equation.derived)
         known.update({name: [(one.sources, one.learns) for one in marked] for name, marked in inside.items()})
         arrays = {name: [(one.value, one.sent_on) for one in marked] for name, marked in inside.items()}
         return results[:carried], (results[carried:], arrays)

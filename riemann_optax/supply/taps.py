@@ -165,6 +165,7 @@ class Recorder:
         self.number = 0
         self.marks: dict[int | None, list[Mark]] = {}
         self.remarks: dict[str, tuple[int | None, str | None]] = {}  # by a mark's name: the leaf, why refused
+        self.shown: set[int] = set()  # identities of layers that have shown their call
         self.told: set[int] = set()  # by observe
         self.constant: set[int] = set()  # weights whose input is the number 1
         self.refused: dict[int, str] = {}
@@ -177,8 +178,7 @@ class Recorder:
 
     def weight(self, parameter: Any) -> Weight:
         """Return what an array is, by identity."""
-        index = self.index(parameter)
-        return Weight((index,), parameter)
+        return Weight((self.index(parameter),), parameter)
 
     def refuse(self, weight: Weight | None, reason: str) -> None:
         """Say why the signal of a weight cannot be told, unless the user tells it."""
@@ -193,6 +193,18 @@ class Recorder:
             name = f"remark/{leaf}/{len(self.remarks)}"
             marks.mark(name, 0.0, 0, weight.value if weight is not None else None)
             self.remarks[name] = leaf, reason
+
+    def makes(self, weight: Weight, sent: Any, axes: int) -> None:
+        """Mark what a layer makes of its weight, with so many axes of features."""
+        for leaf in weight.leaves:
+            self.number += 1
+            marks.mark(f"{marks.OWN}/{leaf}/{self.number}", sent, axes, weight.value, sent)
+
+    def normalises(self, received: Any, sent: Any) -> None:
+        """Mark what a normalisation is given and what it makes of it."""
+        self.number += 1
+        marks.mark(f"{marks.NORMALISED}-{self.number}", received)
+        marks.mark(f"{marks.NORMALISED}-{self.number}-sent", sent)
 
     def keep(self, index: int | None, value: Any, axes: int, weights: Any, sent: Any = None) -> Mark:
         """Mark a signal of a leaf, which is ``weights`` in this call of a layer that gives ``sent``."""
@@ -223,6 +235,10 @@ class Recorder:
                 elif leaf in one.sources.read and reason is not None:
                     self.refused[leaf] = reason
         signals = {index: self._own(index, found, stacked) for index in range(len(self.leaves))}
+        for index, pairs in signals.items():
+            beside = "read besides by what is no layer" if f"{marks.UNSEEN}/{index}" in found else ""
+            for reason in filter(None, (beside, *(self._mixed(index, *pair) for pair in pairs))):
+                self.refused.setdefault(index, reason)
         signals = {index: own for index, own in signals.items() if own}
         seen = (signals.keys() | self.constant) - (self.refused.keys() - self.told)
         lacking = [index for index in range(len(self.leaves)) if index not in seen]
@@ -249,6 +265,14 @@ class Recorder:
         ]
         learned = [pair for pair in read if pair[1].learns and index in pair[1].sources.differentiated]
         return learned or read
+
+    def _mixed(self, index: int, made: Mark, marked: program.Marked) -> str:
+        """Return why a signal does not belong to the entries of a leaf; empty where it does."""
+        if index in marked.sources.turned and made.ndim + made.stacked < self.leaves[index].ndim:
+            return "layers that are stacked along another axis than the first"
+        if self.signal == "inputs" and marked.sources.entries != index:
+            return "a layer whose weights are computed from these"
+        return ""
 
     def _of_leaf(self, index: int, own: list[tuple[Mark, program.Marked]]) -> Any:
         values = []
