@@ -68,7 +68,7 @@ def consolidate(
         return _consolidate_in_place(opt_state, params, task_importance)
     boxed = opt_state
     opt_state, params, task_importance = _tree.bare((opt_state, params, task_importance))
-    if any(map(_restarts, jax.tree.leaves(opt_state, is_leaf=_restarts))):
+    if restarts(opt_state):
         raise ValueError(
             "consolidate: restart_at_boundary restarts in an update, and this is none: give update the extra "
             "argument task_boundary=True at the first step of the new task instead."
@@ -84,7 +84,22 @@ def consolidate(
             "consolidate: no state in opt_state takes a task_importance: leave it out, or use a phi that "
             "does, such as riemann_optax.phi.online_ewc()."
         )
-    return _tree.like(consolidate_within(opt_state, params, task_importance), boxed)
+    try:
+        after = consolidate_within(opt_state, params, task_importance)
+    except ValueError as error:
+        if "pytree structure" not in str(error) and "Mismatch" not in str(error):
+            raise
+        raise ValueError(
+            "consolidate: params differ in structure from what the optimiser's states were made of: give "
+            "the parameters that are trained with this state. Inside of optax.flatten they are "
+            "one vector: give update the extra argument task_boundary=True at the first step of the new task instead."
+        ) from error
+    return _tree.like(after, boxed)
+
+
+def restarts(state: optax.OptState) -> bool:
+    """Return whether there is a state within ``state`` that restarts in an update."""
+    return any(map(_restarts, jax.tree.leaves(state, is_leaf=_restarts)))
 
 
 def _restarts(node: Any) -> bool:

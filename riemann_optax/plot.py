@@ -78,6 +78,7 @@ def metric(
 
     Raises:
       ImportError: at ``riemann_optax.plot`` itself, without matplotlib.
+      TypeError: where ``history`` is one dictionary.
       ValueError: where ``history`` has no ``E_mean``, or ``steps`` has another length.
 
     Examples:
@@ -92,6 +93,10 @@ def metric(
       >>> [line.get_label() for line in axes.lines], axes.lines[0].get_ydata()
       (['w'], array([2.5, 2.5, 2.5]))
     """
+    if isinstance(history, Mapping):
+        raise TypeError(
+            "history must be a list of dictionaries, one for each step, got one dictionary: give [scalars]."
+        )
     numbers = range(len(history)) if steps is None else steps
     if len(numbers) != len(history):
         raise ValueError(

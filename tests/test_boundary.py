@@ -297,3 +297,43 @@ def test_an_importance_scaled_to_its_own_mean_is_warned_of():
     with pytest.warns(UserWarning, match="Give conformal=None"):
         ro.riemannian_adamw(0.1, phi=ro.phi.online_ewc()).init(params)
     ro.riemannian_adamw(0.1, phi=ro.phi.online_ewc(), conformal=None).init(params)  # warnings are errors here
+
+
+@pytest.mark.parametrize("eigenbasis", [False, True])
+@pytest.mark.parametrize("task_boundary", [False, True])
+def test_a_boundary_at_a_skipped_update_is_not_lost(eigenbasis, task_boundary):
+    params = {"w": jnp.ones([2, 3])}
+    inner = chain(ro.phi.online_ewc())
+    tx = ro.skip_nonfinite(ro.in_eigenbasis(inner) if eigenbasis else inner)
+    _, state = tx.update(params, tx.init(params), params)
+    bad = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+    updates, after = jax.jit(tx.update)(bad, state, params, task_boundary=task_boundary)
+    np.testing.assert_array_equal(updates["w"], 0.0)
+    wanted = ro.consolidate(state, params) if task_boundary else state
+    for found, expected in zip(
+        jax.tree.leaves(after.inner_state), jax.tree.leaves(wanted.inner_state), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_restart_reads_no_gradient_and_is_made_at_a_skipped_update():
+    tx = ro.skip_nonfinite(ro.restart_at_boundary(optax.adam(0.1), ro.anchor.initial_weights()))
+    params = {"w": jnp.ones(3)}
+    _, state = tx.update(params, tx.init(params), params)  # the anchor is where training began
+    moved = {"w": jnp.array([2.0, 3.0, -1.0])}
+    for boundary, wanted in ((False, moved), (True, params)):
+        updates, after = tx.update(
+            {"w": jnp.full(3, jnp.nan)}, state, moved, task_boundary=jnp.asarray(boundary)
+        )
+        np.testing.assert_allclose(optax.apply_updates(moved, updates)["w"], wanted["w"])
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(after))
+
+
+def test_a_state_inside_of_flatten_is_refused_by_the_remedy():
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    anchored = ro.add_anchored_weights(1.0, ro.anchor.task_boundary_weights())
+    tx = optax.flatten(optax.chain(anchored, optax.sgd(0.1)))
+    with pytest.raises(ValueError, match=r"^consolidate: params differ in structure .* optax.flatten"):
+        ro.consolidate(tx.init(params), params)
+    _, state = tx.update(params, tx.init(params), params, task_boundary=True)
+    assert max(int(leaf) for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.int32) == 1

@@ -144,3 +144,8 @@ def test_the_package_is_imported_without_matplotlib():
         "ro.plot; assert 'matplotlib' in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+
+
+def test_one_dictionary_is_refused_by_the_remedy():
+    with pytest.raises(TypeError, match=r"history must be a list of dictionaries.* give \[scalars\]"):
+        ro.plot.metric({"E_mean/w": 1.0})

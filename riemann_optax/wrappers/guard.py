@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax._check import check_transformation
+from riemann_optax.boundary import consolidate_within, restarts
 
 
 def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -16,7 +17,8 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransforma
     ``optax.apply_if_finite`` gives up after a number of bad gradients; this never applies one. The state
     counts them (``notfinite_count`` in a row, ``total_notfinite`` in all); look at it. Without the guard one
     NaN stays in the running mean of a phi for good, and so in every later update. Under sharding the test
-    needs one all-reduce.
+    needs one all-reduce. A task boundary (``task_boundary=True``) at a skipped update is not lost: states
+    consolidate, and :func:`restart_at_boundary`, which does not read the gradient, restarts.
 
     Args:
       tx: a whole optimiser, or both stages: a metric cannot leave the guard.
@@ -65,12 +67,39 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransforma
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
         new_updates, inner_state = tx.update(updates, state.inner_state, params, **extra_args)
+        boundary = extra_args.get("task_boundary")
+        if boundary is None:
+            skipped = optax.tree.zeros_like(new_updates), state.inner_state
+        else:
+            skipped = _at_boundary(tx, updates, state.inner_state, params, new_updates, extra_args)
         none = jnp.zeros([], jnp.int32)
-        return select(new_updates, optax.tree.zeros_like(new_updates)), optax.ApplyIfFiniteState(
+        return select(new_updates, skipped[0]), optax.ApplyIfFiniteState(
             notfinite_count=select(none, optax.safe_increment(state.notfinite_count)),
             last_finite=finite,
             total_notfinite=select(state.total_notfinite, optax.safe_increment(state.total_notfinite)),
-            inner_state=select(inner_state, state.inner_state),
+            inner_state=select(inner_state, skipped[1]),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _at_boundary(
+    tx: optax.GradientTransformationExtraArgs,
+    gradients: optax.Updates,
+    state: optax.OptState,
+    params: optax.Params | None,
+    likes: optax.Updates,
+    extra_args: dict[str, Any],
+) -> tuple[optax.Updates, optax.OptState]:
+    """Return the updates, shaped as ``likes``, and the state of a skipped update that may be a boundary."""
+    boundary = extra_args["task_boundary"]
+    none = optax.tree.zeros_like(likes)
+    if restarts(state):
+        at_boundary = tx.update(optax.tree.zeros_like(gradients), state, params, **extra_args)
+    else:
+        importance = extra_args.get("task_importance")
+        at_boundary = none, consolidate_within(state, params, importance)
+    chosen: tuple[optax.Updates, optax.OptState] = jax.tree.map(
+        lambda new, old: jnp.where(boundary, new, old), at_boundary, (none, state)
+    )
+    return chosen

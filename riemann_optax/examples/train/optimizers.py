@@ -154,10 +154,14 @@ def explain(options: MetricOptions) -> str:
     if group not in (None, "none"):
         mean = f"the mean of phi over the {'whole model' if group == 'tree' else group}"
         scale = f"(m + {alpha:g} phi) / {1 + alpha:g}, m {mean}"
-    if options.role == "metric":
-        says = f"Each gradient is divided by E = {scale}: where E is large, weights move little."
+    how = "divided by E" if options.role == "metric" else "multiplied by 1/E"
+    if options.eigenbasis or options.optimizer == "riemannian_eigenbasis":
+        says = (
+            f"In the eigenbasis of a matrix its gradient is {how} = {scale}: along an eigenvector whose E is "
+            "large, weights move little."
+        )
     else:
-        says = f"Each gradient is multiplied by 1/E = {scale}: where E is large, weights move little."
+        says = f"Each gradient is {how} = {scale}: where E is large, weights move little."
     summary = find(_OWN_PHI[options.optimizer] if options.phi is None else options.phi).summary
     return f"{says}\nphi: {summary[0].lower()}{summary[1:]}"
 
