@@ -1,5 +1,6 @@
 """Task boundaries: what a state does where one task ends and the next begins."""
 
+import math
 from typing import Any, Protocol, Self, TypeVar
 
 import jax
@@ -84,17 +85,19 @@ def consolidate(
             "consolidate: no state in opt_state takes a task_importance: leave it out, or use a phi that "
             "does, such as riemann_optax.phi.online_ewc()."
         )
-    try:
-        after = consolidate_within(opt_state, params, task_importance)
-    except ValueError as error:
-        if "pytree structure" not in str(error) and "Mismatch" not in str(error):
-            raise
+    if _are_flattened(found, params):
         raise ValueError(
-            "consolidate: params differ in structure from what the optimiser's states were made of: give "
-            "the parameters that are trained with this state. Inside of optax.flatten they are "
-            "one vector: give update the extra argument task_boundary=True at the first step of the new task instead."
-        ) from error
-    return _tree.like(after, boxed)
+            "consolidate: inside of optax.flatten the states hold all parameters as one vector: give update "
+            "the extra argument task_boundary=True at the first step of the new task instead."
+        )
+    return _tree.like(consolidate_within(opt_state, params, task_importance), boxed)
+
+
+def _are_flattened(states: list[Any], params: optax.Params) -> bool:
+    """Return whether states hold a vector of all parameters, which are no such vector themselves."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    vector = (sum(math.prod(shape) for shape in shapes),)
+    return vector not in shapes and any(jnp.shape(leaf) == vector for leaf in jax.tree.leaves(states))
 
 
 def restarts(state: optax.OptState) -> bool:
