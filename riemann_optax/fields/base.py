@@ -134,6 +134,11 @@ class SeparableField(MetricField):
 class Elementwise(SeparableField):
     """The separable field of any positive function of a weight array.
 
+    Its integrals are by quadrature with points dense at 0: accurate where ``E`` varies little between the two
+    points, or is sharp at 0 only and not very, such as ``1/(w**2 + eps**2)`` from 0 to 1: with ``eps=0.01``
+    to 1e-5, with ``eps=0.001`` to 2e-3. A sharper ``E``, or one sharp elsewhere, needs a
+    :class:`SeparableField` with closed forms of its own; ``riemann_optax.testing.check_field`` tells.
+
     Args:
       function: maps a weight array to ``E`` of its shape, each ``E_i`` from ``w_i`` alone, such as
         ``lambda w: 1 + w**4``. ``riemann_optax.testing.check_field`` tells whether it is a metric.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from riemann_optax import _check, _tree
 from riemann_optax.fields import _numeric
+from riemann_optax.fields._numeric import asinh_difference, divide, log_ratio, safe_root
 from riemann_optax.fields.base import SeparableField
 
 Integral = Callable[[jax.Array, jax.Array], jax.Array]
@@ -52,6 +53,10 @@ class Constant(SeparableField):
         """Return ``s / c``."""
         return dual_displacement / self.elementwise(weights)
 
+    def bregman_divergence(self, weights: jax.Array, displacement: jax.Array) -> jax.Array:
+        """Return ``c * d**2 / 2``."""
+        return self.elementwise(weights) * jnp.square(displacement) / 2
+
 
 class _EvenField(SeparableField):
     """A field with ``e(-w) = e(w)``: integrals are known on one side of 0 and put together through it.
@@ -76,6 +81,10 @@ class _EvenField(SeparableField):
     def _half_mirror(self, x: jax.Array, dual: jax.Array) -> jax.Array:
         """Return the y of a given integral of ``e`` that does not pass through 0."""
 
+    @abc.abstractmethod
+    def _half_moment(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Return the integral of ``(x + y - s) * e(s)`` from x to x + y."""
+
     def arc_length(self, weights: jax.Array, displacement: jax.Array) -> jax.Array:
         """Return the closed form."""
         return _through_zero(self._half_arc, weights, displacement)
@@ -91,6 +100,20 @@ class _EvenField(SeparableField):
     def mirror_displacement(self, weights: jax.Array, dual_displacement: jax.Array) -> jax.Array:
         """Return the inverse of :meth:`dual_displacement`."""
         return _back_through_zero(self._half_dual, self._half_mirror, weights, dual_displacement)
+
+    def bregman_divergence(self, weights: jax.Array, displacement: jax.Array) -> jax.Array:
+        """Return the closed form."""
+        side = _side(weights, displacement)
+        x, y = jnp.abs(side * weights), side * displacement
+        beyond = jnp.maximum(-(x + y), 0)
+        crosses = beyond > 0
+        zero = jnp.zeros_like(x)
+        # On the way to 0 the lever x + y - s is longer by what lies beyond. From 0, not to it: the derivative
+        # by x would else be a difference of E at 0.
+        longer = beyond * self._half_dual(zero, jnp.where(crosses, x, zero))
+        outside = longer + self._half_moment(zero, beyond)
+        inside = self._half_moment(x, jnp.where(crosses, -x, y))
+        return jnp.where(crosses, inside + outside, inside)
 
 
 @dataclass(frozen=True)
@@ -134,6 +157,9 @@ class Absolute(_EvenField):
         metric = self.elementwise(x)
         return 2 * dual / (metric + jnp.sqrt(jnp.maximum(metric**2 + 2 * self.strength * dual, 1.0)))
 
+    def _half_moment(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.square(y) * (1 + self.strength * (x + y / 3)) / 2
+
 
 @dataclass(frozen=True)
 class Quadratic(_EvenField):
@@ -165,7 +191,7 @@ class Quadratic(_EvenField):
     def _half_arc(self, x: jax.Array, y: jax.Array) -> jax.Array:
         # With sqrt(a) w = sinh t the chart is (sinh(2 t) / 2 + t) / (2 sqrt(a)).
         scale = jnp.sqrt(jnp.asarray(self.strength, x.dtype))
-        share, sinh, cosh_sum = _asinh_difference(scale * x, scale * y)
+        share, sinh, cosh_sum = asinh_difference(scale * x, scale * y)
         return y * share * (cosh_sum + _asinh_ratio(sinh)) / 2
 
     def _half_dual(self, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -176,10 +202,14 @@ class Quadratic(_EvenField):
         scale = jnp.sqrt(jnp.asarray(self.strength, x.dtype))
         scaled = scale * x
         argument = 1.5 * scaled + scaled**3 / 2
-        share, sinh, _ = _asinh_difference(argument, 1.5 * scale * dual)
+        share, sinh, _ = asinh_difference(argument, 1.5 * scale * dual)
         slope = share * _asinh_ratio(sinh)
         half = 1.5 * scale * dual * slope / 6
         return dual * slope * jnp.cosh(jnp.arcsinh(argument) / 3 + half) * _sinh_ratio(half)
+
+    def _half_moment(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        mean = jnp.square(x) + 2 * x * y / 3 + jnp.square(y) / 6
+        return jnp.square(y) * (1 + self.strength * mean) / 2
 
 
 @dataclass(frozen=True)
@@ -220,16 +250,22 @@ class Multiplicative(_EvenField):
         return 1 / (jnp.abs(weights) + self.eps)
 
     def _half_arc(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return _divide(2 * y, jnp.sqrt(x + self.eps) + jnp.sqrt(x + y + self.eps))
+        return divide(2 * y, safe_root(x + self.eps) + safe_root(x + y + self.eps))
 
     def _half_geodesic(self, x: jax.Array, arc: jax.Array) -> jax.Array:
         return arc * (jnp.sqrt(x + self.eps) + arc / 4)
 
     def _half_dual(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return _log_ratio(x + self.eps, x + y + self.eps, y)
+        return log_ratio(x + self.eps, x + y + self.eps, y)
 
     def _half_mirror(self, x: jax.Array, dual: jax.Array) -> jax.Array:
         return (x + self.eps) * jnp.expm1(dual)
+
+    def _half_moment(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        end = x + y + self.eps
+        # In the pole, where the dual variable is infinite, its product with the lever is 0.
+        dual = self._half_dual(x, jnp.where(end == 0, jnp.zeros_like(y), y))
+        return _unless_short(self, x, y, x + self.eps, end * dual - y)
 
 
 @dataclass(frozen=True)
@@ -275,8 +311,8 @@ class LogNormal(_EvenField):
 
     def _half_arc(self, x: jax.Array, y: jax.Array) -> jax.Array:
         here, there = self._distance(x), self._distance(x + y)
-        difference = y * (1 + _divide(2 * x + y, here + there))
-        return _log_ratio(x + here, x + y + there, difference)
+        difference = y * (1 + divide(2 * x + y, here + there))
+        return log_ratio(x + here, x + y + there, difference)
 
     def _half_geodesic(self, x: jax.Array, arc: jax.Array) -> jax.Array:
         displacement = x * jnp.expm1(arc)
@@ -286,7 +322,7 @@ class LogNormal(_EvenField):
 
     def _half_dual(self, x: jax.Array, y: jax.Array) -> jax.Array:
         if self.eps == 0:
-            return _divide(y, x * (x + y))
+            return divide(y, x * (x + y))
         return jnp.arctan2(self.eps * y, self.eps**2 + x * (x + y)) / self.eps
 
     def _half_mirror(self, x: jax.Array, dual: jax.Array) -> jax.Array:
@@ -303,11 +339,30 @@ class LogNormal(_EvenField):
         safe = jnp.where(reached, remaining, jnp.ones_like(remaining))
         return jnp.where(reached, displacement / safe, jnp.full_like(x, jnp.inf))
 
+    def _half_moment(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        here, there = self._distance(x), self._distance(x + y)
+        linear = divide(y, x) if self.eps == 0 else (x + y) * self._half_dual(x, y)
+        # From the pole the linear term alone is infinite enough.
+        difference = jnp.where(here == 0, jnp.zeros_like(y), divide(y * (2 * x + y), here + there))
+        return _unless_short(self, x, y, here, linear - log_ratio(here, there, difference))
+
+
+def _unless_short(
+    field: SeparableField, x: jax.Array, y: jax.Array, scale: jax.Array, moment: jax.Array
+) -> jax.Array:
+    """Return the closed form ``moment``, or the quadrature over a ``y`` short against the ``scale`` of ``e``.
+
+    There the terms of the closed form cancel, and ``e`` varies so little that the quadrature is exact.
+    """
+    short = 2 * jnp.abs(y) < scale
+    origin, step = jnp.where(short, x, jnp.ones_like(x)), jnp.where(short, y, jnp.zeros_like(y))
+    return jnp.where(short, _numeric.short_moment(field.elementwise, origin, step), moment)
+
 
 def _through_zero(half: Integral, weights: jax.Array, displacement: jax.Array) -> jax.Array:
     """Extend an integral over ``x >= 0`` of an even density to both sides."""
     side = _side(weights, displacement)
-    x, y = jnp.abs(weights), side * displacement
+    x, y = jnp.abs(side * weights), side * displacement
     beyond = -(x + y)
     crosses = beyond > 0
     inside = half(x, jnp.where(crosses, -x, y))
@@ -317,7 +372,7 @@ def _through_zero(half: Integral, weights: jax.Array, displacement: jax.Array) -
 def _back_through_zero(half: Integral, inverse: Integral, weights: jax.Array, amount: jax.Array) -> jax.Array:
     """Invert :func:`_through_zero`, given the inverse for ``x >= 0``."""
     side = _side(weights, amount)
-    x, outward = jnp.abs(weights), side * amount
+    x, outward = jnp.abs(side * weights), side * amount
     zero = jnp.zeros_like(x)
     to_zero = half(zero, x)
     crosses = outward < -to_zero
@@ -327,15 +382,12 @@ def _back_through_zero(half: Integral, inverse: Integral, weights: jax.Array, am
 
 
 def _side(weights: jax.Array, displacement: jax.Array) -> jax.Array:
-    """Return the sign of each weight; at 0 that of the way it goes."""
+    """Return the sign of each weight; at 0 that of the way it goes.
+
+    ``abs(side * weights)`` has the derivative ``side`` there, where ``abs(weights)`` would have 1.
+    """
     sign = jnp.where(weights == 0, displacement, weights)
     return jnp.where(sign < 0, -jnp.ones_like(sign), jnp.ones_like(sign))
-
-
-def _divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Divide, with ``0 / 0 = 0``."""
-    undefined = jnp.logical_and(numerator == 0, denominator == 0)
-    return numerator / jnp.where(undefined, jnp.ones_like(denominator), denominator)
 
 
 def _asinh_ratio(x: jax.Array) -> jax.Array:
@@ -344,24 +396,3 @@ def _asinh_ratio(x: jax.Array) -> jax.Array:
 
 def _sinh_ratio(x: jax.Array) -> jax.Array:
     return _tree.divided(jnp.sinh(x), x, 1.0)
-
-
-def _log_ratio(start: jax.Array, end: jax.Array, difference: jax.Array) -> jax.Array:
-    """Return ``log(end / start)`` given the exact ``end - start``, from the smaller of the two."""
-    grows = difference >= 0
-    logarithm = jnp.log1p(_divide(jnp.abs(difference), jnp.where(grows, start, end)))
-    return jnp.where(grows, logarithm, -logarithm)
-
-
-def _asinh_difference(x: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return what ``asinh(x + step) - asinh(x)`` is made of, for ``x`` and ``x + step`` not negative.
-
-    With ``t = asinh(x)`` and ``u = asinh(x + step)``: ``sinh(u - t) / step``, ``sinh(u - t)`` and
-    ``cosh(u + t)``, each to full relative accuracy for short steps and for large ``x``.
-    """
-    end = x + step
-    here, there = jnp.sqrt(1 + jnp.square(x)), jnp.sqrt(1 + jnp.square(end))
-    cosh_sum = here * there + x * end
-    cosh_difference = (1 + jnp.square(x) + jnp.square(end)) / cosh_sum
-    share = (1 + cosh_difference) / (here + there)
-    return share, step * share, cosh_sum

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _tree
+from riemann_optax.fields._numeric import safe_root
 from riemann_optax.fields.base import MetricField, SeparableField, check_field_type, require_separable
 
 
@@ -57,7 +58,7 @@ def norm(field: MetricField, params: optax.Params, tangent: optax.Updates) -> ja
       >>> print(ro.geometry.norm(ro.fields.Constant(4.0), jnp.zeros(2), jnp.array([3.0, 4.0])))
       10.0
     """
-    return jnp.sqrt(inner(field, params, tangent, tangent))
+    return safe_root(inner(field, params, tangent, tangent))
 
 
 def sharp(field: MetricField, params: optax.Params, covector: optax.Updates) -> optax.Updates:
@@ -155,7 +156,10 @@ def distance(field: MetricField, params: optax.Params, displacement: optax.Updat
     r"""Return the geodesic distance over a displacement, :math:`\sqrt{\sum_i (\int\sqrt{E_i})^2}`.
 
     It need not fall along the gradient flow, not even that of a convex quadratic loss; what falls there is
-    :func:`bregman_divergence`.
+    :func:`bregman_divergence`. Where nothing moves, its derivative is the subgradient 0.
+
+    The fields of this package have closed forms. ``fields.Elementwise`` is integrated by quadrature: accurate
+    where ``E`` varies little between the points, wrong where it is sharp; ``testing.check_field`` tells.
 
     Args:
       field: a separable metric field.
@@ -177,7 +181,7 @@ def distance(field: MetricField, params: optax.Params, displacement: optax.Updat
     separable = require_separable(field, "distance", "there is no closed form.")
     points, displacements = to_working_tree(params, "params"), to_working_tree(displacement, "displacement")
     lengths = jax.tree.map(separable.arc_length, points, displacements)
-    return jnp.sqrt(_sum(jax.tree.map(jnp.square, lengths)))
+    return safe_root(_sum(jax.tree.map(jnp.square, lengths)))
 
 
 def exponential_map(field: MetricField, params: optax.Params, tangent: optax.Updates) -> optax.Updates:
@@ -280,6 +284,9 @@ def bregman_divergence(field: MetricField, params: optax.Params, displacement: o
 
     With ``d`` leading to a minimum of a convex loss it never rises along the gradient flow
     :math:`\dot w = -g^{-1}\nabla f`: its rate of change is :math:`\langle\nabla f(w), d\rangle \le 0`.
+
+    Closed form or quadrature, as in :func:`distance`. Infinite from or across a pole of ``E``, such as that
+    of ``fields.LogNormal()`` at 0.
 
     Args:
       field: a separable metric field.
