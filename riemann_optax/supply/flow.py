@@ -131,27 +131,34 @@ def uses_beside(
       made: by argument, what layers make of it.
       origin: the sources of a variable.
     """
-    uses: dict[int, list[Any]] = {}
+    uses: dict[int, list[tuple[Any, Any]]] = {}
     for equation in program.eqns:
         if equation.primitive.name in _COMBINING and not equation.derived:
-            given = [origin(one) for one in equation.invars]
-            of = [one.entries for one in given if one.entries is not None]
+            given = [(one, origin(one)) for one in equation.invars]
+            of = [source.entries for _, source in given if source.entries is not None]
             for leaf in set(of) & made.keys():
-                if of.count(leaf) == 1 and any(leaf in one.differentiated for one in given):
-                    uses.setdefault(leaf, []).append(equation)
-    return {leaf for leaf, found in uses.items() if _lead_past(program, found, results, made[leaf])}
+                weights = [one for one, source in given if source.entries == leaf]
+                if len(weights) == 1 and any(leaf in source.differentiated for _, source in given):
+                    uses.setdefault(leaf, []).append((equation, weights[0]))
+    return {leaf for leaf, found in uses.items() if _any_past(program, found, results, made[leaf])}
 
 
-def _lead_past(program: Program, uses: list[Any], results: set[Any], made: set[Any]) -> bool:
-    """Return whether one of these equations leads to a result on a way that avoids some variables."""
-    if all(not made.isdisjoint(equation.outvars) for equation in uses):
-        return False
+def _any_past(program: Program, uses: list[tuple[Any, Any]], results: set[Any], made: set[Any]) -> bool:
+    """Return whether one of these uses lies on a way to a result that avoids what layers make.
+
+    Each use is an equation and which variable has the weights in it: a scale, say, is in what its norm makes.
+    """
     live = results - made
     for equation in reversed(program.eqns):
         passes = mark_name(equation) is None and equation.primitive.name != "stop_gradient"
         if passes and not live.isdisjoint(equation.outvars):
             live.update(one for one in equation.invars if is_variable(one) and one not in made)
-    return any(not live.isdisjoint(equation.outvars) for equation in uses)
+    uses = [(equation, weights) for equation, weights in uses if not live.isdisjoint(equation.outvars)]
+    after = set(made)
+    for equation in program.eqns if uses else ():
+        if not after.isdisjoint(one for one in equation.invars if is_variable(one)):
+            after.update(equation.outvars)
+    return any(weights not in after for _, weights in uses)
 
 
 def leads_in_scan(parameters: dict[str, Any], leads: list[Lead]) -> list[Lead]:
