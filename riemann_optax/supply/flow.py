@@ -1,5 +1,7 @@
 """Where values of a program come from, and whether a gradient flows back through them."""
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -95,7 +97,7 @@ def flow(program: Program, leads: list[Lead]) -> Flow:
     for equation in reversed(program.eqns):
         if mark_name(equation) is not None or any(one in copies for one in equation.outvars):
             continue
-        given = [one for one in equation.invars if is_variable(one)]
+        given = equation.read
         kind, results = equation.primitive.name, equation.outvars
         if kind == "stop_gradient" or all(map(_is_index, results)):
             found.stopped.update(given)
@@ -140,25 +142,40 @@ def uses_beside(
                 weights = [one for one, source in given if source.entries == leaf]
                 if len(weights) == 1 and any(leaf in source.differentiated for _, source in given):
                     uses.setdefault(leaf, []).append((equation, weights[0]))
-    return {leaf for leaf, found in uses.items() if _any_past(program, found, results, made[leaf])}
+    past, behind = _past(program, results, made) if uses else ({}, {})
+    return {
+        leaf
+        for leaf, found in uses.items()
+        for equation, weights in found
+        if any(past.get(one, 0) >> leaf & 1 for one in equation.outvars)
+        and not behind.get(weights, 0) >> leaf & 1
+    }
 
 
-def _any_past(program: Program, uses: list[tuple[Any, Any]], results: set[Any], made: set[Any]) -> bool:
-    """Return whether one of these uses lies on a way to a result that avoids what layers make.
+def _past(
+    program: Program, results: set[Any], made: dict[int, set[Any]]
+) -> tuple[dict[Any, int], dict[Any, int]]:
+    """Return for which arguments a variable leads to a result past what layers make, or lies behind that.
 
-    Each use is an equation and which variable has the weights in it: a scale, say, is in what its norm makes.
+    Sets of arguments are the bits of integers: two walks through the program do for all of them.
     """
-    live = results - made
+    own: dict[Any, int] = {}
+    for leaf, variables in made.items():
+        for one in variables:
+            own[one] = own.get(one, 0) | 1 << leaf
+    every = sum(1 << leaf for leaf in made)
+    past = {one: every & ~own.get(one, 0) for one in results}
     for equation in reversed(program.eqns):
-        passes = mark_name(equation) is None and equation.primitive.name != "stop_gradient"
-        if passes and not live.isdisjoint(equation.outvars):
-            live.update(one for one in equation.invars if is_variable(one) and one not in made)
-    uses = [(equation, weights) for equation, weights in uses if not live.isdisjoint(equation.outvars)]
-    after = set(made)
-    for equation in program.eqns if uses else ():
-        if not after.isdisjoint(one for one in equation.invars if is_variable(one)):
-            after.update(equation.outvars)
-    return any(weights not in after for _, weights in uses)
+        if mark_name(equation) is None and equation.primitive.name != "stop_gradient":
+            some = functools.reduce(operator.or_, (past.get(one, 0) for one in equation.outvars), 0)
+            for one in equation.read if some else ():
+                past[one] = past.get(one, 0) | some & ~own.get(one, 0)
+    behind = dict(own)
+    for equation in program.eqns:
+        some = functools.reduce(operator.or_, (behind.get(one, 0) for one in equation.read), 0)
+        for one in equation.outvars if some else ():
+            behind[one] = behind.get(one, 0) | some
+    return past, behind
 
 
 def leads_in_scan(parameters: dict[str, Any], leads: list[Lead]) -> list[Lead]:
@@ -195,7 +212,7 @@ def copies_for_marks(program: Any) -> dict[Any, Any]:
     """Return, by their results, the equations that only marks read: they bring axes into order."""
     readers: dict[Any, list[Any]] = {}
     for equation in program.eqns:
-        for variable in filter(is_variable, equation.invars):
+        for variable in equation.read:
             readers.setdefault(variable, []).append(equation)
     copies: dict[Any, Any] = {}
     for equation in reversed(program.eqns):

@@ -21,7 +21,7 @@ class Variable:
 class Equation(NamedTuple):
     """An equation of a jaxpr, with variables of the program.
 
-    ``derived`` is whether JAX has made it by differentiating others.
+    ``derived`` is whether JAX has made it by differentiating others, and ``read`` which variables it reads.
     """
 
     primitive: Any
@@ -30,6 +30,7 @@ class Equation(NamedTuple):
     params: dict[str, Any]
     ctx: Any
     derived: bool
+    read: list[Any]
 
 
 class Program(NamedTuple):
@@ -75,8 +76,9 @@ def _write_out(jaxpr: Any, consts: Any, arguments: list[Any], program: Program, 
             results = _write_out(opened(called), getattr(called, "consts", ()), given, program, made)
         else:
             results = [Variable(one.aval) for one in equation.outvars]
+            variables = [one for one in given if is_variable(one)]
             program.eqns.append(
-                Equation(equation.primitive, given, results, equation.params, equation.ctx, made)
+                Equation(equation.primitive, given, results, equation.params, equation.ctx, made, variables)
             )
         names.update(zip(equation.outvars, results, strict=True))
     return [read(one) for one in jaxpr.outvars]

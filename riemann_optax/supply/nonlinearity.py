@@ -86,7 +86,7 @@ class Reading:
         one: Any = variable
         while one is not None:
             yield one
-            readers = [equation for equation in self.equations if one in _read(equation)]
+            readers = [equation for equation in self.equations if one in equation.read]
             alone = len(readers) == 1 and one not in self.results
             one = readers[0].outvars[0] if alone and readers[0].primitive.name in _CONVERTING else None
 
@@ -102,7 +102,7 @@ class Reading:
         """Return whether all that is computed from a variable is computed from another, the gate."""
         derived = {variable} - {gate}
         for equation in self.equations:
-            if not derived.isdisjoint(_read(equation)):
+            if not derived.isdisjoint(equation.read):
                 derived.update(one for one in equation.outvars if one is not gate)
         return derived.isdisjoint(self.results)
 
@@ -145,7 +145,7 @@ class Reading:
         """Return the variables with the units of this one, and their shapes before they are flattened."""
         carried, derived = {variable: variable.aval.shape}, {variable}
         for equation in self.equations:
-            read = _read(equation)
+            read = equation.read
             if derived.isdisjoint(read):
                 continue
             mine = [one for one in read if one in carried and one not in closed]
@@ -168,7 +168,7 @@ class Reading:
         given = self.numbers | self.vectors if variable.aval.ndim > 1 else self.numbers
         used = set(self.results)
         for equation in self.equations:
-            read = _read(equation)
+            read = equation.read
             mine = {one for one in read if one in through}
             if not mine:
                 continue
@@ -183,16 +183,12 @@ class Reading:
         return next((one for one in reversed(through) if one in common and bent[one]), variable)
 
 
-def _read(equation: Any) -> list[Any]:
-    return [one for one in equation.invars if is_variable(one)]
-
-
 def _leading_to(results: set[Any], equations: list[Any]) -> list[Any]:
     """Return the equations whose results lead to some of these."""
     wanted, found = set(results), []
     for equation in reversed(equations):
         if not wanted.isdisjoint(equation.outvars):
-            wanted.update(_read(equation))
+            wanted.update(equation.read)
             found.append(equation)
     return found[::-1]
 
@@ -202,7 +198,7 @@ def _numbers_and_vectors(jaxpr: Any, equations: list[Any]) -> tuple[set[Any], se
     numbers: set[Any] = set()
     vectors = {one for one in [*jaxpr.invars, *jaxpr.constvars] if len(one.aval.shape) == 1}
     for equation in equations:
-        read = set(_read(equation))
+        read = set(equation.read)
         if not read <= numbers | vectors or len(equation.outvars) != 1:
             continue
         (result,) = equation.outvars
@@ -239,7 +235,7 @@ def _reaches_a_layer(variable: Any, jaxpr: Any) -> bool:
     """Return whether a layer is given something that has been computed from a variable."""
     derived = {variable}
     for equation in jaxpr.eqns:
-        if derived.isdisjoint(_read(equation)):
+        if derived.isdisjoint(equation.read):
             continue
         name = mark_name(equation)
         if name is None:
