@@ -51,6 +51,7 @@ ORDER = {
             "program",
             "taps",
             "calls",
+            "derived",
             "flax_nnx",
             "flax_linen",
             "haiku_modules",

@@ -13,7 +13,6 @@ import numpy as np
 from riemann_optax.supply import marks, taps
 from riemann_optax.supply.taps import Recorder, Weight
 
-CALL_OF_ITS_OWN = "a layer whose class has a call of its own"
 PARAMETERS_OF_ITS_OWN = "a layer whose class changes its parameters"
 READS_OUT = "a table that reads out as well, by attend"
 Statistics = Literal["refuse", "running"]
@@ -74,42 +73,6 @@ def show(call: Call, recorder: Recorder) -> None:
         for leaf, array in [*(one[:2] for one in before), *own]
     ]
     recorder.sent[id(call.sent)] = call.sent, made
-
-
-class Derived:
-    """Calls under way: that of a class derived from a layer's may call the layer's own, by ``super()``.
-
-    What the layer's own call shows is shown once, and is what the weights were given.
-    """
-
-    def __init__(self) -> None:
-        self.open: list[list[Any]] = []  # of each call: whose it is, and whether an inner one has shown it
-        self.shown = False  # that of the call that ended last
-
-    @contextmanager
-    def call(self, module: Any) -> Iterator[None]:
-        """Let the ``with`` block be a call of a module."""
-        self.open.append([module, False])
-        try:
-            yield
-        finally:
-            _, shown = self.open.pop()
-            self.shown = shown
-
-    def is_shown(self, module: Any) -> bool:
-        """Return whether the call of a module that has just ended was shown by one inside of it.
-
-        If not, the calls around it of the same module are now.
-        """
-        if self.shown:
-            return True
-        for outer in self.open:
-            outer[1] = outer[1] or outer[0] is module
-        return False
-
-    def is_super(self, module: Any) -> bool:
-        """Return whether the call of a module that has just ended stands in another of its calls."""
-        return bool(self.open) and self.open[-1][0] is module
 
 
 def positional(

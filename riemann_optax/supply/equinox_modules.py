@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
+from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once, watched_class
 from riemann_optax.supply.taps import Weight
 
 _NORMS = (equinox.nn.LayerNorm, equinox.nn.RMSNorm, equinox.nn.GroupNorm)
@@ -27,25 +28,10 @@ def watch(copy: Any) -> None:
 
 @functools.cache
 def _watched(kind: Any) -> Any:
-    """Return a class derived from a layer's, whose calls are shown.
-
-    It stands right before the known layer among the classes of a derived one, which may call it by
-    ``super()``: that call has what the weights are given. A derived class that does not is shown as a whole.
-    """
-    layer = next(one for one in _KNOWN if issubclass(kind, one))
-    if kind is layer:
-        return _derived(kind, (kind,), {"__call__": _call_of(kind)})
-    own = {} if kind.__call__ is layer.__call__ else {"__call__": _call_of(kind, calls.CALL_OF_ITS_OWN)}
-    return _derived(kind, (kind, _watched(layer)), own)
+    return watched_class(kind, _KNOWN, _watched, _methods)
 
 
-def _derived(kind: Any, bases: tuple[Any, ...], methods: dict[str, Any]) -> Any:
-    return type(kind)(kind.__name__, bases, {**methods, "__module__": kind.__module__})
-
-
-def _call_of(kind: Any, refused: str = "") -> Callable[..., Any]:
-    """Return the call of a class, which is shown unless one inside of it was."""
-
+def _methods(kind: Any) -> dict[str, Any]:
     def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
         arguments, keywords = calls.positional(kind.__call__, arguments, keywords)
         if isinstance(self, equinox.nn.BatchNorm):
@@ -53,20 +39,22 @@ def _call_of(kind: Any, refused: str = "") -> Callable[..., Any]:
         recorder = taps.recording()
         if recorder is None or not arguments:
             return kind.__call__(self, *arguments, **keywords)
-        recorder.shown.discard(id(self))
-        sent = kind.__call__(self, *arguments, **keywords)
-        if id(self) in recorder.shown:
-            return sent
-        recorder.shown.add(id(self))
-        if isinstance(self, equinox.nn.Dropout):
-            calls.border(arguments[0], recorder)
-        elif isinstance(self, _LAYERS):
-            again = functools.partial(kind.__call__, *arguments[1:], **keywords)
-            shown = _call(self, recorder, arguments[0], sent, lambda layer: again(layer, arguments[0]))
-            calls.show(shown._replace(refused=shown.refused or refused), recorder)
-        return sent
 
-    return call
+        def again(layer: Any) -> Any:
+            return kind.__call__(layer, *arguments, **keywords)
+
+        def show(sent: Any, by_super: bool) -> None:
+            del by_super  # the layer's own call has methods of its own
+            if isinstance(self, equinox.nn.Dropout):
+                calls.border(arguments[0], recorder)
+            elif isinstance(self, _LAYERS):
+                shown = _call(self, recorder, arguments[0], sent, again)
+                refused = "" if kind in _KNOWN else CALL_OF_ITS_OWN
+                calls.show(shown._replace(refused=shown.refused or refused), recorder)
+
+        return shown_once(recorder, self, lambda: again(self), show)
+
+    return {"__call__": call}
 
 
 def _statistics(layer: Any, keywords: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from flax import linen
 
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
+from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once
 from riemann_optax.supply.taps import Weight
 
 _NORMS = (linen.BatchNorm, linen.LayerNorm, linen.RMSNorm, linen.GroupNorm)
@@ -30,7 +31,7 @@ def watch() -> Iterator[None]:
 class _Watcher:
     def __init__(self) -> None:
         self.busy = False
-        self.derived = calls.Derived()
+        self.depth = 0
 
     def __call__(self, go_on: Callable[..., Any], arguments: Any, keywords: Any, context: Any) -> Any:
         module, method = context.module, context.method_name
@@ -41,22 +42,35 @@ class _Watcher:
             arguments, keywords = calls.positional(type(module).__call__, arguments, keywords)
         if isinstance(module, linen.BatchNorm) and method == "__call__":
             arguments, keywords = _statistics(module, arguments, keywords)
-        with self.derived.call(module):
-            sent = go_on(*arguments, **keywords)
         recorder = taps.recording()
-        if known and recorder is not None and arguments and not self.derived.is_shown(module):
-            self._show(module, recorder, arguments, keywords, sent)
+
+        def call() -> Any:
+            return go_on(*arguments, **keywords)
+
+        def show(sent: Any, by_super: bool) -> None:
+            self._show(module, arguments, keywords, sent, by_super)
+
+        self.depth += 1
+        try:
+            if recorder is not None and known and arguments:
+                sent = shown_once(recorder, module, call, show)
+            else:
+                sent = call()
+        finally:
+            self.depth -= 1
         if method == "attend" and recorder is not None and isinstance(module, linen.Embed):
             recorder.refuse(_weight(module, recorder, "embedding"), calls.READS_OUT)
-        return taps.outputs_seen(sent) if not self.derived.open else sent
+        return taps.outputs_seen(sent) if self.depth == 0 else sent
 
-    def _show(self, module: Any, recorder: taps.Recorder, arguments: Any, keywords: Any, sent: Any) -> None:
+    def _show(self, module: Any, arguments: Any, keywords: Any, sent: Any, by_super: bool) -> None:
+        recorder = taps.recording()
+        if recorder is None:
+            return
         if isinstance(module, linen.Dropout):
             calls.border(arguments[0], recorder)
-        else:
-            call = _call(module, recorder, arguments[0], sent, self._again(arguments, keywords))
-            refused = _refused(module, calls_super=self.derived.is_super(module))
-            calls.show(call._replace(refused=call.refused or refused), recorder)
+            return
+        call = _call(module, recorder, arguments[0], sent, self._again(arguments, keywords))
+        calls.show(call._replace(refused=call.refused or _refused(module, by_super)), recorder)
 
     def _again(self, arguments: Any, keywords: Any) -> Callable[..., Any]:
         """Return a function that calls another module on the same, unwatched."""
@@ -84,12 +98,12 @@ def _plain(module: Any, **attributes: Any) -> Any:
     return kind(**{name: getattr(module, name) for name in names} | attributes, parent=None)
 
 
-def _refused(module: Any, calls_super: bool) -> str:
+def _refused(module: Any, by_super: bool) -> str:
     """Return why the inputs of a derived layer cannot be told; empty where they can."""
     kind = _kind(module)
     if type(module).param is not kind.param:
         return calls.PARAMETERS_OF_ITS_OWN
-    return "" if calls_super or type(module).__call__ is kind.__call__ else calls.CALL_OF_ITS_OWN
+    return "" if by_super or type(module).__call__ is kind.__call__ else CALL_OF_ITS_OWN
 
 
 def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

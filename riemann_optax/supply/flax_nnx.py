@@ -15,6 +15,7 @@ from flax import nnx
 from riemann_optax import _tree
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
+from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once, watched_class
 from riemann_optax.supply.taps import Weight
 
 _NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm)
@@ -170,40 +171,31 @@ def _outermost(kind: Any) -> Any:
 
 @functools.cache
 def _watched(kind: Any) -> Any:
-    """Return a class derived from a layer's, whose calls are shown.
-
-    It stands right before the known layer among the classes of a derived one, which may call it by
-    ``super()``: that call has what the weights are given. A derived class that does not is shown as a whole.
-    """
-    layer = next(one for one in (nnx.Dropout, *_LAYERS) if issubclass(kind, one))
-    if kind is layer:
-        return _derived(kind, (kind,), _watched_methods(kind))
-    own = {} if kind.__call__ is layer.__call__ else {"__call__": _call_of_its_own(kind)}
-    return _derived(kind, (kind, _watched(layer)), own)
+    return watched_class(kind, (nnx.Dropout, *_LAYERS), _watched, _methods)
 
 
-def _derived(kind: Any, bases: tuple[Any, ...], methods: dict[str, Any]) -> Any:
-    return type(kind)(kind.__name__, bases, {**methods, "__module__": kind.__module__})
-
-
-def _watched_methods(kind: Any) -> dict[str, Any]:
+def _methods(kind: Any) -> dict[str, Any]:
     def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
         arguments, keywords = calls.positional(kind.__call__, arguments, keywords)
-        if isinstance(self, nnx.BatchNorm):
+        if kind is nnx.BatchNorm:
             keywords = _statistics(self, arguments, keywords)
             arguments = arguments[:1]
         recorder = taps.recording()
-        if recorder is None or not arguments:
-            return kind.__call__(self, *arguments, **keywords)
-        recorder.shown.add(id(self))
-        if isinstance(self, nnx.Dropout):
-            calls.border(arguments[0], recorder)
-            return kind.__call__(self, *arguments, **keywords)
-        before = _copies_of_statistics(self)
-        sent = kind.__call__(self, *arguments, **keywords)
         again = functools.partial(kind.__call__, self, *arguments, **keywords)
-        calls.show(_call(self, arguments[0], sent, again, before), recorder)
-        return sent
+        if recorder is None or not arguments:
+            return again()
+        before = _copies_of_statistics(self)
+
+        def show(sent: Any, by_super: bool) -> None:
+            del by_super  # the layer's own call has methods of its own
+            if isinstance(self, nnx.Dropout):
+                calls.border(arguments[0], recorder)
+            else:
+                shown = _call(self, arguments[0], sent, again, before)
+                refused = "" if kind in _LAYERS else CALL_OF_ITS_OWN
+                calls.show(shown._replace(refused=shown.refused or refused), recorder)
+
+        return shown_once(recorder, self, again, show)
 
     def attend(self: Any, *arguments: Any, **keywords: Any) -> Any:
         recorder = taps.recording()
@@ -212,22 +204,6 @@ def _watched_methods(kind: Any) -> dict[str, Any]:
         return kind.attend(self, *arguments, **keywords)
 
     return {"__call__": call, **({"attend": attend} if issubclass(kind, nnx.Embed) else {})}
-
-
-def _call_of_its_own(kind: Any) -> Callable[..., Any]:
-    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        recorder = taps.recording()
-        if recorder is None:
-            return kind.__call__(self, *arguments, **keywords)
-        recorder.shown.discard(id(self))
-        sent = kind.__call__(self, *arguments, **keywords)
-        arguments, _ = calls.positional(kind.__call__, arguments, keywords)
-        if id(self) not in recorder.shown and arguments and not isinstance(self, nnx.Dropout):
-            seen = _call(self, arguments[0], sent, lambda: sent, {})
-            calls.show(seen._replace(refused=calls.CALL_OF_ITS_OWN), recorder)
-        return sent
-
-    return call
 
 
 def _statistics(layer: Any, arguments: Any, keywords: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import haiku
 
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
+from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once
 from riemann_optax.supply.taps import Weight
 
 _NORMS = (haiku.LayerNorm, haiku.BatchNorm, haiku.GroupNorm, haiku.RMSNorm)
@@ -18,29 +19,28 @@ _KNOWN = (haiku.Linear, haiku.Embed, *_NORMS, *_CONVOLUTIONS)
 @contextmanager
 def watch() -> Iterator[None]:
     """Show the calls of layers inside of the ``with`` block."""
-    derived = calls.Derived()
-
-    def intercept(go_on: Callable[..., Any], arguments: Any, keywords: Any, context: Any) -> Any:
-        module = context.module
-        if context.method_name != "__call__":
-            return go_on(*arguments, **keywords)
-        arguments, keywords = calls.positional(type(module).__call__, arguments, keywords)
-        if isinstance(module, haiku.BatchNorm):
-            arguments, keywords = _statistics(module, arguments, keywords)
-        with derived.call(module):
-            sent = go_on(*arguments, **keywords)
-        recorder = taps.recording()
-        known = isinstance(module, _KNOWN)
-        if recorder is not None and arguments and known and not derived.is_shown(module):
-            call = _call(module, recorder, arguments[0], sent)
-            kind = next(kind for kind in _KNOWN if isinstance(module, kind))
-            own = type(module).__call__ is not kind.__call__ and not derived.is_super(module)
-            refused = calls.CALL_OF_ITS_OWN if own else ""
-            calls.show(call._replace(refused=call.refused or refused), recorder)
-        return sent
-
-    with haiku.intercept_methods(intercept):
+    with haiku.intercept_methods(_intercept):
         yield
+
+
+def _intercept(go_on: Callable[..., Any], arguments: Any, keywords: Any, context: Any) -> Any:
+    module = context.module
+    if context.method_name != "__call__":
+        return go_on(*arguments, **keywords)
+    arguments, keywords = calls.positional(type(module).__call__, arguments, keywords)
+    if isinstance(module, haiku.BatchNorm):
+        arguments, keywords = _statistics(module, arguments, keywords)
+    recorder = taps.recording()
+    kind = next((kind for kind in _KNOWN if isinstance(module, kind)), None)
+    if recorder is None or not arguments or kind is None:
+        return go_on(*arguments, **keywords)
+
+    def show(sent: Any, by_super: bool) -> None:
+        call = _call(module, recorder, arguments[0], sent)
+        own = type(module).__call__ is not kind.__call__ and not by_super
+        calls.show(call._replace(refused=call.refused or (CALL_OF_ITS_OWN if own else "")), recorder)
+
+    return shown_once(recorder, module, lambda: go_on(*arguments, **keywords), show)
 
 
 def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

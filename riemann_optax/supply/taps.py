@@ -165,7 +165,7 @@ class Recorder:
         self.number = 0
         self.marks: dict[int | None, list[Mark]] = {}
         self.remarks: dict[str, tuple[int | None, str | None]] = {}  # by a mark's name: the leaf, why refused
-        self.shown: set[int] = set()  # identities of layers that have shown their call
+        self.open: list[list[Any]] = []  # of each call under way: whose it is, and whether it was shown
         self.told: set[int] = set()  # by observe
         self.constant: set[int] = set()  # weights whose input is the number 1
         self.refused: dict[int, str] = {}
