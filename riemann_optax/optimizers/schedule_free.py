@@ -1,5 +1,6 @@
 """Schedule-free averaging: no schedule, and no end of the run to choose."""
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
@@ -128,9 +129,10 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     """Return the weights to evaluate, and to keep, after schedule-free training: ``x``, the average.
 
     Args:
-      state: the state of an optimiser with one :func:`schedule_free` in it, as
-        :func:`riemannian_schedule_free` makes it; or an ``nnx.Optimizer``, whose averages
-        ``nnx.update(model, ro.eval_params(optimizer, model))`` puts into a model.
+      state: the state of an optimiser with :func:`schedule_free` in it, as
+        :func:`riemannian_schedule_free` makes it, or with several under ``optax.partition``; or an
+        ``nnx.Optimizer``, whose averages ``nnx.update(model, ro.eval_params(optimizer, model))`` puts into a
+        model.
       params: the parameters that are trained with this state, after its last update; with an
         ``nnx.Optimizer`` the model. What ``optax.partition`` keeps from the averaging is returned as it is.
 
@@ -141,8 +143,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
       The averaged weights, in structure and dtypes of ``params``; of a model its trained variables.
 
     Raises:
-      ValueError: where the state holds no or several averages, one of other parameters, or one inside of an
-        eigenbasis.
+      ValueError: where the state holds no average, several of one leaf, one of other parameters, or one
+        inside of an eigenbasis.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -156,10 +158,10 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     boxed, params = params, _tree.bare(params)
     state = _tree.bare(getattr(state, "opt_state", state))
     found = _tree.find_states(state, ScheduleFreeState)
-    if len(found) != 1:
+    if not found:
         raise ValueError(
-            f"eval_params: the state holds {len(found)} schedule-free averages, and one is needed: pass the "
-            "whole state of riemannian_schedule_free. Other optimisers are evaluated at their own parameters."
+            "eval_params: the state holds no schedule-free average: pass the whole state of "
+            "riemannian_schedule_free. Other optimisers are evaluated at their own parameters."
         )
     for outer in _tree.find_states(state, InEigenbasisState):
         if _tree.find_states(outer.inner, ScheduleFreeState):
@@ -167,12 +169,32 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
                 "eval_params: schedule-free averaging inside of in_eigenbasis averages turned weights: put "
                 "in_eigenbasis inside, schedule_free(in_eigenbasis(...)), and evaluate that."
             )
-    (own,) = found
+    _check_averaged_once(found)
+    evaluated = params
+    for own in found:  # of several, each has the leaves of its own group
+        evaluated = completed(_average(own, params), evaluated)
+    return _tree.like(evaluated, boxed)
+
+
+def _check_averaged_once(found: list[ScheduleFreeState]) -> None:
+    seen = Counter(
+        _tree.leaf_name(path) for own in found for path, _ in jax.tree.leaves_with_path(own.iterate)
+    )
+    for name, times in seen.items():
+        if times > 1:
+            raise ValueError(
+                f"eval_params: the state holds {times} schedule-free averages of {name}: pass the state "
+                "of one optimiser, in which at most one riemannian_schedule_free moves a leaf."
+            )
+
+
+def _average(own: ScheduleFreeState, params: optax.Params) -> optax.Params:
+    """Return ``x`` of the leaves that a state averages; ``masked`` has left out the others."""
     remedy = (
         "pass the parameters that are trained with this state; with Flax NNX, eval_params(optimizer, model)."
     )
-    averaged = masked_like(_tree.trained(params, own.iterate), own.iterate)
-    _check.check_same_structure(own.iterate, averaged, "the average", "params", remedy)
+    trained_by = masked_like(_tree.trained(params, own.iterate), own.iterate)
+    _check.check_same_structure(own.iterate, trained_by, "the average", "params", remedy)
 
     def average(y: jax.Array, z: jax.Array) -> jax.Array:
         y = jnp.asarray(y)
@@ -180,9 +202,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         return jnp.where(own.count == 0, y, x.astype(y.dtype))
 
     # In an optimiser of Flax the state's containers may be others than those of the parameters.
-    leaves, treedef = jax.tree.flatten(averaged)
-    averaged = jax.tree.unflatten(treedef, map(average, leaves, jax.tree.leaves(own.iterate)))
-    return _tree.like(completed(averaged, params), boxed)
+    leaves, treedef = jax.tree.flatten(trained_by)
+    return jax.tree.unflatten(treedef, map(average, leaves, jax.tree.leaves(own.iterate)))
 
 
 def _wide(leaf: Any) -> Any:

@@ -123,10 +123,32 @@ def test_warm_up_rises_to_the_rate_and_stays():
         np.testing.assert_allclose(10 * (first[0][name] - start), first[1][name] - start, rtol=1e-6)
 
 
-def test_eval_params_refuses_two_averages_and_other_parameters():
+def test_eval_params_of_groups_is_the_average_of_each():
+    """A model whose tables have a rate of their own, and whose scale is left to AdamW."""
+    start = {"table": jnp.ones([3, 2]), "kernel": jnp.full([2, 2], 0.5), "scale": jnp.ones(2)}
+    rates = {"table": 0.4, "kernel": 0.1}
+    alone = {name: ro.riemannian_schedule_free(rate, warmup_steps=0) for name, rate in rates.items()}
+    tx = optax.partition(alone | {"scale": optax.adamw(0.1)}, {name: name for name in start})
+    gradients = {name: leaf + 0.3 * jnp.arange(leaf.size).reshape(leaf.shape) for name, leaf in start.items()}
+    params, state = start, tx.init(start)
+    for _ in range(5):
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    averaged = ro.eval_params(state, params)
+    for name, own in alone.items():
+        expected, own_state = {name: start[name]}, own.init({name: start[name]})
+        for _ in range(5):
+            updates, own_state = own.update({name: gradients[name]}, own_state, expected)
+            expected = optax.apply_updates(expected, updates)
+        np.testing.assert_allclose(averaged[name], ro.eval_params(own_state, expected)[name], rtol=1e-5)
+        assert np.abs(averaged[name] - params[name]).max() > 1e-3
+    np.testing.assert_array_equal(averaged["scale"], params["scale"])
+
+
+def test_eval_params_refuses_two_averages_of_a_leaf_and_other_parameters():
     params = jax.tree.map(jnp.asarray, START)
     state = ro.riemannian_schedule_free(0.1).init(params)
-    with pytest.raises(ValueError, match="holds 2 schedule-free averages"):
+    with pytest.raises(ValueError, match=r"2 schedule-free averages of leaf \['b'\]"):
         ro.eval_params((state, state), params)
     with pytest.raises(ValueError, match="params"):
         ro.eval_params(state, {"w": params["w"]})
