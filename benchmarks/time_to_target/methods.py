@@ -268,6 +268,7 @@ ALIASES: dict[str, Method] = {
 PUBLISHED: dict[str, Method] = {
     "NAdamW, published": Method(optax.nadamw, ({},)),
     "Muon, published": Method(optax.contrib.muon, ({},)),
+    "SOAP, published": Method(ro.soap, ({},)),
     "schedule-free AdamW, published": averaged(optax.contrib.schedule_free_adamw, ({},)),
 }
 RATE_ONLY = ALIASES | PUBLISHED
