@@ -19,8 +19,12 @@ def loss(params):
 
 
 def gradients(params, step=0):
-    """The gradient of :func:`loss` in Optax's convention, distorted so that each step has another one."""
-    return jax.tree.map(lambda g: jnp.conj(g) * g.dtype.type(1 + 0.5 * step), jax.grad(real_loss)(params))
+    """The gradient of :func:`loss` in Optax's convention, distorted so that each step has another one.
+
+    In closed form: ``jax.grad``, traced anew for each call, was a quarter of the time of these tests.
+    """
+    factor = 2 * (1 + 0.5 * step)
+    return jax.tree.map(lambda leaf: leaf.dtype.type(factor) * (leaf - leaf.dtype.type(0.3)), params)
 
 
 def real_loss(params):
