@@ -101,16 +101,18 @@ def schedule_free(
         weight = (state.count.astype(jnp.float32) + 1) ** power
         weight_sum = state.weight_sum + weight
         share = weight / weight_sum
+        # The old y was made with the old b1, which a schedule or a caller may have changed since.
+        ratio = b1 / state.momentum
 
         def advance(y: jax.Array, z: jax.Array, step: jax.Array) -> jax.Array:
             return jnp.where(state.count == 0, y.astype(z.dtype), z) + step.astype(z.dtype)
 
         def move(y: jax.Array, z: jax.Array, step: jax.Array) -> jax.Array:
-            # The new y less the old one with x = (y - (1 - b1) (z - step)) / b1 put in, z being the new one:
+            # The new y less the old one with x = (y - (1 - b) (z - step)) / b put in, z being the new one:
             # what read the old z too would make XLA copy it.
-            c = share.astype(jnp.real(z).dtype)
-            own = (1 - b1) * (1 - c) * step.astype(z.dtype)
-            return (own + c * (z - y.astype(z.dtype))).astype(y.dtype)
+            c, r, b = (number.astype(jnp.real(z).dtype) for number in (share, ratio, state.momentum))
+            own = r * (1 - b) * (1 - c) * step.astype(z.dtype)
+            return (own + (c + (1 - r) * (1 - c)) * (z - y.astype(z.dtype))).astype(y.dtype)
 
         iterate = jax.tree.map(advance, params, state.iterate, steps)
         moves = jax.tree.map(move, params, iterate, steps)

@@ -109,3 +109,23 @@ def test_the_drop_in_without_momentum_at_a_large_alpha_is_adamw():
     ours = ro.riemannian_adamw(0.1, b1=0.0, phi=ro.phi.activity(decay=0.9), alpha=1e12, weight_decay=0.01)
     theirs = optax.adamw(0.1, b1=0.0, b2=0.9, weight_decay=0.01)
     np.testing.assert_allclose(path(ours)[0], path(theirs)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("changed", [0.5, 0.98])
+def test_the_average_outlives_a_change_of_b1(changed):
+    """``x`` stays the mean of the iterates and ``y`` lies between both, whatever b1 was before."""
+    with jax.enable_x64(True):
+        tx = optax.inject_hyperparams(ro.riemannian_schedule_free)(0.1, b1=0.9, warmup_steps=0)
+        params = np.array([4.0, -3.0])
+        state, update = tx.init(params), jax.jit(tx.update)
+        rng, total, x = np.random.default_rng(0), 0.0, params
+        for step in range(12):
+            b1 = 0.9 if step < 6 else changed
+            state.hyperparams["b1"] = jnp.asarray(b1)
+            updates, state = update(params + rng.standard_normal(2), state, params)
+            params = params + updates
+            z, weight = np.asarray(state.inner_state.iterate), (step + 1) ** 2
+            total += weight
+            x = x + (z - x) * weight / total
+            np.testing.assert_allclose(ro.eval_params(state, params), x, rtol=1e-5)  # b1 is kept in float32
+            np.testing.assert_allclose(params, (1 - b1) * z + b1 * x, rtol=1e-5)
