@@ -1,6 +1,7 @@
 """What every module needs of a tree: leaf names, working precision, sums over groups and states within it."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args
 
@@ -38,6 +39,37 @@ def arrays(tree: Any) -> Any:
 def is_masked(node: Any) -> bool:
     """Return whether ``optax.masked`` or ``optax.partition`` leaves out this leaf."""
     return isinstance(node, optax.MaskedNode)
+
+
+def numbered(params: Any) -> tuple[Any, ...]:
+    """Return the parameters, and them bare, with the number of each leaf in its place, -1 for what is masked.
+
+    State is shaped like either; :func:`places` tells which of it is.
+    """
+
+    def count(tree: Any) -> Any:
+        numbers = itertools.count()
+        return jax.tree.map(lambda leaf: -1 if is_masked(leaf) else next(numbers), tree, is_leaf=is_masked)
+
+    return count(params), count(bare(params))
+
+
+def places(node: Any, numbered: tuple[Any, ...]) -> list[int] | None:
+    """Return the number of the weight of each leaf of ``node``, -1 for what is masked; None of another tree.
+
+    One ``optax.MaskedNode`` may stand for a branch: a mask or labels may be a prefix of the parameters.
+    """
+    structure: Any
+    leaves, structure = jax.tree.flatten(node, is_leaf=is_masked)
+    for numbers in numbered:
+        try:
+            found = structure.flatten_up_to(numbers)
+        except (TypeError, ValueError):  # another tree
+            continue
+        pairs = list(zip(leaves, found, strict=True))
+        if all(is_masked(leaf) or isinstance(place, int) for leaf, place in pairs):
+            return [-1 if is_masked(leaf) else place for leaf, place in pairs]
+    return None
 
 
 def working_dtype(leaf: Any) -> np.dtype[Any]:
@@ -289,9 +321,23 @@ def _content(node: Any) -> list[Any]:
 
 
 def find_states(state: optax.OptState, kind: type[Any]) -> list[Any]:
-    """Return all states of one type, anywhere in ``state``."""
-    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    return [leaf for leaf in leaves if isinstance(leaf, kind)]
+    """Return all states of one type, anywhere in ``state``; out of fewer bits those that are kept in them."""
+
+    def is_stored(node: Any) -> bool:
+        return hasattr(node, "wide") and hasattr(node, "inner_state")
+
+    found: list[Any] = []
+    for node in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind) or is_stored(node)):
+        if isinstance(node, kind):
+            found.append(node)
+        elif is_stored(node) and find_states(node.inner_state, kind):
+            found += find_states(_wide(node), kind)
+    return found
+
+
+def _wide(stored: Any) -> Any:
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(stored))
+    return jax.eval_shape(type(stored).wide, stored) if abstract else stored.wide()
 
 
 def at_count(value: Any, count: jax.Array) -> Any:

@@ -64,9 +64,9 @@ def coordinate_arrays(
 ) -> list[list[Coordinates]]:
     """Return, for each leaf of ``params``, the arrays of a state that hold its coordinates.
 
-    A part of the state with the structure of ``params`` (parts may be masked) holds them in the arrays that
-    have the shape of the leaf; further axes in front, and axes reduced to 1, are allowed. The state class
-    declares how each array changes.
+    A part of the state with the structure of ``params`` (leaves and branches may be masked) holds them in the
+    arrays that have the shape of the leaf; further axes in front, and axes reduced to 1, are allowed. The
+    state class declares how each array changes.
 
     Args:
       state: the state of the inner transformation.
@@ -75,28 +75,29 @@ def coordinate_arrays(
       extra: fields declared by the caller, see :func:`fields_of`.
 
     Raises:
-      ValueError: for coordinates of a turned leaf in an undeclared or a refused field, or in 8 bits.
+      ValueError: for coordinates of a turned leaf in an undeclared or a refused field, in 8 bits, or in one
+        vector of all weights.
     """
-    leaves, structure = jax.tree.flatten(params, is_leaf=_tree.is_masked)
-    structures = (structure, jax.tree.structure(_tree.bare(params), is_leaf=_tree.is_masked))
-    found: list[list[Coordinates]] = [[] for leaf in leaves if not _tree.is_masked(leaf)]
+    leaves, numbered = jax.tree.leaves(params), _tree.numbered(params)
+    total = sum(np.size(leaf) for leaf in leaves)
+    found: list[list[Coordinates]] = [[] for _ in leaves]
 
     def like_params(tree: Any) -> bool:
-        own: Any = jax.tree.structure(tree, is_leaf=_tree.is_masked)
-        return own in structures
+        return _tree.places(tree, numbered) is not None
 
     position = 0
     for path, part in jax.tree_util.tree_leaves_with_path(state, is_leaf=like_params):
-        if not like_params(part):
+        places = _tree.places(part, numbered)
+        if places is None:
+            if any(turned) and np.shape(part) == (total,) and jnp.issubdtype(part.dtype, jnp.inexact):
+                _refuse_flat(state, path, total)
             position += 1
             continue
-        number = -1
-        for leaf, array in zip(leaves, jax.tree.leaves(part, is_leaf=_tree.is_masked), strict=True):
-            number += not _tree.is_masked(leaf)
+        for number, array in zip(places, jax.tree.leaves(part, is_leaf=_tree.is_masked), strict=True):
             if _tree.is_masked(array):
                 continue
-            if not _tree.is_masked(leaf) and turned[number] and _may_hold_coordinates(array):
-                has_axes = _has_axes_of(array, leaf.shape)
+            if number >= 0 and turned[number] and _may_hold_coordinates(array):
+                has_axes = _has_axes_of(array, leaves[number].shape)
                 _refuse_codes(state, path, array, has_axes)
                 found[number] += _coordinates(state, path, position, extra, has_axes)
             position += 1
@@ -128,6 +129,14 @@ def _coordinates(
         f'linear_fields=("{field}",); if it is a second moment, in squared_fields=("{field}",). These are '
         "class attributes of the state class if it is yours, and arguments of in_eigenbasis otherwise. If it "
         "is neither, keep this transformation outside of in_eigenbasis."
+    )
+
+
+def _refuse_flat(state: optax.OptState, path: tuple[Any, ...], total: int) -> None:
+    owner, field = owner_and_field(state, path)
+    raise ValueError(
+        f"in_eigenbasis: {type(owner).__name__}.{field} is one vector of all {total} weights, and which of "
+        "its values belong to a matrix is not known: leave out optax.flatten."
     )
 
 

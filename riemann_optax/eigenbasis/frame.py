@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 
 from riemann_optax import _tree
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
+from riemann_optax.boundary import masked_like
 from riemann_optax.eigenbasis import bases
 from riemann_optax.eigenbasis.coordinates import Coordinates
 from riemann_optax.eigenbasis.layout import Layout
@@ -85,10 +86,20 @@ class Frame(NamedTuple):
         return value
 
     def _composed(self, function: Callable[..., Any], params: Any) -> Callable[..., Any]:
+        numbered = _tree.numbered(params)
+
         def in_coordinates(turned: Any, *args: Any, **kwargs: Any) -> Any:
-            return function(self.leave(turned, params), *args, **kwargs)
+            places = _tree.places(turned, numbered) or []  # the caller may be masked
+            frame = self._of([place for place in places if place >= 0])
+            return function(frame.leave(turned, masked_like(params, turned)), *args, **kwargs)
 
         return in_coordinates
+
+    def _of(self, leaves: list[int]) -> "Frame":
+        left, right, layouts = (
+            [own[leaf] for leaf in leaves] for own in (self.left, self.right, self.layouts)
+        )
+        return Frame(layouts, left, right, self.precision)
 
     def _map(self, change: Callable[..., jax.Array], tree: Any) -> Any:
         leaves, structure = jax.tree.flatten(tree)

@@ -246,8 +246,7 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
       (4, 3) True
     """
     _check.check_count("samples", samples)
-    found = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, VariationalState))
-    states = [node for node in found if isinstance(node, VariationalState)]
+    states = _tree.find_states(_tree.bare(getattr(state, "opt_state", state)), VariationalState)
     if len(states) != 1:
         raise ValueError(
             f"state holds {len(states)} states of a variational phi, and one is needed: pass the state of "

@@ -1,6 +1,5 @@
 """The state of an optimiser with the values of some weights reset to their initial values."""
 
-import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -38,16 +37,9 @@ class Renewal(NamedTuple):
 def renewal_of(params: Any, weights: list[Any], slices: list[Slices], axes: Axes) -> Renewal:
     """Return the renewal with ``weights`` as the new leaves of ``params``."""
     bare = _tree.bare(params)
-
-    def numbered(tree: Any) -> Any:
-        numbers = itertools.count()
-        return jax.tree.map(
-            lambda leaf: -1 if _tree.is_masked(leaf) else next(numbers), tree, is_leaf=_tree.is_masked
-        )
-
     return Renewal(
         params=weights,
-        numbered=(numbered(params), numbered(bare)),
+        numbered=_tree.numbered(params),
         slices=slices,
         turned=[(False, False)] * len(weights),
         sides=[((), ()) if read is None else (read.inputs, read.outputs) for read in _axes.read(bare, axes)],
@@ -78,14 +70,14 @@ def renewed(state: Any, begun: Any, renewal: Renewal) -> Any:
 
     def is_whole(node: Any) -> bool:
         is_own = isinstance(node, InEigenbasisState | LowPrecisionState)
-        return is_own or _places(node, renewal) is not None
+        return is_own or _tree.places(node, renewal.numbered) is not None
 
     def visit(path: tuple[Any, ...], node: Any, new: Any) -> Any:
         if isinstance(node, InEigenbasisState):
             return _in_eigenbasis(node, new, renewal)
         if isinstance(node, LowPrecisionState):
             return node.with_wide(renewed(node.wide(), new.wide(), renewal))
-        is_other = _places(node, renewal) is None
+        is_other = _tree.places(node, renewal.numbered) is None
         if is_other and not (np.shape(node) == (total,) and jnp.issubdtype(node.dtype, jnp.inexact)):
             return node
         owner, field = owner_and_field(state, path)
@@ -105,7 +97,7 @@ def _leaves(tree: Any, begun: Any, renewal: Renewal, kind: type[Any], field: str
     arrays, structure = jax.tree.flatten(tree, is_leaf=_tree.is_masked)
     found = []
     values = jax.tree.leaves(begun, is_leaf=_tree.is_masked)
-    for number, old, new in zip(_places(tree, renewal) or [], arrays, values, strict=True):
+    for number, old, new in zip(_tree.places(tree, renewal.numbered) or [], arrays, values, strict=True):
         slices = [] if _tree.is_masked(old) or number < 0 else renewal.slices[number]
         weight = renewal.params[number]
         shape = np.shape(weight)
@@ -161,27 +153,9 @@ def _check_coordinates(number: int, renewal: Renewal, field: str, holds_weights:
         )
 
 
-def _places(node: Any, renewal: Renewal) -> list[int] | None:
-    """Return the number of the weight of each leaf, -1 for what is masked; None of another tree.
-
-    One ``optax.MaskedNode`` may stand for a branch: a mask or labels may be a prefix of the parameters.
-    """
-    structure: Any
-    leaves, structure = jax.tree.flatten(node, is_leaf=_tree.is_masked)
-    for numbered in renewal.numbered:
-        try:
-            places = structure.flatten_up_to(numbered)
-        except (TypeError, ValueError):  # another tree
-            continue
-        pairs = list(zip(leaves, places, strict=True))
-        if all(_tree.is_masked(leaf) or isinstance(place, int) for leaf, place in pairs):
-            return [-1 if _tree.is_masked(leaf) else place for leaf, place in pairs]
-    return None
-
-
 def _with_arrays(tree: Any, renewal: Renewal) -> set[int]:
     """Return the numbers of the weights that have an array in a tree like the parameters."""
-    return set(_places(tree, renewal) or ()) - {-1}
+    return set(_tree.places(tree, renewal.numbered) or ()) - {-1}
 
 
 def _is_key(array: Any) -> bool:
