@@ -51,6 +51,13 @@ def check_number(
         raise ValueError(f"{argument} must be a finite number in {interval}, got {value!r}.")
 
 
+def check_fixed_number(argument: str, value: Any, **interval: Any) -> None:
+    """Raise ``ValueError`` as :func:`check_number` does, and for an array: the program depends on the value."""
+    check_number(argument, value, **interval)
+    if not is_concrete_number(value):
+        raise ValueError(f"{argument} must be a number of Python, got {value!r}{injected(argument, value)}.")
+
+
 def check_decay(decay: Any, argument: str = "decay") -> None:
     """Raise ``ValueError`` for a concrete decay outside [0, 1)."""
     check_number(argument, decay, low=0.0, high=1.0, high_open=True)

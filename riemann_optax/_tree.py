@@ -184,6 +184,8 @@ def bounded(gradient: Any) -> jax.Array:
     if jnp.iscomplexobj(array):
         return array
     bound = 2.0**500 if array.dtype.itemsize > 4 else 2.0**60
+    # Eight bits without an infinity would round the bound to NaN.
+    bound = min(bound, float(jnp.finfo(array.dtype).max))
     return jnp.where(jnp.isinf(array), array, jnp.clip(array, -bound, bound))
 
 

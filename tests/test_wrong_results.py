@@ -247,6 +247,7 @@ INJECTED = {
     "state_dtype": lambda inject: inject(ro.riemannian_sgd)(0.1, state_dtype=jnp.bfloat16),
     "function": lambda inject: inject(ro.phi.from_weights)(jnp.abs),
     "factor": lambda inject: inject(ro.multiply_metric)(lambda w: 1 + w**2),
+    "refresh_budget": lambda inject: inject(ro.riemannian_eigenbasis)(0.1, refresh_budget=1e6),
 }
 
 

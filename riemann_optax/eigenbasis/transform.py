@@ -241,14 +241,14 @@ def in_eigenbasis(
             _check.check_count(name, value)
     _check.check_number("tau", tau, low=0.0, high=1.0)
     if refresh_budget is not None:
-        _check.check_number("refresh_budget", refresh_budget, low=0.0, low_open=True)
+        _check.check_fixed_number("refresh_budget", refresh_budget, low=0.0, low_open=True)
     _check.check_choice("orthonormalisation", orthonormalisation, METHODS)
     if block_size is not None:
         _check.check_count("block_size", block_size, low=2)
         if max_size is not None:
             _check.check_number("block_size", block_size, high=max_size)
-    _check.check_number("max_state", max_state, low=0.0)
-    _check.check_number("max_operations", max_operations, low=0.0)
+    _check.check_fixed_number("max_state", max_state, low=0.0)
+    _check.check_fixed_number("max_operations", max_operations, low=0.0)
     if not callable(sides):
         _check.check_choice("sides", sides, SIDES)
     _axes.check_axes(axes)

@@ -195,6 +195,11 @@ def _average(own: ScheduleFreeState, params: optax.Params) -> optax.Params:
     remedy = (
         "pass the parameters that are trained with this state; with Flax NNX, eval_params(optimizer, model)."
     )
+    if hasattr(own.iterate, "shape") and not jax.tree_util.treedef_is_leaf(jax.tree.structure(params)):
+        raise ValueError(
+            "eval_params: the average is one vector of all weights: leave out optax.flatten, or keep it "
+            "inside of the averaging, schedule_free(optax.flatten(base))."
+        )
     trained_by = masked_like(_tree.trained(params, own.iterate), own.iterate)
     _check.check_same_structure(own.iterate, trained_by, "the average", "params", remedy)
 

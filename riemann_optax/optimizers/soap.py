@@ -66,6 +66,10 @@ def soap(
     larger than the rest a step can be many rates long: put ``optax.clip_by_global_norm`` in front.
     :func:`riemannian_eigenbasis` mixes its second moments, and its steps stay short.
 
+    The first gradient of a small batch, or the longer side of any matrix, has directions in which it is 0.
+    ``eigh`` chooses their basis by rounding, so that two machines, or one and eight devices, may train
+    differently.
+
     State of a square matrix: 6 values per weight; :func:`riemannian_eigenbasis` has 2. Of a ResNet of 50
     layers: 6.2 and 1.5.
 

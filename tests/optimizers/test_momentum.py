@@ -100,6 +100,8 @@ def test_other_states_are_refused():
     params = {"w": jnp.zeros(3)}
     with pytest.raises(ValueError, match="holds no schedule-free average"):
         ro.eval_params(optax.adam(0.1).init(params), params)
+    with pytest.raises(ValueError, match=r"one vector of all weights: leave out optax\.flatten"):
+        ro.eval_params(optax.flatten(ro.riemannian_schedule_free(0.1)).init(params), params)
     turned = ro.in_eigenbasis(ro.riemannian_schedule_free(0.1))
     with pytest.raises(ValueError, match="averages turned weights"):
         ro.eval_params(turned.init({"w": jnp.zeros([3, 2])}), {"w": jnp.zeros([3, 2])})

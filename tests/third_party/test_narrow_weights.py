@@ -113,3 +113,31 @@ def test_float16_gradients_with_some_zeros_are_finite(size, rule):
         params = optax.apply_updates(params, updates)
         for leaf in jax.tree.leaves((params, state)):
             assert np.isfinite(np.asarray(leaf, np.float32)).all()
+
+
+EIGHT_BITS = [jnp.float8_e4m3fn, jnp.float8_e5m2]  # the first has no infinity: what is too large is NaN
+
+
+def first_step(tx, dtype):
+    values = np.array([[0.5, -1.0, 0.25], [1.5, 0.5, -0.125]])
+    params = {"w": jnp.ones([2, 3], dtype)}
+    updates, _ = tx.update({"w": jnp.asarray(values, dtype)}, tx.init(params), params)
+    assert updates["w"].dtype == dtype
+    return np.float32(updates["w"])
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("make", [ro.riemannian_adamw, ro.riemannian_schedule_free])
+def test_the_first_step_of_weights_of_eight_bits_is_that_of_wide_ones(make, dtype):
+    tx = make(4.0, **({"warmup_steps": 0} if make is ro.riemannian_schedule_free else {}))
+    # The parts of a chain pass the step on in the dtype of the gradient: each of three rounds once.
+    rounding = 3 * 2.0 ** -(jnp.finfo(dtype).nmant + 1)
+    np.testing.assert_allclose(first_step(tx, dtype), first_step(tx, jnp.float32), rtol=rounding)
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=lambda dtype: dtype.__name__)
+def test_an_eigenbasis_of_weights_of_eight_bits_steps_downhill(dtype):
+    """Of a gradient rounded to 3 bits it takes smaller eigenvectors for noise, as of any other."""
+    step = first_step(ro.riemannian_eigenbasis(4.0), dtype)
+    assert np.isfinite(step).all()
+    assert np.vdot(step, first_step(optax.sgd(1.0), dtype)) > 0
