@@ -52,7 +52,7 @@ def check_number(
 
 
 def check_fixed_number(argument: str, value: Any, **interval: Any) -> None:
-    """Raise ``ValueError`` as :func:`check_number` does, and for an array: the program depends on the value."""
+    """Raise an error as :func:`check_number` does, and for an array: programs depend on the value."""
     check_number(argument, value, **interval)
     if not is_concrete_number(value):
         raise ValueError(f"{argument} must be a number of Python, got {value!r}{injected(argument, value)}.")

@@ -185,7 +185,7 @@ def bounded(gradient: Any) -> jax.Array:
         return array
     bound = 2.0**500 if array.dtype.itemsize > 4 else 2.0**60
     # Eight bits without an infinity would round the bound to NaN.
-    bound = min(bound, float(jnp.finfo(array.dtype).max))
+    bound = min(bound, float(jnp.finfo(array.dtype).max))  # type: ignore[no-untyped-call]
     return jnp.where(jnp.isinf(array), array, jnp.clip(array, -bound, bound))
 
 
