@@ -15,6 +15,7 @@ from benchmarks.time_to_target.methods import (
     NADAMW,
     ONE_SIDED,
     SCHEDULE_FREE,
+    SOAP,
     TUNED_ADAMW,
 )
 from benchmarks.time_to_target.search import FULL, MISS
@@ -31,16 +32,18 @@ def _ahead(suite: Suite, name: str, peer: str) -> str:
 
 def beside(everything: Suite, ours: str, peer: str) -> str:
     """Say how one of ours, with its rate alone tuned, stands beside a peer with as much, and more, tuned."""
-    published = f"{peer}, published"
-    if not {ours, peer, published} <= set(everything.everywhere("far")):
+    published, everywhere = f"{peer}, published", set(everything.everywhere("far"))
+    if not {ours, published} <= everywhere:
         return "Not run yet."
+    forms = [published, *({peer} & everywhere)]
     last = everything.tasks[-1]
-    kept, theirs = (everything.rows["far"][last][name].state for name in (ours, peer))
+    kept, theirs = (everything.rows["far"][last][name].state for name in (ours, published))
+    needed = [f"with its rate alone {over(everything, published, TUNED_ADAMW)}"]
+    needed += [f"with its betas too {over(everything, name, TUNED_ADAMW)}" for name in forms[1:]]
     return (
         f"`ro.{ours}` with its rate alone tuned takes {over(everything, ours, TUNED_ADAMW)} of tuned "
-        f"{TUNED_ADAMW}'s steps, {peer} with its rate alone {over(everything, published, TUNED_ADAMW)}, with "
-        f"its betas too {over(everything, peer, TUNED_ADAMW)}. Ours needs fewer on "
-        f"{_ahead(everything, ours, published)} and {_ahead(everything, ours, peer)} tasks, and its state is "
+        f"{TUNED_ADAMW}'s steps, {peer} {', '.join(needed)}. Ours needs fewer on "
+        f"{' and '.join(_ahead(everything, ours, name) for name in forms)} tasks, and its state is "
         f"{number(kept / theirs)} of the other's."
     )
 
@@ -111,13 +114,15 @@ def chapter(
 - *It is only Nesterov's momentum.* Much of it is: {beside(everything, DROP_IN, NADAMW)}
 - *Schedule-free AdamW is better.* With its betas tuned it is: {beside(everything, SCHEDULE_FREE, FREE_ADAMW)}
 - *Muon is better on matrices.* {beside(everything, ONE_SIDED, MUON)}
-- *Any scale per weight would do.* Of the gain over momentum the controls keep, in the median:
-  {kept(suite)}. With the same liberties they take: {twins}.
-- *Nobody has your rate.* At a rate computed from the number of weights alone, over tuned AdamW's steps:
-  {at_no_rate}; Prodigy, which finds its own rate, {untuned(everything, "Prodigy")}.
+- *SOAP is better.* {beside(everything, ONE_SIDED, SOAP)}
+- *Any scale per weight would do.* Of the gain over momentum the controls keep, in the median: \
+{kept(suite)}. With the same liberties they take: {twins}.
+- *Nobody has your rate.* At a rate computed from the number of weights alone, over tuned AdamW's steps: \
+{at_no_rate}; Prodigy, which finds its own rate, {untuned(everything, "Prodigy")}.
 {robustness.sentence(disturbed)}\
 - *These are toys.* {of_size(records)}{at_a_million(recorded)}
 - *Steps are not seconds.* `python -m benchmarks.step_cost` times updates; [tables](TABLES.md) have seconds.
-- *The rivals are straw men.* Peers are Optax's own where Optax has them; those on the {streams} streams come
-  from their papers and are tested against the formulas. `kfac-jax` does not run on the JAX used here.
+- *The rivals are straw men.* Peers are Optax's own where Optax has them; those on the \
+{streams} streams come from their papers and are tested against the formulas. \
+`kfac-jax` does not run on the JAX used here.
 """
