@@ -99,7 +99,7 @@ class LayoutRules(NamedTuple):
         return [self._layout(*row) for row in rows]
 
     def layouts_with_warning(self, params: Any) -> list[Layout | None]:
-        """Return the layouts; warn of turned arrays whose axes follow from neither name nor shape."""
+        """Return the layouts; warn of turned arrays with doubtful axes, and of one vector of all weights."""
         with _axes.listen() as readings:
             layouts = self.layouts(params)
         doubtful = []
@@ -113,6 +113,11 @@ class LayoutRules(NamedTuple):
             _check.warn(
                 f"in_eigenbasis reads {'; '.join(doubtful)}, by default: neither name nor shape tells what "
                 'these axes are. Give axes=, such as "scanned" or a dictionary by the names of modules.'
+            )
+        if layouts == [None] and leaves[0] is params and params.ndim == 1 and self.sides != "vector":
+            _check.warn(
+                "in_eigenbasis turns nothing: all weights are one vector. Leave out optax.flatten, or give "
+                'sides="vector".'
             )
         return layouts
 

@@ -39,7 +39,6 @@ def shapes_of_bases(params, **options):
         ((2, 3, 4, 5), {}, (1, 24, 24), (1, 5, 5)),
         ((7, 3, 4), {}, (7, 1, 3, 3), (7, 1, 4, 4)),
         ((7, 3, 4), {"axes": lambda name, leaf: ro.MatrixAxes((0,), (2, 1))}, (1, 7, 7), (1, 12, 12)),
-        ((5,), {}, None, None),
         ((3, 0), {}, None, None),
         ((0, 3, 4), {}, None, None),
         ((5,), {"sides": "vector"}, (1, 5, 5), None),
@@ -49,6 +48,15 @@ def shapes_of_bases(params, **options):
 )
 def test_bases_have_the_sizes_of_the_sides(shape, options, left, right):
     assert shapes_of_bases(jnp.zeros(shape), **options) == [left, right]
+
+
+@pytest.mark.parametrize("make", [ro.riemannian_eigenbasis, ro.soap])
+def test_a_model_flattened_into_one_vector_is_told_that_nothing_is_turned(make):
+    params = {"kernel": jnp.zeros([6, 4]), "bias": jnp.zeros(4)}
+    with pytest.warns(UserWarning, match=r"in_eigenbasis turns nothing.*Leave out optax\.flatten"):
+        optax.flatten(make(0.1)).init(params)
+    make(0.1).init(params)  # a warning is an error here
+    make(0.1).init({"bias": params["bias"]})
 
 
 @pytest.mark.parametrize(
