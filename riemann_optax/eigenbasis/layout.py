@@ -16,6 +16,8 @@ SIDES: tuple[str, ...] = get_args(Side)
 # Operations for a side of size n: in an update, times n per weight; in a refresh, times n**3.
 TURNING = 6  # three products: its correlations, into the basis, and back
 REFRESHING = 14  # the products and solves of Cholesky QR
+# A vector of more weights is a flattened model, and one of fewer a function to try things on.
+_FLATTENED = 1000
 ChooseSide = Callable[[str, Any], Side]
 
 
@@ -114,7 +116,13 @@ class LayoutRules(NamedTuple):
                 f"in_eigenbasis reads {'; '.join(doubtful)}, by default: neither name nor shape tells what "
                 'these axes are. Give axes=, such as "scanned" or a dictionary by the names of modules.'
             )
-        if layouts == [None] and leaves[0] is params and params.ndim == 1 and self.sides != "vector":
+        if (
+            layouts == [None]
+            and leaves[0] is params
+            and params.ndim == 1
+            and params.size > _FLATTENED
+            and self.sides != "vector"
+        ):
             _check.warn(
                 "in_eigenbasis turns nothing: all weights are one vector. Leave out optax.flatten, or give "
                 'sides="vector".'

@@ -52,7 +52,7 @@ def test_bases_have_the_sizes_of_the_sides(shape, options, left, right):
 
 @pytest.mark.parametrize("make", [ro.riemannian_eigenbasis, ro.soap])
 def test_a_model_flattened_into_one_vector_is_told_that_nothing_is_turned(make):
-    params = {"kernel": jnp.zeros([6, 4]), "bias": jnp.zeros(4)}
+    params = {"kernel": jnp.zeros([60, 40]), "bias": jnp.zeros(40)}
     with pytest.warns(UserWarning, match=r"in_eigenbasis turns nothing.*Leave out optax\.flatten"):
         optax.flatten(make(0.1)).init(params)
     make(0.1).init(params)  # a warning is an error here
