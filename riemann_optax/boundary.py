@@ -5,6 +5,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from riemann_optax import _tree
@@ -33,7 +34,10 @@ def consolidate(
     (``optax.MultiSteps`` passes on those of its last mini-step only: use this function there.)
 
     States inside of :func:`riemann_optax.in_eigenbasis` consolidate at the beginning of their next update,
-    with the parameters given there. Each call is one boundary. Elementwise, so no collective.
+    with the parameters given there. Each call is one boundary; between two there must be an update. A
+    hyper-parameter that is changed in the state for the boundary, such as ``memory`` under
+    ``optax.inject_hyperparams``, counts in ``update`` only: change it, and give ``task_boundary=True``.
+    Elementwise, so no collective.
 
     Args:
       opt_state: the state of any transformation with a consolidating phi or anchor anywhere in it, or an
@@ -47,7 +51,8 @@ def consolidate(
       The new state, of the same structure, shapes and dtypes; of an ``nnx.Optimizer`` its ``opt_state``.
 
     Raises:
-      ValueError: where there is no consolidating state, or one that restarts in an update; where the model
+      ValueError: where there is no consolidating state, or one that restarts in an update; where a state
+        still waits for the update after the last boundary; where the model
         has none of the variables that an ``nnx.Optimizer`` trains; where ``task_importance`` is given and
         nothing takes it, or is missing where it is needed.
 
@@ -90,7 +95,19 @@ def consolidate(
             "consolidate: inside of optax.flatten the states hold all parameters as one vector: give update "
             "the extra argument task_boundary=True at the first step of the new task instead."
         )
+    if any(map(_is_pending, found)):
+        raise ValueError(
+            "consolidate: there was no update since the last boundary, and a state weighs the task that has "
+            "ended in the next update: call update between two boundaries, if need be with gradients of 0."
+        )
     return _tree.like(consolidate_within(opt_state, params, task_importance), boxed)
+
+
+def _is_pending(state: Any) -> bool:
+    """Return whether a state is known to wait for an update after a boundary."""
+    pending = getattr(state, "pending", None)
+    known = isinstance(pending, jax.Array | np.ndarray) and not isinstance(pending, jax.core.Tracer)
+    return known and bool(np.asarray(pending).any())
 
 
 def _are_flattened(states: list[Any], params: optax.Params) -> bool:
@@ -107,6 +124,23 @@ def restarts(state: optax.OptState) -> bool:
 
 def _restarts(node: Any) -> bool:
     return callable(getattr(type(node), "restarts_in_update", None))
+
+
+def check_scalable(name: str, state: Any) -> None:
+    """Raise ``ValueError`` if ``name``, which multiplies updates, is around what puts weights in a place.
+
+    Such a state is known by its method ``places_weights``.
+    """
+
+    def places(node: Any) -> bool:
+        return callable(getattr(type(node), "places_weights", None))
+
+    for node in filter(places, jax.tree.leaves(state, is_leaf=places)):
+        inside = node.places_weights()
+        raise ValueError(
+            f"{name}: {inside} puts weights in a place, and {name} would multiply the way there: put it "
+            f"around, {inside}({name}(...), ...)."
+        )
 
 
 def is_nnx_optimizer(node: Any) -> bool:

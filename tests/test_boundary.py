@@ -337,3 +337,18 @@ def test_a_state_inside_of_flatten_is_refused_by_the_remedy():
         ro.consolidate(tx.init(params), params)
     _, state = tx.update(params, tx.init(params), params, task_boundary=True)
     assert max(int(leaf) for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.int32) == 1
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: tx, ro.in_eigenbasis], ids=["plain", "in_eigenbasis"])
+def test_two_boundaries_without_an_update_between_are_refused(wrap):
+    """What has ended is weighed in the next update, where there is one place for the weights of one task."""
+    params = {"w": jnp.ones([3, 2])}
+    phi = ro.compute_metric(ro.phi.online_ewc(), alpha=0.1)
+    anchored = ro.add_anchored_weights(1.0, ro.anchor.importance_weighted_weights(), precision="phi")
+    tx = optax.chain(wrap(optax.chain(phi, anchored, ro.scale_by_inverse_metric())), optax.scale(-0.1))
+    _, state = tx.update(params, tx.init(params), params)
+    ended = ro.consolidate(state, params)
+    with pytest.raises(ValueError, match=r"^consolidate: .* no update since the last boundary"):
+        ro.consolidate(ended, params)
+    _, state = tx.update(params, ended, params)
+    ro.consolidate(state, params)

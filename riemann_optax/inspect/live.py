@@ -55,7 +55,7 @@ def metric_scalars(
     Returns:
       ``E_min/LEAF``, ``E_mean/LEAF``, ``E_max/LEAF``, and likewise ``rate`` for the effective rate ``1/E``;
       ``rigid/LEAF``, the share of rigid weights; ``energy/modification`` and ``energy/maintenance``, and the
-      same of ``synaptic_caching`` with ``caching/consolidations``;
+      same of ``synaptic_caching`` with ``caching/consolidations``, summed over the parts of a partition;
       ``bad_steps`` and ``bad_steps_in_a_row``, skipped by ``skip_nonfinite`` or ``optax.apply_if_finite``;
       ``eigenbasis/updates`` and ``eigenbasis/kept_bases`` of ``in_eigenbasis``, how often a basis was due and
       none was found; ``eigenbasis/refreshes``, how often a refresh of each basis was due (they take turns, so
@@ -97,13 +97,14 @@ def metric_scalars(
     scalars: dict[str, float] = {}
     if _tree.find_states(state, RecordMetricState):
         scalars |= _of_leaves(metric_statistics(state, params), params, groups, quantiles, rigid_above)
-    for energy in jax.device_get(_tree.find_states(state, TrackEnergyState))[:1]:
-        scalars["energy/modification"] = float(energy.modification)
-        scalars["energy/maintenance"] = float(energy.total_maintenance)
-    for cache in jax.device_get(_tree.find_states(state, SynapticCachingState))[:1]:
-        scalars["caching/modification"] = float(cache.modification)
-        scalars["caching/maintenance"] = float(cache.total_maintenance)
-        scalars["caching/consolidations"] = float(cache.consolidations)
+    for kind, prefix_of in ((TrackEnergyState, "energy"), (SynapticCachingState, "caching")):
+        for spent in jax.device_get(_tree.find_states(state, kind)):
+            numbers = {"modification": spent.modification, "maintenance": spent.total_maintenance}
+            if kind is SynapticCachingState:
+                numbers["consolidations"] = spent.consolidations
+            for name, number in numbers.items():
+                key = f"{prefix_of}/{name}"
+                scalars[key] = scalars.get(key, 0.0) + float(number)
     for guard in _tree.find_states(state, optax.ApplyIfFiniteState):
         for name, count in (("", guard.total_notfinite), ("_in_a_row", guard.notfinite_count)):
             scalars[f"bad_steps{name}"] = scalars.get(f"bad_steps{name}", 0.0) + float(count)

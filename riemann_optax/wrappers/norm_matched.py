@@ -9,6 +9,7 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
+from riemann_optax.boundary import check_scalable
 
 
 class NormMatchedBaseState(NamedTuple):
@@ -53,7 +54,8 @@ def norm_matched_base(
 
     Raises:
       TypeError: where one of the two is no gradient transformation.
-      ValueError: for an unknown ``over``.
+      ValueError: for an unknown ``over``; at ``init``, where ``base`` resets units or restarts, which belongs
+        around.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -74,7 +76,9 @@ def norm_matched_base(
     base, reference = optax.with_extra_args_support(base), optax.with_extra_args_support(reference)
 
     def init(params: optax.Params) -> NormMatchedBaseState:
-        return NormMatchedBaseState(base=base.init(params), reference=reference.init(params))
+        base_state = base.init(params)
+        check_scalable("norm_matched_base", base_state)
+        return NormMatchedBaseState(base=base_state, reference=reference.init(params))
 
     def update(
         updates: optax.Updates,

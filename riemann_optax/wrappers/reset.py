@@ -42,6 +42,10 @@ class ResetUnitsState(NamedTuple):
     rule: Any
     inner_state: optax.OptState
 
+    def places_weights(self) -> str:
+        """Return what puts weights in a place; what multiplies updates asks for this method."""
+        return "reset_units"
+
 
 def reset_units(
     inner: optax.GradientTransformation,
@@ -189,12 +193,18 @@ def reset_units(
             resets, spread, rule_state, inner_state = own
             pairs = zip(leaves, steps, strict=True)
             moved = [leaf + step.astype(leaf.dtype) for leaf, step in pairs]
-            chosen, rule_state = rule.update(
+            outgoing_sizes = [_outgoing(one, moved) for one in layers]
+            chosen, new_rule_state = rule.update(
                 _of_layers(layers, structure, [h.reshape(-1, h.shape[-1]) for h in seen]),
-                _of_layers(layers, structure, [_outgoing(one, moved) for one in layers]),
+                _of_layers(layers, structure, outgoing_sizes),
                 rule_state,
             )
-            masks = jax.tree.leaves(chosen)
+            # One batch that is no number would stay in running means for good.
+            finite = jnp.all(jnp.stack([jnp.isfinite(array).all() for array in (*seen, *outgoing_sizes)]))
+            masks = [jnp.logical_and(finite, mask) for mask in jax.tree.leaves(chosen)]
+            rule_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), new_rule_state, rule_state
+            )
             if initializer is None:
                 # 0 before the first update, of a layer that came later, and of a kernel that began constant.
                 spread = [

@@ -25,6 +25,10 @@ class RestartAtBoundaryState(NamedTuple):
         """Return True; by this method :func:`consolidate` knows that an update is needed."""
         return True
 
+    def places_weights(self) -> str:
+        """Return what puts weights in a place; what multiplies updates asks for this method."""
+        return "restart_at_boundary"
+
 
 def restart_at_boundary(
     inner: optax.GradientTransformation, anchor: optax.GradientTransformation

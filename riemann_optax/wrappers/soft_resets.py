@@ -9,6 +9,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Declared, required_loss
 from riemann_optax._state_fields import declare_fields
+from riemann_optax.boundary import check_scalable
 from riemann_optax.phi import _state
 
 
@@ -84,7 +85,8 @@ def soft_resets(
 
     Raises:
       TypeError: if ``inner`` is not a gradient transformation, or ``key`` not a key.
-      ValueError: for an argument outside its range; at ``update``, if ``params`` or ``obj_fn`` are missing.
+      ValueError: for an argument outside its range; at ``init``, if ``inner`` resets units or restarts, which
+        belongs around; at ``update``, if ``params`` or ``obj_fn`` are missing.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -117,13 +119,15 @@ def soft_resets(
         def whole(value: float) -> Any:
             return jax.tree.map(lambda p: jnp.full([], value, _tree.working_dtype(p)), _tree.bare(params))
 
+        inner_state = inner.init(params)
+        check_scalable("soft_resets", inner_state)
         return SoftResetsState(
             count=jnp.zeros([], jnp.int32),
             key=_state.as_key(key),
             prior_mean=optax.tree.zeros_like(params),
             prior_deviation=whole(0.0),
             kept=whole(1.0),
-            inner_state=inner.init(params),
+            inner_state=inner_state,
         )
 
     def update(

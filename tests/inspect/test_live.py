@@ -155,3 +155,18 @@ def test_levels_that_are_none_are_refused(levels):
     state, params, _ = recorded((0.25, 0.75))
     with pytest.raises(ValueError, match=r"quantiles must be levels in \[0, 1\]"):
         ro.metric_scalars(state, params, quantiles=levels)
+
+
+def test_the_energy_of_groups_is_that_of_the_model():
+    """Each part of a partition counts its own weights; by hand, 3 in all have moved by 1."""
+
+    def make():
+        return optax.chain(optax.sgd(1.0), ro.synaptic_caching(0.1, fading=0.0), ro.track_energy())
+
+    params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([10.0])}
+    tx = optax.partition({"x": make(), "y": make()}, {"a": "x", "b": "y"})
+    _, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    scalars = ro.metric_scalars(state, params)
+    assert scalars["energy/modification"] == scalars["caching/modification"] == 3
+    assert scalars["energy/maintenance"] == 1 + 2 + 10
+    assert scalars["caching/consolidations"] == 2  # one of each part

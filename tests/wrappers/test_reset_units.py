@@ -360,3 +360,37 @@ def test_without_an_initialiser_new_weights_are_spread_like_the_first():
 def test_a_rate_that_is_no_share_is_refused(rate):
     with pytest.raises(ValueError, match=r"rate must be a finite number in \[0, 1\]"):
         ro.least_useful_units(rate)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ro.least_useful_units(0.2, maturity=1),
+        ro.silent_units(first=2, longest=4),
+        ro.dormant_units(0.5, every=2),
+    ],
+    ids=["least_useful", "silent", "dormant"],
+)
+def test_a_batch_that_is_no_number_tells_the_rule_nothing(rule):
+    """The guard inside skips its gradients; utilities and silences are those of the other batches."""
+    tx = ro.reset_units(ro.skip_nonfinite(optax.sgd(RATE)), rule, initializer=initializer)
+
+    def trained(steps):
+        params = jax.tree.map(jnp.asarray, first_weights())
+        state = tx.init(params)
+        for step in steps:
+            weights = jax.tree.map(np.asarray, params)
+            scale = np.nan if step is None else 1.0
+            gradient = jax.tree.map(lambda g, c=scale: c * jnp.asarray(g), gradients(weights, step or 0))
+            seen = jax.tree.map(lambda h, c=scale: c * h, hidden_activities(weights, step or 0))
+            signals = [{"kernel": h, "bias": h} for h in seen]
+            updates, state = tx.update(gradient, state, params, activities=signals)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    (params, state), (expected, wanted) = trained([0, None, 1, 2, 3, 4]), trained([0, 1, 2, 3, 4])
+    assert state.resets == wanted.resets
+    for found, other in zip(
+        jax.tree.leaves((params, state.rule)), jax.tree.leaves((expected, wanted.rule)), strict=True
+    ):
+        np.testing.assert_array_equal(found, other)

@@ -152,3 +152,31 @@ def test_a_leaf_that_comes_later_has_its_weights_then_as_its_prior():
     jax.tree.map(np.testing.assert_array_equal, state.prior_mean, large)
     np.testing.assert_allclose(state.prior_deviation["a"], 1.0)  # of the weights that were there first
     np.testing.assert_allclose(state.prior_deviation["b"], 2.0)
+
+
+def _resets(inner):
+    return ro.reset_units(inner, ro.dormant_units(0.1))
+
+
+def _restarts(inner):
+    return ro.restart_at_boundary(inner, ro.anchor.initial_weights())
+
+
+@pytest.mark.parametrize("places", [_resets, _restarts], ids=["reset_units", "restart_at_boundary"])
+@pytest.mark.parametrize(
+    "scales",
+    [
+        lambda inner: ro.soft_resets(inner, 0.1),
+        lambda inner: ro.norm_matched_base(inner, ro.riemannian_sgd(0.1)),
+    ],
+    ids=["soft_resets", "norm_matched_base"],
+)
+def test_what_puts_weights_in_a_place_is_not_scaled(scales, places):
+    """A reset of a step that is multiplied afterwards ends elsewhere: outside of it is its place."""
+    params = {"a": {"kernel": jnp.ones([2, 3])}, "b": {"kernel": jnp.ones([3, 4])}}
+    wrong = scales(optax.chain(optax.clip(1.0), places(optax.sgd(0.1))))
+    with pytest.raises(
+        ValueError, match=r"^(soft_resets|norm_matched_base): .*(reset_units|restart_at_boundary)\("
+    ):
+        wrong.init(params)
+    places(scales(optax.sgd(0.1))).init(params)
