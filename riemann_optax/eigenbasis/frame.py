@@ -72,7 +72,7 @@ class Frame(NamedTuple):
         if kind == "function":
             return self._composed(value, params) if callable(value) else value
         if kind == "vectors":
-            return self.enter(value)
+            return self.enter(masked_like(value, params))  # masks hide no part of an extra argument
         if kind == "per_weight":
             raise ValueError(
                 f"in_eigenbasis: the extra argument {name} belongs to single weights, which the eigenbasis "

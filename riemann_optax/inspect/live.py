@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax.boundary import is_nnx_optimizer, trained
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.inspect.energy import SynapticCachingState, TrackEnergyState
 from riemann_optax.inspect.recording import RecordMetricState, check_readable, metric_statistics
@@ -41,7 +42,7 @@ def metric_scalars(
       state: the state of the optimiser, or an ``nnx.Optimizer``; with ``record_metric``, ``track_energy``,
         ``synaptic_caching``, a schedule-free average, ``in_eigenbasis``, ``skip_nonfinite`` or
         ``inject_hyperparams`` anywhere in it.
-      params: the parameters, for the names of the leaves.
+      params: the parameters, for the names of the leaves; with an ``nnx.Optimizer`` the model will do.
       prefix: put before each name.
       groups: a function of a leaf's path that names its group: of the leaves of a group the extremes, and the
         mean of their means weighted by their sizes. None gives each leaf.
@@ -91,6 +92,8 @@ def metric_scalars(
         raise TypeError("metric_scalars: state is the transformation: pass the state that update returns.")
     if params is None:
         raise TypeError("metric_scalars: params must be the parameters, got None: they name the leaves.")
+    if is_nnx_optimizer(state):
+        params = _of_model(state, params)
     state = _tree.bare(getattr(state, "opt_state", state))
     params = _tree.bare(params)
     _check_values(state)
@@ -123,6 +126,12 @@ def metric_scalars(
             "(record=True of the aliases) or track_energy() last."
         )
     return {prefix + name: value for name, value in scalars.items()}
+
+
+def _of_model(optimizer: Any, params: Any) -> Any:
+    from flax import nnx
+
+    return trained("metric_scalars", optimizer, params) if isinstance(params, nnx.Module) else params
 
 
 def _check_values(state: Any) -> None:

@@ -47,8 +47,10 @@ def bayesian_gradient_descent(
 
     with ``g_k`` the gradient at the perturbed weights ``w + s * eps_k``. The weight moves with the ``s`` from
     before its change. Use ``alpha = 1``, the base rate ``eta * s0**2`` and, as the gradient, the mean of the
-    ``g_k``; the loss is a negative log-likelihood, *summed* over the batch. On a quadratic each update adds
-    about the curvature to the precision ``1/s**2``: nothing is ever forgotten, and rates only shrink.
+    ``g_k``; the loss is a negative log-likelihood, *summed* over the batch. :func:`value_and_grad` makes the
+    ``g_k`` of the sum, and the gradient of the mean that it is given: put ``optax.scale(M)`` first in the
+    chain, with the ``M`` examples of a batch. On a quadratic each update adds about the curvature to the
+    precision ``1/s**2``: nothing is ever forgotten, and rates only shrink.
     :func:`mesu` is this rule with a memory window. Equal to the authors' program in float64.
 
     ``phi > -1``, negative where a weight has become less certain than at the start. State: 1 value per
@@ -136,9 +138,10 @@ def mesu(
     N * h``. The weight moves with the ``s`` from before its change.
 
     Use ``alpha = 1``, the base rate ``s0**2`` and, as the gradient, the mean of the ``g_k``; the loss is a
-    negative log-likelihood, *summed* over the batch. The rule's pull of the weight to the prior mean is part
-    of that loss: put ``optax.add_decayed_weights(1 / (N * s0**2))`` before ``compute_metric`` for a mean of
-    0, or an anchor of the same rate for another.
+    negative log-likelihood, *summed* over the batch: with :func:`value_and_grad` put ``optax.scale(M)`` first
+    in the chain, as for :func:`bayesian_gradient_descent`. The rule's pull of the weight to the prior mean is
+    part of that loss: put ``optax.add_decayed_weights(1 / (N * s0**2))`` before ``compute_metric`` for a mean
+    of 0, or an anchor of the same rate for another.
 
     Equal in float64 to the authors' program, with its clamps and both its rates, but for its options of
     momentum, a second-order denominator and fixed bounds, which are not here.

@@ -240,7 +240,10 @@ def gradients_at_previous_params(evaluation: Evaluation) -> dict[str, Any]:
             "parameters: keep it outside of low_precision_state; of a Flax NNX module give value_and_grad "
             "the same wrt as nnx.Optimizer."
         )
-    previous = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    # Under master_weights the state has wide weights, of which the model saw the narrow ones.
+    pairs = zip(leaves, jax.tree.leaves(params), strict=True)
+    narrow = [leaf.astype(_tree.dtype_of(own)) for leaf, own in pairs]
+    previous = jax.tree.unflatten(jax.tree.structure(params), narrow)
     return {"gradients_at_previous_params": _gradient(evaluation.loss)(previous)}
 
 

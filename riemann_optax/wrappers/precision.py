@@ -203,6 +203,19 @@ class MasterWeightsState(NamedTuple):
     remainder: optax.Params
     inner_state: optax.OptState
 
+    def wrapped_state(self) -> optax.OptState:
+        """Return the state in which :func:`riemann_optax.consolidate` looks for states to consolidate."""
+        return self.inner_state
+
+    def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
+        """Return the state after a task that ended with narrow weights; wrapped states get the wide ones."""
+
+        def wide(remainder: Any, leaf: Any) -> Any:
+            return leaf if _tree.is_masked(remainder) else leaf.astype(remainder.dtype) + remainder
+
+        weights = jax.tree.map(wide, self.remainder, params, is_leaf=_tree.is_masked)
+        return self._replace(inner_state=consolidate_within(self.inner_state, weights, task_importance))
+
 
 def master_weights(
     tx: optax.GradientTransformation, dtype: Any = jnp.float32

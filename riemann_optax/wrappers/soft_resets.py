@@ -146,9 +146,14 @@ def soft_resets(
         # Lists of leaves from here on.
         weights, gradients = jax.tree.leaves(params), jax.tree.leaves(updates)
         distances = jax.tree.map(_difference, weights, jax.tree.leaves(prior_mean))
-        # Of a leaf that came later, by checkpoint.transplant, the state has the prior and 0.
+        # Of a leaf that came later, by checkpoint.transplant, the state has the prior and 0. A number that is
+        # given may have been changed since.
         deviations = [
-            jnp.where(known == 0, _deviation(mean, prior_deviation).astype(known.dtype), known)
+            jnp.where(
+                jnp.logical_or(known == 0, prior_deviation is not None),
+                _deviation(mean, prior_deviation).astype(known.dtype),
+                known,
+            )
             for mean, known in zip(
                 jax.tree.leaves(prior_mean), jax.tree.leaves(state.prior_deviation), strict=True
             )

@@ -98,6 +98,28 @@ def test_functions_of_the_weights_see_them_in_their_own_axes(labels):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
+@each_way_to_label
+def test_arguments_like_the_weights_reach_an_eigenbasis_of_some_of_them(labels):
+    """Masks hide no part of an extra argument; by hand, what is left out has nothing to do with a part."""
+    phi = ro.compute_metric(ro.phi.online_ewc(), alpha=1.0)
+    inner = turned(optax.chain(phi, ro.scale_by_inverse_metric(), optax.scale(-0.01)))
+    params = jax.tree.map(jnp.asarray, weights())
+    gradients, examples = jax.grad(loss)(params), jax.tree.map(lambda w: jnp.stack([w, 2 * w]), params)
+
+    def first(tx, params, gradients, examples):
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(
+                gradients, state, params, per_example_gradients=examples, task_boundary=True
+            )
+        return updates
+
+    with jax.enable_x64(True):
+        found = first(optax.partition({"fast": inner, "slow": SLOW}, labels), params, gradients, examples)
+        expected = first(inner, {"a": params["a"]}, {"a": gradients["a"]}, {"a": examples["a"]})
+    jax.tree.map(np.testing.assert_array_equal, found["a"], expected["a"])
+
+
 def test_one_vector_of_all_weights_is_refused_by_name():
     with pytest.raises(ValueError, match=r"TraceState\.trace is one vector of all 84 weights.*flatten"):
         turned(optax.flatten(FAST)).init(weights())

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import riemann_optax as ro
 
@@ -170,3 +171,11 @@ def test_the_energy_of_groups_is_that_of_the_model():
     assert scalars["energy/modification"] == scalars["caching/modification"] == 3
     assert scalars["energy/maintenance"] == 1 + 2 + 10
     assert scalars["caching/consolidations"] == 2  # one of each part
+
+
+def test_of_a_flax_optimiser_the_model_names_the_leaves():
+    model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)))
+    optimizer = nnx.Optimizer(model, ro.riemannian_sgd(0.1, record=True), wrt=nnx.Param)
+    optimizer.update(model, nnx.state(model, nnx.Param))
+    expected = ro.metric_scalars(optimizer, nnx.state(model, nnx.Param))
+    assert ro.metric_scalars(optimizer, model) == expected

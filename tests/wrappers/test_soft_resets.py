@@ -180,3 +180,25 @@ def test_what_puts_weights_in_a_place_is_not_scaled(scales, places):
     ):
         wrong.init(params)
     places(scales(optax.sgd(0.1))).init(params)
+
+
+def test_a_deviation_of_the_prior_can_be_changed_in_a_run():
+    make = optax.inject_hyperparams(
+        lambda prior_deviation: ro.soft_resets(
+            optax.sgd(0.01), 0.001, ratio=0.5, samples=1, prior_deviation=prior_deviation
+        )
+    )
+
+    def loss(w):
+        return jnp.sum(w**4)
+
+    w, moved = jnp.array([1.0, 2.0]), jnp.array([1.5, 1.0])
+    state = make(prior_deviation=0.1).init(w)  # the first update finds the prior
+    _, state = make(prior_deviation=0.1).update(w, state, w, obj_fn=loss)
+    state.hyperparams["prior_deviation"] = jnp.asarray(1.0)
+    found, _ = make(prior_deviation=0.1).update(w, state, moved, obj_fn=loss)
+    plain = ro.soft_resets(optax.sgd(0.01), 0.001, ratio=0.5, samples=1, prior_deviation=1.0)
+    _, state = plain.update(w, plain.init(w), w, obj_fn=loss)
+    expected, _ = plain.update(w, state, moved, obj_fn=loss)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert np.abs(found).max() > 0.01
