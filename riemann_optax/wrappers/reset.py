@@ -273,7 +273,8 @@ def _activities(layers: tuple[HiddenLayer, ...], seen: list[Any]) -> list[jax.Ar
         if np.shape(given)[-1:] != (one.units,):
             raise ValueError(
                 f"activities has shape {np.shape(given)} at a kernel of {one.units} units: units must be its "
-                "last axis, with batch axes in front of it."
+                "last axis, with batch axes in front of it. For kernels that have their outputs first, give "
+                'axes=, such as axes="equinox".'
             )
         given = jnp.asarray(given)
         found.append(given[None] if given.ndim == 1 else given)

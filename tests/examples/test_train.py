@@ -190,6 +190,10 @@ def test_resuming_with_other_arguments_is_refused(unbroken, capsys):
     assert re.fullmatch(
         r"error: --resume: the run in .* has --seed 0: give the same\n", capsys.readouterr().err
     )
+    assert run("--resume", "--phi", "maintenance_energy", "--seed", "1", out=unbroken) == 2
+    said = capsys.readouterr().err
+    assert "--phi" in said  # all that differ are named
+    assert "--seed 0" in said
     assert contents(unbroken) == before
 
 

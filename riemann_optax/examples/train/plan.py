@@ -176,12 +176,18 @@ def prepare_folder(arguments: argparse.Namespace) -> Record | None:
     if arguments.resume:
         previous = read_record(folder / RECORD)
         now = command_line.as_record(arguments)
-        for name in now.keys() - set(command_line.FREE_ON_RESUME):
-            before = previous.get("arguments", {}).get(name)
-            if before != now[name] and not (name == "steps" and is_extended(arguments, previous)):
-                option = "--" + name.replace("_", "-")
-                more = ", or more once it has finished" if name == "steps" else ""
-                raise InputError(f"--resume: the run in {folder} has {option} {before}: give the same{more}")
+        stored = previous.get("arguments", {})
+        other = [
+            name
+            for name, value in now.items()
+            if name not in command_line.FREE_ON_RESUME
+            and stored.get(name) != value
+            and not (name == "steps" and is_extended(arguments, previous))
+        ]
+        if other:
+            options = ", ".join(f"--{name.replace('_', '-')} {stored.get(name)}" for name in other)
+            more = ", or more once it has finished" if other == ["steps"] else ""
+            raise InputError(f"--resume: the run in {folder} has {options}: give the same{more}")
     try:
         if not arguments.resume and folder.exists() and any(folder.iterdir()):
             if not arguments.overwrite:
