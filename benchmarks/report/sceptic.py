@@ -35,7 +35,7 @@ def beside(everything: Suite, ours: str, peer: str) -> str:
     published, everywhere = f"{peer}, published", set(everything.everywhere("far"))
     if not {ours, published} <= everywhere:
         return "Not run yet."
-    forms = [published, *({peer} & everywhere)]
+    forms = [name for name in (published, peer) if name in everywhere]
     last = everything.tasks[-1]
     kept, theirs = (everything.rows["far"][last][name].state for name in (ours, published))
     needed = [f"with its rate alone {over(everything, published, TUNED_ADAMW)}"]

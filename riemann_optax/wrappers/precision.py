@@ -209,12 +209,17 @@ class MasterWeightsState(NamedTuple):
 
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
         """Return the state after a task that ended with narrow weights; wrapped states get the wide ones."""
-
-        def wide(remainder: Any, leaf: Any) -> Any:
-            return leaf if _tree.is_masked(remainder) else leaf.astype(remainder.dtype) + remainder
-
-        weights = jax.tree.map(wide, self.remainder, params, is_leaf=_tree.is_masked)
+        weights = _master(self.remainder, params)
         return self._replace(inner_state=consolidate_within(self.inner_state, weights, task_importance))
+
+
+def _master(remainder: Any, params: optax.Params) -> optax.Params:
+    """Return the master weights; where no remainder is kept, of a leaf or a masked branch, the weights."""
+
+    def master(rest: Any, leaf: Any) -> Any:
+        return leaf if _tree.is_masked(rest) else leaf.astype(rest.dtype) + rest
+
+    return jax.tree.map(master, remainder, params, is_leaf=_tree.is_masked)
 
 
 def master_weights(
@@ -280,9 +285,6 @@ def master_weights(
             return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
         return leaf.astype(dtype)
 
-    def master(leaf: jax.Array, remainder: Any) -> jax.Array:
-        return leaf.astype(dtype) + remainder if is_narrow(leaf) else leaf
-
     def init(params: optax.Params) -> MasterWeightsState:
         _tree.check_inexact(params, "params")
         params = _tree.arrays(params)
@@ -296,7 +298,7 @@ def master_weights(
     ) -> tuple[optax.Updates, MasterWeightsState]:
         params = _check.require_params(params, "master_weights")
         updates = _tree.arrays(updates)
-        weights = jax.tree.map(master, params, state.remainder)
+        weights = _master(state.remainder, params)
         steps, inner_state = tx.update(jax.tree.map(widen, updates), state.inner_state, weights, **extra_args)
 
         def move(step: jax.Array, leaf: jax.Array, weight: jax.Array) -> jax.Array:

@@ -146,18 +146,16 @@ def soft_resets(
         # Lists of leaves from here on.
         weights, gradients = jax.tree.leaves(params), jax.tree.leaves(updates)
         distances = jax.tree.map(_difference, weights, jax.tree.leaves(prior_mean))
-        # Of a leaf that came later, by checkpoint.transplant, the state has the prior and 0. A number that is
-        # given may have been changed since.
+        means, knowns = jax.tree.leaves(prior_mean), jax.tree.leaves(state.prior_deviation)
         deviations = [
-            jnp.where(
-                jnp.logical_or(known == 0, prior_deviation is not None),
-                _deviation(mean, prior_deviation).astype(known.dtype),
-                known,
-            )
-            for mean, known in zip(
-                jax.tree.leaves(prior_mean), jax.tree.leaves(state.prior_deviation), strict=True
-            )
+            _deviation(mean, prior_deviation).astype(known.dtype)
+            for mean, known in zip(means, knowns, strict=True)
         ]
+        if prior_deviation is None:
+            # Of a leaf that came later, by checkpoint.transplant, the state has the prior and 0.
+            deviations = [
+                jnp.where(known == 0, own, known) for own, known in zip(deviations, knowns, strict=True)
+            ]
         next_key, noise_key = jax.random.split(state.key)
 
         def gradients_at(places: list[jax.Array]) -> list[jax.Array]:

@@ -15,6 +15,13 @@ def extra_args(entry):
     return entry.extra_args(problem.loss)
 
 
+@pytest.mark.parametrize("turn", [1.0, 1 + 0.5j], ids=["real", "complex"])
+def test_the_gradients_given_are_those_of_the_loss(turn):
+    params = jax.tree.map(lambda leaf: turn * leaf, problem.params())
+    derived = jax.tree.map(jnp.conj, jax.grad(problem.real_loss)(params))
+    chex.assert_trees_all_close(problem.gradients(params), derived, rtol=1e-6)
+
+
 def test_moves_every_weight_downhill_and_keeps_structure_and_dtype(entry, extra_args):
     tx = entry.build()
     params = problem.params()
