@@ -42,7 +42,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, help="folder of the hub's parquet files")
     online = parser.add_argument_group("online streams of images, and random labels")
-    online.add_argument("--tasks", type=positive, metavar="N", help="20 by default; published 800")
+    online.add_argument(
+        "--tasks", type=positive, metavar="N", help="100 by default, 20 of them in tuning; published 800"
+    )
     online.add_argument("--images", type=positive, metavar="N", help="of a task; to memorise 400, or 1200")
     online.add_argument("--hidden", type=positive, nargs="+", metavar="N", help="100 100, or 2000 2000 2000")
     parser.add_argument("--quick", action="store_true", help="a few steps, which show nothing")

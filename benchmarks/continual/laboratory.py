@@ -35,9 +35,14 @@ class Laboratory:
             "phase": phase,
             "point": point,
             "seeds": [seeds[0], seeds[-1] + 1],
-            "size": dict(self.stream.size.length),
+            "size": self.length(phase),
             "settings": self.stream.settings,
         }
+
+    def length(self, phase: str) -> dict[str, Any]:
+        """Return how long a run is: tuning may see fewer tasks."""
+        tuning = phase.endswith("tuning")
+        return self.stream.tuning_length() if tuning else dict(self.stream.size.length)
 
     def results(
         self, method: str, phase: str, points: Sequence[Point], seeds: Sequence[int]
@@ -53,7 +58,7 @@ class Laboratory:
                 self._images,
                 lambda share: self._advance(method, phase, share),
             )
-            runs = self.stream.run(job, **self.stream.size.length)
+            runs = self.stream.run(job, **self.length(phase))
             for n, scores in zip(missing, runs, strict=True):
                 result = {name: np.asarray(values) for name, values in scores.by_seed.items()}
                 if phase.endswith("tuning"):

@@ -44,6 +44,7 @@ class Stream(NamedTuple):
       sweep: what is run besides.
       ours: the name of our method.
       settings: what determines a result besides points, seeds and size.
+      tuning_tasks: the most tasks of a run on the tuning seeds; None for as many as on the fresh ones.
     """
 
     title: str
@@ -57,6 +58,14 @@ class Stream(NamedTuple):
     sweep: Sweep | None = None
     ours: str = methods.OURS
     settings: Mapping[str, Any] = SETTINGS
+    tuning_tasks: int | None = None
+
+    def tuning_length(self, length: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return how long a run on the tuning seeds is, for a stream of this length or of another."""
+        length = dict(self.size.length if length is None else length)
+        if self.tuning_tasks is not None:
+            length["tasks"] = min(self.tuning_tasks, length["tasks"])
+        return length
 
 
 def ladder(rate: float) -> list[float]:
@@ -91,10 +100,10 @@ SLOW = Stream(
     higher=False,
     size=Size({"tasks": 100, "steps": 10_000}, tuning_seeds=range(4), seeds=range(100, 200)),
 )
-# A method takes some minutes of one core; published are 800 tasks, and networks with 3 x 2,000 units.
+# A method takes about five minutes of one core; published are 800 tasks, and networks with 3 x 2,000 units.
 FEW = {"tuning_seeds": range(2), "seeds": range(100, 105)}
 ONE_PASS = {
-    "tasks": 20,
+    "tasks": 100,
     "images": 10_000,
     "epochs": 1,
     "batch": published.BATCH,
@@ -107,8 +116,9 @@ ONLINE = Stream(
     measure="accuracy, last tenth",
     higher=True,
     size=Size(ONE_PASS, **FEW),
-    rounds=1,
+    rounds=2,
     settings=OF_RULES,
+    tuning_tasks=20,
 )
 STREAMS = {
     "slowly_changing": SLOW,

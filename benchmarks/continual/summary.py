@@ -108,9 +108,12 @@ def rows(
     about = STREAMS[stream]
     entries = list(entries)
     size = longest(entries, stream, data) if size is None else size
-    entries = [e for e in entries if _same(e["key"].get("size"), size)]
-    fresh = {e["key"]["method"]: e for e in _of(entries, stream, "fresh", data)}
-    trials = [e["key"]["method"] for e in _of(entries, stream, "tuning", data)]
+
+    def of(phase: str, size: Any) -> list[Mapping[str, Any]]:
+        return [e for e in _of(entries, stream, phase, data) if _same(e["key"].get("size"), size)]
+
+    fresh = {e["key"]["method"]: e for e in of("fresh", size)}
+    trials = [e["key"]["method"] for e in of("tuning", size and about.tuning_length(size))]
     if about.ours not in fresh:
         return []
     reference = numbers(fresh[about.ours]["result"][about.measure], np.nan)

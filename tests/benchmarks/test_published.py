@@ -9,6 +9,8 @@ from benchmarks.continual import __main__ as command
 from benchmarks.continual import images, measures, permuted, published, splits, streams, summary
 from benchmarks.continual.images import Images
 from benchmarks.continual.job import Job
+from benchmarks.continual.laboratory import Laboratory
+from benchmarks.shared.records import Records
 
 DIGITS = images.digits()
 FEW = Images(DIGITS.inputs[:200], DIGITS.labels[:200], 10)
@@ -172,11 +174,36 @@ def test_the_length_is_the_users_and_results_of_another_are_not_mixed(tmp_path, 
             "key": key | {"method": "metric + pull + noise", "size": streams.ONE_PASS | {"tasks": tasks}},
             "result": {"accuracy, last tenth": [value]},
         }
-        for tasks, value in ((20, 80.0), (100, 70.0))
+        for tasks, value in ((100, 80.0), (800, 70.0))
     ]
     assert summary.rows(entries, "online_permuted", "mnist")[0].mean == 70
     (short,) = summary.rows(entries, "online_permuted", "mnist", streams.ONE_PASS)
     assert short.mean == 80
+
+
+def test_tuning_sees_the_first_tasks_only_and_its_trials_are_counted(tmp_path):
+    stream = streams.adjusted(streams.STREAMS["online_permuted"], tasks=3, images=64, hidden=[8])
+    stream = stream._replace(tuning_tasks=2, rounds=1)
+    records = Records(tmp_path / "continual.jsonl")
+    laboratory = Laboratory("online_permuted", stream, "digits", DIGITS, records, lambda *_: None)
+    laboratory.work(stream.ours)
+    lengths = {entry["key"]["phase"]: entry["key"]["size"]["tasks"] for entry in records}
+    assert lengths == {"tuning": 2, "fresh": 3}
+    key = {"suite": "continual", "stream": "online_permuted", "data": "mnist", "method": stream.ours}
+    entries = [
+        {
+            "key": key
+            | {"phase": phase, "point": {"rate": rate}, "size": streams.ONE_PASS | {"tasks": tasks}},
+            "result": {"accuracy, last tenth": [80.0]},
+        }
+        for phase, tasks, rate in [
+            ("fresh", 100, 1.0),
+            ("tuning", 20, 1.0),
+            ("tuning", 20, 2.0),
+            ("tuning", 9, 3.0),
+        ]
+    ]
+    assert summary.rows(entries, "online_permuted", "mnist")[0].trials == 2
 
 
 def test_a_quick_run_of_every_published_stream(tmp_path, capsys):
