@@ -4,6 +4,7 @@ import numpy as np
 
 from benchmarks.report import continual, robustness
 from benchmarks.report.short import TWINS, kept, over
+from benchmarks.report.streams import every_stream
 from benchmarks.report.suite import Suite, mean_against
 from benchmarks.robustness.summary import Rows
 from benchmarks.shared.markdown import number, title
@@ -95,7 +96,7 @@ def chapter(
     ``suite`` has all methods, ``everything`` all tasks that all have run, ``recorded`` those of some as well;
     ``records`` are of Transformers.
     """
-    streams = len(continual.found_streams(entries))
+    streams = len(every_stream(entries))
     twins = "; ".join(
         f"{name} {number(suite.ratio('far', name, peer, MISS))} of the steps of {peer}"
         for name, peer in TWINS[:2]

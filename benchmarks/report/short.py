@@ -199,13 +199,16 @@ def losses(suite: Suite, everything: Suite, entries: continual.Entries) -> str:
     ahead = sorted((name for name in ratios if ratios[name] < ratios[FACTORED]), key=ratios.__getitem__)
     if ahead:
         lines.append(f"Over all tasks these need fewer steps than {FACTORED}: {listed(ahead)}.")
+    streams = []
     for (stream, data), found in every_stream(entries).items():
         about = continual.STREAMS[stream]
         methods = [row.method for row in found]
         ahead = methods[: methods.index(about.ours)]
         parts = {name for name in ahead if about.methods[name].role == "ours"}
         if ahead:
-            lines.append(f"On the stream {named(stream, data)} {behind(ahead, parts)}.")
+            streams.append(f"on {named(stream, data)} {behind(ahead, parts)}")
+    if streams:
+        lines.append(f"Of the streams whose task changes: {'; '.join(streams)}.")
     return "\n".join(f"- {line}" for line in lines)
 
 

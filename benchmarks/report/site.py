@@ -14,9 +14,10 @@ import numpy as np
 from benchmarks.continual.streams import STREAMS
 from benchmarks.continual.summary import Row, rows, sweep_rows
 from benchmarks.report import drop_in, energy, page, short
-from benchmarks.report.continual import BOUNDED, PENALTY, PERMUTED_DIGITS, SLOW, found_streams
+from benchmarks.report.continual import BOUNDED, PENALTY, PERMUTED_DIGITS, SLOW
+from benchmarks.report.streams import every_stream, named
 from benchmarks.report.suite import Suite
-from benchmarks.shared.markdown import number, table, title
+from benchmarks.shared.markdown import number, table
 from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import standard_error
 from benchmarks.time_to_target.methods import (
@@ -201,7 +202,7 @@ def eigenbasis_table(record: dict[str, Any]) -> str:
 def streams_table(entries: Sequence[Any]) -> str:
     """Lay out, for each stream, ours and the best rival."""
     lines = []
-    for stream, found in found_streams(entries).items():
+    for (stream, data), found in every_stream(entries).items():
         about = STREAMS[stream]
         if about.measure == "all tasks":  # has a table of its own, over the strength of the pull
             continue
@@ -213,7 +214,7 @@ def streams_table(entries: Sequence[Any]) -> str:
         interval = f"{rival.difference:+.3g} [{rival.low:+.3g}, {rival.high:+.3g}]"
         lines.append(
             [
-                f"{title(stream)}, {ours.seeds} seeds",
+                f"{named(stream, data)}, {ours.seeds} seeds",
                 f"{about.measure}, {'higher' if about.higher else 'lower'} is better",
                 f"{ours.mean:.3g}",
                 f"{rival.method}: {rival.mean:.3g}",

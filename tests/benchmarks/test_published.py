@@ -171,7 +171,7 @@ def test_the_length_is_the_users_and_results_of_another_are_not_mixed(tmp_path, 
     key = {"suite": "continual", "stream": "online_permuted", "data": "mnist", "phase": "fresh", "point": {}}
     entries = [
         {
-            "key": key | {"method": "metric + pull + noise", "size": streams.ONE_PASS | {"tasks": tasks}},
+            "key": key | {"method": streams.ONLINE.ours, "size": streams.ONE_PASS | {"tasks": tasks}},
             "result": {"accuracy, last tenth": [value]},
         }
         for tasks, value in ((100, 80.0), (800, 70.0))

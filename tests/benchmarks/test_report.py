@@ -204,7 +204,7 @@ def test_what_loses_is_said(found):
     ahead = continual_entry("slowly_changing", "RMSprop + L2-Init", "fresh", {"error": list(0.3 + HARDNESS)})
     assert "slowly changing" not in short.losses(found, found, CONTINUAL)
     text = short.losses(found, found, [*rows, ahead])
-    assert 'On the stream slowly changing ours is behind "RMSprop + L2-Init".' in text
+    assert 'task changes: on slowly changing ours is behind "RMSprop + L2-Init".' in text
     assert f'fewer steps than {FACTORED}: "{MUON}", "{DROP_IN}", "{EIGENBASIS}", "{OURS}"' in text
 
 
