@@ -91,12 +91,21 @@ def restart_at_boundary(
             raise ValueError(
                 f"task_boundary must be one boolean, got shape {boundary.shape} and dtype {boundary.dtype}."
             )
-        target, anchor_state = anchor.update(
-            updates, state.anchor, params, task_boundary=task_boundary, **extra_args
-        )
+
+        def anchored(params: optax.Params, anchor_state: optax.OptState) -> tuple[Any, optax.OptState]:
+            target, anchor_state = anchor.update(
+                updates, anchor_state, params, task_boundary=task_boundary, **extra_args
+            )
+            return jax.tree.map(lambda to, weight: to.astype(weight.dtype), target, params), anchor_state
+
+        def unread(params: optax.Params, anchor_state: optax.OptState) -> tuple[Any, optax.OptState]:
+            return params, anchored(params, anchor_state)[1]
+
+        # An anchor may be long to compute, an isometry is ten products of each matrix, and is seldom wanted.
+        target, anchor_state = jax.lax.cond(boundary, anchored, unread, params, state.anchor)
         step, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        jump = jax.tree.map(lambda to, weight: to.astype(weight.dtype) - weight, target, params)
-        begun = inner.init(jax.tree.map(lambda to, weight: to.astype(weight.dtype), target, params))
+        jump = jax.tree.map(jnp.subtract, target, params)
+        begun = inner.init(target)
 
         def choose(restarted: Any, going_on: Any) -> Any:
             return jnp.where(boundary, restarted, going_on)

@@ -174,3 +174,24 @@ def test_a_restart_is_an_update_and_no_consolidation():
     params = {"kernel": jnp.ones([2, 2])}
     with pytest.raises(ValueError, match=r"restart_at_boundary restarts in an update.*task_boundary=True"):
         ro.consolidate((tx.init(params), optax.EmptyState()), params)
+
+
+def test_the_anchor_is_computed_at_boundaries_only():
+    computed = []
+
+    def count(weights):
+        computed.append(weights)
+        return weights
+
+    def update(updates, state, params=None, **extra_args):
+        shape = jax.ShapeDtypeStruct(params.shape, params.dtype)
+        return jax.pure_callback(count, shape, params), state + 1
+
+    anchor = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros([], jnp.int32), update)
+    tx = ro.restart_at_boundary(optax.sgd(0.1), anchor)
+    params = jnp.ones(3)
+    state, step = tx.init(params), jax.jit(tx.update)
+    for boundary in (False, False, True, False):
+        _, state = jax.block_until_ready(step(params, state, params, task_boundary=boundary))
+    assert len(computed) == 1
+    assert state.anchor == 4  # its state goes on at every step
