@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from riemann_optax import _check
 from riemann_optax.fields.base import MetricField, check_field_type
 from riemann_optax.geometry import maps
 
@@ -165,16 +166,30 @@ def parallel_transport(
 
     def velocity(time: Any, vector: optax.Updates, _: Any) -> optax.Updates:
         point, direction = jax.jvp(path, (time,), (jnp.ones_like(time),))
+        point, direction = (maps.to_working_tree(tree, "path") for tree in (point, direction))
+        _check.check_same_structure(vector, point, "tangent", "path", "let path return a point.")
+        point, direction = (_like(tree, vector) for tree in (point, direction))
         return jax.tree.map(jnp.negative, maps.christoffel(field, point, vector, direction))
 
     return _solve(velocity, tangent, _times(t), solver, step_size, rtol, max_steps, wide, None)
 
 
+def _like(tree: Any, vector: Any) -> Any:
+    """Return a tree in the dtypes of a vector, which those of time and path need not be."""
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, vector)
+
+
 def _times(t: Any) -> np.ndarray[Any, Any]:
     """Return the times to keep, the last of which is the final one."""
+    if isinstance(t, jax.core.Tracer):
+        raise TypeError(
+            "t must be known when the flow is compiled: mark it as static in jax.jit, or close over it."
+        )
     times = np.atleast_1d(np.asarray(t))
     if times.ndim != 1 or not (times.size and times[0] >= 0 and times[-1] > 0 and (np.diff(times) > 0).all()):
         raise ValueError(f"t must be a positive time or an increasing array of times, got {t!r}.")
+    if not np.isfinite(times[-1]):
+        raise ValueError(f"t must be finite, got {t!r}: to go on until a loss is reached, give stop_loss.")
     return times
 
 
@@ -189,7 +204,11 @@ def _solve(
     wide: bool,
     event: Any,
 ) -> diffrax.Solution:
-    dtype = np.float64 if wide else np.float32
+    if step_size is not None:
+        _check.check_number("step_size", step_size, low=0.0, low_open=True)
+    # diffrax finds the time of an event in the default dtype.
+    wide_time = wide or (event is not None and jnp.zeros([]).dtype == jnp.float64)
+    dtype = np.float64 if wide_time else np.float32
     if rtol is None:
         rtol = 1e-9 if wide else 1e-5
     controller: Any = diffrax.ConstantStepSize()

@@ -97,7 +97,14 @@ def metric(
         raise TypeError(
             "history must be a list of dictionaries, one for each step, got one dictionary: give [scalars]."
         )
-    numbers = range(len(history)) if steps is None else steps
+    history = list(history)
+    for row in history:
+        if not isinstance(row, Mapping):
+            raise TypeError(
+                f"history must be a list of dictionaries, got a {type(row).__name__} in it: give what "
+                "metric_scalars(state, params) returns."
+            )
+    numbers = range(len(history)) if steps is None else np.ravel(steps)
     if len(numbers) != len(history):
         raise ValueError(
             f"steps must have as many numbers as history has dictionaries, got {len(numbers)} and "

@@ -202,3 +202,37 @@ def test_errors_name_the_argument():
         flow.gradient_flow(loss, start(), jnp.abs, 1.0)
     with pytest.raises(TypeError, match="real floating-point"):
         flow.gradient_flow(loss, {"w": jnp.arange(2)}, None, 1.0)
+
+
+def test_an_event_of_float32_weights_where_float64_is_enabled():
+    start = jnp.ones(2, jnp.float32)
+    solution = flow.gradient_flow(lambda w: jnp.sum(w**2), start, None, 1.0, stop_loss=0.5)
+    np.testing.assert_allclose(solution.ts, [np.log(2) / 2], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"t": np.inf}, "t must be finite.*stop_loss"), ({"t": 1.0, "step_size": -0.1}, "step_size must be")],
+)
+def test_a_time_without_an_end_and_a_step_backwards_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        flow.gradient_flow(loss, START, None, **arguments)
+
+
+def test_a_traced_time_is_refused():
+    with pytest.raises(TypeError, match="t must be known when the flow is compiled"):
+        jax.jit(lambda t: flow.gradient_flow(loss, START, None, t).ys)(1.0)
+
+
+def test_a_path_has_the_structure_of_the_tangent_and_any_float():
+    sphere = ro.fields.Coupled(lambda w: jnp.stack([jnp.ones((), w.dtype), jnp.cos(w[0]) ** 2]))
+
+    def path(time):
+        return jnp.stack([jnp.asarray(0.25), time])
+
+    wide = flow.parallel_transport(sphere, path, jnp.array([1.0, 0.0]), 1.0).ys
+    narrow = flow.parallel_transport(sphere, path, jnp.array([1.0, 0.0], jnp.float32), 1.0).ys
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, wide, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="let path return a point"):
+        flow.parallel_transport(sphere, lambda time: {"w": path(time)}, jnp.ones(2), 1.0)

@@ -6,6 +6,7 @@ import sys
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
+import optax
 import pytest
 
 import riemann_optax as ro
@@ -149,3 +150,11 @@ def test_the_package_is_imported_without_matplotlib():
 def test_one_dictionary_is_refused_by_the_remedy():
     with pytest.raises(TypeError, match=r"history must be a list of dictionaries.* give \[scalars\]"):
         ro.plot.metric({"E_mean/w": 1.0})
+
+
+def test_a_state_in_the_history_is_named_and_steps_may_be_a_range(axes):
+    with pytest.raises(TypeError, match=r"got a EmptyState in it: give what metric_scalars"):
+        ro.plot.metric([optax.EmptyState()])
+    row = {"E_min/w": 1.0, "E_mean/w": 2.0, "E_max/w": 3.0}
+    drawn = ro.plot.metric([row, row], range(10, 12), axes=axes)
+    np.testing.assert_array_equal(drawn.lines[0].get_xdata(), [10, 11])

@@ -189,7 +189,7 @@ class _Surgery:
         """Return one array of the new state."""
         station, begun = self.new[index], self.new[index].arrays[place]
         name = jax.tree_util.keystr(station.path + place)
-        weight = growing.weight_of(place, self.weights)
+        weight = self._weight(index, place)
         before = self.old[self.matched[index]] if index in self.matched else None
         reason = self._reason(index, place, name, before, weight)
         if before is not None and weight is not None and growing.holds_weights(station, place):
@@ -209,6 +209,13 @@ class _Surgery:
             value = jnp.asarray(value).astype(begun.dtype)
         value = jnp.asarray(value)
         return value if value.sharding == begun.sharding else jax.device_put(value, begun.sharding)
+
+    def _weight(self, index: int, place: Path) -> Weight | None:
+        """Return the parameter that an array of the new state belongs to."""
+        weight = growing.weight_of(place, self.weights)
+        # One array for all parameters has no name: a count beside its averages is told by its dtype.
+        named = weight is not None and bool(weight.path)
+        return weight if named or jnp.issubdtype(self.new[index].arrays[place].dtype, jnp.inexact) else None
 
     def check_anew(self) -> None:
         """Raise ``ValueError`` for a path in ``anew`` that matches no array."""
@@ -245,7 +252,7 @@ class _Surgery:
 
     def _lost_all_arrays(self, index: int, before: Station) -> bool:
         """Whether a state has arrays of weights and keeps none; its count is then meaningless."""
-        pairs = [(p, growing.weight_of(p, self.weights)) for p in self.new[index].arrays]
+        pairs = [(p, self._weight(index, p)) for p in self.new[index].arrays]
         of_weights = [(place, weight) for place, weight in pairs if weight is not None]
         return bool(of_weights) and all(
             place not in before.arrays or self._misfit(index, place, before, weight) is not None

@@ -374,7 +374,9 @@ def _back_through_zero(half: Integral, inverse: Integral, weights: jax.Array, am
     side = _side(weights, amount)
     x, outward = jnp.abs(side * weights), side * amount
     zero = jnp.zeros_like(x)
-    to_zero = half(zero, x)
+    # A pole at 0 is infinitely far. The derivative of that distance is no number, and times 0 still none.
+    reachable = jnp.isfinite(jax.lax.stop_gradient(half(zero, x)))
+    to_zero = jnp.where(reachable, half(zero, jnp.where(reachable, x, zero)), jnp.inf)
     crosses = outward < -to_zero
     inside = inverse(x, jnp.where(crosses, zero, outward))
     beyond = inverse(zero, jnp.where(crosses, -(outward + to_zero), zero))

@@ -45,11 +45,12 @@ class Spectrum(NamedTuple):
 
     @property
     def best_rate(self) -> float:
-        """The constant rate of the fastest contraction, ``2 / (smallest + largest eigenvalue)``."""
+        """The constant rate of the fastest contraction, ``2 / (smallest + largest eigenvalue)``.
+
+        Where an eigenvalue is not positive no rate contracts along it: then the largest stable one.
+        """
         smallest, largest = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
-        if smallest > 0:
-            return 2 / (smallest + largest)
-        return self.largest_stable_rate if smallest + largest != 0 else math.inf
+        return 2 / (smallest + largest) if smallest > 0 else self.largest_stable_rate
 
     @property
     def condition_number(self) -> float:
@@ -103,8 +104,8 @@ def preconditioned_spectrum(
 
     Raises:
       TypeError: for a leaf that is not real and floating point.
-      ValueError: for an unknown method, a metric of another structure or not positive and finite, or where
-        Lanczos does not converge.
+      ValueError: for an unknown method, a metric of another structure or not positive and finite, second
+        derivatives that are not finite, or where Lanczos does not converge.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -135,14 +136,14 @@ def preconditioned_spectrum(
     # Linearised once: the loss is not run again for each product.
     _, product = jax.linearize(jax.grad(loss), params)
     if method == "dense":
-        hessian = _dense(product, params)
+        hessian = _finite(_dense(product, params))
         return Spectrum(
             eigenvalues=np.linalg.eigvalsh(hessian * np.outer(scale, scale)),
             euclidean_eigenvalues=np.linalg.eigvalsh(hessian),
         )
 
     def along(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return _flatten(product(_unflatten(vector, params)))
+        return _finite(_flatten(product(_unflatten(vector, params))))
 
     bytes_per_weight = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     tolerance = _TOLERANCE[bytes_per_weight]
@@ -158,10 +159,22 @@ def _condition(eigenvalues: np.ndarray[Any, Any]) -> float:
     return float(eigenvalues[-1] / eigenvalues[0]) if eigenvalues[0] > 0 else math.inf
 
 
+def _finite(second: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return second derivatives; raise ``ValueError`` unless all are finite."""
+    if not np.isfinite(second).all():
+        raise ValueError(
+            "loss has second derivatives at params that are not finite: move params off the point where the "
+            "loss is not smooth (a root or a logarithm of 0), or look for an overflow in the loss."
+        )
+    return second
+
+
 def _frame_factor(metric: Any) -> np.ndarray[Any, Any]:
     """Return ``1/sqrt(E)`` of all weights as one vector."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(metric):
         values = np.asarray(leaf)
+        if np.iscomplexobj(values):
+            raise TypeError(f"metric: {_tree.leaf_name(path)} has dtype {values.dtype}, and E is real.")
         if not (np.isfinite(values).all() and (values > 0).all()):
             raise ValueError(
                 f"metric: {_tree.leaf_name(path)} is not positive and finite everywhere: clip it with "
@@ -193,6 +206,8 @@ def _ends(
 ) -> np.ndarray[Any, Any]:
     """Return the smallest and the largest eigenvalues of a symmetric operator, ascending."""
     number = min(number, (size - 1) // 2)
+    if not apply(np.random.default_rng(0).normal(size=size)).any():  # ARPACK refuses an operator that is 0
+        return np.zeros(2 * number)
 
     def largest(matvec: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         try:

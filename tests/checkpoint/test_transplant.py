@@ -1,5 +1,6 @@
 """The state of one chain put into another: a run goes on to the same bits, and the report names the rest."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -321,3 +322,18 @@ def test_a_state_without_values_is_refused():
         ro.checkpoint.transplant(jax.eval_shape(tx.init, params), tx, params)
     with pytest.raises(TypeError, match=r"^params: inside of jit or vmap JAX does not tell where arrays lie"):
         jax.jit(lambda params: ro.sharding.init(tx, params))(params)
+
+
+@pytest.mark.parametrize("wrap", [lambda leaf: leaf, lambda leaf: {"w": leaf}], ids=["one array", "a tree"])
+def test_a_count_without_its_averages_begins_anew(wrap):
+    """A kept count would divide new averages by almost 1, and the first steps be three times too long."""
+    tx, params, grown = optax.scale_by_adam(), wrap(jnp.ones(3)), wrap(jnp.ones(5))
+    state = tx.init(params)
+    for _ in range(50):
+        _, state = tx.update(params, state, params)
+    transplanted, report = ro.checkpoint.transplant(state, tx, grown)
+    assert report.begun_anew[".count"] == "none of the arrays it belongs to fits"
+    for found, expected in zip(
+        *(tx.update(grown, s, grown) for s in (transplanted, tx.init(grown))), strict=True
+    ):
+        chex.assert_trees_all_equal(found, expected)

@@ -296,3 +296,19 @@ def test_geodesic_distance_to_the_optimum_need_not_fall():
     assert (np.diff(distances) > 0).all()
     assert (np.diff(divergences) < 0).all()
     assert (np.diff(losses) < 0).all()
+
+
+@pytest.mark.parametrize("field", [ro.fields.Multiplicative(), ro.fields.LogNormal()])
+@pytest.mark.parametrize("kind", ["geodesic", "mirror"])
+def test_reverse_derivatives_of_a_step_beside_a_pole_are_those_of_differences(field, kind):
+    """The way to 0 is infinite, and the derivative of its length no number."""
+    with jax.enable_x64(True):
+        weights, step = jnp.array([0.7, -1.3, 0.2]), jnp.array([0.3, 0.4, -0.15])
+
+        def total(weights):
+            moved, _ = ro.retract(field, kind).update(step, optax.EmptyState(), weights)
+            return jnp.vdot(moved, jnp.array([1.0, 2.0, 3.0]))
+
+        unit = 1e-6 * jnp.eye(3)
+        differences = [(total(weights + d) - total(weights - d)) / 2e-6 for d in unit]
+        np.testing.assert_allclose(jax.grad(total)(weights), differences, rtol=1e-6)

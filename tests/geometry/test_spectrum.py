@@ -170,3 +170,29 @@ def test_errors_name_the_argument_and_the_remedy():
         ro.preconditioned_spectrum(jnp.sum, jnp.ones(2), None, method="lanczos")
     with pytest.raises(ValueError, match="at least one weight"):
         ro.preconditioned_spectrum(jnp.sum, jnp.ones(0), None)
+
+
+def test_at_a_saddle_the_best_rate_is_the_largest_stable_one():
+    spectrum = ro.preconditioned_spectrum(lambda w: (w[0] ** 2 - w[1] ** 2) / 2, jnp.zeros(2), None)
+    np.testing.assert_allclose(spectrum.eigenvalues, [-1, 1])
+    assert spectrum.best_rate == spectrum.largest_stable_rate == 2
+
+
+@pytest.mark.parametrize("method", ["dense", "lanczos"])
+def test_second_derivatives_that_are_not_finite_are_named(method):
+    with pytest.raises(ValueError, match="loss has second derivatives at params that are not finite"):
+        ro.preconditioned_spectrum(lambda w: jnp.sum(jnp.sqrt(w)), jnp.zeros(4), None, method=method)
+
+
+def test_a_loss_without_curvature_has_only_zeros():
+    for method in ("dense", "lanczos"):
+        spectrum = ro.preconditioned_spectrum(jnp.sum, jnp.ones(8), None, method=method)
+        assert not spectrum.eigenvalues.any()
+        assert spectrum.best_rate == np.inf
+
+
+def test_a_complex_metric_is_refused():
+    with pytest.raises(TypeError, match=r"metric: leaf \['a'\] has dtype complex128, and E is real"):
+        ro.preconditioned_spectrum(
+            lambda w: jnp.sum(w["a"] ** 2), {"a": jnp.ones(3)}, {"a": 1j * jnp.ones(3)}
+        )
