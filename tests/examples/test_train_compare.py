@@ -35,6 +35,13 @@ def test_several_phis_are_trained_on_the_same_batches(tmp_path, capsys):
     assert "give the same" in capsys.readouterr().err
 
 
+def test_the_name_of_a_run_that_diverged_says_so():
+    histories = {"metric": {"diverged": 10}, "baseline": {"diverged": None}}
+    labels = {"metric": "riemannian_sgd", "baseline": "sgd"}
+    named = pictures._named(histories, labels)
+    assert named == {"metric": "riemannian_sgd, diverged by step 10", "baseline": "sgd"}
+
+
 def test_a_metric_that_diverged_at_once_has_an_empty_panel(tmp_path):
     parts = [f"metric_{part}" for part in ("min", "mean", "max")]
     histories = {

@@ -122,3 +122,12 @@ def test_a_run_that_has_not_finished_gets_no_more_steps(copied, capsys):
     path.write_text(json.dumps(record(copied) | {"status": "running"}))
     assert run(*QUICK, "--steps", "40", "--resume", out=copied) == 2
     assert "has --steps 20: give the same, or more once it has finished\n" in capsys.readouterr().err
+
+
+def test_a_picture_of_the_energy_goes_on_with_the_run(copied, capsys):
+    assert run(*QUICK, "--steps", "20", "--resume", "--energy", out=copied) == 0
+    before = (copied / "energy.png").read_bytes()
+    capsys.readouterr()
+    assert run(*QUICK, "--steps", "40", "--resume", out=copied) == 0
+    assert "energy.png" in capsys.readouterr().out
+    assert (copied / "energy.png").read_bytes() != before

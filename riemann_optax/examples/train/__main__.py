@@ -138,10 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             record = finish(plan, train_all(plan, console))
         if processes.is_leader():
             print_table(record, console)
-            if plan.energy:
+            # A picture of an earlier part of this run would else be left as it was.
+            energy = plan.energy or (plan.out / ENERGY).exists()
+            if energy:
                 labels = {name: result["label"] for name, result in record["results"].items()}
                 pictures.draw_energy(record["histories"], labels, record["title"], plan.out / ENERGY)
-            files = ", ".join((*PICTURES, *((ENERGY,) if plan.energy else ()), RECORD))
+            files = ", ".join((*PICTURES, *((ENERGY,) if energy else ()), RECORD))
             console.print(f"written to {plan.out}: {files}", soft_wrap=True, highlight=False)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

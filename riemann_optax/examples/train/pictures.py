@@ -61,6 +61,15 @@ def _finish(axes: Axes, title: str, fontsize: float = 10.5) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
 
 
+def _named(histories: dict[str, History], labels: dict[str, str]) -> dict[str, str]:
+    """Return the labels; that of a run that diverged says so, as its line ends early or is not there."""
+    ends = {name: history.get("diverged") for name, history in histories.items()}
+    return {
+        name: label if ends.get(name) is None else f"{label}, diverged by step {ends[name]}"
+        for name, label in labels.items()
+    }
+
+
 def _draw_scores(axes: Axes, histories: dict[str, History], labels: dict[str, str], score: str) -> None:
     for name, history in histories.items():
         style = _style(name, histories)
@@ -87,6 +96,7 @@ def draw_curves(
     figure = Figure(figsize=(6.5, 8.5))
     figure.suptitle(title)
     loss_axes, accuracy_axes, rate_axes = figure.subplots(3, 1, sharex=True)
+    labels = _named(histories, labels)
     _draw_scores(loss_axes, histories, labels, "loss")
     losses = [row["loss"] for history in histories.values() for row in history["validation"]]
     if max(losses) > 10 * min(losses):
@@ -136,6 +146,7 @@ def draw_energy(histories: dict[str, History], labels: dict[str, str], title: st
     figure = Figure(figsize=(8.5, 3.4))
     figure.suptitle(title)
     panels = figure.subplots(1, 2, sharey=True)
+    labels = _named(histories, labels)
     for axes, spent, words in zip(panels, ("step", "energy"), ("step", "energy, sum |dw|"), strict=True):
         for name, history in histories.items():
             # Before the first step there is no energy, and the accuracy is that of chance.
