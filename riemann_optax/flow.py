@@ -69,8 +69,9 @@ def gradient_flow(
 
     Raises:
       ImportError: on import of this module, without diffrax.
-      TypeError: where ``field`` is neither None nor a metric field, or a leaf is not real.
-      ValueError: where ``t`` is not positive or does not increase.
+      TypeError: where ``field`` is neither None nor a metric field, a leaf is not real, or ``t`` is traced.
+      ValueError: where ``t`` is not positive, does not increase or has no end, or ``step_size`` is not
+        positive.
       RuntimeError: (from diffrax) where ``max_steps`` are not enough.
 
     Examples:
@@ -149,7 +150,8 @@ def parallel_transport(
       A ``diffrax.Solution`` whose ``ys`` are the vectors, as in :func:`gradient_flow`.
 
     Raises:
-      TypeError, ValueError, RuntimeError: as :func:`gradient_flow`.
+      TypeError, ValueError, RuntimeError: as :func:`gradient_flow`; and where ``path`` and ``tangent`` differ
+        in structure.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
