@@ -150,7 +150,8 @@ class Covector(metaclass=_CovectorType):
         self._refuse()
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name in Covector.__slots__:  # not set yet, as in a copy under way: the message needs them itself
+        # Not set yet, as in a copy under way: the message needs them itself. Or how to copy it, asked of all.
+        if name in (*Covector.__slots__, "__copy__", "__deepcopy__"):
             raise AttributeError(name)
         self._refuse()
 

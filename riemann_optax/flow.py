@@ -71,7 +71,7 @@ def gradient_flow(
       ImportError: on import of this module, without diffrax.
       TypeError: where ``field`` is neither None nor a metric field, a leaf is not real, or ``t`` is traced.
       ValueError: where ``t`` is not positive, does not increase or has no end, or ``step_size`` is not
-        positive.
+        positive, or the loss at ``params`` is not above ``stop_loss``.
       RuntimeError: (from diffrax) where ``max_steps`` are not enough.
 
     Examples:
@@ -110,8 +110,9 @@ def gradient_flow(
     event = None
     if stop_loss is not None:
         tolerance = 1e-9 if wide else 1e-5
+        reach = _reach(loss(params), stop_loss)
         event = diffrax.Event(
-            lambda t, y, args, **_: loss(y) - stop_loss,  # diffrax passes these by name
+            lambda t, y, args, **_: (loss(y) - stop_loss) / reach,  # diffrax passes these by name
             root_finder=optimistix.Newton(rtol=tolerance, atol=tolerance * 1e-3),
         )
     return _solve(velocity, params, times, solver, step_size, rtol, max_steps, wide, event)
@@ -174,6 +175,23 @@ def parallel_transport(
         return jax.tree.map(jnp.negative, maps.christoffel(field, point, vector, direction))
 
     return _solve(velocity, tangent, _times(t), solver, step_size, rtol, max_steps, wide, None)
+
+
+def _reach(loss: jax.Array, stop_loss: Any) -> Any:
+    """Return the unit in which the distance of a loss to ``stop_loss`` is found 0.
+
+    A thousand times as much as is asked for: rounding of the loss is below the tolerance of the root then.
+    Raise ``ValueError`` where the loss is there already; diffrax sees an event where a sign changes.
+    """
+    if (
+        not isinstance(loss, jax.core.Tracer)
+        and not isinstance(stop_loss, jax.core.Tracer)
+        and loss <= stop_loss
+    ):
+        raise ValueError(
+            f"stop_loss must be below the loss at params, got {stop_loss!r} and {float(loss):.6g}."
+        )
+    return 1e3 * jnp.where(stop_loss == 0, jnp.abs(loss), jnp.abs(stop_loss)).astype(loss.dtype)
 
 
 def _like(tree: Any, vector: Any) -> Any:

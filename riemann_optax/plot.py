@@ -53,6 +53,7 @@ STYLE: Mapping[str, Any] = {
 ``pyplot.rcParams.update(riemann_optax.plot.STYLE)``. The notebooks and the reports use it.
 """
 
+_NAMED = 12  # lines with a legend
 _PARTS = ("min", "mean", "max")
 _NAMES = re.compile(r"(.*?)E_(min|mean|max)/(.*)", re.DOTALL)
 
@@ -66,6 +67,7 @@ def metric(
     """Draw ``E`` over the steps: for each leaf or group its mean as a line, from smallest to largest a band.
 
     The axis of ``E`` is logarithmic. Where a row lacks a name, or ``E`` is not finite, the line has a gap.
+    Up to twelve lines have a legend; of more leaves draw groups (``groups`` of :func:`metric_scalars`).
 
     Args:
       history: what :func:`riemann_optax.metric_scalars` returned, one dictionary for each step at which it
@@ -119,12 +121,14 @@ def metric(
     if axes is None:
         axes = pyplot.subplots(layout="constrained")[1]
     for name, parts in curves.items():
-        line = axes.plot(numbers, parts["mean"], label=name or "the only leaf")[0]
+        label, marker = name or "the only leaf", "." if len(history) == 1 else None
+        line = axes.plot(numbers, parts["mean"], label=label, marker=marker)[0]
         axes.fill_between(
             numbers, parts["min"], parts["max"], color=line.get_color(), alpha=0.12, linewidth=0
         )
     axes.set(xlabel="step", ylabel="E", yscale="log")
-    axes.legend()
+    if len(curves) <= _NAMED:
+        axes.legend()
     return axes
 
 

@@ -226,3 +226,10 @@ def test_both_stages_inside_of_transformations_of_jax():
     np.testing.assert_allclose(mapped, np.stack([expected, 2 * expected]), rtol=1e-6)
     derivative = jax.grad(lambda g: jnp.sum(tangent(g)))(gradient)
     np.testing.assert_allclose(derivative, 1 / metric, rtol=1e-6)
+
+
+def test_a_covector_is_copied_as_it_is_pickled():
+    tx = ro.compute_metric(ro.phi.activity())
+    covector, _ = tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3))
+    for copied in (copy.copy(covector), copy.deepcopy(covector), pickle.loads(pickle.dumps(covector))):
+        np.testing.assert_array_equal(copied.components, covector.components)

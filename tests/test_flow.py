@@ -236,3 +236,19 @@ def test_a_path_has_the_structure_of_the_tangent_and_any_float():
     np.testing.assert_allclose(narrow, wide, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="let path return a point"):
         flow.parallel_transport(sphere, lambda time: {"w": path(time)}, jnp.ones(2), 1.0)
+
+
+@pytest.mark.parametrize("share", [0.5, 1e-2, 1e-4])
+def test_float32_reaches_a_stop_loss(share):
+    """The default dtype; the rounding of a large loss must not keep the root from being found."""
+    generator = np.random.default_rng(0)
+    for scale in (1e-2, 1.0, 30.0):
+        weights = jnp.asarray(scale * generator.normal(size=3), jnp.float32)
+        stop = share * float(jnp.sum(weights**2))
+        solution = flow.gradient_flow(lambda w: jnp.sum(w**2), weights, None, 20.0, stop_loss=stop)
+        np.testing.assert_allclose(jnp.sum(solution.ys[-1] ** 2), stop, rtol=1e-4)
+
+
+def test_a_loss_that_is_there_already_is_refused():
+    with pytest.raises(ValueError, match="stop_loss must be below the loss at params"):
+        flow.gradient_flow(loss, start(), None, 1.0, stop_loss=100.0)

@@ -158,3 +158,10 @@ def test_a_state_in_the_history_is_named_and_steps_may_be_a_range(axes):
     row = {"E_min/w": 1.0, "E_mean/w": 2.0, "E_max/w": 3.0}
     drawn = ro.plot.metric([row, row], range(10, 12), axes=axes)
     np.testing.assert_array_equal(drawn.lines[0].get_xdata(), [10, 11])
+
+
+def test_many_leaves_have_no_legend_and_one_row_has_marks(axes):
+    row = {f"E_{part}/{leaf}": 2.0 for leaf in range(13) for part in ("min", "mean", "max")}
+    drawn = ro.plot.metric([row], axes=axes)
+    assert drawn.get_legend() is None
+    assert {line.get_marker() for line in drawn.lines} == {"."}

@@ -55,6 +55,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.of_name = {name: adjusted(STREAMS[name], **length) for name in options.streams}
     if any(length.values()) and all(options.of_name[name] is STREAMS[name] for name in options.streams):
         parser.error("--tasks, --images and --hidden are of online streams of images: add one to --streams")
+    known = {method for stream in options.of_name.values() for method in stream.methods}
+    if unknown := set(options.methods or ()) - (set(JUDGED) if options.family else known):
+        parser.error(f"--methods: unknown {', '.join(sorted(unknown))}")
     if options.quick:
         options.of_name = {name: quick(stream) for name, stream in options.of_name.items()}
     try:

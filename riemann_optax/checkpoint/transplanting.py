@@ -310,7 +310,7 @@ class _Surgery:
 def _has_states(tree: Any) -> bool:
     """Whether there is a named tuple in a tree: lists and dictionaries alone are what a reader made of it."""
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "_fields"))
-    return any(hasattr(node, "_fields") for node in nodes)
+    return any(hasattr(node, "_fields") and not hasattr(node, "update") for node in nodes)
 
 
 def _weights(params: optax.Params, old_params: optax.Params | None) -> dict[str, Weight]:

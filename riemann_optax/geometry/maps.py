@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.fields._numeric import safe_root
 from riemann_optax.fields.base import MetricField, SeparableField, check_field_type, require_separable
 
@@ -28,6 +28,7 @@ def inner(field: MetricField, params: optax.Params, first: optax.Updates, second
 
     Raises:
       TypeError: where ``field`` is no metric field, or a leaf is not real and floating point.
+      ValueError: where a vector, or what the field returns, has not the structure and shapes of ``params``.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -35,8 +36,8 @@ def inner(field: MetricField, params: optax.Params, first: optax.Updates, second
       >>> print(ro.geometry.inner(ro.fields.Quadratic(1.0), jnp.array([0.0, 1.0]), u, v))  # 3 + 2 * 2
       7.0
     """
-    metric, first, second = _at(field, params, first, second)
-    return _sum(jax.tree.map(lambda e, u, v: e * u * v, metric, first, second))
+    metric, first, second = _at(field, params, first=first, second=second)
+    return _sum(jax.tree.map(lambda e, u, v: _times(e, u * v), metric, first, second))
 
 
 def norm(field: MetricField, params: optax.Params, tangent: optax.Updates) -> jax.Array:
@@ -51,7 +52,7 @@ def norm(field: MetricField, params: optax.Params, tangent: optax.Updates) -> ja
       A scalar, float32 or wider.
 
     Raises:
-      TypeError: as :func:`inner`.
+      TypeError, ValueError: as :func:`inner`.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -73,14 +74,14 @@ def sharp(field: MetricField, params: optax.Params, covector: optax.Updates) -> 
       The tangent vector, in the dtypes of ``covector``.
 
     Raises:
-      TypeError: as :func:`inner`.
+      TypeError, ValueError: as :func:`inner`.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
       >>> print(ro.geometry.sharp(ro.fields.Constant(4.0), jnp.zeros(1), jnp.array([2.0])))
       [0.5]
     """
-    metric, values = _at(field, params, covector)
+    metric, values = _at(field, params, covector=covector)
     return _cast(jax.tree.map(lambda e, c: c / e, metric, values), covector)
 
 
@@ -96,15 +97,15 @@ def flat(field: MetricField, params: optax.Params, tangent: optax.Updates) -> op
       The covector, in the dtypes of ``tangent``.
 
     Raises:
-      TypeError: as :func:`inner`.
+      TypeError, ValueError: as :func:`inner`.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
       >>> print(ro.geometry.flat(ro.fields.Constant(4.0), jnp.zeros(1), jnp.array([0.5])))
       [2.]
     """
-    metric, values = _at(field, params, tangent)
-    return _cast(jax.tree.map(lambda e, u: e * u, metric, values), tangent)
+    metric, values = _at(field, params, tangent=tangent)
+    return _cast(jax.tree.map(lambda e, u: _times(e, u), metric, values), tangent)
 
 
 def christoffel(
@@ -130,7 +131,7 @@ def christoffel(
       The components, in the dtypes of ``first``.
 
     Raises:
-      TypeError: as :func:`inner`.
+      TypeError, ValueError: as :func:`inner`.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -140,8 +141,10 @@ def christoffel(
       [0.  0.5]
     """
     check_field_type(field)
-    points, u = to_working_tree(params, "params"), to_working_tree(first, "first")
-    v = u if second is None else to_working_tree(second, "second")
+    points = to_working_tree(params, "params")
+    u = to_working_vector(first, points, "first")
+    v = u if second is None else to_working_vector(second, points, "second")
+    check_metric(jax.eval_shape(field.metric, points), points)
     metric, along_u = jax.jvp(field.metric, (points,), (u,))
     along_v = along_u if second is None else jax.jvp(field.metric, (points,), (v,))[1]
     _, pull_back = jax.vjp(field.metric, points)
@@ -159,7 +162,8 @@ def distance(field: MetricField, params: optax.Params, displacement: optax.Updat
     :func:`bregman_divergence`. Where nothing moves, its derivative is the subgradient 0.
 
     The fields of this package have closed forms. ``fields.Elementwise`` is integrated by quadrature: accurate
-    where ``E`` varies little between the points, wrong where it is sharp; ``testing.check_field`` tells.
+    where ``E`` varies little between the points, wrong where it is sharp; ``testing.check_field`` tells if it
+    is sharp at weights of the size that it draws.
 
     Args:
       field: a separable metric field.
@@ -171,6 +175,7 @@ def distance(field: MetricField, params: optax.Params, displacement: optax.Updat
 
     Raises:
       TypeError: where ``field`` is not separable, or a leaf is not real and floating point.
+      ValueError: where ``displacement`` has not the structure and shapes of ``params``.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -179,7 +184,8 @@ def distance(field: MetricField, params: optax.Params, displacement: optax.Updat
       2.8284
     """
     separable = require_separable(field, "distance", "there is no closed form.")
-    points, displacements = to_working_tree(params, "params"), to_working_tree(displacement, "displacement")
+    points = to_working_tree(params, "params")
+    displacements = to_working_vector(displacement, points, "displacement")
     lengths = jax.tree.map(separable.arc_length, points, displacements)
     return safe_root(_sum(jax.tree.map(jnp.square, lengths)))
 
@@ -199,7 +205,7 @@ def exponential_map(field: MetricField, params: optax.Params, tangent: optax.Upd
       The displacement ``d``, an update for ``optax.apply_updates``, in the dtypes of ``tangent``.
 
     Raises:
-      TypeError: as :func:`distance`.
+      TypeError, ValueError: as :func:`distance`.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -230,7 +236,7 @@ def logarithm_map(field: MetricField, params: optax.Params, displacement: optax.
       The tangent vector at ``params``, in the dtypes of ``displacement``.
 
     Raises:
-      TypeError: as :func:`distance`.
+      TypeError, ValueError: as :func:`distance`.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -263,7 +269,7 @@ def transport(
       The tangent vector at ``params + displacement``, in the dtypes of ``tangent``.
 
     Raises:
-      TypeError: as :func:`distance`.
+      TypeError, ValueError: as :func:`distance`.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -298,7 +304,7 @@ def bregman_divergence(field: MetricField, params: optax.Params, displacement: o
       per leaf, which XLA combines.
 
     Raises:
-      TypeError: as :func:`distance`.
+      TypeError, ValueError: as :func:`distance`.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -307,8 +313,15 @@ def bregman_divergence(field: MetricField, params: optax.Params, displacement: o
       0.3863
     """
     separable = require_separable(field, "bregman_divergence", "it has no potential.")
-    points, displacements = to_working_tree(params, "params"), to_working_tree(displacement, "displacement")
+    points = to_working_tree(params, "params")
+    displacements = to_working_vector(displacement, points, "displacement")
     return _sum(jax.tree.map(separable.bregman_divergence, points, displacements))
+
+
+def _times(metric: jax.Array, values: jax.Array) -> jax.Array:
+    """Multiply, with 0 where the values are 0: beside a weight at rest in a pole, lengths are finite."""
+    zero = values == 0
+    return jnp.where(zero, jnp.zeros_like(values), values * jnp.where(zero, jnp.ones_like(metric), metric))
 
 
 def scale_velocity(velocity: jax.Array, factor: jax.Array) -> jax.Array:
@@ -329,8 +342,9 @@ def map_at(
     *others: optax.Updates,
 ) -> optax.Updates:
     """Map ``function(weights, E, tangent, *others)`` over the leaves; the result has tangent's dtypes."""
-    points, vector = to_working_tree(params, "params"), to_working_tree(tangent, "tangent")
-    rest = [to_working_tree(other, "displacement") for other in others]
+    points = to_working_tree(params, "params")
+    vector = to_working_vector(tangent, points, "tangent")
+    rest = [to_working_vector(other, points, "displacement") for other in others]
 
     def apply(weights: jax.Array, *vectors: jax.Array) -> jax.Array:
         return function(weights, field.elementwise(weights), *vectors)
@@ -350,10 +364,25 @@ def to_working_tree(tree: Any, argument: str) -> Any:
     return jax.tree.map(_tree.to_working_dtype, tree)
 
 
-def _at(field: MetricField, params: optax.Params, *vectors: optax.Updates) -> tuple[Any, ...]:
+def to_working_vector(tree: Any, points: Any, argument: str) -> Any:
+    """Do the same of a vector; raise ``ValueError`` unless it has the structure and shapes of the point."""
+    _check.check_same_structure(tree, points, argument, "params", "give one number per weight.")
+    return to_working_tree(tree, argument)
+
+
+def check_metric(metric: Any, points: Any) -> None:
+    """Raise ``ValueError`` unless there is one E per weight: a matrix is no diagonal metric."""
+    _check.check_same_structure(
+        metric, points, "field", "params", "let it return one E per weight, the diagonal of the metric."
+    )
+
+
+def _at(field: MetricField, params: optax.Params, **vectors: optax.Updates) -> tuple[Any, ...]:
     check_field_type(field)
-    metric = field.metric(to_working_tree(params, "params"))
-    return metric, *(to_working_tree(vector, "tangent") for vector in vectors)
+    points = to_working_tree(params, "params")
+    metric = field.metric(points)
+    check_metric(metric, points)
+    return metric, *(to_working_vector(vector, points, name) for name, vector in vectors.items())
 
 
 def _cast(tree: Any, reference: Any) -> Any:

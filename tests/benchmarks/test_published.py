@@ -211,3 +211,11 @@ def test_a_quick_run_of_every_published_stream(tmp_path, capsys):
     command.main(["--quick", "--out", str(tmp_path), "--streams", *names])
     shown = capsys.readouterr().out
     assert all(name in shown for name in names)
+
+
+def test_a_method_that_no_chosen_stream_has_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.parse(
+            ["--streams", "noise_shift", "--methods", "SGD", "metric, bounded", "--out", str(tmp_path)]
+        )
+    assert "--methods: unknown metric, bounded" in capsys.readouterr().err

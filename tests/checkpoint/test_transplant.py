@@ -298,7 +298,9 @@ def test_parameters_are_needed():
         ro.checkpoint.transplant(tx.init({"w": jnp.ones(2)}), tx, None)
 
 
-@pytest.mark.parametrize("state", [None, "x", {"0": {"count": 3, "mu": {"w": 1.0}}}, [{"mu": [1.0]}]])
+@pytest.mark.parametrize(
+    "state", [None, "x", optax.adam(0.1), {"0": {"count": 3, "mu": {"w": 1.0}}}, [{"mu": [1.0]}]]
+)
 def test_what_was_restored_without_named_tuples_is_refused(state):
     """Nothing in it could be matched, and all would begin anew."""
     with pytest.raises(TypeError, match=r"restore it into riemann_optax\.checkpoint\.target"):

@@ -119,3 +119,13 @@ def test_a_folder_that_cannot_be_written_to_ends_in_one_line(tmp_path, capsys):
 def test_resume_without_a_folder_is_refused(capsys):
     assert run("--resume") == 2
     assert capsys.readouterr().err == "error: --resume and --overwrite need --out, the folder of the run\n"
+
+
+def test_overwriting_empties_no_folder_that_is_not_a_runs(tmp_path, capsys):
+    mine = tmp_path / "checkpoints" / "mine" / "weights.npz"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("x")
+    (tmp_path / "record.json").write_text("[1]")
+    assert run("--overwrite", "--steps", "10", out=tmp_path) == 2
+    assert "holds no readable run of this program" in capsys.readouterr().err
+    assert mine.read_text() == "x"

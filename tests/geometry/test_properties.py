@@ -312,3 +312,38 @@ def test_reverse_derivatives_of_a_step_beside_a_pole_are_those_of_differences(fi
         unit = 1e-6 * jnp.eye(3)
         differences = [(total(weights + d) - total(weights - d)) / 2e-6 for d in unit]
         np.testing.assert_allclose(jax.grad(total)(weights), differences, rtol=1e-6)
+
+
+def test_a_vector_or_a_metric_of_another_shape_is_named():
+    field, params = ro.fields.Absolute(1.0), {"w": jnp.ones(3)}
+    wide = {"w": jnp.ones([3, 1])}
+    for call in (
+        lambda: ro.geometry.inner(field, params, wide, params),
+        lambda: ro.geometry.distance(field, params, wide),
+        lambda: ro.geometry.exponential_map(field, params, wide),
+        lambda: ro.retract(field, "geodesic").update(wide, optax.EmptyState(), params),
+    ):
+        with pytest.raises(
+            ValueError, match=r"has shape \(3, 1\) where leaf \['w'\] of params has shape \(3,\)"
+        ):
+            call()
+    with pytest.raises(TypeError, match=r"covector: leaf \['w'\] has dtype int32"):
+        ro.geometry.sharp(field, params, {"w": jnp.ones(3, jnp.int32)})
+    matrix = ro.fields.Coupled(lambda w: jnp.array([[2.0, 1.0], [1.0, 2.0]]))
+    for function in (ro.geometry.norm, ro.geometry.christoffel):
+        with pytest.raises(ValueError, match=r"field has shape \(2, 2\).*the diagonal of the metric"):
+            function(matrix, jnp.ones(2), jnp.ones(2))
+
+
+def test_beside_a_weight_at_rest_in_a_pole_lengths_are_finite():
+    field, weights, tangent = ro.fields.Multiplicative(), jnp.array([0.0, 4.0]), jnp.array([0.0, 2.0])
+    assert ro.geometry.norm(field, weights, tangent) == 1
+    np.testing.assert_array_equal(ro.geometry.flat(field, weights, tangent), [0.0, 0.5])
+
+
+def test_a_geodesic_beyond_the_end_of_a_derived_chart_is_infinite():
+    field = ro.fields.Elementwise(lambda w: 1 / (1 + w**2) ** 2)  # its chart is the arc tangent
+    for length in (0.5, 1.2, 1.5):
+        found = ro.geometry.exponential_map(field, jnp.zeros(1), jnp.array([length]))
+        np.testing.assert_allclose(found, np.tan(length), rtol=1e-5)
+    assert np.isinf(ro.geometry.exponential_map(field, jnp.zeros(1), jnp.array([2.0])))

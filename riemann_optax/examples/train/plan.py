@@ -15,7 +15,7 @@ from riemann_optax.examples.train import processes
 from riemann_optax.examples.train.loop import Problem
 from riemann_optax.examples.train.optimizers import build_baseline, build_metric, explain, schedule_for
 from riemann_optax.examples.train.placement import Placement
-from riemann_optax.examples.train.record import Record, environment, read_record
+from riemann_optax.examples.train.record import Record, environment, is_run, read_record
 
 RECORD, CHECKPOINTS, TENSORBOARD = "record.json", "checkpoints", "tensorboard"
 PICTURES = ("curves.png", "metric.png")
@@ -192,6 +192,10 @@ def prepare_folder(arguments: argparse.Namespace) -> Record | None:
         if not arguments.resume and folder.exists() and any(folder.iterdir()):
             if not arguments.overwrite:
                 raise InputError(f"--out {folder} is not empty: add --resume or --overwrite, or name another")
+            if not is_run(folder / RECORD):
+                raise InputError(
+                    f"--overwrite: {folder} holds no readable run of this program: empty it, or name another"
+                )
             for name in (RECORD, *PICTURES, ENERGY):
                 (folder / name).unlink(missing_ok=True)
             for name in (CHECKPOINTS, TENSORBOARD):

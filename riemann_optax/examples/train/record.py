@@ -142,10 +142,23 @@ def read_record(path: Path) -> Record:
     Raises:
       InputError: if there is none, or it is damaged.
     """
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    record = _read(path)
+    if record is None:
         raise InputError(
             f"--resume: {path.parent} holds no readable run ({path.name}): leave out --resume to start one"
-        ) from error
-    return dict(record)
+        )
+    return record
+
+
+def is_run(path: Path) -> bool:
+    """Whether there is a record of a run, so that its folder may be emptied."""
+    return _read(path) is not None
+
+
+def _read(path: Path) -> Record | None:
+    """Return a record; None where there is none of a run."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "arguments" in record else None
