@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from riemann_optax.eigenbasis.layout import Layout
 
@@ -169,4 +169,7 @@ def on_auto_mesh(function: Callable[..., Any], like: Any, *arguments: Any) -> An
         name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit
     ]
     specs = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, like)
-    return jax.sharding.auto_axes(function, axes=tuple(explicit), out_sharding=specs)(*arguments)
+    # The mesh is that of the arrays: whoever calls need not have set it by jax.set_mesh.
+    abstract = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+    with jax.sharding.use_abstract_mesh(abstract):
+        return jax.sharding.auto_axes(function, axes=tuple(explicit), out_sharding=specs)(*arguments)

@@ -150,3 +150,15 @@ def test_on_a_cpu_no_decomposition_takes_a_stack(kind):
     calls = re.findall(r"@lapack_(s[a-z]+)_ffi.* : \(tensor<(\d+)x16x16xf32>", program)
     assert {name for name, _ in calls} >= {"ssyevd", "sgeqrf", "sorgqr"}
     assert {number for _, number in calls} == {"1"}
+
+
+@pytest.mark.parametrize("spec", [P("data", None), P(None, "data"), P("data", "model"), P()], ids=str)
+def test_a_mesh_need_not_be_set(spec):
+    """Arrays of an Explicit mesh, the default kind, know their mesh; Optax asks for no more either."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    (params, state), (expected, _) = alone((16, 8))
+    tx = optimiser()
+    params = jax.device_put(params, NamedSharding(mesh, spec))
+    state = jax.device_put(state, ro.sharding.state_shardings(tx, params))
+    moved, _ = follow(jax.jit(tx.update), params, state, range(4, 7))
+    np.testing.assert_allclose(np.asarray(moved), expected, rtol=1e-4, atol=1e-5)
