@@ -166,11 +166,12 @@ def parallel_transport(
     check_field_type(field)
     tangent = maps.to_working_tree(tangent, "tangent")
     wide = any(leaf.dtype.itemsize > 4 for leaf in jax.tree.leaves(tangent))
+    begin = jax.eval_shape(path, jnp.zeros([]))
+    _check.check_same_structure(tangent, begin, "tangent", "path", "let path return a point.")
 
     def velocity(time: Any, vector: optax.Updates, _: Any) -> optax.Updates:
         point, direction = jax.jvp(path, (time,), (jnp.ones_like(time),))
         point, direction = (maps.to_working_tree(tree, "path") for tree in (point, direction))
-        _check.check_same_structure(vector, point, "tangent", "path", "let path return a point.")
         point, direction = (_like(tree, vector) for tree in (point, direction))
         return jax.tree.map(jnp.negative, maps.christoffel(field, point, vector, direction))
 
