@@ -152,13 +152,13 @@ def read_record(path: Path) -> Record:
 
 def is_run(path: Path) -> bool:
     """Whether there is a record of a run, so that its folder may be emptied."""
-    return _read(path) is not None
+    return "arguments" in (_read(path) or {})
 
 
 def _read(path: Path) -> Record | None:
-    """Return a record; None where there is none of a run."""
+    """Return a record; None where there is none that can be read."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and "arguments" in record else None
+    return record if isinstance(record, dict) else None
