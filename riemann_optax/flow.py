@@ -172,7 +172,7 @@ def parallel_transport(
     def velocity(time: Any, vector: optax.Updates, _: Any) -> optax.Updates:
         point, direction = jax.jvp(path, (time,), (jnp.ones_like(time),))
         point, direction = (maps.to_working_tree(tree, "path") for tree in (point, direction))
-        point, direction = (_like(tree, vector) for tree in (point, direction))
+        point, direction = (optax.tree.cast_like(tree, vector) for tree in (point, direction))
         return jax.tree.map(jnp.negative, maps.christoffel(field, point, vector, direction))
 
     return _solve(velocity, tangent, _times(t), solver, step_size, rtol, max_steps, wide, None)
@@ -193,11 +193,6 @@ def _reach(loss: jax.Array, stop_loss: Any) -> Any:
             f"stop_loss must be below the loss at params, got {stop_loss!r} and {float(loss):.6g}."
         )
     return 1e3 * jnp.where(stop_loss == 0, jnp.abs(loss), jnp.abs(stop_loss)).astype(loss.dtype)
-
-
-def _like(tree: Any, vector: Any) -> Any:
-    """Return a tree in the dtypes of a vector, which those of time and path need not be."""
-    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, vector)
 
 
 def _times(t: Any) -> np.ndarray[Any, Any]:

@@ -117,7 +117,7 @@ ONLINE = Stream(
     higher=True,
     size=Size(ONE_PASS, **FEW),
     rounds=2,
-    ours=methods.ONE_CHAIN,  # of our chains the one that tuning prefers
+    ours=methods.ONE_CHAIN,  # of our chains the one that tuning prefers where pixels or labels are permuted
     settings=OF_RULES,
     tuning_tasks=20,
 )

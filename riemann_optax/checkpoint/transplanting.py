@@ -119,6 +119,8 @@ def transplant(
     _check.check_names("anew", anew)
     if params is None:
         raise ValueError("params must be the parameters of tx, got None: give their values or their shapes.")
+    if isinstance(state, optax.GradientTransformation):
+        raise TypeError("transplant: state is the transformation: pass the state that update returns.")
     old_tree = _wide(getattr(state, "opt_state", state))
     _check_concrete(old_tree, params)
     fresh = sharding.init(tx, params)
@@ -310,7 +312,7 @@ class _Surgery:
 def _has_states(tree: Any) -> bool:
     """Whether there is a named tuple in a tree: lists and dictionaries alone are what a reader made of it."""
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "_fields"))
-    return any(hasattr(node, "_fields") and not hasattr(node, "update") for node in nodes)
+    return any(hasattr(node, "_fields") for node in nodes)
 
 
 def _weights(params: optax.Params, old_params: optax.Params | None) -> dict[str, Weight]:

@@ -298,13 +298,16 @@ def test_parameters_are_needed():
         ro.checkpoint.transplant(tx.init({"w": jnp.ones(2)}), tx, None)
 
 
-@pytest.mark.parametrize(
-    "state", [None, "x", optax.adam(0.1), {"0": {"count": 3, "mu": {"w": 1.0}}}, [{"mu": [1.0]}]]
-)
+@pytest.mark.parametrize("state", [None, "x", {"0": {"count": 3, "mu": {"w": 1.0}}}, [{"mu": [1.0]}]])
 def test_what_was_restored_without_named_tuples_is_refused(state):
     """Nothing in it could be matched, and all would begin anew."""
     with pytest.raises(TypeError, match=r"restore it into riemann_optax\.checkpoint\.target"):
         transplant(state, optax.adam(0.1), {"w": jnp.ones(2)})
+
+
+def test_a_transformation_in_place_of_its_state_is_refused():
+    with pytest.raises(TypeError, match="transplant: state is the transformation"):
+        transplant(optax.adam(0.1), optax.adam(0.1), {"w": jnp.ones(2)})
 
 
 @pytest.mark.parametrize("arguments", [{"anew": "[0]"}, {"places": "[0]"}, {"tx": optax.adam}])
