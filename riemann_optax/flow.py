@@ -1,11 +1,11 @@
-"""The gradient flow itself, as an ordinary differential equation: the curve that small steps approach.
+"""What is a differential equation: the gradient flow that small steps approach, geodesics, and transport.
 
 Needs diffrax: ``pip install 'riemann-optax[flow]'``. Nothing else in the package does, so ``riemann_optax``
 imports this module only when ``riemann_optax.flow`` is asked for.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +116,77 @@ def gradient_flow(
             root_finder=optimistix.Newton(rtol=tolerance, atol=tolerance * 1e-3),
         )
     return _solve(velocity, params, times, solver, step_size, rtol, max_steps, wide, event)
+
+
+class Motion(NamedTuple):
+    """Where a geodesic is, and how it moves there.
+
+    Attributes:
+      point: the weights.
+      velocity: a tangent vector at them.
+    """
+
+    point: optax.Params
+    velocity: optax.Updates
+
+
+def geodesic(
+    field: MetricField,
+    params: optax.Params,
+    tangent: optax.Updates,
+    t: Any = 1.0,
+    *,
+    solver: Any = None,
+    step_size: float | None = None,
+    rtol: float | None = None,
+    max_steps: int = 4096,
+) -> diffrax.Solution:
+    r"""Follow the geodesic through ``params`` with the velocity ``tangent``, for any diagonal metric.
+
+    .. math::
+      \ddot w = -\Gamma(\dot w, \dot w)
+
+    Its speed stays the same. What it has moved at time 1 is the exponential map of ``tangent``; for a
+    separable field :func:`riemann_optax.geometry.exponential_map` has it in closed form, without a solver.
+
+    Args:
+      field: a metric field.
+      params: where to start, a tree of real floating-point leaves; float64 for more than some 6 digits.
+      tangent: the velocity there, of the same structure.
+      t: the final time, or an array of increasing times; as in :func:`gradient_flow`.
+      solver: a diffrax solver; by default ``diffrax.Tsit5()``.
+      step_size: None for adaptive steps, or the length of constant ones.
+      rtol: relative tolerance of adaptive steps.
+      max_steps: give up after so many steps of the solver.
+
+    Returns:
+      A ``diffrax.Solution`` whose ``ys`` are a :class:`Motion`, as in :func:`gradient_flow`.
+
+    Raises:
+      TypeError, ValueError, RuntimeError: as :func:`gradient_flow`; and where ``params`` and ``tangent``
+        differ in structure or shape.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> from riemann_optax import flow
+      >>> half_plane = ro.fields.Coupled(lambda w: jnp.full_like(w, 1 / w[1] ** 2))
+      >>> start, east = jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0])
+      >>> point = flow.geodesic(half_plane, start, east).ys.point[-1]
+      >>> print(point, round(float(jnp.sum(point**2)), 4))  # on the circle about the origin
+      [0.7616 0.6481] 1.0
+    """
+    check_field_type(field)
+    point = maps.to_working_tree(params, "params")
+    velocity = maps.to_working_vector(tangent, point, "tangent")
+    wide = any(leaf.dtype.itemsize > 4 for leaf in jax.tree.leaves(point))
+
+    def motion(time: Any, state: Motion, _: Any) -> Motion:
+        del time
+        bend = maps.christoffel(field, state.point, state.velocity)
+        return Motion(state.velocity, jax.tree.map(jnp.negative, bend))
+
+    start = Motion(point, optax.tree.cast_like(velocity, point))
+    return _solve(motion, start, _times(t), solver, step_size, rtol, max_steps, wide, None)
 
 
 def parallel_transport(

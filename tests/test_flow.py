@@ -175,6 +175,51 @@ def test_transport_is_path_independent_exactly_where_the_metric_is_flat(field, f
         np.testing.assert_allclose(ends[1][0], direct, rtol=1e-6)
 
 
+def test_geodesics_of_the_sphere_are_great_circles():
+    """Against the sphere in three dimensions: the point moves in the plane of its place and velocity."""
+    sphere = ro.fields.Coupled(lambda w: jnp.stack([jnp.ones(()), jnp.cos(w[0]) ** 2]))
+
+    def embed(w):
+        latitude, longitude = w
+        horizontal = jnp.cos(latitude)
+        return jnp.stack(
+            [horizontal * jnp.cos(longitude), horizontal * jnp.sin(longitude), jnp.sin(latitude)]
+        )
+
+    begin, tangent = jnp.array([0.3, -0.4]), jnp.array([0.5, 0.8])
+    times = np.array([0.5, 1.0, 2.0])
+    found = flow.geodesic(sphere, begin, tangent, times).ys
+    place, velocity = jax.jvp(embed, (begin,), (tangent,))
+    speed = jnp.linalg.norm(velocity)
+    expected = [place * np.cos(speed * t) + velocity / speed * np.sin(speed * t) for t in times]
+    np.testing.assert_allclose(jax.vmap(embed)(found.point), expected, atol=1e-7)
+    speeds = jax.vmap(lambda w, v: ro.geometry.norm(sphere, w, v))(*found)
+    np.testing.assert_allclose(speeds, ro.geometry.norm(sphere, begin, tangent), rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_geodesic_of_a_separable_field_is_the_exponential_map(dtype):
+    field = ro.fields.Quadratic(3.0)
+    begin = {"w": jnp.array([0.5, -1.0], dtype), "b": jnp.array(2.0, dtype)}
+    tangent = jax.tree.map(lambda w: 1 - w, begin)
+    found = flow.geodesic(field, begin, tangent).ys.point
+    exact = optax.apply_updates(begin, ro.geometry.exponential_map(field, begin, tangent))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        assert one.dtype == dtype
+        np.testing.assert_allclose(one[-1], other, rtol=1e-4 if dtype == jnp.float32 else 1e-7)
+
+
+def test_a_geodesic_names_what_does_not_fit():
+    field = ro.fields.Quadratic(3.0)
+    with pytest.raises(TypeError, match="field must be"):
+        flow.geodesic(jnp.abs, jnp.ones(2), jnp.ones(2))
+    with pytest.raises(ValueError, match="tangent"):
+        flow.geodesic(field, jnp.ones(2), jnp.ones(3))
+    coupled = ro.fields.Coupled(lambda w: jnp.full_like(w, 1 + jnp.sum(w**2)))
+    with pytest.raises(TypeError, match=r"use flow\.geodesic"):
+        ro.geometry.exponential_map(coupled, jnp.ones(2), jnp.ones(2))
+
+
 def test_says_what_is_missing_without_diffrax(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     monkeypatch.delitem(sys.modules, "riemann_optax.flow")

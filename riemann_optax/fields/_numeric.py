@@ -95,9 +95,10 @@ def invert(
     """Return the displacement from ``start`` whose ``integral(start, displacement)`` is ``amount``.
 
     Newton's method on the increasing function ``integral``, guarded: a proposal outside of the bracket known
-    so far is replaced by the bracket's middle, or by twice the length as long as there is no upper end. The
-    unknown is the displacement itself, so nothing cancels at short steps. A fixed number of iterations: a
-    stopping test would be a collective under sharding.
+    so far is replaced by the bracket's middle, or by twice the length as long as there is no upper end. A
+    length is too long where it ends at a density that is negative or undefined, outside of the domain of a
+    field such as ``1/(p (1 - p))``. The unknown is the displacement itself, so nothing cancels at short
+    steps. A fixed number of iterations: a stopping test would be a collective under sharding.
     """
     sign = jnp.where(amount < 0, -jnp.ones_like(amount), jnp.ones_like(amount))
     target = jnp.abs(amount)
@@ -109,9 +110,11 @@ def invert(
         length, low, high = carry
         displacement = sign * length
         missing = target - sign * integral(start, displacement)
-        low = jnp.where(missing >= 0, jnp.maximum(low, length), low)
-        high = jnp.where(missing <= 0, jnp.minimum(high, length), high)
         slope = density(start + displacement)
+        within = slope >= 0  # an infinite one is a pole, which a way may cross
+        low = jnp.where(jnp.logical_and(within, missing >= 0), jnp.maximum(low, length), low)
+        beyond = jnp.logical_or(~within, missing <= 0)
+        high = jnp.where(beyond, jnp.minimum(high, length), high)
         usable = jnp.logical_and(slope > 0, jnp.isfinite(slope))
         newton = length + missing / jnp.where(usable, slope, jnp.ones_like(slope))
         inside = jnp.logical_and(newton >= low, newton <= high)

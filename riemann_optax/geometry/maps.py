@@ -216,7 +216,7 @@ def exponential_map(field: MetricField, params: optax.Params, tangent: optax.Upd
       >>> print(ro.geometry.logarithm_map(field, w, step))
       [1. 2.]
     """
-    separable = require_separable(field, "exponential_map", 'step with retract(field, "second_order").')
+    separable = require_separable(field, "exponential_map", "use flow.geodesic.")
 
     def follow(weights: jax.Array, metric: jax.Array, velocity: jax.Array) -> jax.Array:
         return separable.geodesic_displacement(weights, scale_velocity(velocity, jnp.sqrt(metric)))

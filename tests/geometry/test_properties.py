@@ -347,3 +347,19 @@ def test_a_geodesic_beyond_the_end_of_a_derived_chart_is_infinite():
         found = ro.geometry.exponential_map(field, jnp.zeros(1), jnp.array([length]))
         np.testing.assert_allclose(found, np.tan(length), rtol=1e-5)
     assert np.isinf(ro.geometry.exponential_map(field, jnp.zeros(1), jnp.array([2.0])))
+
+
+@pytest.mark.parametrize("probability", [0.02, 0.5, 0.9])
+@pytest.mark.parametrize("length", [-2.0, -0.1, 0.3, 1.0, 3.5])
+def test_derived_steps_stay_in_the_domain_of_a_field(probability, length):
+    """The Fisher metric of a Bernoulli variable: arcs of a half circle, and mirror steps of the logit."""
+    field = ro.fields.Elementwise(lambda p: 1 / (p * (1 - p)))
+    with jax.enable_x64(True):
+        p, amount = jnp.array([probability]), jnp.array([length])
+        angle = np.arcsin(np.sqrt(probability)) + length / 2
+        exact = np.sin(angle) ** 2 - probability if 0 < angle < np.pi / 2 else np.sign(length) * np.inf
+        found = field.geodesic_displacement(p, amount)
+        np.testing.assert_allclose(found, exact, rtol=1e-6)
+        logit = np.log(probability / (1 - probability)) + length
+        found = field.mirror_displacement(p, amount)
+        np.testing.assert_allclose(found, 1 / (1 + np.exp(-logit)) - probability, rtol=1e-6)

@@ -94,6 +94,16 @@ class NotItsOwn(Plain):
         return 1 + jnp.mean(weights**2) * jnp.ones_like(weights)
 
 
+class WrongDivergence(Plain):
+    def bregman_divergence(self, weights, displacement):
+        return displacement**2 / 2
+
+
+class NotTheInverse(Plain):
+    def inverse(self, params):
+        return self.metric(params)
+
+
 class Impure(Plain):
     calls = 0
 
@@ -129,6 +139,8 @@ class Raises(Plain):
         (DifferenceOfCharts(), "dual_displacement has a relative error of .* in float32 at steps of 1e-06"),
         (StoppedGradient(), "the derivative of E disagrees with differences"),
         (NotItsOwn(), "E_i depends on other weights than w_i"),
+        (WrongDivergence(), "bregman_divergence is not the integral of dual_displacement"),
+        (NotTheInverse(), "inverse is not 1/E at leaf"),
         (Impure(), "E differs when asked twice"),
         (Narrow(), "E has dtype float32 for weights of float64"),
         (MissingLeaf(), r"the metric lacks leaf \['vector'\]"),
@@ -143,6 +155,39 @@ def test_says_what_is_broken(field, words):
 
 def test_the_unbroken_original_passes():
     assert check_field(Plain()).smallest >= 1
+
+
+@pytest.mark.parametrize(
+    ("function", "domain"),
+    [
+        (lambda p: 1 / (p * (1 - p)), (0.0, 1.0)),  # of a Bernoulli variable, by its probability
+        (lambda s: 2 / s**2, (0.0, np.inf)),  # of a normal variable, by its standard deviation
+        (lambda s: 1 / (0.5 - s), (-np.inf, 0.5)),
+    ],
+    ids=["between", "above", "below"],
+)
+def test_a_field_of_an_interval_is_tried_in_it(function, domain):
+    """The Fisher metrics that textbooks begin with are not defined for all numbers."""
+    field = ro.fields.Elementwise(function)
+    with pytest.raises(AssertionError):
+        check_field(field)
+    assert check_field(field, domain=domain, points=10).separable
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"params": {}}, ValueError, "at least one weight"),
+        ({"params": {"w": np.zeros([0, 3])}}, ValueError, "at least one weight"),
+        ({"params": {"w": np.ones(2, complex)}}, TypeError, r"params must be real, got complex128 at .*'w'"),
+        ({"points": 0}, ValueError, "points must be an integer of at least 1"),
+        ({"domain": (1.0, 0.0)}, ValueError, "low < high"),
+    ],
+    ids=["empty", "no weights", "complex", "no points", "no interval"],
+)
+def test_refuses_what_would_check_nothing(options, error, words):
+    with pytest.raises(error, match=words):
+        check_field(Plain(), **options)
 
 
 def test_refuses_what_is_no_field():
