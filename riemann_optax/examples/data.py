@@ -57,6 +57,15 @@ class Dataset:
             return len(self.parts["train"]["labels"])
         return len(self.parts["train"]["tokens"]) - self.input_shape[0]
 
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of all parts: of what is learned, wherever it was read from."""
+        digest = hashlib.sha256()
+        for part in PARTS:
+            for name, rows in sorted(self.parts[part].items()):
+                digest.update(f"{part} {name} {rows.dtype} {rows.shape}".encode())
+                digest.update(np.ascontiguousarray(rows).data)
+        return digest.hexdigest()
+
     def evaluation_indices(self, part: str) -> np.ndarray:
         """Indices ``i32[examples]`` that cover a part once: all images, or windows that do not overlap."""
         if self.kind == "images":

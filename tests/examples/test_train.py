@@ -1,5 +1,6 @@
 """The trainer, run for real on small problems."""
 
+import dataclasses
 import json
 import os
 import re
@@ -194,6 +195,18 @@ def test_resuming_with_other_arguments_is_refused(unbroken, capsys):
     said = capsys.readouterr().err
     assert "--phi" in said  # all that differ are named
     assert "--seed 0" in said
+    assert contents(unbroken) == before
+
+
+def test_resuming_with_other_examples_is_refused(unbroken, capsys, monkeypatch):
+    """A file of the same name can hold other data; a run would go on with them and its record say nothing."""
+    before = contents(unbroken)
+    digits = datasets.load("digits")
+    train = digits.parts["train"] | {"labels": digits.parts["train"]["labels"][::-1]}
+    other = dataclasses.replace(digits, parts=digits.parts | {"train": train})
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: other)
+    assert run("--resume", out=unbroken) == 2
+    assert "learned other examples, read from sklearn.datasets.load_digits" in capsys.readouterr().err
     assert contents(unbroken) == before
 
 

@@ -91,6 +91,8 @@ def prepare(arguments: argparse.Namespace) -> Plan:
         )
     contestants = build_contestants(arguments)
     previous: Record | None = processes.by_leader(lambda: prepare_folder(arguments))
+    data = {"name": dataset.name, **dataset.description, "fingerprint": dataset.fingerprint()}
+    check_same_data(arguments.out, previous, data)
     extended_at = lengths_before(arguments, previous)
     if extended_at:
         contestants = build_contestants(arguments, extended_at)
@@ -98,7 +100,7 @@ def prepare(arguments: argparse.Namespace) -> Plan:
         "status": "running",
         "title": f"{arguments.model} on {arguments.data}, {arguments.steps} steps, seed {arguments.seed}",
         "arguments": command_line.as_record(arguments),
-        "data": {"name": dataset.name, **dataset.description},
+        "data": data,
         "seeds": {"initial_weights": arguments.seed, "order_of_data": arguments.seed},
         "target": arguments.target,
         "extended_at": extended_at,
@@ -115,6 +117,16 @@ def prepare(arguments: argparse.Namespace) -> Plan:
         extended_at=extended_at,
         **same,
     )
+
+
+def check_same_data(folder: Path, previous: Record | None, data: Record) -> None:
+    """Raise ``InputError`` if a run is to go on with other examples than it began with."""
+    before = {} if previous is None else previous.get("data", {})
+    if before.get("fingerprint", data["fingerprint"]) != data["fingerprint"]:
+        raise InputError(
+            f"--resume: the run in {folder} learned other examples, read from {before.get('source')}, than "
+            f"{data['source']} holds now: give the same data, or start a new run"
+        )
 
 
 def is_extended(arguments: argparse.Namespace, previous: Record) -> bool:
