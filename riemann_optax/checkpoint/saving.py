@@ -28,12 +28,17 @@ def manifest(tree: Any) -> dict[str, Any]:
     """Return a manifest to save with a tree, so that :func:`check` can tell later whether it fits.
 
     Args:
-      tree: an optimiser state, or a tree that holds one; arrays or ``jax.ShapeDtypeStruct``.
+      tree: an optimiser state, or a tree that holds one; arrays or ``jax.ShapeDtypeStruct``. Of Flax NNX
+        ``optimizer.opt_state``, or the optimiser itself: ``nnx.state(optimizer)`` has forgotten which states
+        its arrays belong to. Boxes, such as NNX variables, count as what they hold.
 
     Returns:
       A dictionary of strings and numbers for JSON: ``format`` (the version of the state's format),
       ``release`` (of riemann_optax), ``states`` (the type of each named state by path) and ``arrays`` (dtype
       and shape of each array by path).
+
+    Raises:
+      TypeError: where a leaf is no array.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -44,8 +49,9 @@ def manifest(tree: Any) -> dict[str, Any]:
       >>> print(manifest["arrays"])
       {'.count': 'int32[]', ".second_moment['w']": 'float32[3,2]'}
     """
+    tree = _tree.bare(tree)
     arrays = {
-        jax.tree_util.keystr(path): _type_name(leaf)
+        jax.tree_util.keystr(path): _type_name(path, leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     return {
@@ -99,7 +105,9 @@ def check(saved: Any, tree: Any) -> None:
             f"{saved['release']}, and {' and '.join(sorted(changed))} changed since: go on with that "
             "release, or leave that part of the chain out and start it anew."
         )
-    here = manifest(tree)
+    # Releases before 0.1 wrote the arrays in boxes by the name of the box's content.
+    arrays = {path.removesuffix(".value"): kind for path, kind in saved["arrays"].items()}
+    saved, here = {**saved, "arrays": arrays}, manifest(tree)
     differences = _changed("state", saved["states"], here["states"])
     differences += _changed("array", saved["arrays"], here["arrays"])
     for place, one, other in (("in the checkpoint", saved, here), ("here", here, saved)):
@@ -142,7 +150,12 @@ def target(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptS
     )
 
 
-def _type_name(leaf: Any) -> str:
+def _type_name(path: tuple[Any, ...], leaf: Any) -> str:
+    if not hasattr(leaf, "shape") and not isinstance(leaf, int | float | complex):
+        raise TypeError(
+            f"tree holds a {type(leaf).__name__} at {_tree.leaf_name(path)}, which is no array: give an "
+            "optimiser state, such as optimizer.opt_state of Flax NNX."
+        )
     dtype = leaf.dtype if hasattr(leaf, "dtype") else _tree.dtype_of(leaf)  # a key's dtype is not NumPy's
     return f"{dtype}[{','.join(map(str, getattr(leaf, 'shape', ())))}]"
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 
 import riemann_optax as ro
 
@@ -169,3 +170,28 @@ def test_the_target_lies_where_the_parameters_do():
     leaves = jax.tree.leaves(target)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     assert [leaf.sharding.is_equivalent_to(where, 2) for leaf in leaves if leaf.shape] == [True, True]
+
+
+def nnx_optimizer(tx):
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+
+def test_the_state_of_an_nnx_optimizer_is_told_as_the_state_it_holds():
+    """NNX keeps each array in a variable: the paths of its manifest once differed from those of a target."""
+    tx = ro.riemannian_adamw(0.01)
+    model, optimizer = nnx_optimizer(tx)
+    saved = through_json(ro.checkpoint.manifest(optimizer.opt_state))
+    plain = ro.checkpoint.manifest(tx.init(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
+    assert saved == plain
+    ro.checkpoint.check(saved, ro.checkpoint.target(tx, nnx.state(model, nnx.Param)))
+    other = nnx_optimizer(ro.riemannian_adamw(0.01, phi=ro.phi.maintenance_energy()))[1]
+    with pytest.raises(ValueError, match="another phi, chain or model"):
+        ro.checkpoint.check(saved, other.opt_state)
+    in_boxes = saved | {"arrays": {f"{path}.value": kind for path, kind in saved["arrays"].items()}}
+    ro.checkpoint.check(in_boxes, optimizer.opt_state)  # as it was written before
+
+
+def test_what_is_no_array_is_refused_by_its_place():
+    with pytest.raises(TypeError, match=r"holds a str at leaf \['name'\], which is no array"):
+        ro.checkpoint.manifest({"name": "adam", "count": jnp.zeros([])})
