@@ -9,6 +9,7 @@ scored. A seed sets both the initial weights and the order of the data.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -238,12 +239,26 @@ def compare(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
+def prepare(out: Path) -> None:
+    """Make the folder of a file that is written after hours of work, or raise ``InputError`` before them."""
+    if out.exists():
+        raise InputError(f"--out {out} exists: name another file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out {out} cannot be written to ({error.strerror or error}): name another"
+        ) from error
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"--out {out} cannot be written to: name another")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison's command line and return its exit status."""
     try:
         arguments = build_parser().parse_args(argv)
-        if arguments.out is not None and arguments.out.exists():
-            raise InputError(f"--out {arguments.out} exists: name another file")
+        if arguments.out is not None:
+            prepare(arguments.out)
         console = Console()
         # A file has room for the whole table.
         figures = compare(arguments, console if console.is_terminal else Console(width=120))

@@ -67,3 +67,16 @@ def test_an_existing_file_is_not_replaced(tmp_path, capsys):
     assert compare.main(["--out", str(out)]) == 2
     assert capsys.readouterr().err == f"error: --out {out} exists: name another file\n"
     assert out.read_text() == "mine"
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):
+    (tmp_path / "a file").touch()
+    out = tmp_path / "a file" / "figures.json"
+    assert compare.main(["--out", str(out)]) == 2
+    assert f"--out {out} cannot be written to" in capsys.readouterr().err
+
+
+def test_the_folder_of_the_figures_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "compare", lambda arguments, console: {"title": "none"})
+    assert compare.main(["--out", str(tmp_path / "new" / "figures.json")]) == 0
+    assert json.loads((tmp_path / "new" / "figures.json").read_text()) == {"title": "none"}
