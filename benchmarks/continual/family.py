@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.continual.chains import ONE_CHAIN
 from benchmarks.continual.laboratory import Laboratory
-from benchmarks.continual.methods import BASE, ONE_CHAIN
+from benchmarks.continual.methods import BASE
 from benchmarks.continual.streams import STREAMS
 from benchmarks.shared.statistics import NORMAL_95, geometric_mean, numbers, standard_error
 from benchmarks.shared.tuning import Point

@@ -1,10 +1,9 @@
 """Who takes part in the online streams: ours and its controls, plain optimisers, published rules on them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import riemann_optax as ro
@@ -13,34 +12,33 @@ from benchmarks.continual.network import (
     from_the_second_task_on,
     on_layers,
     permuted_once,
-    with_activities,
 )
 from benchmarks.continual.peers import penalties
 from benchmarks.continual.peers.continual_backprop import continual_backprop
 from benchmarks.continual.peers.shrink_and_perturb import shrink_and_perturb
 from benchmarks.continual.peers.utility_gate import utility_based_descent
+from benchmarks.continual.renewal import (
+    MATURITY,
+    Renewal,
+    Transformation,
+    Values,
+    dormant,
+    silent,
+    with_resets,
+)
 from benchmarks.shared.experiment import Method, Role
 from benchmarks.shared.tuning import Axis
 
 DECAY = 0.985  # of the mean square, for the metric and for RMSprop
 OTHERS = (0.999, 0.9)  # memories of RMSprop in the strongest published combination, beside DECAY
-MATURITY = 100  # updates, of continual backpropagation, as published
-EVERY = 100  # updates between two choices of units, or of their limits; published is a task of 100
 OURS, BASE = "metric + pull + noise", "SGD"
-# Of every stream; a part that a family of streams has no use for is left out.
-ONE_CHAIN = "one chain: pull, metric, noise, renewal"
-# The same chain, its units renewed by another rule.
-DORMANT_CHAIN, SILENT_CHAIN = "one chain, dormant units renewed", "one chain, silent units renewed"
 # The strongest published combination, with each of the memories.
 SHAKEN = (
     "RMSprop + shrink and perturb",
     *(f"RMSprop, decay {decay} + shrink and perturb" for decay in OTHERS),
 )
 
-Values = Mapping[str, jax.Array]
-Transformation = optax.GradientTransformation
 OfRate = Callable[[jax.Array], Transformation]
-Renewal = Callable[[Values], ro.UnitRule]
 
 BASES: dict[str, OfRate] = {
     "SGD": optax.sgd,
@@ -135,47 +133,6 @@ def ours(scale: Scale) -> dict[str, Method]:
     }
 
 
-def with_resets(inner: Transformation, rule: ro.UnitRule, network: Network, key: jax.Array) -> Transformation:
-    """Return an optimiser whose hidden units a rule draws anew as the network's are, with their state."""
-
-    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        return network.draw(key, shape).astype(dtype)
-
-    return on_layers(with_activities(ro.reset_units(inner, rule, initializer=draw, key=key)), network)
-
-
-def least_useful(values: Values) -> ro.UnitRule:
-    """Return the rule of continual backpropagation."""
-    return ro.least_useful_units(values["replacement"], maturity=MATURITY)
-
-
-def dormant(values: Values) -> ro.UnitRule:
-    """Return the rule of ReDo."""
-    return ro.dormant_units(values["threshold"], every=EVERY)
-
-
-def silent(values: Values) -> ro.UnitRule:
-    """Return the rule of self-normalised resets; what is tuned is the share of durations above the limit."""
-    return ro.silent_units(jnp.clip(1 - values["above"], 0.0, 1.0), every=EVERY, longest=2 * EVERY)
-
-
-def one_chain(scale: Scale, network: Network, renewal: Renewal | None, **centres: Axis) -> Method:
-    """Return the pull, the metric that sees it, idle noise, and the renewal of units where there is a rule.
-
-    The renewal is outermost: it resets the metric's own state of a unit as well.
-    """
-
-    def make(values: Values, key: jax.Array) -> Transformation:
-        parts = {name: value for name, value in values.items() if name != "pull"}
-        chain = optax.chain(
-            ro.add_anchored_weights(values["pull"], ro.anchor.initial_weights()),
-            three_parts(ACTIVITY, scale.alpha, parts, key),
-        )
-        return chain if renewal is None else with_resets(chain, renewal(values), network, key)
-
-    return Method(make, "ours", centres)
-
-
 def ablation(scale: Scale) -> dict[str, Method]:
     """Return the subsets of the three parts that are neither in :func:`ours` nor in :func:`controls`."""
     make, mean, low = with_phi(scale.alpha, activity), with_phi(scale.alpha, leaf_mean), scale.metric / 8
@@ -235,11 +192,14 @@ def shaken(scale: Scale, base: str, optimiser: OfRate | None = None) -> Method:
     return Method(make, "peer", scale.rate_of(base) | axes)
 
 
-def penalised(scale: Scale, base: str, penalty: Callable[[jax.Array], Transformation]) -> Method:
+def penalised(
+    scale: Scale, base: str, penalty: Callable[[jax.Array], Transformation], optimiser: OfRate | None = None
+) -> Method:
     """Return a penalty in front of an optimiser."""
+    inner = optimiser or BASES[base]
 
     def make(values: Values, key: jax.Array) -> Transformation:
-        return optax.chain(penalty(values["strength"]), BASES[base](values["rate"]))
+        return optax.chain(penalty(values["strength"]), inner(values["rate"]))
 
     return Method(make, "peer", scale.rate_of(base) | {"strength": Axis(scale.l2, 4.0)})
 
@@ -281,6 +241,7 @@ def peers(scale: Scale, network: Network) -> dict[str, Method]:
         **{name: shaken(scale, "RMSprop", memory) for name, memory in zip(SHAKEN, memories, strict=True)},
         "RMSprop + pull + noise outside": Method(pulled_outside, peer, scale.rate_of("RMSprop") | outside),
         "RMSprop + L2-Init": penalised(scale, "RMSprop", penalties.l2_init),
+        f"RMSprop, decay {OTHERS[0]} + L2-Init": penalised(scale, "RMSprop", penalties.l2_init, memories[1]),
         "SGD + shrink and perturb": shaken(scale, "SGD"),
         "SGD + continual backprop": renewed(scale, "SGD", network),
         "UPGD": Method(gated, peer, scale.rate_of("SGD") | utility),

@@ -8,21 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.continual.chains import (
+    DORMANT_CHAIN,
+    ISOMETRIC_CHAIN,
+    ISOMETRIC_SILENT_CHAIN,
+    LONG_ACTIVITY,
+    LONG_CHAIN,
+    LONG_DORMANT_CHAIN,
+    LONG_SILENT_CHAIN,
+    ONE_CHAIN,
+    SILENT_CHAIN,
+    isometric_chain,
+    one_chain,
+)
 from benchmarks.continual.images import Images, Params, draw_network, forward
 from benchmarks.continual.job import Job
 from benchmarks.continual.measures import DEAD, PROBE, RANK, liveliness
-from benchmarks.continual.methods import (
-    DORMANT_CHAIN,
-    ONE_CHAIN,
-    SILENT_CHAIN,
-    Scale,
-    dormant,
-    least_useful,
-    one_chain,
-    online_methods,
-    silent,
-)
+from benchmarks.continual.methods import Scale, online_methods
 from benchmarks.continual.network import Network
+from benchmarks.continual.renewal import dormant, least_useful, silent
 from benchmarks.shared import lanes
 from benchmarks.shared.experiment import Method
 from benchmarks.shared.tuning import Axis
@@ -115,6 +119,19 @@ CHAINS = {
         SCALE, NETWORK, dormant, rate=Axis(12.0), pull=Axis(6e-4), threshold=Axis(0.015)
     ),
     SILENT_CHAIN: one_chain(SCALE, NETWORK, silent, rate=Axis(8.0), pull=Axis(7e-4), above=Axis(0.05)),
+}
+CHAINS |= {
+    long: one_chain(SCALE, NETWORK, renewal, LONG_ACTIVITY, **CHAINS[short].axes)
+    for long, short, renewal in (
+        (LONG_CHAIN, ONE_CHAIN, least_useful),
+        (LONG_DORMANT_CHAIN, DORMANT_CHAIN, dormant),
+        (LONG_SILENT_CHAIN, SILENT_CHAIN, silent),
+    )
+}
+ISOMETRIC = {"rate": Axis(8.0), "pull": Axis(7e-6, 10.0)}
+CHAINS |= {
+    ISOMETRIC_CHAIN: isometric_chain(SCALE, NETWORK, least_useful, replacement=Axis(1e-3, 4.0), **ISOMETRIC),
+    ISOMETRIC_SILENT_CHAIN: isometric_chain(SCALE, NETWORK, silent, above=Axis(0.05), **ISOMETRIC),
 }
 METHODS = online_methods(SCALE, NETWORK) | CHAINS
 

@@ -23,9 +23,9 @@ from benchmarks.continual.images import (
 )
 from benchmarks.continual.job import Job
 from benchmarks.continual.measures import DEAD, PROBE, RANK, forgetting, liveliness
-from benchmarks.continual.methods import Values
 from benchmarks.continual.network import permuted_once
 from benchmarks.continual.peers import penalties
+from benchmarks.continual.renewal import Values
 from benchmarks.shared import lanes
 from benchmarks.shared.experiment import Method, Role
 from benchmarks.shared.tuning import Axis

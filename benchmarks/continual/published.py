@@ -17,10 +17,19 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.continual import online
+from benchmarks.continual.chains import (
+    LONG_ACTIVITY,
+    LONG_CHAIN,
+    LONG_ISOMETRIC_CHAIN,
+    ONE_CHAIN,
+    isometric_chain,
+    one_chain,
+)
 from benchmarks.continual.images import Images, orders
 from benchmarks.continual.job import Job
-from benchmarks.continual.methods import ONE_CHAIN, Scale, least_useful, one_chain, online_methods
+from benchmarks.continual.methods import Scale, online_methods
 from benchmarks.continual.online import DrawTask, Form, Task
+from benchmarks.continual.renewal import least_useful
 from benchmarks.shared.lanes import Scores
 from benchmarks.shared.tuning import Axis
 
@@ -40,10 +49,31 @@ SCALE = Scale(
     shake=3e-4,
     gradient_noise=0.01,
 )
-CHAIN = one_chain(
-    SCALE, online.NETWORK, least_useful, rate=Axis(2.0), pull=Axis(2e-4), replacement=Axis(1e-3, 4.0)
-)
-METHODS = online_methods(SCALE, online.NETWORK) | {ONE_CHAIN: CHAIN}
+CHAINS = {
+    ONE_CHAIN: one_chain(
+        SCALE, online.NETWORK, least_useful, rate=Axis(2.0), pull=Axis(2e-4), replacement=Axis(1e-3, 4.0)
+    ),
+    # The streams want pulls of very different strength.
+    LONG_CHAIN: one_chain(
+        SCALE,
+        online.NETWORK,
+        least_useful,
+        LONG_ACTIVITY,
+        rate=Axis(2.0),
+        pull=Axis(2e-5, 8.0),
+        replacement=Axis(2.5e-4, 4.0),
+    ),
+    LONG_ISOMETRIC_CHAIN: isometric_chain(
+        SCALE,
+        online.NETWORK,
+        least_useful,
+        LONG_ACTIVITY,
+        rate=Axis(2.0),
+        pull=Axis(1.5e-6, 10.0),
+        replacement=Axis(2.5e-4, 4.0),
+    ),
+}
+METHODS = online_methods(SCALE, online.NETWORK) | CHAINS
 
 
 # Of images and a key: what is new in a task, the order of the pixels and a label for every image.

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.continual.chains import ONE_CHAIN, one_chain
 from benchmarks.continual.job import Job
-from benchmarks.continual.methods import ONE_CHAIN, Scale, ablation, one_chain, online_methods
+from benchmarks.continual.methods import Scale, ablation, online_methods
 from benchmarks.continual.network import Network
 from benchmarks.continual.slow_bits import BITS, HIDDEN, SLOW, Target, draw_learner, draw_target
 from benchmarks.shared import lanes

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from benchmarks.continual import methods, online, permuted, published, regression, splits
-from benchmarks.continual.methods import DECAY, MATURITY
+from benchmarks.continual import chains, methods, online, permuted, published, regression, splits
+from benchmarks.continual.methods import DECAY
+from benchmarks.continual.renewal import MATURITY
 from benchmarks.shared.experiment import Method, Size
 from benchmarks.shared.lanes import Scores
 
@@ -89,7 +90,7 @@ FLIPPED = (
     "untrained",
     "RMSprop + pull + noise outside",
     "RMSprop + L2-Init",
-    methods.ONE_CHAIN,
+    chains.ONE_CHAIN,
 )
 
 SLOW = Stream(
@@ -117,7 +118,7 @@ ONLINE = Stream(
     higher=True,
     size=Size(ONE_PASS, **FEW),
     rounds=2,
-    ours=methods.ONE_CHAIN,  # of our chains the one that tuning prefers where pixels or labels are permuted
+    ours=chains.ONE_CHAIN,  # of our chains the one that tuning prefers where pixels or labels are permuted
     settings=OF_RULES,
     tuning_tasks=20,
 )
@@ -151,7 +152,7 @@ STREAMS = {
             seeds=range(100, 120),
         ),
         longer=RIVALS,
-        ours=methods.DORMANT_CHAIN,  # of three rules of renewal the one that tuning prefers
+        ours=chains.DORMANT_CHAIN,  # of three rules of renewal the one that tuning prefers
     ),
     "noise_shift": Stream(
         title="growing noise, then shifts: cross-entropy over the whole run",
@@ -166,7 +167,7 @@ STREAMS = {
         ),
         longer=RIVALS,
         sweep=Sweep("rate", ladder, LADDER),
-        ours=methods.SILENT_CHAIN,  # of three rules of renewal the one that tuning prefers
+        ours=chains.SILENT_CHAIN,  # of three rules of renewal the one that tuning prefers
     ),
     "online_permuted": ONLINE,
     "online_label_permuted": ONLINE._replace(
