@@ -5,13 +5,14 @@ import json
 import pytest
 
 from benchmarks import trainer
+from riemann_optax.examples.train.arguments import as_record, parse
 
 
-def finished(folder, seed, **changes):
+def finished(folder, seed, *options, **changes):
     result = dict.fromkeys(trainer.FIGURES, seed + 0.5) | {"label": "adamw", "seconds": 1.0}
     record = {
         "status": "finished",
-        "arguments": {"seed": seed, "out": str(folder)},
+        "arguments": as_record(parse(["--seed", str(seed), "--out", str(folder), *options])),
         "device": "cpu",
         "target": 0.035,
         "results": {"metric": result, "baseline": result},
@@ -41,7 +42,7 @@ def test_what_is_missing_is_run_with_its_seed(tmp_path, monkeypatch):
 
     def train(arguments):
         asked.append(arguments)
-        finished(tmp_path / "runs", int(arguments[1]))
+        finished(tmp_path / "runs", int(arguments[1]), *arguments[-2:])
 
     monkeypatch.setattr(trainer, "train", train)
     trainer.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--steps", "7"])
@@ -49,12 +50,13 @@ def test_what_is_missing_is_run_with_its_seed(tmp_path, monkeypatch):
     assert all(line[-2:] == ["--steps", "7"] for line in asked)
 
 
-def test_a_run_of_another_seed_or_an_unfinished_one_is_an_error(tmp_path, capsys):
-    for seed in trainer.SEEDS:
+@pytest.mark.parametrize("other", ["a running one", "a shorter one", "one of another seed"])
+def test_another_run_is_an_error(tmp_path, capsys, other):
+    """A run of a few steps, to try the program, must not become the record."""
+    for seed in (0, 2):
         finished(tmp_path / "runs", seed)
-    (tmp_path / "runs" / "1" / "record.json").write_text(
-        json.dumps({"status": "running", "arguments": {"seed": 1}})
-    )
+    options = {"a shorter one": ["--steps", "7"], "one of another seed": ["--seed", "3"]}.get(other, [])
+    finished(tmp_path / "runs", 1, *options, status="running" if other == "a running one" else "finished")
     with pytest.raises(SystemExit):
         trainer.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)])
-    assert "1 holds no finished run of seed 1" in capsys.readouterr().err
+    assert "1 holds another run, or one that is not finished" in capsys.readouterr().err
