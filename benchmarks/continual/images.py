@@ -1,5 +1,6 @@
 """Images for the streams: the data, a small network, its exact Fisher information."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,17 +134,48 @@ def mean_fisher(params: Params, inputs: jax.Array) -> Params:
     square: the mean over examples is one product of matrices.
     """
 
-    def one(x: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+    def squares(x: jax.Array, _: None) -> list[jax.Array]:
         def log_probabilities(shifts: list[jax.Array]) -> jax.Array:
             return jax.nn.log_softmax(forward(params, x, shifts)[0])
 
         still = [jnp.zeros_like(layer["bias"]) for layer in params]
         weights = jnp.exp(log_probabilities(still))
-        squares = [weights @ s**2 for s in jax.jacrev(log_probabilities)(still)]
-        return forward(params, x)[1], squares
+        return [weights @ s**2 for s in jax.jacrev(log_probabilities)(still)]
 
-    layer_inputs, squares = jax.vmap(one)(inputs)
+    return _mean_squares(params, squares, inputs, None)
+
+
+def reversed_fisher(params: Params, inputs: jax.Array, labels: jax.Array) -> Params:
+    """Return the mean squared score of the labels under the negated logits (EWC-DR).
+
+    Where a network is sure of a label its own score vanishes, and with it the importance of all weights; the
+    score under the negated logits is then largest.
+
+    References:
+      Liu and Chang, `Elastic weight consolidation done right for continual learning
+      <https://arxiv.org/abs/2603.18596>`_, CVPR, 2026
+    """
+
+    def squares(x: jax.Array, label: jax.Array) -> list[jax.Array]:
+        def log_probability(shifts: list[jax.Array]) -> jax.Array:
+            return jax.nn.log_softmax(-forward(params, x, shifts)[0])[label]
+
+        still = [jnp.zeros_like(layer["bias"]) for layer in params]
+        return [s**2 for s in jax.grad(log_probability)(still)]
+
+    return _mean_squares(params, squares, inputs, labels)
+
+
+def _mean_squares(
+    params: Params, squares: Callable[..., list[jax.Array]], inputs: jax.Array, labels: jax.Array | None
+) -> Params:
+    """Return the mean over examples from the squares of each layer's slopes."""
+
+    def one(x: jax.Array, label: jax.Array | None) -> tuple[list[jax.Array], list[jax.Array]]:
+        return forward(params, x)[1], squares(x, label)
+
+    layer_inputs, slopes = jax.vmap(one)(inputs, labels)
     return [
         {"kernel": jnp.square(x).T @ s / len(inputs), "bias": s.mean(0)}
-        for x, s in zip(layer_inputs, squares, strict=True)
+        for x, s in zip(layer_inputs, slopes, strict=True)
     ]

@@ -4,7 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from benchmarks.continual import chains, methods, online, permuted, published, regression, splits
+from benchmarks.continual import (
+    chains,
+    consolidation,
+    methods,
+    online,
+    permuted,
+    published,
+    regression,
+    splits,
+)
 from benchmarks.continual.methods import DECAY
 from benchmarks.continual.renewal import MATURITY
 from benchmarks.shared.experiment import Method, Size
@@ -76,7 +85,7 @@ def ladder(rate: float) -> list[float]:
 
 RIVALS = ("SGD + continual backprop", "RMSprop + continual backprop", "RMSprop + L2-Init")
 LADDER = (methods.OURS, "SGD", "RMSprop", "Adam", methods.SHAKEN[0], "RMSprop + L2-Init")
-SWEPT = (permuted.OURS, "metric", "EWC", "re-tuned base: EWC, bounded", "metric, memory 0.7")
+SWEPT = (consolidation.OURS, "metric", "EWC", "re-tuned base: EWC, bounded", "metric, memory 0.7")
 FLIPPED = (
     methods.OURS,
     *methods.SHAKEN,
@@ -131,14 +140,14 @@ STREAMS = {
     ),
     "permuted_digits": Stream(
         title="permuted digits: final accuracy over all ten tasks, per cent",
-        methods=permuted.METHODS,
+        methods=consolidation.METHODS,
         run=permuted.run,
         measure="all tasks",
         higher=True,
         size=Size({"tasks": 10, "epochs": 20, "batch": 32}, tuning_seeds=range(3), seeds=range(50, 80)),
         rounds=2,
         sweep=Sweep("strength", lambda chosen: [2.0, 5.0, 8.0, 20.0, 50.0], SWEPT),
-        ours=permuted.OURS,
+        ours=consolidation.OURS,
     ),
     "label_permuted_digits": Stream(
         title="label-permuted digits: accuracy over the whole run, per cent",
@@ -182,13 +191,13 @@ STREAMS = {
     ),
     "class_incremental": Stream(
         title="two classes a task, one head: final accuracy over all classes, per cent",
-        methods=permuted.METHODS,
+        methods=consolidation.IN_CLASSES,
         run=splits.run,
         measure="all tasks",
         higher=True,
         size=Size({"epochs": 10, "batch": 32}, tuning_seeds=range(3), seeds=range(50, 70)),
         rounds=2,
-        ours=permuted.OURS,
+        ours=consolidation.OURS_IN_CLASSES,
         settings=OF_RULES,
     ),
 }

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
-from benchmarks.continual import images, permuted
+from benchmarks.continual import consolidation, images, permuted
 from benchmarks.continual.job import Job
 
 DIGITS = images.digits()
@@ -35,10 +35,40 @@ def test_fisher_information_is_the_expected_squared_score():
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-9), actual, expected)
 
 
+def test_reversed_fisher_is_the_mean_squared_score_under_negated_logits():
+    params = images.draw_network(jax.random.key(0))
+    data = images.make_data(0, 1, DIGITS)
+    inputs, labels = data.train_inputs[:3], data.train_labels[:3]
+
+    def loss(params, x, label):
+        return jnp.log(jnp.sum(jnp.exp(-images.logits(params, x)))) + images.logits(params, x)[label]
+
+    scores = [jax.grad(loss)(params, x, label) for x, label in zip(inputs, labels, strict=True)]
+    expected = jax.tree.map(lambda *s: np.mean(np.square(s), axis=0), *scores)
+    actual = images.reversed_fisher(params, inputs, jnp.asarray(labels))
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-9), actual, expected)
+
+
+def test_one_step_under_both_metrics_by_hand():
+    """F = 6, lambda = 8: E = (1 + 0.5 * 8 * 6) times RMSprop's root of what the pull adds to the gradient."""
+    tx = consolidation.IN_CLASSES["metric x activity"].make(
+        {"rate": 0.5, "strength": 8.0}, lambda count: 0.25
+    )
+    params = jnp.array([1.0])
+    _, state = tx.update(jnp.zeros(1), tx.init(params), params)
+    state = ro.consolidate(state, params, jnp.array([6.0]))
+    moved = jnp.array([1.5])
+    update, _ = tx.update(jnp.array([2.0]), state, moved)
+    pulled = 2 + 8 * 6 * 0.5
+    root = np.sqrt(0.1 * pulled**2 / (1 - 0.9**2))  # of the mean square of 0 and this, as RMSprop has it
+    metric = (1 + 0.5 * 8 * 6) * (root + 1e-4)
+    np.testing.assert_allclose(update, -0.25 * pulled / metric, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["metric", "EWC"])
 def test_one_step_after_a_boundary_by_hand(name):
     """F = 6, lambda = 8, rate 0.5 of a schedule at 0.25: E = 1 + 0.5 * 8 * 6 for the metric, 1 without."""
-    tx = permuted.METHODS[name].make({"rate": 0.5, "strength": 8.0}, lambda count: 0.25)
+    tx = consolidation.METHODS[name].make({"rate": 0.5, "strength": 8.0}, lambda count: 0.25)
     params = jnp.array([1.0])
     _, state = tx.update(jnp.zeros(1), tx.init(params), params)
     state = ro.consolidate(state, params, jnp.array([6.0]))
