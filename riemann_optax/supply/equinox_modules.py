@@ -1,7 +1,12 @@
-"""Layers of Equinox, imported where Equinox is: those of a copy of the model get a class of their own."""
+"""Layers of Equinox, imported where Equinox is: their classes get another call while they are watched.
 
-import functools
-from collections.abc import Callable
+Equinox has no interception of its own, and an instance cannot have a call of its own: a model that is put
+together of two trees, as ``eqx.combine`` does it, has instances of the class that both trees have.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import equinox
@@ -10,7 +15,7 @@ import jax.numpy as jnp
 
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
-from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once, watched_class
+from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once
 from riemann_optax.supply.taps import Weight
 
 _NORMS = (equinox.nn.LayerNorm, equinox.nn.RMSNorm, equinox.nn.GroupNorm)
@@ -18,30 +23,65 @@ _LAYERS = (equinox.nn.Linear, equinox.nn.Conv, equinox.nn.Embedding, *_NORMS)
 _KNOWN = (*_LAYERS, equinox.nn.BatchNorm, equinox.nn.Dropout)
 
 
-def watch(copy: Any) -> None:
-    """Watch the layers in a copy of a model, which must belong to the evaluation under way alone."""
-    nodes = jax.tree.leaves(copy, is_leaf=lambda node: isinstance(node, _KNOWN))
-    for node in nodes:
-        if isinstance(node, _KNOWN):
-            object.__setattr__(node, "__class__", _watched(type(node)))
+_lock = threading.Lock()
+_own_calls: dict[Any, Any] = {}  # of the classes that are watched now
+_watchers = 0  # evaluations under way, in all threads
 
 
-@functools.cache
-def _watched(kind: Any) -> Any:
-    return watched_class(kind, _KNOWN, _watched, _methods)
+def is_model(tree: Any) -> bool:
+    """Return whether a tree is a module or holds one."""
+
+    def is_module(node: Any) -> bool:
+        return isinstance(node, equinox.Module)
+
+    return any(is_module(node) for node in jax.tree.leaves(tree, is_leaf=is_module))
 
 
-def _methods(kind: Any) -> dict[str, Any]:
+@contextmanager
+def watch() -> Iterator[None]:
+    """Show the calls of layers inside of the ``with`` block; in other threads they go on as ever."""
+    global _watchers
+    with _lock:
+        _watchers += 1
+        for kind in _classes(_KNOWN):
+            if kind not in _own_calls and "__call__" in vars(kind):
+                _own_calls[kind] = vars(kind)["__call__"]
+                type.__setattr__(kind, "__call__", _watched(kind, _own_calls[kind]))
+    try:
+        yield
+    finally:
+        with _lock:
+            _watchers -= 1
+            if not _watchers:
+                for kind, own in _own_calls.items():
+                    type.__setattr__(kind, "__call__", own)
+                _own_calls.clear()
+
+
+def _classes(kinds: Any) -> Iterator[Any]:
+    for kind in kinds:
+        yield kind
+        yield from _classes(kind.__subclasses__())
+
+
+def _watched(kind: Any, own: Any) -> Callable[..., Any]:
+    """Return a call for a class that shows what its own call is given and gives."""
+
+    def own_call(layer: Any, *arguments: Any, **keywords: Any) -> Any:
+        return own.__get__(layer, kind)(*arguments, **keywords)
+
     def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        arguments, keywords = calls.positional(kind.__call__, arguments, keywords)
+        if not calls.is_watched():
+            return own_call(self, *arguments, **keywords)
+        arguments, keywords = calls.positional(own.__get__(None, kind), arguments, keywords)
         if isinstance(self, equinox.nn.BatchNorm):
             keywords = _statistics(self, keywords)
         recorder = taps.recording()
         if recorder is None or not arguments:
-            return kind.__call__(self, *arguments, **keywords)
+            return own_call(self, *arguments, **keywords)
 
         def again(layer: Any) -> Any:
-            return kind.__call__(layer, *arguments, **keywords)
+            return own_call(layer, *arguments, **keywords)
 
         def show(sent: Any, by_super: bool) -> None:
             del by_super  # the layer's own call has methods of its own
@@ -54,7 +94,7 @@ def _methods(kind: Any) -> dict[str, Any]:
 
         return shown_once(recorder, self, lambda: again(self), show)
 
-    return {"__call__": call}
+    return call
 
 
 def _statistics(layer: Any, keywords: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from riemann_optax.supply import calls
 
 T = TypeVar("T")
-_INTERCEPTING = {"flax.linen": "flax_linen", "haiku": "haiku_modules"}
+_INTERCEPTING = {"flax.linen": "flax_linen", "haiku": "haiku_modules", "equinox": "equinox_modules"}
 
 
 class Functional(NamedTuple):
@@ -35,8 +35,6 @@ class Functional(NamedTuple):
             self.others,
             is_leaf=lambda node: node is None,
         )
-        if calls.is_watched() and "equinox" in sys.modules:
-            _room("equinox_modules").watch(copy)
         return loss(copy), None
 
     def gradients(self, gradients: Any) -> Any:
@@ -51,7 +49,8 @@ def functional(model: Any, wrt: Any = None) -> Any:
     """Split a model into what is trained and the rest.
 
     Args:
-      model: a module of Flax NNX; or a tree, of which the floating-point and complex leaves are trained.
+      model: a module of Flax NNX; or a tree, of which the floating-point and complex leaves are trained. In
+        modules of Equinox a Python number is a constant, as for ``eqx.filter_grad``.
       wrt: a filter of the variables of an NNX module; None for ``nnx.Param``.
 
     Raises:
@@ -64,10 +63,12 @@ def functional(model: Any, wrt: Any = None) -> Any:
             "wrt: only the variables of a Flax NNX module are chosen by a filter: pass what is trained."
         )
 
+    constant = "equinox" in sys.modules and _room("equinox_modules").is_model(model)
+
     def trained(leaf: Any) -> bool:
-        return isinstance(leaf, float | complex) or (
-            hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
-        )
+        if isinstance(leaf, float | complex) and not hasattr(leaf, "dtype"):
+            return not constant
+        return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
     params = jax.tree.map(lambda leaf: leaf if trained(leaf) else None, model)
     others = jax.tree.map(lambda leaf: None if trained(leaf) else leaf, model)

@@ -204,3 +204,64 @@ def test_metric_of_a_filtered_model():
     assert metric.activation is None
     expected = jax.tree.map(lambda g: 1 + 3 * abs(g), leaves(gradients))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), leaves(metric), expected)
+
+
+class Tempered(eqx.Module):
+    """A Python number is a leaf of the tree, and a constant of the model."""
+
+    network: Network
+    dropout: eqx.nn.Dropout
+    temperature: float
+
+    def __init__(self):
+        self.network, self.dropout = Network(), eqx.nn.Dropout(0.5, inference=True)
+        self.temperature = 2.0
+
+    def __call__(self, inputs):
+        return self.network(self.dropout(inputs)) / self.temperature
+
+
+@pytest.mark.parametrize("needs", [(), "inputs", "activities", "per_example_gradients"])
+def test_python_numbers_of_a_module_are_constants(needs):
+    model = Tempered()
+    value, gradients, extra = ro.value_and_grad(batch_loss, needs=needs)(model, training.INPUTS)
+    expected_value, expected = eqx.filter_value_and_grad(batch_loss)(model, training.INPUTS)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-6)
+    assert jax.tree.structure(gradients) == jax.tree.structure(expected)
+    for signal in jax.tree.leaves(extra, is_leaf=lambda node: isinstance(node, Tempered)):
+        assert signal.temperature is None
+    tx = ro.riemannian_adamw(0.01)
+    updates, _ = tx.update(gradients, tx.init(eqx.filter(model, eqx.is_inexact_array)), model)
+    assert eqx.apply_updates(model, updates).temperature == 2.0
+
+
+def batch_loss(model, batch):
+    return training.mean_square(jax.vmap(model)(jnp.asarray(batch)))
+
+
+@pytest.mark.parametrize("needs", ["inputs", "activities", "per_example_gradients"])
+def test_a_model_of_two_trees_shows_what_a_whole_one_shows(needs):
+    """The loop of Equinox's guides: partition, and combine in the loss."""
+    model = Network()
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def combined(params, batch):
+        return batch_loss(eqx.combine(params, static), batch)
+
+    _, gradients, extra = ro.value_and_grad(combined, needs=needs)(params, training.INPUTS)
+    _, expected, whole = ro.value_and_grad(batch_loss, needs=needs)(model, training.INPUTS)
+    for one, other in ((gradients, expected), (extra[needs], whole[needs])):
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_the_classes_of_equinox_are_as_before_when_nobody_watches():
+    before = vars(eqx.nn.Linear)["__call__"]
+
+    def broken(model, batch):
+        assert vars(eqx.nn.Linear)["__call__"] is not before
+        raise RuntimeError("in the loss")
+
+    with pytest.raises(RuntimeError, match="in the loss"):
+        ro.value_and_grad(broken, needs="inputs")(Network(), training.INPUTS)
+    assert vars(eqx.nn.Linear)["__call__"] is before
