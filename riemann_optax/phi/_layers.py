@@ -82,15 +82,20 @@ def like_updates(name: str, argument: str, value: Any, updates: Any) -> Any:
 def _mean_square(
     argument: str, path: tuple[Any, ...], gradient: jax.Array, value: Any, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Return the mean of ``abs(value)**2`` over all axes in front of ``shape``."""
+    """Return the mean of ``abs(value)**2`` over all axes in front of ``shape``, in that shape."""
     given = jnp.shape(value)
-    batch_axes = len(given) - len(shape)
-    if given and given[batch_axes:] != shape:  # also true if there are too few axes
-        raise ValueError(
-            f"{argument} has shape {given} at {_tree.leaf_name(path)}, which has shape "
-            f"{jnp.shape(gradient)}: its last axes must be {shape}, with batch axes in front of them. If "
-            "others would be right, the axes of the leaf are read wrongly: give axes, such as the preset "
-            '"equinox" of kernel_axes.'
-        )
+    # A bias of images or batches may have axes of length 1, which its neurons do not have.
+    own = tuple(length for length in shape if length != 1)
+    if given and own and given[len(given) - len(shape) :] != shape and given[len(given) - len(own) :] == own:
+        axes = len(given) - len(own)
+    else:
+        axes = len(given) - len(shape)
+        if given and given[axes:] != shape:  # also true if there are too few axes
+            raise ValueError(
+                f"{argument} has shape {given} at {_tree.leaf_name(path)}, which has shape "
+                f"{jnp.shape(gradient)}: its last axes must be {shape}, with batch axes in front of them. If "
+                "others would be right, the axes of the leaf are read wrongly: give axes, such as the preset "
+                '"equinox" of kernel_axes.'
+            )
     squares = _tree.squared_magnitude(value).astype(_tree.working_dtype(gradient))
-    return jnp.mean(squares, axis=tuple(range(batch_axes))) if given else squares
+    return jnp.mean(squares, axis=tuple(range(axes))).reshape(shape) if given else squares

@@ -75,7 +75,8 @@ def value_and_grad(
         means all examples, and one copy.
       samples: how many perturbed copies, of the variational phis.
       num_terms: of how many terms the loss is the mean, for the variational phis, which take their sum: a
-        number, or a function of the batch. None means the number of examples.
+        number, or a function of the batch. None means the number of examples; under ``shard_map`` and
+        ``pmap`` that of one device's part, so give the whole number there.
       statistics: what BatchNorm does in gradients of single examples, which it would mix: ``"refuse"``, or
         ``"running"`` to take its running statistics in them. Other code of yours that mixes examples is not
         seen: :func:`riemann_optax.testing.check_examples` finds it.

@@ -165,6 +165,15 @@ class TestSlidingThreshold:
         np.testing.assert_allclose(values["kernel"], np.broadcast_to(mean, (2, 4, 3)), rtol=1e-12)
         assert state.threshold["kernel"].shape == (1, 1, 3)
 
+    @pytest.mark.parametrize("shape", [(3, 1, 1), (1, 3)], ids=["Equinox's convolutions", "Haiku's norms"])
+    def test_axes_of_length_1_of_a_bias_are_not_its_neurons(self, shape):
+        phi = ro.phi.sliding_threshold(axes="equinox")
+        bias = jnp.zeros(shape)
+        y = jnp.arange(2 * 5 * 4 * 3.0).reshape(2, 5, 4, 3)  # examples, places, neurons
+        values, _ = phi.update({"bias": bias}, phi.init({"bias": bias}), activities={"bias": y})
+        expected = np.mean(np.arange(120.0).reshape(40, 3) ** 2, axis=0).reshape(shape)
+        np.testing.assert_allclose(values["bias"], expected, rtol=1e-6)
+
     def test_missing_or_misshapen_activities(self):
         phi, kernel = ro.phi.sliding_threshold(), jnp.zeros((2, 3))
         with pytest.raises(ValueError, match="sliding_threshold needs the extra argument activities"):
