@@ -15,7 +15,7 @@ from benchmarks.continual.renewal import Values
 from benchmarks.shared.experiment import Method, Role
 from benchmarks.shared.tuning import Axis
 
-OURS, OURS_IN_CLASSES = "metric, bounded", "metric x activity, reversed logits"
+OURS, OURS_IN_CLASSES = "metric, bounded", "metric x activity"
 RATE = 0.5  # at the start of every task; it cools to 0 within each, linearly (tried: cosine, on seeds 0-19)
 Transformation = optax.GradientTransformation
 # From state, parameters, and the inputs and labels of a task to the state that has consolidated them.
@@ -169,10 +169,11 @@ TWO = {"rate": Axis(0.5), "strength": Axis(8.0)}
 THREE = TWO | {"bound": Axis(0.05)}
 # On an optimiser that rescales gradients, and the penalty with them.
 SLOW, SLOW_PATH = ({"rate": Axis(0.002), "strength": Axis(strength, 4.0)} for strength in (8.0, 1.0))
-# Where two classes are learned at a time: stronger, and an importance that does not vanish is larger.
-STRONG = {"rate": Axis(0.001), "strength": Axis(512.0, 4.0)}
-REVERSED = {"rate": Axis(0.25), "strength": Axis(1.0, 4.0)}
-STRONG_REVERSED = {"rate": Axis(0.001), "strength": Axis(160.0, 4.0)}
+# Where two classes are learned at a time it is strong pulls and small steps that keep the others.
+FIRM, FIRM_PULL = ({"rate": Axis(0.05), "strength": Axis(strength, 4.0)} for strength in (4096.0, 32.0))
+STRONG, STRONG_REVERSED, STRONG_PATH = (
+    {"rate": Axis(0.0005), "strength": Axis(strength, 4.0)} for strength in (4096.0, 160.0, 16.0)
+)
 
 # By what a method has to know at the end of a task. ``make`` takes values and the schedule of the rate.
 WITH_FISHER: dict[str, Method] = {
@@ -204,18 +205,27 @@ METHODS = WITH_FISHER | WITH_PATH | WITH_NOTHING
 
 # With the Fisher information of the logits' negatives: it does not vanish where the network is sure.
 WITH_REVERSED: dict[str, Method] = {
-    OURS_IN_CLASSES: Method(under_both, "ours", STRONG_REVERSED),
-    "metric, reversed logits": consolidated(lambda values: fisher(), REVERSED),
-    "EWC-DR": penalised(elastic, REVERSED),
+    "metric x activity, reversed logits": Method(under_both, "ours", STRONG_REVERSED),
+    "metric, reversed logits": consolidated(lambda values: fisher(), FIRM),
+    "EWC-DR": penalised(elastic, FIRM_PULL),
     **{
         f"{name} + EWC-DR": penalised(elastic, STRONG_REVERSED, optimiser=tx) for name, tx in ADAPTIVE.items()
     },
 }
-IN_CLASSES = METHODS | {
-    "metric x activity": Method(under_both, "ours", STRONG),
-    **{f"{name} + EWC": penalised(elastic, STRONG, optimiser=tx) for name, tx in ADAPTIVE.items()},
-    **WITH_REVERSED,
+FIRMLY: dict[str, Mapping[str, Axis]] = {
+    **dict.fromkeys(("metric", "metric, memory 0.7"), FIRM),
+    **dict.fromkeys(("EWC", "online EWC, memory 0.7"), FIRM_PULL),
+    **{f"{name} + EWC": STRONG for name in ADAPTIVE},
+    **{f"{name} + synaptic intelligence": STRONG_PATH for name in ADAPTIVE},
 }
+# Of the others, controls of a bounded metric that is not ours here, only plain descent is left.
+IN_CLASSES = {
+    OURS_IN_CLASSES: Method(under_both, "ours", STRONG),
+    **{name: METHODS[name]._replace(axes=axes) for name, axes in FIRMLY.items()},
+    **WITH_REVERSED,
+    **WITH_NOTHING,
+}
+ALL = METHODS | IN_CLASSES
 
 
 def boundary_of(name: str) -> Boundary:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.continual.consolidation import IN_CLASSES, RATE, Boundary, Transformation, boundary_of
+from benchmarks.continual.consolidation import ALL, RATE, Boundary, Transformation, boundary_of
 from benchmarks.continual.images import (
     LAYERS,
     Data,
@@ -119,7 +119,7 @@ def learned(job: Job, data: Any, protocol: Protocol) -> list[lanes.Scores]:
         return cooling(count % steps)
 
     def build(values: Values, key: Any) -> Transformation:
-        return IN_CLASSES[job.method].make(values, schedule)
+        return ALL[job.method].make(values, schedule)
 
     def drawn() -> Iterator[Task]:
         for number in range(tasks):
