@@ -12,8 +12,7 @@ from PIL import Image
 
 import riemann_optax as ro
 from benchmarks.continual import __main__ as command
-from benchmarks.continual import methods as rules
-from benchmarks.continual import online, permuted, regression, streams, summary
+from benchmarks.continual import chains, consolidation, online, published, regression, streams, summary
 from benchmarks.continual.images import Images, load
 from benchmarks.continual.job import Job
 from benchmarks.continual.laboratory import Laboratory
@@ -89,7 +88,7 @@ def test_variance_doubles_and_then_the_pixels_move():
 
 
 def test_bounded_phi_keeps_its_pattern_and_a_small_one_is_left_alone():
-    phi = permuted.bounded(ro.phi.maintenance_energy(), jnp.asarray(2.0))
+    phi = consolidation.bounded(ro.phi.maintenance_energy(), jnp.asarray(2.0))
     for scale, expected in ((1.0, [1.0, 2.0]), (10.0, [4 / 3, 8 / 3])):
         params = scale * jnp.array([1.0, 2.0])
         np.testing.assert_allclose(phi.update(params, phi.init(params), params)[0], expected, rtol=1e-6)
@@ -128,6 +127,7 @@ def test_quick_run_goes_on_from_its_records(tmp_path, capsys, monkeypatch):
 # What came since the records of the regression were made: a million updates a run take hours.
 NOT_YET_RUN = {
     "AdamO",
+    "RMSprop, decay 0.999 + L2-Init",
     *(f"{base} + {rule}" for base in ("SGD", "RMSprop") for rule in ("ReDo", "SNR", "soft resets")),
     *(f"{base} + {rule}" for base in ("SGD", "RMSprop") for rule in ("spectral", "FIRE")),
 }
@@ -168,18 +168,22 @@ def test_what_is_recorded_is_found_again():
     for name in set(streams.STREAMS) - STREAMS_NOT_YET_RUN:
         stream = streams.STREAMS[name]
         found = Laboratory(name, stream, "digits", None, records, None)
-        waiting = NOT_YET_RUN | {rules.ONE_CHAIN} if name in REGRESSION else set()
+        waiting = NOT_YET_RUN | {chains.ONE_CHAIN} if name in REGRESSION else set()
         for method in set(stream.methods) - waiting:
             found.work(method)  # without images nothing can be run
     assert len(list(records)) == count
 
 
-@pytest.mark.parametrize("name", ["label_permuted_digits", "noise_shift"])
+@pytest.mark.parametrize(
+    "name", ["label_permuted_digits", "noise_shift", "online_permuted", "online_label_permuted"]
+)
 def test_the_chain_called_ours_is_the_one_that_tuning_prefers(name):
     stream = streams.STREAMS[name]
     records = Records(command.RESULTS / "continual.jsonl")
-    laboratory = Laboratory(name, stream, "digits", None, records, None)
-    best = {chain: min(loss for _, loss in laboratory.tried(chain)) for chain in online.CHAINS}
+    mnist = name.startswith("online")
+    laboratory = Laboratory(name, stream, "mnist" if mnist else "digits", None, records, None)
+    tried = (published if mnist else online).CHAINS
+    best = {chain: min(loss for _, loss in laboratory.tried(chain)) for chain in tried}
     assert stream.ours == min(best, key=best.get)
 
 
