@@ -16,12 +16,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+import riemann_optax as ro
 from benchmarks.continual import online
 from benchmarks.continual.chains import (
+    INFINITE,
     LONG_ACTIVITY,
     LONG_CHAIN,
     LONG_ISOMETRIC_CHAIN,
     ONE_CHAIN,
+    SHARED,
     isometric_chain,
     one_chain,
 )
@@ -30,6 +33,7 @@ from benchmarks.continual.job import Job
 from benchmarks.continual.methods import Scale, online_methods
 from benchmarks.continual.online import DrawTask, Form, Task
 from benchmarks.continual.renewal import least_useful
+from benchmarks.shared.experiment import Method
 from benchmarks.shared.lanes import Scores
 from benchmarks.shared.tuning import Axis
 
@@ -52,28 +56,28 @@ SCALE = Scale(
 CHAINS = {
     ONE_CHAIN: one_chain(
         SCALE, online.NETWORK, least_useful, rate=Axis(2.0), pull=Axis(2e-4), replacement=Axis(1e-3, 4.0)
-    ),
-    # The streams want pulls of very different strength.
-    LONG_CHAIN: one_chain(
-        SCALE,
-        online.NETWORK,
-        least_useful,
-        LONG_ACTIVITY,
-        rate=Axis(2.0),
-        pull=Axis(2e-5, 8.0),
-        replacement=Axis(2.5e-4, 4.0),
-    ),
-    LONG_ISOMETRIC_CHAIN: isometric_chain(
-        SCALE,
-        online.NETWORK,
-        least_useful,
-        LONG_ACTIVITY,
-        rate=Axis(2.0),
-        pull=Axis(1.5e-6, 10.0),
-        replacement=Axis(2.5e-4, 4.0),
-    ),
+    )
 }
-METHODS = online_methods(SCALE, online.NETWORK) | CHAINS
+REPLACEMENT = {"replacement": Axis(2.5e-4, 4.0)}
+# The streams want pulls of very different strength. That to isometries is multiplied by the rate alone.
+PULLED = {"rate": Axis(2.0), "pull": Axis(2e-5, 8.0)} | REPLACEMENT
+ISOMETRIC = {"rate": Axis(2.0), "pull": Axis(1.5e-6, 10.0)} | REPLACEMENT
+FAR = 1000.0  # so much larger an alpha leaves nothing of the 1 in E
+CONTROLS: dict[str, Method] = {}
+for name, build, axes in (
+    (LONG_CHAIN, one_chain, PULLED),
+    (LONG_ISOMETRIC_CHAIN, isometric_chain, ISOMETRIC),
+):
+    of_rule = partial(build, network=online.NETWORK, renewal=least_useful)
+    CHAINS[name] = of_rule(SCALE, phi=LONG_ACTIVITY, **axes)
+    far = axes | {"rate": Axis(FAR * axes["rate"].centre)}
+    if build is isometric_chain:
+        far["pull"] = Axis(axes["pull"].centre / FAR, axes["pull"].factor)
+    infinite = of_rule(SCALE._replace(alpha=FAR * SCALE.alpha), phi=LONG_ACTIVITY, **far)
+    shared = of_rule(SCALE, phi=ro.phi.leaf_mean(LONG_ACTIVITY), **axes)
+    CONTROLS[f"{name}, {INFINITE}"] = infinite._replace(role="control")
+    CONTROLS[f"{name}, {SHARED}"] = shared._replace(role="control")
+METHODS = online_methods(SCALE, online.NETWORK) | CHAINS | CONTROLS
 
 
 # Of images and a key: what is new in a task, the order of the pixels and a label for every image.

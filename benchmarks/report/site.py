@@ -204,22 +204,23 @@ def streams_table(entries: Sequence[Any]) -> str:
     lines = []
     for (stream, data), found in every_stream(entries).items():
         about = STREAMS[stream]
-        if about.measure == "all tasks":  # has a table of its own, over the strength of the pull
+        if stream == PERMUTED_DIGITS:  # has a table of its own, over the strength of the pull
             continue
         ours = next(row for row in found if row.method == about.ours)
         rival = next((row for row in found if about.methods[row.method].role == "peer"), None)
         if rival is None:
             continue
         better = ours.mean > rival.mean if about.higher else ours.mean < rival.mean
+        ahead = "**ours**" if better else "rival"
         interval = f"{rival.difference:+.3g} [{rival.low:+.3g}, {rival.high:+.3g}]"
         lines.append(
             [
                 f"{named(stream, data)}, {ours.seeds} seeds",
                 f"{about.measure}, {'higher' if about.higher else 'lower'} is better",
-                f"{ours.mean:.3g}",
+                f"{ours.method}: {ours.mean:.3g}",
                 f"{rival.method}: {rival.mean:.3g}",
                 interval,
-                "**ours**" if better else "rival",
+                "level" if rival.low <= 0 <= rival.high else ahead,
             ]
         )
     headings = ["stream", "measure", "ours", "best rival", "rival less ours, paired [95%]", "ahead"]
