@@ -20,7 +20,7 @@ LONG_DORMANT_CHAIN, LONG_SILENT_CHAIN = f"{LONG_CHAIN}, dormant units", f"{LONG_
 # Pulled to isometries, behind the metric, and not to the initial weights.
 ISOMETRIC_CHAIN, LONG_ISOMETRIC_CHAIN = "one chain, isometric", f"{LONG_CHAIN}, isometric"
 ISOMETRIC_SILENT_CHAIN = f"{ISOMETRIC_CHAIN}, silent units"
-# Controls of them: with an alpha so large the metric is RMSprop's, with one phi per array it has no direction.
+# Controls of them: with a huge alpha the metric is RMSprop's, with one phi per array it has no direction.
 INFINITE, SHARED = "alpha infinite", "leaf-mean phi"
 
 LONG_ACTIVITY = ro.phi.activity(decay=OTHERS[0])
