@@ -133,7 +133,7 @@ def _check_arguments(params: Any, domain: Any, points: Any) -> None:
     if not sum(leaf.size for leaf in jax.tree.leaves(params)):
         raise ValueError("params must have at least one weight.")
     for name, leaf in _named(params):
-        if leaf.dtype.kind not in "fiu":
+        if not (jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.issubdtype(leaf.dtype, jnp.integer)):
             raise TypeError(f"params must be real, got {leaf.dtype} at {name}.")
     if domain is not None and not (len(domain) == 2 and domain[0] < domain[1]):
         raise ValueError(f"domain must be a pair (low, high) with low < high, got {domain!r}.")

@@ -174,6 +174,11 @@ def test_a_field_of_an_interval_is_tried_in_it(function, domain):
     assert check_field(field, domain=domain, points=10).separable
 
 
+def test_weights_of_any_real_dtype_say_how_large_they_are():
+    for dtype in (jnp.bfloat16, jnp.float32, jnp.int32):
+        assert check_field(Plain(), {"w": jnp.ones(3, dtype)}).separable
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
