@@ -70,8 +70,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def family(options: argparse.Namespace, records: Records) -> None:
     """Run the methods with one setting for all streams of a family."""
     with Progress(console=Console(stderr=True)) as progress:
-        chosen = [method for method in JUDGED if options.methods is None or method in options.methods]
-        bar = progress.add_task(options.family, total=len(chosen))
+        bar = progress.add_task(options.family, total=None)
 
         def advance(method: str, phase: str, share: float) -> None:
             progress.update(bar, description=f"{options.family}: {method}, {phase}")
@@ -82,6 +81,9 @@ def family(options: argparse.Namespace, records: Records) -> None:
                 for name, stream in options.of_name.items()
             }
         )
+        asked = [method for method in JUDGED if options.methods is None or method in options.methods]
+        chosen = [method for method in asked if together.takes_part(method)]
+        progress.update(bar, total=len(chosen))
         for method in chosen:
             together.work(method)
             progress.advance(bar)

@@ -5,7 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.continual.chains import ONE_CHAIN
+from benchmarks.continual.chains import (
+    DORMANT_CHAIN,
+    ISOMETRIC_CHAIN,
+    ISOMETRIC_SILENT_CHAIN,
+    LONG_CHAIN,
+    LONG_ISOMETRIC_CHAIN,
+    ONE_CHAIN,
+    SILENT_CHAIN,
+)
 from benchmarks.continual.laboratory import Laboratory
 from benchmarks.continual.methods import BASE
 from benchmarks.continual.streams import STREAMS
@@ -13,9 +21,20 @@ from benchmarks.shared.statistics import NORMAL_95, geometric_mean, numbers, sta
 from benchmarks.shared.tuning import Point
 
 FINALISTS = 6  # points that each stream nominates
-FAMILIES = {"images": ("label_permuted_digits", "noise_shift", "random_labels")}
-# Ours, plain descent, and the strongest published rules on the base that suits each.
+FAMILIES = {
+    "images": ("label_permuted_digits", "noise_shift", "random_labels"),
+    "digits": ("label_permuted_digits", "noise_shift"),
+    "published": ("online_permuted", "online_label_permuted"),
+}
+# Ours, plain descent, and the strongest published rules on the base that suits each. Those take part that all
+# streams of a family have.
 JUDGED = (
+    LONG_CHAIN,
+    LONG_ISOMETRIC_CHAIN,
+    ISOMETRIC_CHAIN,
+    ISOMETRIC_SILENT_CHAIN,
+    SILENT_CHAIN,
+    DORMANT_CHAIN,
     ONE_CHAIN,
     "metric + pull",
     "metric + pull + noise",
@@ -31,6 +50,7 @@ JUDGED = (
     "RMSprop + soft resets",
     "RMSprop + spectral",
     "UPGD",
+    "AdamO",
 )
 TOGETHER, APART = "family", "left out"  # phases of the records: with every stream's say, or without its own
 
@@ -51,6 +71,10 @@ class Family:
     def __init__(self, laboratories: Mapping[str, Laboratory]) -> None:
         """Take the laboratories of all streams."""
         self._laboratories = laboratories
+
+    def takes_part(self, method: str) -> bool:
+        """Return whether all streams have a method."""
+        return all(method in laboratory.stream.methods for laboratory in self._laboratories.values())
 
     def nominated(self, method: str, stream: str) -> list[Point]:
         """Return the best points of a method on one stream."""
