@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.continual.family import APART, FAMILIES, TOGETHER, Judged, judged
 from benchmarks.continual.measures import DEAD, RANK
 from benchmarks.continual.methods import SHAKEN
 from benchmarks.continual.streams import STREAMS
@@ -116,6 +117,29 @@ def sweep_table(entries: Entries) -> str:
     return table(["accuracy, all tasks / last", *(f"lambda {s:g}" for s in strengths)], lines)
 
 
+def family_table(entries: Entries, family: str) -> str:
+    """Lay out the methods with one setting for all streams of a family, and with the others' choice."""
+    phases = {TOGETHER: "one setting for all", APART: "as the others choose"}
+    found = {
+        (stream, phase): {row.method: row for row in judged(entries, stream, phase)}
+        for stream in FAMILIES[family]
+        for phase in phases
+    }
+    if not all(found.values()):
+        return ""
+    everywhere = [
+        method for method in next(iter(found.values())) if all(method in of for of in found.values())
+    ]
+
+    def cell(row: Judged) -> str:
+        text = f"{row.mean:.4g} ± {row.error:.2g}"
+        return f"**{text}**" if row.leads else text
+
+    headings = [f"{stream.replace('_', ' ')}: {phases[phase]}" for stream, phase in found]
+    lines = [[method, *(cell(of[method]) for of in found.values())] for method in everywhere]
+    return table(["method", *headings], lines)
+
+
 def shares(entries: Entries) -> dict[str, dict[str, float]]:
     """Return, for each stream, the share of ours' gain over plain SGD that each control keeps."""
     result = {}
@@ -135,6 +159,8 @@ def shares(entries: Entries) -> dict[str, dict[str, float]]:
 def chapter(entries: Entries) -> str:
     """Return the chapter."""
     every = every_stream(entries)
+    settings = {family: family_table(entries, family) for family in FAMILIES}
+    one_setting = "\n\n".join(laid_out for laid_out in settings.values() if laid_out)
     parts = []
     for (stream, data), found in every.items():
         words = STREAMS[stream].title + ("" if data == "digits" else f"; {data}")
@@ -157,6 +183,14 @@ Each method has a row. Means and standard errors over fresh seeds; bold are the 
 mean is within one standard error of the best. The mean rank is over the streams that a method takes part in.
 
 {readers_table(every)}
+
+### One setting for several streams
+
+All streams together choose a setting for each method; then each stream takes the setting that the others
+choose. Bold are the best method and those not behind it by more than a standard error of the paired
+difference (`python -m benchmarks.continual --family`).
+
+{one_setting or "Not recorded yet."}
 
 {streams}
 

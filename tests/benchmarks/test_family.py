@@ -9,6 +9,7 @@ from benchmarks.continual import __main__ as command
 from benchmarks.continual import family
 from benchmarks.continual.family import Family, judged
 from benchmarks.continual.methods import BASE
+from benchmarks.report.continual import family_table
 from benchmarks.shared.records import Records
 
 
@@ -82,6 +83,20 @@ def test_who_leads_is_judged_in_pairs():
     assert rows[1].behind == pytest.approx(behind.mean())
     assert rows[1].half == pytest.approx(1.96 * behind.std(ddof=1) / np.sqrt(3), rel=1e-3)
     assert judged(entries, "noise_shift", "family") == []
+
+
+def test_the_table_of_a_family_has_both_choices_of_every_stream():
+    entries = [
+        {"key": {"stream": stream, "method": method, "phase": phase}, "result": {measure: values}}
+        for stream, measure in (("label_permuted_digits", "accuracy"), ("noise_shift", "loss"))
+        for phase in (family.TOGETHER, family.APART)
+        for method, values in (("SGD", [1.0, 2.0]), ("UPGD", [3.0, 5.0]))
+    ]
+    laid_out = family_table(entries, "digits")
+    assert laid_out.count("\n") == 3
+    assert "| SGD | 1.5 ± 0.5 | 1.5 ± 0.5 | **1.5 ± 0.5** | **1.5 ± 0.5** |" in laid_out
+    assert "| UPGD | **4 ± 1** | **4 ± 1** | 4 ± 1 | 4 ± 1 |" in laid_out
+    assert family_table(entries[1:4], "digits") == ""
 
 
 def test_the_command_runs_a_family_and_goes_on(tmp_path, capsys):
