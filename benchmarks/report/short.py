@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
+from benchmarks.continual.summary import rows as rows_of
 from benchmarks.report import continual
 from benchmarks.report.streams import every_stream, named
 from benchmarks.report.suite import Suite, identified, mean_against
@@ -72,6 +73,26 @@ def briefly(suite: Suite, alias: str) -> str:
     return f"{tuned} x {TUNED_ADAMW} tuned over rate and betas, {untuned} x with nothing tuned"
 
 
+def _changing_inputs(entries: continual.Entries) -> list[list[str]]:
+    """Return the row on images whose pixels are permuted from task to task, if it is recorded."""
+    stream = "online_permuted"
+    found = {row.method: row for row in rows_of(entries, stream, "mnist")}
+    about = continual.STREAMS[stream]
+    if about.ours not in found:
+        return []
+    ours = found[about.ours]
+    rival = next(row for row in found.values() if about.methods[row.method].role == "peer")
+    return [
+        [
+            "the same, and it is the inputs that change",
+            "activity metric with a memory of 1,000 updates, behind it `add_isometry_pull`, round both "
+            "`reset_units`",
+            f"permuted MNIST: {ours.mean:.2f}%; {rival.method} {rival.mean:.2f}%, paired "
+            f"{-rival.difference:+.2f} [{-rival.high:+.2f}, {-rival.low:+.2f}] over {rival.seeds} seeds",
+        ]
+    ]
+
+
 def recommendations(suite: Suite, everything: Suite, entries: continual.Entries) -> str:
     """Lay out what to take for what: ``suite`` has all methods, ``everything`` all tasks."""
     steps = {
@@ -115,6 +136,7 @@ def recommendations(suite: Suite, everything: Suite, entries: continual.Entries)
                 f"[{rival.low:+.3f}, {rival.high:+.3f}] over {rival.seeds} seeds",
             ]
         )
+    rows += _changing_inputs(entries)
     least = [
         min((row.means["all tasks"] for row in continual.of_method(entries, method)), default=np.nan)
         for method in (continual.BOUNDED, continual.PENALTY)
