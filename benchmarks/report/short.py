@@ -227,7 +227,7 @@ def losses(suite: Suite, everything: Suite, entries: continual.Entries) -> str:
         methods = [row.method for row in found]
         ahead = methods[: methods.index(about.ours)]
         parts = {name for name in ahead if about.methods[name].role == "ours"}
-        if ahead:
+        if set(ahead) - parts:
             streams.append(f"on {named(stream, data)} {behind(ahead, parts)}")
     if streams:
         lines.append(f"Of the streams whose task changes: {'; '.join(streams)}.")
