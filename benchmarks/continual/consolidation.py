@@ -11,13 +11,12 @@ import riemann_optax as ro
 from benchmarks.continual.images import Params, mean_fisher, reversed_fisher
 from benchmarks.continual.network import permuted_once
 from benchmarks.continual.peers import penalties
-from benchmarks.continual.renewal import Values
+from benchmarks.continual.renewal import Transformation, Values
 from benchmarks.shared.experiment import Method, Role
 from benchmarks.shared.tuning import Axis
 
 OURS, OURS_IN_CLASSES = "metric, bounded", "metric x activity"
 RATE = 0.5  # at the start of every task; it cools to 0 within each, linearly (tried: cosine, on seeds 0-19)
-Transformation = optax.GradientTransformation
 # From state, parameters, and the inputs and labels of a task to the state that has consolidated them.
 Boundary = Callable[[optax.OptState, Params, jax.Array, jax.Array], optax.OptState]
 
@@ -216,9 +215,10 @@ FIRMLY: dict[str, Mapping[str, Axis]] = {
     **dict.fromkeys(("metric", "metric, memory 0.7"), FIRM),
     **dict.fromkeys(("EWC", "online EWC, memory 0.7"), FIRM_PULL),
     **{f"{name} + EWC": STRONG for name in ADAPTIVE},
+    "synaptic intelligence": {"rate": Axis(0.05), "strength": Axis(1.0, 4.0)},
     **{f"{name} + synaptic intelligence": STRONG_PATH for name in ADAPTIVE},
 }
-# Of the others, controls of a bounded metric that is not ours here, only plain descent is left.
+# Without the bounded metric, which is not ours here, and its controls.
 IN_CLASSES = {
     OURS_IN_CLASSES: Method(under_both, "ours", STRONG),
     **{name: METHODS[name]._replace(axes=axes) for name, axes in FIRMLY.items()},

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.continual.consolidation import ALL, RATE, Boundary, Transformation, boundary_of
+from benchmarks.continual.consolidation import ALL, RATE, Boundary, boundary_of
 from benchmarks.continual.images import (
     LAYERS,
     Data,
@@ -22,7 +22,7 @@ from benchmarks.continual.images import (
 )
 from benchmarks.continual.job import Job
 from benchmarks.continual.measures import DEAD, PROBE, RANK, forgetting, liveliness
-from benchmarks.continual.renewal import Values
+from benchmarks.continual.renewal import Transformation, Values
 from benchmarks.shared import lanes
 
 

@@ -10,7 +10,7 @@ References:
   label-permuted images and random labels
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -63,20 +63,27 @@ REPLACEMENT = {"replacement": Axis(2.5e-4, 4.0)}
 PULLED = {"rate": Axis(2.0), "pull": Axis(2e-5, 8.0)} | REPLACEMENT
 ISOMETRIC = {"rate": Axis(2.0), "pull": Axis(1.5e-6, 10.0)} | REPLACEMENT
 FAR = 1000.0  # so much larger an alpha leaves nothing of the 1 in E
-CONTROLS: dict[str, Method] = {}
-for name, build, axes in (
-    (LONG_CHAIN, one_chain, PULLED),
-    (LONG_ISOMETRIC_CHAIN, isometric_chain, ISOMETRIC),
-):
-    of_rule = partial(build, network=online.NETWORK, renewal=least_useful)
-    CHAINS[name] = of_rule(SCALE, phi=LONG_ACTIVITY, **axes)
-    far = axes | {"rate": Axis(FAR * axes["rate"].centre)}
-    if build is isometric_chain:
-        far["pull"] = Axis(axes["pull"].centre / FAR, axes["pull"].factor)
-    infinite = of_rule(SCALE._replace(alpha=FAR * SCALE.alpha), phi=LONG_ACTIVITY, **far)
-    shared = of_rule(SCALE, phi=ro.phi.leaf_mean(LONG_ACTIVITY), **axes)
-    CONTROLS[f"{name}, {INFINITE}"] = infinite._replace(role="control")
-    CONTROLS[f"{name}, {SHARED}"] = shared._replace(role="control")
+OF_RULE = {"network": online.NETWORK, "renewal": least_useful}
+CHAINS[LONG_CHAIN] = one_chain(SCALE, phi=LONG_ACTIVITY, **OF_RULE, **PULLED)
+CHAINS[LONG_ISOMETRIC_CHAIN] = isometric_chain(SCALE, phi=LONG_ACTIVITY, **OF_RULE, **ISOMETRIC)
+
+
+def controls_of(
+    name: str, build: Callable[..., Method], axes: Mapping[str, Axis], far: Mapping[str, Axis]
+) -> dict[str, Method]:
+    """Return a chain with an alpha so much larger, at rates and pulls for it, and with a phi per array."""
+    infinite = build(SCALE._replace(alpha=FAR * SCALE.alpha), phi=LONG_ACTIVITY, **OF_RULE, **far)
+    shared = build(SCALE, phi=ro.phi.leaf_mean(LONG_ACTIVITY), **OF_RULE, **axes)
+    return {
+        f"{name}, {INFINITE}": infinite._replace(role="control"),
+        f"{name}, {SHARED}": shared._replace(role="control"),
+    }
+
+
+FAST = {"rate": Axis(FAR * 2.0)}
+CONTROLS = controls_of(LONG_CHAIN, one_chain, PULLED, PULLED | FAST) | controls_of(
+    LONG_ISOMETRIC_CHAIN, isometric_chain, ISOMETRIC, ISOMETRIC | FAST | {"pull": Axis(1.5e-6 / FAR, 10.0)}
+)
 METHODS = online_methods(SCALE, online.NETWORK) | CHAINS | CONTROLS
 
 

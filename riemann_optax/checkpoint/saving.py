@@ -105,9 +105,13 @@ def check(saved: Any, tree: Any) -> None:
             f"{saved['release']}, and {' and '.join(sorted(changed))} changed since: go on with that "
             "release, or leave that part of the chain out and start it anew."
         )
-    # Releases before 0.1 wrote the arrays in boxes by the name of the box's content.
-    arrays = {path.removesuffix(".value"): kind for path, kind in saved["arrays"].items()}
-    saved, here = {**saved, "arrays": arrays}, manifest(tree)
+    here = manifest(tree)
+    # Older manifests call an array in a box by the name of the box's content.
+    arrays = {
+        path if path in here["arrays"] else path.removesuffix(".value"): kind
+        for path, kind in saved["arrays"].items()
+    }
+    saved = {**saved, "arrays": arrays}
     differences = _changed("state", saved["states"], here["states"])
     differences += _changed("array", saved["arrays"], here["arrays"])
     for place, one, other in (("in the checkpoint", saved, here), ("here", here, saved)):

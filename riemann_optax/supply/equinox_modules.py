@@ -43,11 +43,12 @@ def watch() -> Iterator[None]:
     global _watchers
     with _lock:
         _watchers += 1
-        for kind in _classes(_KNOWN):
-            if kind not in _own_calls and "__call__" in vars(kind):
-                _own_calls[kind] = vars(kind)["__call__"]
-                type.__setattr__(kind, "__call__", _watched(kind, _own_calls[kind]))
     try:
+        with _lock:
+            for kind in _classes(_KNOWN):
+                if kind not in _own_calls and "__call__" in vars(kind):
+                    _own_calls[kind] = vars(kind)["__call__"]
+                    type.__setattr__(kind, "__call__", _watched(kind, _own_calls[kind]))
         yield
     finally:
         with _lock:

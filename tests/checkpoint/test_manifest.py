@@ -192,6 +192,13 @@ def test_the_state_of_an_nnx_optimizer_is_told_as_the_state_it_holds():
     ro.checkpoint.check(in_boxes, optimizer.opt_state)  # as it was written before
 
 
+def test_a_field_called_value_is_no_box():
+    """The state of Optax's line search has one."""
+    state = optax.scale_by_backtracking_linesearch(5).init(PARAMS)
+    assert ".value" in ro.checkpoint.manifest(state)["arrays"]
+    ro.checkpoint.check(through_json(ro.checkpoint.manifest(state)), state)
+
+
 def test_what_is_no_array_is_refused_by_its_place():
     with pytest.raises(TypeError, match=r"holds a str at leaf \['name'\], which is no array"):
         ro.checkpoint.manifest({"name": "adam", "count": jnp.zeros([])})

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
+from riemann_optax.supply import equinox_modules
 
 from . import training
 
@@ -253,6 +254,18 @@ def test_a_model_of_two_trees_shows_what_a_whole_one_shows(needs):
     for one, other in ((gradients, expected), (extra[needs], whole[needs])):
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_an_evaluation_that_ends_leaves_the_classes_to_those_that_go_on():
+    """Evaluations of several threads overlap; of them each sees its own."""
+    before = vars(eqx.nn.Linear)["__call__"]
+    first, second = equinox_modules.watch(), equinox_modules.watch()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert vars(eqx.nn.Linear)["__call__"] is not before
+    second.__exit__(None, None, None)
+    assert vars(eqx.nn.Linear)["__call__"] is before
 
 
 def test_the_classes_of_equinox_are_as_before_when_nobody_watches():
