@@ -23,6 +23,9 @@ SOURCES = {
 # Seconds until the hub counts as out of reach.
 TIMEOUT = 10.0
 
+# Channels of a picture; the others are grey.
+CHANNELS = {"cifar10": 3}
+
 # Every so many rows of the published training part become the validation part.
 VALIDATION_STRIDE = 10
 
@@ -91,8 +94,8 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
       The data set; every tenth row of the training part is the validation part.
 
     Raises:
-      InputError: if the extra ``data`` is not installed, the files are missing or unreadable, or the hub
-        is out of reach.
+      InputError: if the extra ``data`` is not installed, the files are missing, unreadable, or grey where
+        they should be coloured, or the hub is out of reach.
     """
     if name not in SOURCES:
         raise InputError(f"--data {name} is not known: use digits, text, {', '.join(SOURCES)}")
@@ -109,6 +112,12 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
                 f"({SOURCES[name]})"
             )
     published = {part: _read(found) for part, found in files.items()}
+    found, expected = published["train"]["images"].shape[-1], CHANNELS.get(name, 1)
+    if found != expected:
+        raise InputError(
+            f"--data-dir {folder}: its pictures have {found} channels, and those of {name} have {expected}: "
+            f"give the folder of {SOURCES[name]}"
+        )
     rows = np.arange(len(published["train"]["labels"]))
     in_validation = rows % VALIDATION_STRIDE == VALIDATION_STRIDE - 1
     parts = {

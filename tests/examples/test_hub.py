@@ -108,6 +108,16 @@ def test_a_folder_without_the_files_is_refused(tmp_path):
         datasets.load("mnist", data_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "found", "expected"), [("cifar10", (6, 6), 1, 3), ("mnist", (6, 6, 3), 3, 1)]
+)
+def test_the_pictures_of_another_data_set_are_refused(tmp_path, name, shape, found, expected):
+    write_dataset(tmp_path, shape)
+    message = f"its pictures have {found} channels, and those of {name} have {expected}: give the folder of"
+    with pytest.raises(InputError, match=message):
+        datasets.load(name, data_dir=tmp_path)
+
+
 def test_files_that_are_not_parquet_are_refused_in_one_line(tmp_path):
     for part in ("train", "test"):
         (tmp_path / f"{part}-0.parquet").write_bytes(b"this is not parquet")

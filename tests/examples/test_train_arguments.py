@@ -56,6 +56,10 @@ PAIR = ["--coordinator", "localhost:1", "--processes", "2"]
         ),
         (["--baseline-option", "momentum"], r"argument --baseline-option: expected NAME=VALUE"),
         (["--baseline-option", "beta=1"], r"--baseline-option beta is not an argument of adamw"),
+        (
+            ["--baseline-option", "learning_rate=1"],
+            r"--baseline-option learning_rate: give the rate as --baseline-learning-rate",
+        ),
         (["--text-file", "missing"], r"--text-file is not used by --data digits: add --data text"),
         (["--data", "mnist", "--data-dir", "missing"], r"--data-dir missing has no train-\*\.parquet"),
         (["--no-such-option"], r"unrecognized arguments: --no-such-option"),

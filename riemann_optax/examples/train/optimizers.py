@@ -198,6 +198,8 @@ def build_baseline(
     if rate_argument is None:
         raise not_known
     for option in options:
+        if option == rate_argument:
+            raise InputError(f"--baseline-option {option}: give the rate as --baseline-learning-rate")
         if option not in arguments:
             raise InputError(
                 f"--baseline-option {option} is not an argument of {name}: it takes {', '.join(arguments)}"
