@@ -133,8 +133,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     Args:
       state: the state of an optimiser with :func:`schedule_free` in it, as
         :func:`riemannian_schedule_free` makes it, or with several under ``optax.partition``; or an
-        ``nnx.Optimizer``, whose averages ``nnx.update(model, ro.eval_params(optimizer, model))`` puts into a
-        model.
+        ``nnx.Optimizer``, whose averages ``nnx.update(evaluated, ro.eval_params(optimizer, model))`` puts
+        into ``evaluated = nnx.clone(model)``. Put into the model itself they would end the training.
       params: the parameters that are trained with this state, after its last update; with an
         ``nnx.Optimizer`` the model. What ``optax.partition`` keeps from the averaging is returned as it is.
 
@@ -145,8 +145,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
       The averaged weights, in structure and dtypes of ``params``; of a model its trained variables.
 
     Raises:
-      ValueError: where the state holds no average, several of one leaf, one of other parameters, or one
-        inside of an eigenbasis.
+      ValueError: where the state holds no average, several of one leaf, one of other parameters, one
+        inside of an eigenbasis, or those of several runs.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -172,6 +172,7 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
                 "in_eigenbasis inside, schedule_free(in_eigenbasis(...)), and evaluate that."
             )
     _check_averaged_once(found)
+    _check_one_run(found)
     evaluated = params
     for own in found:  # of several, each has the leaves of its own group
         evaluated = completed(_average(own, params), evaluated)
@@ -187,6 +188,15 @@ def _check_averaged_once(found: list[ScheduleFreeState]) -> None:
             raise ValueError(
                 f"eval_params: the state holds {times} schedule-free averages of {name}: pass the state "
                 "of one optimiser, in which at most one riemannian_schedule_free moves a leaf."
+            )
+
+
+def _check_one_run(found: list[ScheduleFreeState]) -> None:
+    for own in found:
+        if jnp.ndim(own.count):
+            raise ValueError(
+                f"eval_params: the state is that of {jnp.size(own.count)} runs at once, as jax.vmap makes it: "
+                "map over them, jax.vmap(ro.eval_params)(state, params), or nnx.vmap for Flax NNX."
             )
 
 

@@ -131,3 +131,23 @@ def test_the_average_outlives_a_change_of_b1(changed):
             x = x + (z - x) * weight / total
             np.testing.assert_allclose(ro.eval_params(state, params), x, rtol=1e-5)  # b1 is kept in float32
             np.testing.assert_allclose(params, (1 - b1) * z + b1 * x, rtol=1e-5)
+
+
+def test_eval_params_of_a_population_is_mapped_over_it_or_refused():
+    """Each member has its own b1; the shapes would broadcast, to wrong averages."""
+
+    def member(b1):
+        tx = ro.riemannian_schedule_free(0.1, b1=b1, warmup_steps=0)
+        params = {"w": jnp.zeros([4, 2])}
+        state = tx.init(params)
+        for _ in range(5):
+            updates, state = tx.update(jax.tree.map(lambda x: x - 1.0, params), state, params)
+            params = optax.apply_updates(params, updates)
+        return state, params
+
+    momenta = jnp.array([0.5, 0.95])
+    population = jax.vmap(member)(momenta)
+    expected = [ro.eval_params(*member(b1))["w"] for b1 in momenta]
+    np.testing.assert_allclose(jax.vmap(ro.eval_params)(*population)["w"], jnp.stack(expected), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"that of 2 runs at once, .*: map over them, jax\.vmap"):
+        ro.eval_params(*population)
