@@ -15,6 +15,7 @@ CAN_RUN_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib",
 ORDER = {
     "": (
         *("_version", "_vocabulary", "_state_fields", "_tree", "_declare", "_check", "_axes", "_annotated"),
+        "_population",
         *("boundary", "phi", "covector", "_observe", "metric", "edits", "scaling", "eigenbasis", "anchor"),
         *("wrappers",),
         *("fields", "geometry", "flow", "supply", "inspect", "plot", "sharding", "checkpoint"),

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import AxisType
 
 from riemann_optax import _tree
+from riemann_optax._population import when
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 from riemann_optax.boundary import masked_like
 from riemann_optax.eigenbasis import bases
@@ -52,7 +53,7 @@ class Frame(NamedTuple):
             return {at: self._leaf(bases.turn, array, captured[at]) for at, array in arrays.items()}
 
         original = {at: arrays[at] for at in captured}
-        for at, array in jax.lax.cond(count == 0, turned, lambda same: same, original).items():
+        for at, array in when(count == 0, turned, lambda same: same, original).items():
             arrays[at] = array
         return jax.tree.unflatten(structure, arrays)
 
@@ -177,7 +178,7 @@ def decompose_first(groups: list[list[Job]], squares: dict[str, list[Any]], coun
         def choose(
             count: jax.Array, factors: list[jax.Array], old: list[jax.Array], dtype: Any = jobs[0].dtype
         ) -> tuple[list[jax.Array], jax.Array]:
-            return jax.lax.cond(  # type: ignore[no-any-return]
+            return when(  # type: ignore[no-any-return]
                 count == 0,
                 lambda factors, old: first_bases(factors, old, dtype),
                 lambda factors, old: (old, jnp.zeros([], jnp.int32)),
@@ -209,7 +210,7 @@ def without_noise(
         ]
 
     def choose(count: jax.Array, leaves: list[Any]) -> list[Any]:
-        return jax.lax.cond(count == 0, clean, lambda leaves: leaves, leaves)  # type: ignore[no-any-return]
+        return when(count == 0, clean, lambda leaves: leaves, leaves)  # type: ignore[no-any-return]
 
     return jax.tree.unflatten(structure, on_auto_mesh(choose, leaves, count, leaves))
 

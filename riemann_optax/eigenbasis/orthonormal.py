@@ -5,6 +5,8 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from riemann_optax._population import for_any
+
 Method = Literal["auto", "householder", "cholesky"]
 METHODS: tuple[str, ...] = get_args(Method)
 
@@ -127,7 +129,7 @@ def _cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def unless_found(_: Any, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         together: tuple[jax.Array, jax.Array] = jax.lax.cond(
-            jnp.all(state[1]), lambda *same: same, one_round, *state
+            for_any(~jnp.all(state[1])), one_round, lambda *same: same, *state
         )
         return together
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from riemann_optax._check import is_concrete_number
+from riemann_optax._population import when
 from riemann_optax.eigenbasis.bases import decompose, has_turned, iterate
 from riemann_optax.eigenbasis.carry import carried
 from riemann_optax.eigenbasis.coordinates import Coordinates
@@ -253,14 +254,14 @@ class Refresh(NamedTuple):
         some = jnp.any(jnp.stack(due))
         number = jnp.argmax(jnp.stack(due)).astype(jnp.int32)
         if not self.rules.refreshes_all():
-            some = jax.lax.cond(
+            some = when(
                 some, self._any_has_turned, lambda *_: jnp.zeros([], jnp.bool_), number, factors, bases
             )
             due = [jnp.logical_and(some, one) for one in due]
-        new, changes, kept = jax.lax.cond(some, self._refreshed, self._unchanged, number, factors, bases)
+        new, changes, kept = when(some, self._refreshed, self._unchanged, number, factors, bases)
         arrays, results = dict(arrays), []
         for one, group, old in zip(due, self.groups, bases, strict=True):
-            basis, moved = jax.lax.cond(
+            basis, moved = when(
                 one,
                 lambda new, changes, old, averages, group=group: (
                     _unstacked(new, old),

@@ -8,6 +8,7 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Declared
+from riemann_optax._population import when
 
 
 class RestartAtBoundaryState(NamedTuple):
@@ -102,7 +103,7 @@ def restart_at_boundary(
             return params, anchored(params, anchor_state)[1]
 
         # An anchor may be long to compute, an isometry is ten products of each matrix, and is seldom wanted.
-        target, anchor_state = jax.lax.cond(boundary, anchored, unread, params, state.anchor)
+        target, anchor_state = when(boundary, anchored, unread, params, state.anchor)
         step, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         jump = jax.tree.map(jnp.subtract, target, params)
         begun = inner.init(target)

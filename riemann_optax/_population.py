@@ -1,0 +1,35 @@
+"""Choices at run time that the members of a population under ``jax.vmap`` share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_batching.custom_vmap
+def for_any(predicate: jax.Array) -> jax.Array:
+    """Return whether a condition holds for any member: one value for all of them, and not one for each."""
+    return predicate
+
+
+@for_any.def_vmap
+def _over_members(size: int, batched: list[bool], predicate: jax.Array) -> tuple[jax.Array, bool]:
+    del size, batched
+    return for_any(jnp.any(predicate, axis=0)), False
+
+
+def when(
+    predicate: jax.Array, function: Callable[..., Any], otherwise: Callable[..., Any], *operands: Any
+) -> Any:
+    """Return ``jax.lax.cond(predicate, function, otherwise, *operands)``, also under ``jax.vmap``.
+
+    There ``jax.lax.cond`` would compute both for every member at every step, an eigendecomposition of each
+    matrix too. Here ``function`` is computed when any member wants it, and each takes its own result.
+    """
+
+    def for_those_who_want_it(*operands: Any) -> Any:
+        new, old = function(*operands), otherwise(*operands)
+        return jax.tree.map(lambda new, old: jnp.where(predicate, new, old), new, old)
+
+    return jax.lax.cond(for_any(predicate), for_those_who_want_it, otherwise, *operands)
