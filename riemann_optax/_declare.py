@@ -180,6 +180,7 @@ def update_phi(
     updates: Any,
     state: Any,
     params: Any,
+    /,  # an extra argument may have any name
     **extra_args: Any,
 ) -> tuple[Any, Any, Any]:
     """Return the values of ``phi``, the means of their groups where it hands them along, and its new state.

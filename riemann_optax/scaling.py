@@ -108,7 +108,8 @@ def in_orthonormal_frame(inner: optax.GradientTransformation) -> optax.GradientT
         frame = map_covectors(
             lambda c: c.with_components(_tree.widen(c.components)).to_frame(), updates, euclidean=_tree.widen
         )
-        frame, state = inner.update(frame, state, _tree.widen(params), **extra_args)
+        weights = _tree.widen(_tree.trained(params, updates))
+        frame, state = inner.update(frame, state, weights, **extra_args)
 
         def leave(old: Any, u: jax.Array) -> jax.Array:
             return (old.from_frame(u) if isinstance(old, Covector) else u).astype(old.dtype)

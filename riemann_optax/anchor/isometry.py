@@ -83,7 +83,7 @@ def add_isometry_pull(
         **extra_args: Any,
     ) -> tuple[optax.Updates, IsometryPullState]:
         del extra_args
-        params = _check.require_params(params, "add_isometry_pull")
+        params = _check.require_params(_tree.trained(params, updates), "add_isometry_pull")
         check_leaves(updates, params)
         strength = _tree.at_count(rate, state.count)
 
@@ -139,6 +139,8 @@ def nearest_isometry(*, steps: int = 10, axes: Axes = "flax") -> optax.GradientT
 
     def polar(matrix: jax.Array) -> jax.Array:
         rows, columns = matrix.shape[-2:]
+        if not matrix.size:
+            return matrix
         scale = jnp.sqrt(columns / rows).astype(matrix.real.dtype)
         norm = jnp.sqrt(jnp.sum(_tree.squared_magnitude(matrix), axis=(-2, -1), keepdims=True))
         factor = matrix / jnp.where(norm == 0, 1, norm).astype(matrix.real.dtype)

@@ -105,7 +105,7 @@ def add_anchored_weights(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AnchoredWeightsState]:
-        params = _check.require_params(params, "add_anchored_weights")
+        params = _check.require_params(_tree.trained(params, updates), "add_anchored_weights")
         components = map_covectors(lambda c: c.components, updates)
         phi_state = state.precision
         values = _phi_of_stage_1(updates) if isinstance(precision, str) else None
@@ -113,7 +113,7 @@ def add_anchored_weights(
             values, phi_state = phi.update(components, state.precision, params, **extra_args)
             check_phi_values(values, components)
         weighting = {} if values is None else {"precision": values}
-        weights, anchor_state = anchor.update(components, state.anchor, params, **weighting, **extra_args)
+        weights, anchor_state = anchor.update(components, state.anchor, params, **(extra_args | weighting))
         strength = _tree.at_count(rate, state.count)
 
         def pull(weight: jax.Array, target: jax.Array) -> jax.Array:

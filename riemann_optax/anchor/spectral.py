@@ -94,7 +94,7 @@ def add_spectral_pull(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SpectralPullState]:
         del extra_args
-        params = _check.require_params(params, "add_spectral_pull")
+        params = _check.require_params(_tree.trained(params, updates), "add_spectral_pull")
         strength = _tree.at_count(rate, state.count)
         bare = _tree.bare(params)
         structure: Any

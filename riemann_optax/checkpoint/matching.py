@@ -1,6 +1,6 @@
 """Matching the states of two chains, by class and order."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -50,31 +50,52 @@ def align(old: list[Station], new: list[Station], places: Mapping[str, str]) -> 
     """Return a dictionary from the index of each matched new station to the index of its old one.
 
     The match pairs as many stations of equal class and labels as possible, in the same order. It must be
-    unique.
+    unique. What is left, labelled on one side only, is then paired by class alone, if that is unique:
+    a chain that has come into ``optax.partition``, or out of it.
 
     Raises:
       ValueError: if the match is not unique, or ``places`` names a missing path.
     """
     matched = _placed(old, new, places)
-    rest_old = [i for i in range(len(old)) if i not in matched.values()]
-    rest_new = [j for j in range(len(new)) if j not in matched]
-    same = [[_key(old[i]) == _key(new[j]) for j in rest_new] for i in rest_old]
-    longest, ways = _longest(same, len(rest_old), len(rest_new))
-    if ways[0][0] > 1:
+    pairs, unique = _in_order(old, new, matched, _key)
+    if not unique:
+        rest_old, rest_new = _rest(old, new, matched)
         unclear = _unclear([old[i] for i in rest_old], [new[j] for j in rest_new])
         raise ValueError(
             f"transplant: {unclear}: match them with places={{path here: path in the old state}}."
         )
+    matched |= pairs
+    rest_old, rest_new = _rest(old, new, matched)
+    if any(old[i].labels for i in rest_old) != any(new[j].labels for j in rest_new):
+        pairs, unique = _in_order(old, new, matched, lambda station: station.kind.__name__)
+        matched |= pairs if unique else {}
+    return matched
+
+
+def _rest(old: list[Station], new: list[Station], matched: Mapping[int, int]) -> tuple[list[int], list[int]]:
+    """Return the indices of stations that have no match."""
+    taken = set(matched.values())
+    return [i for i in range(len(old)) if i not in taken], [j for j in range(len(new)) if j not in matched]
+
+
+def _in_order(
+    old: list[Station], new: list[Station], matched: Mapping[int, int], key: Callable[[Station], Any]
+) -> tuple[dict[int, int], bool]:
+    """Return the most pairs of stations without a match that have one key, in order; and if no others are."""
+    rest_old, rest_new = _rest(old, new, matched)
+    same = [[key(old[i]) == key(new[j]) for j in rest_new] for i in rest_old]
+    longest, ways = _longest(same, len(rest_old), len(rest_new))
+    pairs = {}
     i = j = 0
     while i < len(rest_old) and j < len(rest_new):
         if same[i][j] and longest[i][j] == 1 + longest[i + 1][j + 1]:
-            matched[rest_new[j]] = rest_old[i]
+            pairs[rest_new[j]] = rest_old[i]
             i, j = i + 1, j + 1
         elif longest[i + 1][j] == longest[i][j]:
             i += 1
         else:
             j += 1
-    return matched
+    return pairs, ways[0][0] == 1
 
 
 def _key(station: Station) -> tuple[str, tuple[str, ...]]:
@@ -82,26 +103,41 @@ def _key(station: Station) -> tuple[str, tuple[str, ...]]:
 
 
 def _placed(old: list[Station], new: list[Station], places: Mapping[str, str]) -> dict[int, int]:
-    """Return the matches that the caller has given."""
-    known_old, known_new = (
-        {jax.tree_util.keystr(station.path): index for index, station in enumerate(found)}
-        for found in (old, new)
-    )
+    """Return the matches that the caller has given; the states within a state that is placed go with it."""
     matched = {}
     for here, there in places.items():
-        for path, known, where in ((here, known_new, "here"), (there, known_old, "in the old state")):
-            if path not in known:
+        within_new, within_old = _within(new, here), _within(old, there)
+        for path, within, known, where in (
+            (here, within_new, new, "here"),
+            (there, within_old, old, "in the old state"),
+        ):
+            if not within:
+                paths = ", ".join(repr(jax.tree_util.keystr(station.path)) for station in known)
                 raise ValueError(
-                    f"transplant: places names {path!r}, and {where} no state with arrays has this path: "
-                    f"give one of {', '.join(map(repr, known))}."
+                    f"transplant: places names {path!r}, and {where} no state with arrays has this path or "
+                    f"lies in it: give one of {paths}."
                 )
-        if _key(old[known_old[there]])[0] != _key(new[known_new[here]])[0]:
-            raise ValueError(
-                f"transplant: places gives {new[known_new[here]].name} the place of "
-                f"{old[known_old[there]].name} in the old state: give states of one class."
-            )
-        matched[known_new[here]] = known_old[there]
+        for suffix in within_new.keys() & within_old.keys():
+            target, source = new[within_new[suffix]], old[within_old[suffix]]
+            if target.kind.__name__ == source.kind.__name__:
+                matched[within_new[suffix]] = within_old[suffix]
+            elif not suffix:
+                raise ValueError(
+                    f"transplant: places gives {target.name} the place of {source.name} in the old state: "
+                    "give states of one class."
+                )
     return matched
+
+
+def _within(found: list[Station], place: str) -> dict[str, int]:
+    """Return the indices of the state at a place and of those within it, by the rest of their paths."""
+    keystr = jax.tree_util.keystr
+    return {
+        keystr(station.path[length:]): index
+        for index, station in enumerate(found)
+        for length in range(len(station.path) + 1)
+        if keystr(station.path[:length]) == place
+    }
 
 
 def _longest(same: list[list[bool]], rows: int, columns: int) -> tuple[list[list[int]], list[list[int]]]:

@@ -101,7 +101,8 @@ def on_gradient(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     ) -> tuple[optax.Updates, optax.OptState]:
         require_covectors(updates, "on_gradient")
         components = _tree.widen(_components(updates))
-        components, state = tx.update(components, state, _tree.widen(params), **extra_args)
+        weights = _tree.widen(_tree.trained(params, updates))
+        components, state = tx.update(components, state, weights, **extra_args)
 
         def attach(old: Any, new: jax.Array) -> Any:
             new = new.astype(old.dtype)
@@ -154,7 +155,7 @@ def multiply_metric(
     ) -> tuple[optax.Updates, optax.OptState]:
         require_covectors(updates, "multiply_metric")
         components = _components(updates)
-        values, state = phi.update(components, state, params, **extra_args)
+        values, state = phi.update(components, state, _tree.trained(params, updates), **extra_args)
         check_phi_values(values, components)
 
         def multiply(covector: Any, value: jax.Array) -> Any:

@@ -211,7 +211,7 @@ def _noise(
         size = amplitude(state.count)
         # A learning rate of 0 lets no noise reach the weights, whatever its size here.
         size = jnp.where(jnp.isfinite(size), size, 0)
-        drifts = drift(state.count, params)
+        drifts = drift(state.count, _tree.trained(params, updates))
         new_key, draw_key = jax.random.split(state.key)
         leaves, treedef = jax.tree.flatten(updates)
         keys = jax.random.split(draw_key, max(len(leaves), 1))
@@ -224,8 +224,8 @@ def _noise(
             if isinstance(leaf, Covector):
                 root = jnp.sqrt(leaf.metric)
                 noise = jnp.where(jnp.isfinite(root), root, 0).astype(noise.dtype) * noise
-            if shift is not None:
-                noise = noise + shift.astype(noise.dtype)
+                if shift is not None:
+                    noise = noise + shift.astype(noise.dtype)
             components = components + noise.astype(components.dtype)
             return leaf.with_components(components) if isinstance(leaf, Covector) else components
 

@@ -10,7 +10,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._state_fields import declare_fields
-from riemann_optax.boundary import completed, is_nnx_optimizer, masked_like, trained
+from riemann_optax.boundary import check_scalable, completed, is_nnx_optimizer, masked_like, trained
 from riemann_optax.eigenbasis import InEigenbasisState
 
 
@@ -82,12 +82,15 @@ def schedule_free(
 
     def init(params: optax.Params) -> ScheduleFreeState:
         _tree.check_inexact(params, "params")
+        base_state = base.init(params)
+        check_scalable("schedule_free", base_state)
         return ScheduleFreeState(
             count=jnp.zeros([], jnp.int32),
             weight_sum=jnp.zeros([], jnp.float32),
             iterate=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_wide(p)), params),
-            momentum=jnp.asarray(b1, jnp.float32),
-            base=base.init(params),
+            # A copy: the caller's own array may lie in another state, and both be donated.
+            momentum=jnp.array(b1, jnp.float32, copy=True),
+            base=base_state,
         )
 
     def update(
@@ -98,7 +101,7 @@ def schedule_free(
     ) -> tuple[optax.Updates, ScheduleFreeState]:
         params = _check.require_params(_tree.trained(params, updates), "schedule_free")
         steps, base_state = base.update(updates, state.base, params, **extra_args)
-        weight = (state.count.astype(jnp.float32) + 1) ** power
+        weight = (state.count.astype(jnp.float32) + 1) ** jnp.asarray(power, jnp.float32)
         weight_sum = state.weight_sum + weight
         share = weight / weight_sum
         # The old y was made with the old b1, which a schedule or a caller may have changed since.
@@ -120,7 +123,7 @@ def schedule_free(
             count=optax.safe_increment(state.count),
             weight_sum=weight_sum,
             iterate=iterate,
-            momentum=jnp.asarray(b1, jnp.float32),
+            momentum=jnp.array(b1, jnp.float32, copy=True),
             base=base_state,
         )
 

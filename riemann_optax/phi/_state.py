@@ -96,8 +96,11 @@ def copy_like(params: Any, reference: Any) -> Any:
 
 
 def wide_scalar(value: Any) -> jax.Array:
-    """Return a number as a scalar for state: float32, or float64 where 64-bit types are enabled."""
-    return jnp.asarray(value, jnp.result_type(float))
+    """Return a number as a scalar for state: float32, or float64 where 64-bit types are enabled.
+
+    It is a copy: a caller's array may lie in the state of ``optax.inject_hyperparams`` and be donated.
+    """
+    return jnp.array(value, jnp.result_type(float), copy=True)
 
 
 def extreme(reduction: Callable[..., jax.Array], tree: Any, empty: float) -> jax.Array:

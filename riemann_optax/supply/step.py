@@ -145,13 +145,14 @@ def _evaluate(
 ) -> tuple[tuple[Any, Any], Any, Any, dict[str, Any]]:
     params = evaluation.model.params
     made = dict(passed_on)
+    asked = set(wanted) - passed_on.keys()  # a maker may make more than one of them
     own_gradient: Any = None
     for maker in dict.fromkeys(
         making.MAKERS[name] for name in wanted if name in making.MAKERS and name not in made
     ):
         results = maker(evaluation)
         own_gradient = results.pop("grad", own_gradient)
-        made |= {name: result for name, result in results.items() if name in wanted}
+        made |= {name: result for name, result in results.items() if name in asked}
     if own_gradient is None:
         differentiated = jax.value_and_grad(evaluation.loss_and_rest, has_aux=True)
         (value, (aux, rest)), gradients = differentiated(params)
@@ -160,7 +161,7 @@ def _evaluate(
         value, (aux, rest) = evaluation.loss_and_rest(params)
         gradients = own_gradient
     given = {"value": value, "grad": gradients}
-    made |= {name: result for name, result in given.items() if name in wanted}
+    made |= {name: result for name, result in given.items() if name in asked}
     return (value, aux), gradients, rest, made
 
 

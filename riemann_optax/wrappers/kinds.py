@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from riemann_optax._check import check_transformation
@@ -43,19 +44,19 @@ def parameter_kinds(params: optax.Params) -> Any:
       >>> print(ro.parameter_kinds(params))
       {'dense': {'bias': 'bias', 'kernel': 'matrix'}, 'layer_norm': {'bias': 'norm', 'scale': 'norm'}}
     """
-    names = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    norms = {tuple(name[:-1]) for name in names if name and name[-1] == "scale"}
+    places = [_place(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    norms = {place[:-1] for place in places if place[-1:] == ("scale",)}
 
     def label(path: tuple[Any, ...], leaf: Any) -> str:
-        name = _names(path)
-        last = name[-1] if name else ""
+        place = _place(path)
+        last = place[-1] if place else ""
         if last == "embedding":
             return "embedding"
-        if last == "scale" or (last == "bias" and tuple(name[:-1]) in norms):
+        if last == "scale" or (last == "bias" and place[:-1] in norms):
             return "norm"
         if last == "bias":
             return "bias"
-        return "matrix" if leaf.ndim >= 2 else "vector"
+        return "matrix" if jnp.ndim(leaf) >= 2 else "vector"
 
     return jax.tree_util.tree_map_with_path(label, params)
 
@@ -65,9 +66,10 @@ def partition_by_kind(
 ) -> optax.GradientTransformationExtraArgs:
     """Give each kind of parameter an optimiser of its own: ``optax.partition`` by :func:`parameter_kinds`.
 
-    A common choice leaves norms and biases Euclidean, since their few weights share no fan-in to compare:
-    ``partition_by_kind(ro.riemannian_adamw(0.003), norm=optax.adam(0.003))``. Means over
-    ``"tree"`` then run over the parameters of one kind.
+    A common choice gives norms and biases Adam, since their few weights share no fan-in to compare:
+    ``partition_by_kind(ro.riemannian_adamw(0.003), norm=optax.adam(0.003), bias=optax.adam(0.003))``. Means
+    over ``"tree"`` then run over the parameters of one kind. A ``default`` that draws random numbers draws
+    the same ones for every kind, as it has one key: give each kind its own.
 
     An embedding row without a gradient does not move (without momentum and weight decay), but its phi still
     decays at every update. When the row occurs again its ``E`` is smaller, and its step larger.
@@ -100,6 +102,10 @@ def partition_by_kind(
     return optax.partition({kind: by_kind.get(kind, default) for kind in KINDS}, parameter_kinds)
 
 
-def _names(path: tuple[Any, ...]) -> list[str]:
+def _place(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the keys and indices of a path up to the last name; a box's "value" is none."""
     keys = [getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None))) for entry in path]
-    return [key for key in keys if isinstance(key, str) and key != "value"]
+    place = [key for key in keys if key is not None and key != "value"]
+    while place and not isinstance(place[-1], str):
+        place.pop()
+    return tuple(place)

@@ -296,7 +296,7 @@ def master_weights(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, MasterWeightsState]:
-        params = _check.require_params(params, "master_weights")
+        params = _check.require_params(_tree.trained(params, updates), "master_weights")
         updates = _tree.arrays(updates)
         weights = _master(state.remainder, params)
         steps, inner_state = tx.update(jax.tree.map(widen, updates), state.inner_state, weights, **extra_args)

@@ -86,7 +86,7 @@ def restart_at_boundary(
         **extra_args: Any,
     ) -> tuple[optax.Updates, RestartAtBoundaryState]:
         _tree.check_inexact(updates, "gradients")
-        params = _check.require_params(params, "restart_at_boundary")
+        params = _check.require_params(_tree.trained(params, updates), "restart_at_boundary")
         boundary = jnp.asarray(False if task_boundary is None else task_boundary)
         if boundary.shape or boundary.dtype != jnp.bool_:
             raise ValueError(

@@ -342,3 +342,58 @@ def test_a_count_without_its_averages_begins_anew(wrap):
         *(tx.update(grown, s, grown) for s in (transplanted, tx.init(grown))), strict=True
     ):
         chex.assert_trees_all_equal(found, expected)
+
+
+HALF = {"kernel": "on", "bias": "off"}
+
+
+def frozen_half(**others):
+    return optax.partition({"on": adamw(), "off": optax.set_to_zero(), **others}, HALF)
+
+
+def started():
+    weights = {"kernel": jnp.ones([4, 3]), "bias": jnp.ones(2)}
+    return weights, advance_all(adamw(), weights)
+
+
+def advance_all(tx, weights):
+    state = tx.init(weights)
+    for _ in range(STEPS):
+        _, state = tx.update(weights, state, weights)
+    return state
+
+
+def test_a_chain_comes_into_a_partition_and_out_of_it_with_its_state():
+    """The step that follows is that of a run which was partitioned from the beginning."""
+    weights, state = started()
+    moved, report = transplant(state, frozen_half(), weights)
+    assert not report.begun_anew
+    assert all("bias" in path for path in report.dropped)
+    for found, old in zip(jax.tree.leaves(moved), jax.tree.leaves(masked_to_kernel(state)), strict=True):
+        np.testing.assert_array_equal(found, old)
+    back, report = transplant(moved, adamw(), weights)
+    assert all("bias" in path for path in report.begun_anew)
+    chex.assert_trees_all_equal(masked_to_kernel(back), masked_to_kernel(state))
+
+
+def masked_to_kernel(state):
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [leaf for path, leaf in leaves if "'bias'" not in jax.tree_util.keystr(path)]
+
+
+def test_a_chain_with_a_name_keeps_its_state():
+    weights, state = started()
+    tx = optax.named_chain(("optimizer", adamw()), ("energy", ro.track_energy()))
+    moved, report = transplant(state, tx, weights)
+    chex.assert_trees_all_equal(jax.tree.leaves(moved["optimizer"]), jax.tree.leaves(state))
+    assert all(path.startswith("['energy']") for path in report.begun_anew)
+
+
+def test_a_place_takes_along_what_lies_in_it():
+    weights, state = started()
+    two = optax.partition({"on": adamw(), "off": adamw()}, HALF)
+    assert not transplant(state, two, weights)[1].kept  # it could be either
+    moved, report = transplant(state, two, weights, places={".inner_states['on'].inner_state": ""})
+    assert all(path.startswith(".inner_states['on']") for path in report.kept)
+    found = jax.tree.leaves(moved.inner_states["on"])
+    chex.assert_trees_all_equal(found, masked_to_kernel(state))
