@@ -1,4 +1,4 @@
-"""What strangers ran into: arguments and trees that others use, each against a closed form or a plain loop."""
+"""What strangers ran into: arguments and trees of theirs, each against a closed form or a plain loop."""
 
 import equinox as eqx
 import jax
@@ -56,7 +56,7 @@ def test_a_leaf_without_a_metric_has_no_drift():
 
 def test_averaging_around_a_jump_is_refused():
     restarting = ro.restart_at_boundary(optax.sgd(0.1), ro.anchor.initial_weights())
-    with pytest.raises(ValueError, match="schedule_free: restart_at_boundary puts weights in a place"):
+    with pytest.raises(ValueError, match=r"schedule_free: restart_at_boundary puts weights in a place"):
         ro.schedule_free(restarting).init(jnp.ones(2))
     around = ro.restart_at_boundary(ro.schedule_free(optax.sgd(0.1)), ro.anchor.initial_weights())
     start = jnp.array([1.0, 2.0])
@@ -131,7 +131,7 @@ def test_a_whole_model_of_equinox_passes_for_its_parameters(name):
 
 def test_a_decay_that_is_1_in_float32_is_refused():
     for phi in (ro.phi.activity, ro.phi.factored_activity):
-        with pytest.raises(ValueError, match="decay is 0.99999999, which float32 rounds to 1"):
+        with pytest.raises(ValueError, match=r"decay is 0\.99999999, which float32 rounds to 1"):
             phi(decay=1 - 1e-8)
     with jax.enable_x64(True):
         phi = ro.phi.activity(decay=1 - 1e-8)

@@ -150,7 +150,8 @@ def riemannian_adamw(
     metric, :func:`ema` as its second stage, decoupled weight decay, ``optax.scale_by_learning_rate``.
 
     **Rates** have the units of ``optax.adamw``: take the one you have. If you have none, begin at 0.003 for
-    about a million weights; :func:`starting_rate` returns the rate for another size.
+    about a million weights; :func:`starting_rate` returns the rate for another size. With a ``phi`` that is
+    no size of the gradient take :func:`riemannian_sgd` and tune the rate.
 
     **State**: one value per weight of a matrix, for the momentum, and one per row and column; AdamW has two.
 

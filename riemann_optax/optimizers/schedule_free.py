@@ -198,8 +198,8 @@ def _check_one_run(found: list[ScheduleFreeState]) -> None:
     for own in found:
         if jnp.ndim(own.count):
             raise ValueError(
-                f"eval_params: the state is that of {jnp.size(own.count)} runs at once, as jax.vmap makes it: "
-                "map over them, jax.vmap(ro.eval_params)(state, params), or nnx.vmap for Flax NNX."
+                f"eval_params: the state is that of {jnp.size(own.count)} runs at once, as jax.vmap makes "
+                "it: map over them, jax.vmap(ro.eval_params)(state, params), or nnx.vmap for Flax NNX."
             )
 
 

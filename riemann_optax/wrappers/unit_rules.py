@@ -115,7 +115,7 @@ def silent_units(
     doubled instead. A unit that was never silent for a whole update gets the limit 1. The rule is for
     rectified units.
 
-    State: ``longest + 4`` integers per unit, and a count.
+    State: ``longest + 3`` integers per unit, and a count.
 
     Args:
       percentile: the percentile of the durations, in (0, 1]. Published values: 0.92 to 0.99 and above.
