@@ -61,7 +61,7 @@ def check_fixed_number(argument: str, value: Any, **interval: Any) -> None:
 def check_decay(decay: Any, argument: str = "decay") -> None:
     """Raise ``ValueError`` for a concrete decay outside [0, 1)."""
     check_number(argument, decay, low=0.0, high=1.0, high_open=True)
-    if is_concrete_number(decay) and not jax.config.jax_enable_x64 and np.float32(decay) == 1:
+    if is_concrete_number(decay) and np.asarray(decay, jnp.result_type(float)) == 1:
         raise ValueError(f"{argument} is {decay!r}, which float32 rounds to 1: give at most 1 - 1e-7.")
 
 
