@@ -59,7 +59,7 @@ def check_fixed_number(argument: str, value: Any, **interval: Any) -> None:
 
 
 def check_decay(decay: Any, argument: str = "decay") -> None:
-    """Raise ``ValueError`` for a concrete decay outside [0, 1)."""
+    """Raise ``ValueError`` for a concrete decay outside [0, 1), also if it is 1 in the dtype of a number."""
     check_number(argument, decay, low=0.0, high=1.0, high_open=True)
     if is_concrete_number(decay) and np.asarray(decay, jnp.result_type(float)) == 1:
         raise ValueError(f"{argument} is {decay!r}, which float32 rounds to 1: give at most 1 - 1e-7.")

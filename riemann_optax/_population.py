@@ -26,6 +26,7 @@ def when(
 
     There ``jax.lax.cond`` would compute both for every member at every step, an eigendecomposition of each
     matrix too. Here ``function`` is computed when any member wants it, and each takes its own result.
+    ``predicate`` is one boolean; both functions return trees of the same shapes and dtypes.
     """
 
     def for_those_who_want_it(*operands: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from riemann_optax._population import for_any
+from riemann_optax._population import when
 
 Method = Literal["auto", "householder", "cholesky"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -128,8 +128,8 @@ def _cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
         return basis, near
 
     def unless_found(_: Any, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        together: tuple[jax.Array, jax.Array] = jax.lax.cond(
-            for_any(~jnp.all(state[1])), one_round, lambda *same: same, *state
+        together: tuple[jax.Array, jax.Array] = when(
+            ~jnp.all(state[1]), one_round, lambda *same: same, *state
         )
         return together
 

@@ -94,8 +94,8 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
       The data set; every tenth row of the training part is the validation part.
 
     Raises:
-      InputError: if the extra ``data`` is not installed, the files are missing, unreadable, or grey where
-        they should be coloured, or the hub is out of reach.
+      InputError: if the extra ``data`` is not installed, the files are missing, unreadable, or of
+        another number of channels, or the hub is out of reach.
     """
     if name not in SOURCES:
         raise InputError(f"--data {name} is not known: use digits, text, {', '.join(SOURCES)}")

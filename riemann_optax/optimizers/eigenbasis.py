@@ -42,7 +42,7 @@ def riemannian_eigenbasis(
     refresh_budget: float | None = None,
     axes: Axes = "flax",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AdamW's arguments and rates, in the eigenbasis of each matrix's shorter side, in less state than Adam.
+    r"""AdamW's arguments and rates, in the eigenbasis of each matrix's shorter side, in Adam's state or less.
 
     .. math::
       u = Q\,\frac{\hat m(Q^\top G)}{E + \epsilon}, \qquad

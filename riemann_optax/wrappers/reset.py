@@ -11,7 +11,7 @@ import optax
 from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes
 from riemann_optax._declare import Declared
-from riemann_optax._population import for_any
+from riemann_optax._population import when
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
 from riemann_optax.phi import _state
@@ -225,7 +225,7 @@ def reset_units(
                 return new_steps, renewed(inner_state, begun, renewal_of(params, weights, slices, axes))
 
             some = jnp.any(jnp.stack([jnp.any(mask) for mask in masks]))
-            steps, inner_state = jax.lax.cond(for_any(some), renew, lambda *same: same, steps, inner_state)
+            steps, inner_state = when(some, renew, lambda *same: same, steps, inner_state)
             resets = sum((jnp.sum(mask).astype(resets.dtype) for mask in masks), start=resets)
             return steps, (resets, spread, rule_state, inner_state)
 

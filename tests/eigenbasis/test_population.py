@@ -86,3 +86,44 @@ def test_a_choice_of_each_member():
     np.testing.assert_array_equal(jax.vmap(jax.vmap(jax.grad(chosen, 1)))(wants, x), np.where(wants, 2, -1))
     np.testing.assert_array_equal(jax.vmap(jax.vmap(for_any))(wants), np.ones([2, 2]))
     assert [float(chosen(jnp.asarray(want), jnp.asarray(3.0))) for want in (True, False)] == [6, -3]
+
+
+def test_a_restart_of_one_member_is_computed_when_it_happens():
+    tx = ro.restart_at_boundary(optax.sgd(0.1), ro.anchor.nearest_isometry())
+    params = {"kernel": jax.random.normal(jax.random.key(0), [2, 6, 4])}
+    state, boundary = jax.vmap(tx.init)(params), jnp.array([True, False])
+
+    def update(params, state, boundary):
+        return tx.update(params, state, params, task_boundary=boundary)[0]
+
+    program = jax.make_jaxpr(jax.vmap(update))(params, state, boundary).jaxpr
+    assert not set(outside_of_branches(program)) & {"while", "scan", "dot_general"}
+    found = jax.vmap(update)(params, state, boundary)
+    for member in range(2):
+        own = jax.tree.map(lambda leaf, member=member: leaf[member], (params, state))
+        expected = update(*own, boundary[member])
+        np.testing.assert_allclose(found["kernel"][member], expected["kernel"], rtol=1e-5, atol=1e-6)
+
+
+def test_units_of_one_member_are_renewed_when_they_are_due():
+    tx = ro.reset_units(optax.sgd(0.1, 0.9), ro.dormant_units(every=1))
+    one = {"hidden": {"kernel": jnp.array([[0.1, 0.2], [0.3, -0.4]])}, "out": {"kernel": jnp.ones([2, 1])}}
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), one)
+    activities = {
+        "hidden": {"kernel": jnp.array([[[1.0, 0.0]], [[1.0, 1.0]]])},  # a unit of the first is silent
+        "out": {"kernel": jnp.ones([2, 1, 1])},
+    }
+
+    def update(params, state, activities):
+        return tx.update(params, state, params, activities=activities)
+
+    state = jax.vmap(tx.init)(params)
+    program = jax.make_jaxpr(jax.vmap(update))(params, state, activities).jaxpr
+    assert not {"random_bits", "threefry2x32"} & set(outside_of_branches(program)) - {"random_split"}
+    found = jax.vmap(update)(params, state, activities)
+    assert [int(number) for number in found[1].resets] == [1, 0]
+    for member in range(2):
+        own = jax.tree.map(lambda leaf, member=member: leaf[member], (params, state, activities))
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda leaf, member=member: leaf[member], found[0]), update(*own)[0], rtol=1e-6
+        )
