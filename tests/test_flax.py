@@ -231,3 +231,15 @@ def test_momentum_and_decay_do_move_rows_without_gradient(option):
     updates, _ = tx.update(embedding_gradient(table, [2]), state, table)
     assert np.all(updates[1] != 0)
     assert np.all(updates[0] != 0) == (option == "weight_decay")
+
+
+def test_a_bias_beside_the_norm_of_another_layer_of_a_list_is_a_bias():
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(
+        nnx.Linear(2, 3, rngs=rngs), nnx.LayerNorm(3, rngs=rngs), nnx.Linear(3, 1, rngs=rngs)
+    )
+    kinds = ro.parameter_kinds(nnx.to_pure_dict(nnx.state(model, nnx.Param)))["layers"]
+    assert [kinds[layer]["bias"] for layer in range(3)] == ["bias", "norm", "bias"]
+    layers = [{"kernel": jnp.ones([2, 3]), "bias": jnp.ones(3)}, {"scale": jnp.ones(3), "bias": jnp.ones(3)}]
+    assert [layer["bias"] for layer in ro.parameter_kinds(layers)] == ["bias", "norm"]
+    assert ro.parameter_kinds({"bias": [1.0, 2.0], "a": 1.0}) == {"bias": ["bias", "bias"], "a": "vector"}

@@ -184,3 +184,22 @@ def test_stage_2_twice():
 def test_split_without_a_metric():
     with pytest.raises(ValueError, match=r"^split: no leaf carries a metric"):
         ro.split(PARAMS)
+
+
+def test_a_decay_that_is_1_in_float32_is_refused():
+    for phi in (ro.phi.activity, ro.phi.factored_activity):
+        with pytest.raises(ValueError, match=r"decay is 0\.99999999, which float32 rounds to 1"):
+            phi(decay=1 - 1e-8)
+    with jax.enable_x64(True):
+        phi = ro.phi.activity(decay=1 - 1e-8)
+        ones = jnp.ones(1, jnp.float64)
+        np.testing.assert_allclose(phi.update(ones, phi.init(ones), ones)[0], 1.0, rtol=1e-6)
+
+
+def test_extra_arguments_of_any_name_are_ignored():
+    w = jnp.ones(2)
+    tx = ro.scale_by_metric(ro.phi.maintenance_energy(), 1.0)
+    for name in ("phi", "over", "other"):
+        np.testing.assert_array_equal(tx.update(w, tx.init(w), w, **{name: 1})[0], [0.5, 0.5])
+    pull = ro.add_anchored_weights(1.0, ro.anchor.initial_weights(), precision=ro.phi.maintenance_energy())
+    np.testing.assert_array_equal(pull.update(w, pull.init(w), w, precision=1)[0], w)

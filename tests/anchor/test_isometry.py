@@ -195,3 +195,8 @@ def test_the_anchor_is_computed_at_boundaries_only():
         _, state = jax.block_until_ready(step(params, state, params, task_boundary=boundary))
     assert len(computed) == 1
     assert state.anchor == 4  # its state goes on at every step
+
+
+def test_a_matrix_without_rows_is_its_own_isometry():
+    anchor, empty = ro.anchor.nearest_isometry(), jnp.zeros([0, 3])
+    assert anchor.update(empty, anchor.init(empty), empty)[0].shape == (0, 3)

@@ -223,3 +223,34 @@ def test_what_cannot_be_meant_is_an_error():
     imaginary = params * 1j
     with pytest.raises(ValueError, match="params are complex"):
         tx.update(imaginary, tx.init(imaginary), imaginary)
+
+
+def noisy(field):
+    return optax.chain(
+        ro.compute_metric(ro.phi.from_weights(jnp.square)),
+        ro.add_metric_noise(1e12, 1.0, field=field),  # so long a step leaves the drift alone
+        ro.scale_by_inverse_metric(),
+    )
+
+
+def test_the_drift_of_a_weight_does_not_depend_on_other_leaves():
+    """The drift is T E'/E**2 = 1/2 at w = 1 for E = 1 + w**2, the step of the weights' own sign."""
+    whole = {"a_steps": jnp.array([1000, 3]), "w": jnp.array([1.0, 1.0])}
+    part = {"a_steps": None, "w": whole["w"]}
+    gradients = {"a_steps": None, "w": jnp.zeros(2)}
+    tx = noisy(lambda w: 1 + w**2)
+    for params in (part, whole):
+        updates, _ = tx.update(gradients, tx.init(part), params)
+        np.testing.assert_allclose(updates["w"], [0.5, 0.5], atol=1e-5)
+
+
+def test_a_leaf_without_a_metric_has_no_drift():
+    tx = optax.chain(
+        optax.masked(ro.compute_metric(ro.phi.from_weights(jnp.square)), {"k": True, "b": False}),
+        ro.add_metric_noise(1e12, 1.0, field=lambda w: 1 + w**2),
+        ro.scale_by_inverse_metric(),
+    )
+    params = {"k": jnp.ones(2), "b": jnp.ones(2)}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["k"], 0.5, atol=1e-5)
+    np.testing.assert_allclose(updates["b"], 0.0, atol=1e-5)

@@ -151,3 +151,49 @@ def test_eval_params_of_a_population_is_mapped_over_it_or_refused():
     np.testing.assert_allclose(jax.vmap(ro.eval_params)(*population)["w"], jnp.stack(expected), rtol=1e-5)
     with pytest.raises(ValueError, match=r"that of 2 runs at once, .*: map over them, jax\.vmap"):
         ro.eval_params(*population)
+
+
+def test_averaging_around_a_jump_is_refused():
+    restarting = ro.restart_at_boundary(optax.sgd(0.1), ro.anchor.initial_weights())
+    with pytest.raises(ValueError, match=r"schedule_free: restart_at_boundary puts weights in a place"):
+        ro.schedule_free(restarting).init(jnp.ones(2))
+    around = ro.restart_at_boundary(ro.schedule_free(optax.sgd(0.1)), ro.anchor.initial_weights())
+    start = jnp.array([1.0, 2.0])
+    _, state = around.update(jnp.ones(2), around.init(start), start, task_boundary=False)
+    updates, _ = around.update(jnp.ones(2), state, start + 3, task_boundary=True)
+    np.testing.assert_allclose(start + 3 + updates, start)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_injected_numbers_may_be_donated_with_the_state(jitted):
+    tx = optax.inject_hyperparams(ro.riemannian_schedule_free)(learning_rate=0.1)
+    params = jnp.ones(3)
+    state = tx.init(params)
+    if jitted:
+        state = jax.jit(tx.update)(params, state, params)[1]
+    updates, _ = jax.jit(tx.update, donate_argnums=1)(params, state, params)
+    assert np.isfinite(updates).all()
+
+
+def test_consolidation_may_donate_a_state_with_an_injected_memory():
+    def build(rate, memory):
+        return ro.riemannian_sgd(rate, phi=ro.phi.online_ewc(memory=memory), conformal=None)
+
+    tx = optax.inject_hyperparams(build)(rate=0.1, memory=0.9)
+    params = jnp.ones(3)
+    _, state = tx.update(params, tx.init(params), params)
+    expected = jax.tree.map(np.asarray, ro.consolidate(state, params))
+    consolidated = jax.jit(ro.consolidate, donate_argnums=0)(state, params)
+    for found, value in zip(jax.tree.leaves(consolidated), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-6)
+
+
+def test_the_weight_of_a_step_is_float32_whatever_the_power_is():
+    with jax.enable_x64(True):
+        params = jnp.ones(2, jnp.float64)
+        tx = ro.schedule_free(optax.sgd(0.1), power=np.float64(2))
+        state = tx.init(params)
+        new = tx.update(params, state, params)[1]
+        assert [leaf.dtype for leaf in jax.tree.leaves(new)] == [
+            leaf.dtype for leaf in jax.tree.leaves(state)
+        ]

@@ -267,3 +267,19 @@ def test_gradients_of_examples_that_are_spread_over_devices(kind, chunk_size):
                 jax.jit(step)(everywhere, spread)
         else:
             close(jax.jit(step)(everywhere, spread), alone)
+
+
+def test_what_is_given_by_name_is_not_made():
+    batch = {"x": jnp.eye(2), "y": jnp.ones(2)}
+
+    def loss(w, batch):
+        return 0.5 * jnp.mean((batch["x"] @ w - batch["y"]) ** 2)
+
+    def mine(w, **kwargs):
+        return jnp.sum(100 * w**2)
+
+    tx = optax.chain(ro.compute_metric(ro.phi.hutchinson_curvature()), ro.scale_by_inverse_metric())
+    _, _, extra = ro.value_and_grad(loss, needs=(tx, "value_fn"))(jnp.ones(2), batch, obj_fn=mine)
+    assert extra["obj_fn"] is mine
+    assert extra["value_fn"] is not mine
+    assert ro.value_and_grad(loss, needs="value")(jnp.ones(2), batch, value=7.0)[2] == {"value": 7.0}

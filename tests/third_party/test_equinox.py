@@ -278,3 +278,29 @@ def test_the_classes_of_equinox_are_as_before_when_nobody_watches():
     with pytest.raises(RuntimeError, match="in the loss"):
         ro.value_and_grad(broken, needs="inputs")(Network(), training.INPUTS)
     assert vars(eqx.nn.Linear)["__call__"] is before
+
+
+METRIC = ro.compute_metric(ro.phi.activity())
+INVERSE = ro.scale_by_inverse_metric()
+OF_WHOLE_MODELS = {
+    "frame": optax.chain(METRIC, ro.in_orthonormal_frame(optax.trace(0.9))),
+    "gradient": optax.chain(METRIC, ro.on_gradient(optax.trace(0.9)), INVERSE),
+    "product": optax.chain(METRIC, ro.multiply_metric(jnp.exp), INVERSE),
+    "pull": optax.chain(METRIC, INVERSE, ro.add_anchored_weights(0.1, ro.anchor.initial_weights())),
+    "isometry": optax.chain(METRIC, INVERSE, ro.add_isometry_pull(0.1, axes="equinox")),
+    "spectrum": optax.chain(METRIC, INVERSE, ro.add_spectral_pull(0.1, axes="equinox")),
+    "noise": optax.chain(METRIC, ro.add_metric_noise(0.1, 1.0, field=jnp.cosh), INVERSE),
+    "master": ro.master_weights(ro.riemannian_sgd(0.1)),
+    "restart": ro.restart_at_boundary(ro.riemannian_sgd(0.1), ro.anchor.initial_weights()),
+}
+
+
+@pytest.mark.parametrize("name", OF_WHOLE_MODELS)
+def test_a_whole_model_of_equinox_passes_for_its_parameters(name):
+    tx = OF_WHOLE_MODELS[name]
+    model = eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0))
+    params = eqx.filter(model, eqx.is_inexact_array)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    expected, _ = tx.update(gradients, tx.init(params), params)
+    found, _ = tx.update(gradients, tx.init(params), model)
+    assert eqx.tree_equal(found, expected)
