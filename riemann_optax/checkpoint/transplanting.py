@@ -61,11 +61,11 @@ def transplant(
     r"""Put the state of a run into another chain: keep what fits, begin the rest anew, and report both.
 
     Use it for a chain that gained or lost a recorder, a clip or a wrapper, or has another schedule, momentum
-    or phi; for state in another dtype; and for parameters that have grown. States are matched by class, by
-    their order, and by the keys of ``optax.partition``. Nested chains and wrappers do not matter. Within a
-    state, arrays are matched by path and shape. Values are cast to the dtypes of ``tx``. Numbers in the
-    state, such as the learning rate of ``optax.inject_hyperparams`` and the counts that schedules read, are
-    kept as well; list them in ``anew`` to start them again.
+    or phi; for state in another dtype; and for parameters that have grown. States are matched by class,
+    order and, if both chains have any, the keys of ``optax.partition``. Nested chains do not matter. Within a
+    state, arrays are matched by path and shape, and cast to the dtypes of ``tx``. Numbers in the state, such
+    as the learning rate of ``optax.inject_hyperparams`` and the counts that schedules read, are kept as well;
+    list them in ``anew`` to start them again.
 
     With ``old_params``, arrays of grown parameters grow too: old entries stay at the front of each axis, new
     ones begin as ``tx.init`` makes them, or as the weights themselves if the state holds weights. The result
@@ -90,7 +90,7 @@ def transplant(
         :func:`riemann_optax.sharding.init`.
       old_params: the parameters that ``state`` was made for, or their shapes.
       places: a dictionary from paths of states here to paths of their states in ``state``, if class and order
-        do not determine the match.
+        do not determine the match. States within go with them.
       anew: paths of states or arrays here that begin anew although they fit.
 
     Returns:
