@@ -104,6 +104,13 @@ def widen(tree: Any) -> Any:
     return jax.tree.map(wide, tree)
 
 
+def at_least_as_wide(steps: Any, params: Any) -> Any:
+    """Return steps, each in the wider dtype of itself and its weight: only so it leads to a given weight."""
+    return jax.tree.map(
+        lambda step, weight: step.astype(jnp.promote_types(step.dtype, dtype_of(weight))), steps, params
+    )
+
+
 def check_inexact(tree: Any, argument: str) -> None:
     """Raise ``TypeError`` for a leaf that has no gradient: integers, keys, float0; or what is no array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

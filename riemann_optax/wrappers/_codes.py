@@ -149,11 +149,17 @@ def _check_blocks(x: jax.Array, blocks: int, block_size: int) -> None:
 
 
 def _random_bits(x: jax.Array, key: jax.Array) -> jax.Array:
-    """Return 32 random bits per element, a hash of its index, so that sharding does not change them."""
+    """Return 32 random bits per element of a float32 array, so that sharding does not change them.
+
+    They are a hash of the element's index and of the leading half of its value, which an error in the last
+    place seldom changes. Whatever these are, all bits are equally probable over random keys. By the values
+    two arrays have different bits under one key: a key of its own for each would be a constant in the program
+    of each, and XLA compiles equal programs only once.
+    """
     place = jnp.zeros_like(x, dtype=jnp.uint32)
     for axis in range(x.ndim):
         place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return next_word(place ^ key)
+    return next_word(place ^ (jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFF0000)) ^ key)
 
 
 def next_word(x: jax.Array) -> jax.Array:

@@ -48,8 +48,8 @@ class LowPrecisionState(NamedTuple):
         leaves, structure = jax.tree.flatten(wide)
         old = jax.tree.leaves(self.inner_state)
         stored = [
-            codes.store(leaf, before, form, codes.next_word(word + jnp.uint32(index)))
-            for index, (leaf, before, form) in enumerate(zip(leaves, old, self.forms, strict=True))
+            codes.store(leaf, before, form, word)
+            for leaf, before, form in zip(leaves, old, self.forms, strict=True)
         ]
         arrays, forms = zip(*stored, strict=True) if stored else ((), ())
         return self._replace(key=word, inner_state=jax.tree.unflatten(structure, arrays), forms=forms)
@@ -100,9 +100,9 @@ def low_precision_state(
     bytes per value do not change.
 
     State: 2 bytes per value, or ``1 + 4 / block_size``. No collective: random bits are a hash of an
-    element's index in its array, so results do not depend on the sharding. With ``"int8"`` each block must
-    lie within one device: sharding that cuts blocks raises an error on an Explicit mesh, and costs
-    communication on an Auto one.
+    element's index in its array and of its value, so results do not depend on the sharding. With ``"int8"``
+    each block must lie within one device: sharding that cuts blocks raises an error on an Explicit mesh, and
+    costs communication on an Auto one.
 
     Args:
       tx: any Optax transformation.

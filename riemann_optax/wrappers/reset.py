@@ -182,6 +182,7 @@ def reset_units(
         steps, inner_state = inner.update(updates, state.inner_state, params, **passed_on)
         if not layers:
             return steps, state._replace(count=optax.safe_increment(state.count), inner_state=inner_state)
+        steps = _tree.at_least_as_wide(steps, params)  # narrower ones would not end at the new weights
         activities = _without_others(layers, activities, bare)
         seen = _activities(
             layers, jax.tree.leaves(like_updates("reset_units", "activities", activities, bare))

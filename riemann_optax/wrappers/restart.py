@@ -111,6 +111,8 @@ def restart_at_boundary(
         def choose(restarted: Any, going_on: Any) -> Any:
             return jnp.where(boundary, restarted, going_on)
 
+        # Rounded to the dtype of narrow gradients a jump would not end at the anchor.
+        step = _tree.at_least_as_wide(step, params)
         updates = jax.tree.map(lambda j, s: choose(j.astype(s.dtype), s), jump, step)
         return updates, RestartAtBoundaryState(anchor_state, jax.tree.map(choose, begun, inner_state))
 

@@ -152,6 +152,17 @@ def test_a_restart_is_a_new_optimiser_at_the_anchor():
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def test_a_restart_ends_at_the_anchor_where_gradients_are_narrow():
+    """Its jump was rounded to their dtype."""
+    tx = ro.restart_at_boundary(optax.sgd(0.1), ro.anchor.initial_weights())
+    first = {"kernel": jnp.asarray(matrix(5, 3), jnp.float32)}
+    gradients = jax.tree.map(lambda leaf: jnp.ones_like(leaf, jnp.bfloat16), first)
+    _, state = tx.update(gradients, tx.init(first), first)
+    later = {"kernel": 3 * first["kernel"] + 0.1}
+    updates, _ = tx.update(gradients, state, later, task_boundary=True)
+    np.testing.assert_allclose(optax.apply_updates(later, updates)["kernel"], first["kernel"], atol=1e-6)
+
+
 def test_a_restart_reaches_a_flax_module():
     model = nnx.Linear(4, 3, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     tx = ro.restart_at_boundary(ro.riemannian_sgd(0.1), ro.anchor.nearest_isometry(steps=40))

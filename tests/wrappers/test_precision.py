@@ -25,14 +25,15 @@ def keeper():
     )
 
 
-def stored(array, storage, draws=1, **options):
-    """What is read back after each of several storings of one array."""
+def stored(arrays, storage, draws=1, **options):
+    """What is read back after each of several storings of one array or tree."""
     tx = ro.low_precision_state(keeper(), storage, **options)
 
     def store(state, _):
-        return tx.update(array, tx.update(array, state)[1])[::-1]
+        return tx.update(arrays, tx.update(arrays, state)[1])[::-1]
 
-    return np.asarray(jax.jit(lambda s: jax.lax.scan(store, s, None, length=draws))(tx.init(array))[1])
+    kept = jax.jit(lambda s: jax.lax.scan(store, s, None, length=draws))(tx.init(arrays))[1]
+    return jax.tree.map(np.asarray, kept)
 
 
 def mean_of_a_constant(phi, target, steps, elements=512):
@@ -89,6 +90,20 @@ def test_roundings_of_neighbours_and_of_steps_are_independent(storage):
         (deviations[:, :, 1:], deviations[:, :, :-1]),
     ):
         assert abs(np.mean(one * other)) / deviations.var() < 5 / np.sqrt(one.size)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_roundings_of_two_arrays_are_independent(storage):
+    """They share a key; their bits differ by their values. So do those of one array and its negative."""
+    one = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.0, [64, 64]), jnp.float32).at[:, ::32].set(1.0)
+    trees = {"one": one, "near": one * 1.02, "far": 1e-4 * one, "negative": -one}
+    kept = stored(trees, storage, 20)
+    up = {name: (np.abs(x) > np.abs(x).mean(0))[:, :, 1:32] for name, x in kept.items()}
+    deviations = {name: chosen - chosen.mean(0) for name, chosen in up.items()}
+    for name in ("near", "far", "negative"):
+        product = deviations["one"] * deviations[name]
+        spread = np.sqrt(np.mean(deviations["one"] ** 2) * np.mean(deviations[name] ** 2))
+        assert abs(product.mean()) / spread < 5 / np.sqrt(product.size)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

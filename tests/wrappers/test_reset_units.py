@@ -338,6 +338,17 @@ def test_an_anchor_holds_the_new_weights():
     assert (unit[2] == 0).all()
 
 
+def test_a_reset_ends_at_the_new_weights_where_gradients_are_narrow():
+    """The jump was rounded to their dtype: a silent unit went on sending a little."""
+    tx = ro.reset_units(optax.sgd(0.1), ro.dormant_units(every=1))
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=[2, 3]), jnp.float32)
+    params = {"hidden": {"kernel": jnp.ones([4, 2], jnp.float32)}, "out": {"kernel": weights}}
+    gradients = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.bfloat16), params)
+    activities = {"hidden": {"kernel": jnp.array([[1.0, 0.0]])}, "out": {"kernel": jnp.zeros([1, 3])}}
+    updates, _ = tx.update(gradients, tx.init(params), params, activities=activities)
+    np.testing.assert_array_equal(optax.apply_updates(params, updates)["out"]["kernel"][1], 0)
+
+
 def test_without_an_initialiser_new_weights_are_spread_like_the_first():
     generator = np.random.default_rng(0)
     params = {
