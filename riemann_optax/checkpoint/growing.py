@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from riemann_optax import _tree
 from riemann_optax._state_fields import state_fields
 from riemann_optax.checkpoint.matching import Path, Station
 
@@ -55,6 +57,25 @@ class Weight(NamedTuple):
     def has_grown(self) -> bool:
         """Whether its shape has changed."""
         return self.old_shape is not None and self.old_shape != np.shape(self.value)
+
+
+def weights_of(params: optax.Params, old_params: optax.Params | None) -> dict[str, Weight]:
+    """Return the parameters by name, with their old shapes."""
+    before = {}
+    if old_params is not None:
+        leaves = jax.tree_util.tree_leaves_with_path(_tree.bare(old_params))
+        before = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_tree.bare(params)):
+        name = jax.tree_util.keystr(path)
+        old, now = before.get(name), np.shape(leaf)
+        if old is not None and (len(old) != len(now) or any(a > b for a, b in zip(old, now, strict=True))):
+            raise ValueError(
+                f"transplant: {_tree.leaf_name(path)} of params has shape {now} and had {old}: axes can only "
+                "grow. Leave out old_params to begin the state of such arrays anew."
+            )
+        found[name] = Weight(path, leaf, old)
+    return found
 
 
 def weight_of(place: Path, params: dict[str, Weight]) -> Weight | None:

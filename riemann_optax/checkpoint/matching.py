@@ -30,11 +30,29 @@ class Station(NamedTuple):
         return f"{place or 'the state'} ({self.kind.__name__})"
 
 
-def stations(tree: Any, path: Path = ()) -> Iterator[Station]:
-    """Yield every state in a tree that has arrays of its own, outer states first."""
+def containers_of(params: Any) -> frozenset[type[Any]]:
+    """Return the classes of named tuples that parameters are in: within a state these are no states."""
+    found = set()
+
+    def visit(node: Any) -> bool:
+        if hasattr(node, "_fields"):
+            found.add(type(node))
+        return False
+
+    jax.tree.leaves(params, is_leaf=visit)
+    return frozenset(found)
+
+
+def stations(
+    tree: Any, containers: frozenset[type[Any]] = frozenset(), path: Path = ()
+) -> Iterator[Station]:
+    """Yield every state in a tree that has arrays of its own, outer states first.
+
+    ``containers`` are the classes of named tuples that are no states.
+    """
 
     def is_inner(node: Any) -> bool:
-        return node is not tree and hasattr(node, "_fields")
+        return node is not tree and hasattr(node, "_fields") and type(node) not in containers
 
     nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_inner)
     own = {place: node for place, node in nodes if not is_inner(node)}
@@ -43,7 +61,7 @@ def stations(tree: Any, path: Path = ()) -> Iterator[Station]:
         yield Station(path, type(tree), labels, own)
     for place, node in nodes:
         if is_inner(node):
-            yield from stations(node, path + place)
+            yield from stations(node, containers, path + place)
 
 
 def align(old: list[Station], new: list[Station], places: Mapping[str, str]) -> dict[int, int]:

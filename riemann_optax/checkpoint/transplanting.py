@@ -11,7 +11,7 @@ import optax
 from riemann_optax import _check, _tree, sharding
 from riemann_optax.checkpoint import growing
 from riemann_optax.checkpoint.growing import Weight
-from riemann_optax.checkpoint.matching import Path, Station, align, stations
+from riemann_optax.checkpoint.matching import Path, Station, align, containers_of, stations
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.inspect import RecordMetricState
 from riemann_optax.wrappers import LowPrecisionState
@@ -118,7 +118,7 @@ def transplant(
         raise TypeError(f"places must be a dictionary from paths here to paths in state, got {places!r}.")
     _check.check_names("anew", anew)
     if params is None:
-        raise ValueError("params must be the parameters of tx, got None: give their values or their shapes.")
+        raise ValueError("params must be the parameters of tx, got None: give their values.")
     if isinstance(state, optax.GradientTransformation):
         raise TypeError("transplant: state is the transformation: pass the state that update returns.")
     old_tree = _wide(getattr(state, "opt_state", state))
@@ -130,9 +130,10 @@ def transplant(
             "named tuples: restore it into riemann_optax.checkpoint.target(tx, params) of the old run first."
         )
     new_tree = _wide(fresh)
-    old, new = list(stations(_tree.bare(old_tree))), list(stations(_tree.bare(new_tree)))
+    containers = containers_of(_tree.bare((params, old_params)))
+    old, new = (list(stations(_tree.bare(tree), containers)) for tree in (old_tree, new_tree))
     matched = align(old, new, places or {})
-    weights = _weights(params, old_params)
+    weights = growing.weights_of(params, old_params)
     surgery = _Surgery(old, new, matched, weights, tuple(anew))
     filled = {
         jax.tree_util.keystr(station.path + place): surgery.array(index, place)
@@ -313,25 +314,6 @@ def _has_states(tree: Any) -> bool:
     """Whether there is a named tuple in a tree: lists and dictionaries alone are what a reader made of it."""
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "_fields"))
     return any(hasattr(node, "_fields") for node in nodes)
-
-
-def _weights(params: optax.Params, old_params: optax.Params | None) -> dict[str, Weight]:
-    """Return the parameters by name, with their old shapes."""
-    before = {}
-    if old_params is not None:
-        leaves = jax.tree_util.tree_leaves_with_path(_tree.bare(old_params))
-        before = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(_tree.bare(params)):
-        name = jax.tree_util.keystr(path)
-        old, now = before.get(name), np.shape(leaf)
-        if old is not None and (len(old) != len(now) or any(a > b for a, b in zip(old, now, strict=True))):
-            raise ValueError(
-                f"transplant: {_tree.leaf_name(path)} of params has shape {now} and had {old}: axes can only "
-                "grow. Leave out old_params to begin the state of such arrays anew."
-            )
-        found[name] = Weight(path, leaf, old)
-    return found
 
 
 def _is_below(name: str, path: str) -> bool:
