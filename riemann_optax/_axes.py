@@ -240,10 +240,11 @@ def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str,
     found = []
     for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
         axes, certain = readings.get(path, Reading(None))
-        plain = len(leaf.shape) < 2 or axes == MatrixAxes((0,), (1,))
+        shape = np.shape(leaf)
+        plain = len(shape) < 2 or axes == MatrixAxes((0,), (1,))
         if axes is not None and not plain:
             default = "" if certain else ", by default: give axes= where it is something else"
-            found.append(f"{jax.tree_util.keystr(path)} {leaf.shape}: {in_words(axes, leaf.shape)}{default}")
+            found.append(f"{jax.tree_util.keystr(path)} {shape}: {in_words(axes, shape)}{default}")
     return tuple(found)
 
 

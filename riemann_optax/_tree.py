@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
 Group = Literal["leaf", "neuron", "tree"]
@@ -102,6 +103,15 @@ def widen(tree: Any) -> Any:
         return leaf.astype(wide_dtype(leaf))
 
     return jax.tree.map(wide, tree)
+
+
+def gathered(leaf: jax.Array) -> jax.Array:
+    """Return a leaf whole on each device of an Explicit mesh, where JAX neither flattens nor sorts shards."""
+    mesh = jax.typeof(leaf).sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types:
+        return leaf
+    whole: jax.Array = jax.sharding.reshard(leaf, NamedSharding(mesh, PartitionSpec()))
+    return whole
 
 
 def at_least_as_wide(steps: Any, params: Any) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from riemann_optax import _check
+from riemann_optax.fields._numeric import to_working_tree
 from riemann_optax.fields.base import MetricField, check_field_type
 from riemann_optax.geometry import maps
 
@@ -98,7 +99,7 @@ def gradient_flow(
     if field is not None:
         check_field_type(field)
     times = _times(t)
-    params = maps.to_working_tree(params, "params")
+    params = to_working_tree(params, "params")
     wide = any(leaf.dtype.itemsize > 4 for leaf in jax.tree.leaves(params))
 
     def velocity(time: Any, weights: optax.Params, _: Any) -> optax.Updates:
@@ -176,7 +177,7 @@ def geodesic(
       [0.7616 0.6481] 1.0
     """
     check_field_type(field)
-    point = maps.to_working_tree(params, "params")
+    point = to_working_tree(params, "params")
     velocity = maps.to_working_vector(tangent, point, "tangent")
     wide = any(leaf.dtype.itemsize > 4 for leaf in jax.tree.leaves(point))
 
@@ -235,14 +236,14 @@ def parallel_transport(
       0.000
     """
     check_field_type(field)
-    tangent = maps.to_working_tree(tangent, "tangent")
+    tangent = to_working_tree(tangent, "tangent")
     wide = any(leaf.dtype.itemsize > 4 for leaf in jax.tree.leaves(tangent))
     begin = jax.eval_shape(path, jnp.zeros([]))
     _check.check_same_structure(tangent, begin, "tangent", "path", "let path return a point.")
 
     def velocity(time: Any, vector: optax.Updates, _: Any) -> optax.Updates:
         point, direction = jax.jvp(path, (time,), (jnp.ones_like(time),))
-        point, direction = (maps.to_working_tree(tree, "path") for tree in (point, direction))
+        point, direction = (to_working_tree(tree, "path") for tree in (point, direction))
         point, direction = (optax.tree.cast_like(tree, vector) for tree in (point, direction))
         return jax.tree.map(jnp.negative, maps.christoffel(field, point, vector, direction))
 

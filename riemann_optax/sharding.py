@@ -20,7 +20,7 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
     sharding of their parameter, factored ones its projection, counters are replicated. Nothing is allocated.
 
     Args:
-      tx: any Optax transformation.
+      tx: any Optax transformation whose state has arrays of the parameters, and not one array of them all.
       params: the parameters, or ``jax.ShapeDtypeStruct`` with shardings. All on one mesh; arrays on one
         device give state on that device.
 
@@ -29,7 +29,8 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
 
     Raises:
       ValueError: where the parameters lie on different meshes, or a leaf has a sharding that is neither a
-        ``NamedSharding`` nor of one device.
+        ``NamedSharding`` nor of one device; where ``tx.init`` joins parameters of different shardings to one
+        array, as that of ``optax.flatten`` does.
       TypeError: inside of ``jit`` or ``vmap``.
 
     Examples:
@@ -58,7 +59,16 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
         params,
     )
     with jax.sharding.use_abstract_mesh(explicit):
-        state = jax.eval_shape(tx.init, abstract)
+        try:
+            state = jax.eval_shape(tx.init, abstract)
+        except Exception as error:
+            if type(error).__name__ != "ShardingTypeError":  # its class is not public
+                raise
+            raise ValueError(
+                "tx: its init joins or reshapes parameters that are sharded in different ways, as that of "
+                "optax.flatten does, and JAX derives no sharding of the result: leave that transformation "
+                "out, or give jax.jit(tx.init, out_shardings=...) shardings of your own."
+            ) from error
     return jax.tree.map(
         lambda s: NamedSharding(mesh, PartitionSpec() if s.sharding is None else s.sharding.spec), state
     )

@@ -111,6 +111,11 @@ def test_quantiles_gather():
         ro.compute_metric(ro.phi.activity()), ro.record_metric(quantiles=(0.5,)), ro.scale_by_inverse_metric()
     )
     assert {operation for operation, _ in collectives(tx, ROWS)} - {"all-reduce"}
+    mesh = make_mesh(AxisType.Explicit)
+    params = jax.device_put(jnp.arange(16.0).reshape(16, 1), NamedSharding(mesh, P("devices")))
+    with jax.set_mesh(mesh):  # there JAX sorts no shards
+        _, state = jax.jit(tx.update)(params, ro.sharding.init(tx, params), params)
+    assert float(state[1].metric_quantiles[0, 0]) == pytest.approx(8.5)
 
 
 WEIGHTS = {"bias": jnp.array([0.5, -1.0, 2.0]), "kernel": jnp.array([[1.0, -0.5, 0.25], [-2.0, 1.5, 3.0]])}

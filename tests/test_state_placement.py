@@ -136,3 +136,13 @@ def test_training_on_eight_devices_agrees_with_one(axis_type, phi):
         sharded = jax.jit(train)(params)
     for name, expected in jax.jit(train)(single).items():
         np.testing.assert_allclose(np.asarray(sharded[name]), expected, rtol=2e-5, atol=2e-6)
+
+
+def test_a_vector_of_all_parameters_has_no_place():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    params = {
+        "w": jax.device_put(jnp.ones([8, 4]), NamedSharding(mesh, P("x", None))),
+        "b": jax.device_put(jnp.ones(4), NamedSharding(mesh, P())),
+    }
+    with pytest.raises(ValueError, match=r"^tx: its init joins or reshapes.*optax\.flatten"):
+        ro.sharding.state_shardings(optax.flatten(optax.adam(0.1)), params)

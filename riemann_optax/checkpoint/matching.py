@@ -43,9 +43,7 @@ def containers_of(params: Any) -> frozenset[type[Any]]:
     return frozenset(found)
 
 
-def stations(
-    tree: Any, containers: frozenset[type[Any]] = frozenset(), path: Path = ()
-) -> Iterator[Station]:
+def stations(tree: Any, containers: frozenset[type[Any]] = frozenset(), path: Path = ()) -> Iterator[Station]:
     """Yield every state in a tree that has arrays of its own, outer states first.
 
     ``containers`` are the classes of named tuples that are no states.

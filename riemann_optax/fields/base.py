@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._declare import Phi
 from riemann_optax.edits.lifting import multiply_metric
 from riemann_optax.fields import _numeric
 from riemann_optax.metric import compute_metric
-from riemann_optax.phi import from_weights
 
 
 class MetricField(abc.ABC):
@@ -45,8 +45,8 @@ class MetricField(abc.ABC):
 
     def derivative(self, params: optax.Params, tangent: optax.Updates) -> optax.Updates:
         """Return the derivative of ``E`` at ``params`` in the direction ``tangent``: one JVP."""
-        params, tangent = (jax.tree.map(_tree.to_working_dtype, tree) for tree in (params, tangent))
-        return jax.jvp(self.metric, (params,), (tangent,))[1]
+        points = _numeric.to_working_tree(params, "params")
+        return jax.jvp(self.metric, (points,), (_numeric.to_working_tree(tangent, "tangent"),))[1]
 
     def as_factor(self) -> optax.GradientTransformationExtraArgs:
         """Return a phi whose value is ``E`` itself, for :func:`riemann_optax.multiply_metric`. No state."""
@@ -59,7 +59,7 @@ class MetricField(abc.ABC):
         ) -> tuple[optax.Updates, optax.EmptyState]:
             del updates, extra_args
             params = _check.require_params(params, type(self).__name__)
-            return self.metric(jax.tree.map(_tree.to_working_dtype, params)), state
+            return self.metric(_numeric.to_working_tree(params, "params")), state
 
         return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -96,6 +96,11 @@ class SeparableField(MetricField):
 
     def __call__(self, weights: jax.Array) -> jax.Array:
         """Return ``E`` of one array of weights, evaluated in float32 or wider."""
+        if jnp.iscomplexobj(weights):
+            raise TypeError(
+                f"{type(self).__name__}: weights have dtype {weights.dtype}, and a metric field is defined "
+                "on real weights only: keep complex leaves out with optax.masked."
+            )
         return self.elementwise(_tree.to_working_dtype(weights))
 
     def metric(self, params: optax.Params) -> optax.Updates:
@@ -202,7 +207,8 @@ def attach_field(field: MetricField) -> optax.GradientTransformationExtraArgs:
       A gradient transformation whose updates carry the metric.
 
     Raises:
-      TypeError: where ``field`` is no metric field.
+      TypeError: where ``field`` is no metric field; at ``update``, for a leaf that is not real and floating
+        point.
       ValueError: at ``update``, where ``params`` are missing.
 
     Examples:
@@ -220,9 +226,16 @@ def attach_field(field: MetricField) -> optax.GradientTransformationExtraArgs:
       [-0.0998 -0.0506]
     """
     check_field_type(field)
-    return optax.chain(
-        compute_metric(from_weights(jnp.zeros_like), alpha=0.0), multiply_metric(field.as_factor())
-    )
+
+    def nothing(
+        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del updates, extra_args
+        points = _numeric.to_working_tree(_check.require_params(params, "attach_field"), "params")
+        return jax.tree.map(jnp.zeros_like, points), state
+
+    phi = Phi(optax.init_empty_state, nothing, name=type(field).__name__)
+    return optax.chain(compute_metric(phi, alpha=0.0), multiply_metric(field.as_factor()))
 
 
 def check_field_type(field: Any) -> None:

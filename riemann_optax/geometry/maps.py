@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax.fields import _numeric
 from riemann_optax.fields._numeric import safe_root
 from riemann_optax.fields.base import MetricField, SeparableField, check_field_type, require_separable
 
@@ -141,7 +142,7 @@ def christoffel(
       [0.  0.5]
     """
     check_field_type(field)
-    points = to_working_tree(params, "params")
+    points = _numeric.to_working_tree(params, "params")
     u = to_working_vector(first, points, "first")
     v = u if second is None else to_working_vector(second, points, "second")
     check_metric(jax.eval_shape(field.metric, points), points)
@@ -184,7 +185,7 @@ def distance(field: MetricField, params: optax.Params, displacement: optax.Updat
       2.8284
     """
     separable = require_separable(field, "distance", "there is no closed form.")
-    points = to_working_tree(params, "params")
+    points = _numeric.to_working_tree(params, "params")
     displacements = to_working_vector(displacement, points, "displacement")
     lengths = jax.tree.map(separable.arc_length, points, displacements)
     return safe_root(_sum(jax.tree.map(jnp.square, lengths)))
@@ -313,7 +314,7 @@ def bregman_divergence(field: MetricField, params: optax.Params, displacement: o
       0.3863
     """
     separable = require_separable(field, "bregman_divergence", "it has no potential.")
-    points = to_working_tree(params, "params")
+    points = _numeric.to_working_tree(params, "params")
     displacements = to_working_vector(displacement, points, "displacement")
     return _sum(jax.tree.map(separable.bregman_divergence, points, displacements))
 
@@ -342,7 +343,7 @@ def map_at(
     *others: optax.Updates,
 ) -> optax.Updates:
     """Map ``function(weights, E, tangent, *others)`` over the leaves; the result has tangent's dtypes."""
-    points = to_working_tree(params, "params")
+    points = _numeric.to_working_tree(params, "params")
     vector = to_working_vector(tangent, points, "tangent")
     rest = [to_working_vector(other, points, "displacement") for other in others]
 
@@ -352,22 +353,10 @@ def map_at(
     return _cast(jax.tree.map(apply, points, vector, *rest), tangent)
 
 
-def to_working_tree(tree: Any, argument: str) -> Any:
-    """Cast every leaf to its working dtype; raise ``TypeError`` for one that is not real floating point."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(_tree.dtype_of(leaf), jnp.floating):
-            raise TypeError(
-                f"{argument}: {_tree.leaf_name(path)} has dtype {_tree.dtype_of(leaf)}, and a metric field's "
-                "geometry is defined on real floating-point leaves only: keep this leaf out with "
-                "optax.masked."
-            )
-    return jax.tree.map(_tree.to_working_dtype, tree)
-
-
 def to_working_vector(tree: Any, points: Any, argument: str) -> Any:
     """Do the same of a vector; raise ``ValueError`` unless it has the structure and shapes of the point."""
     _check.check_same_structure(tree, points, argument, "params", "give one number per weight.")
-    return to_working_tree(tree, argument)
+    return _numeric.to_working_tree(tree, argument)
 
 
 def check_metric(metric: Any, points: Any) -> None:
@@ -379,7 +368,7 @@ def check_metric(metric: Any, points: Any) -> None:
 
 def _at(field: MetricField, params: optax.Params, **vectors: optax.Updates) -> tuple[Any, ...]:
     check_field_type(field)
-    points = to_working_tree(params, "params")
+    points = _numeric.to_working_tree(params, "params")
     metric = field.metric(points)
     check_metric(metric, points)
     return metric, *(to_working_vector(vector, points, name) for name, vector in vectors.items())

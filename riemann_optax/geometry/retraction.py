@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _check
+from riemann_optax import _check, _tree
 from riemann_optax.fields.base import MetricField, SeparableField, check_field_type, require_separable
 from riemann_optax.geometry import maps
 
@@ -84,7 +84,7 @@ def retract(field: MetricField, kind: Retraction = "geodesic") -> optax.Gradient
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
-        params = _check.require_params(params, "retract")
+        params = _check.require_params(_tree.trained(params, updates), "retract")
         if kind == "geodesic":
             updates = maps.exponential_map(field, params, updates)
         elif kind == "second_order":

@@ -11,8 +11,8 @@ import optax
 from scipy.sparse import linalg as sparse_linalg
 
 from riemann_optax import _check, _tree
+from riemann_optax.fields._numeric import to_working_tree
 from riemann_optax.fields.base import MetricField
-from riemann_optax.geometry import maps
 
 Method = Literal["auto", "dense", "lanczos"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -121,7 +121,7 @@ def preconditioned_spectrum(
     """
     _check.check_choice("method", method, METHODS)
     _check.check_count("number", number)
-    params = maps.to_working_tree(params, "params")
+    params = to_working_tree(params, "params")
     if isinstance(metric, MetricField):
         metric = metric.metric(params)
     if metric is None:
@@ -145,8 +145,8 @@ def preconditioned_spectrum(
     def along(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return _finite(_flatten(product(_unflatten(vector, params))))
 
-    bytes_per_weight = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    tolerance = _TOLERANCE[bytes_per_weight]
+    # The products are as exact as the narrowest leaf.
+    tolerance = _TOLERANCE[min(leaf.dtype.itemsize for leaf in jax.tree.leaves(params))]
     if size < 3:
         raise ValueError('method="lanczos" needs at least 3 weights: use method="dense".')
     return Spectrum(

@@ -1,5 +1,6 @@
 """Reading a metric before and during a run: metric_at and describe."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +12,8 @@ from riemann_optax import _axes, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._check import check_transformation
 from riemann_optax._declare import Phi
-from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.inspect._evaluate import evaluate, is_small
+from riemann_optax.inspect.live import eigenbases
 from riemann_optax.metric import compute_metric
 from riemann_optax.scaling import scale_by_inverse_metric
 
@@ -136,7 +137,7 @@ def _row(leaf: LeafDescription) -> tuple[str, ...]:
         str(leaf.shape),
         leaf.phi or "Euclidean",
         interval(leaf.metric_min, leaf.metric_max),
-        interval(1 / leaf.metric_max, 1 / leaf.metric_min),
+        interval(*(1 / E if E else math.inf for E in (leaf.metric_max, leaf.metric_min))),
         str(leaf.state_bytes),
     )
 
@@ -212,8 +213,7 @@ def describe(
 
 
 def _kept_bases(state: optax.OptState) -> list[str]:
-    states = [] if state is None else _tree.find_states(state, InEigenbasisState)
-    kept = sum(int(one.kept_bases) for one in states)
+    kept = sum(int(one.kept_bases) for one in eigenbases(state))
     return [f"{kept} times no orthonormal basis was found, and the old one was kept"] if kept else []
 
 

@@ -75,7 +75,7 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
         **extra_args: Any,
     ) -> tuple[optax.Updates, TrackEnergyState]:
         del extra_args
-        params = _check.require_params(params, "track_energy")
+        params = _check.require_params(_tree.trained(params, updates), "track_energy")
         return updates, TrackEnergyState(**_account(state, updates, params))
 
     return optax.GradientTransformationExtraArgs(init, update)

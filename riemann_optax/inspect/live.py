@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -40,8 +41,7 @@ def metric_scalars(
 
     Args:
       state: the state of the optimiser, or an ``nnx.Optimizer``; with ``record_metric``, ``track_energy``,
-        ``synaptic_caching``, a schedule-free average, ``in_eigenbasis``, ``skip_nonfinite`` or
-        ``inject_hyperparams`` anywhere in it.
+        ``synaptic_caching``, ``in_eigenbasis``, ``skip_nonfinite`` or ``inject_hyperparams`` anywhere in it.
       params: the parameters, for the names of the leaves; with an ``nnx.Optimizer`` the model will do.
       prefix: put before each name.
       groups: a function of a leaf's path that names its group: of the leaves of a group the extremes, and the
@@ -111,7 +111,7 @@ def metric_scalars(
     for guard in _tree.find_states(state, optax.ApplyIfFiniteState):
         for name, count in (("", guard.total_notfinite), ("_in_a_row", guard.notfinite_count)):
             scalars[f"bad_steps{name}"] = scalars.get(f"bad_steps{name}", 0.0) + float(count)
-    turned = _tree.find_states(state, InEigenbasisState)
+    turned = eigenbases(state)
     if turned:
         scalars["eigenbasis/updates"] = float(max(int(one.count) for one in turned))
         scalars["eigenbasis/kept_bases"] = float(sum(int(one.kept_bases) for one in turned))
@@ -126,6 +126,14 @@ def metric_scalars(
             "(record=True of the aliases) or track_energy() last."
         )
     return {prefix + name: value for name, value in scalars.items()}
+
+
+def eigenbases(state: Any) -> list[InEigenbasisState]:
+    """Return the states of all eigenbases, also of one inside of another, as ``soap`` has them."""
+    found: list[InEigenbasisState] = []
+    for one in _tree.find_states(state, InEigenbasisState):
+        found += [one, *eigenbases(one.inner)]
+    return found
 
 
 def _of_model(optimizer: Any, params: Any) -> Any:
@@ -179,10 +187,16 @@ def _injected(state: Any) -> Iterator[tuple[tuple[str, ...], int, str, float]]:
                 continue
             labels = outer + tuple(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
             for name, value in node.hyperparams.items():
-                if np.ndim(value) == 0:
+                if np.ndim(value) == 0 and _is_real(value):
                     yield labels, number, name, float(value)
             number += 1
             waiting.append((labels, node.inner_state))
+
+
+def _is_real(value: Any) -> bool:
+    """Return whether a value is a number that a float can show: a random key and a complex number are not."""
+    dtype = value.dtype if hasattr(value, "dtype") else _tree.dtype_of(value)
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
 
 
 def _of_leaves(
@@ -197,7 +211,7 @@ def _of_leaves(
         row = statistics.get(jax.tree_util.keystr(path))
         if row is not None:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            named.setdefault(name if groups is None else str(groups(name)), []).append((leaf.size, row))
+            named.setdefault(name if groups is None else str(groups(name)), []).append((np.size(leaf), row))
     scalars = {}
     for name, rows in named.items():
         weights = [size for size, _ in rows]

@@ -110,7 +110,9 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
         table = state.metric_quantiles
         if quantiles:
             levels = jnp.asarray(quantiles, jnp.float32)
-            table = collect(lambda c: jnp.quantile(c.metric.astype(jnp.float32), levels), levels.size)
+            table = collect(
+                lambda c: jnp.quantile(_tree.gathered(c.metric).astype(jnp.float32), levels), levels.size
+            )
         numbers = (columns[:, index] for index in range(6))
         return updates, RecordMetricState._make([*numbers, table, state.leaf_ids])
 

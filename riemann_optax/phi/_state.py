@@ -69,7 +69,8 @@ def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
     """Return ``params - previous`` in the working dtype; 0 at the first update, without a previous value."""
 
     def change(p: jax.Array, q: jax.Array) -> jax.Array:
-        difference = p - q.astype(p.dtype)
+        dtype = _tree.wide_dtype(p)
+        difference = p.astype(dtype) - q.astype(dtype)
         return jnp.where(count == 0, jnp.zeros_like(difference), difference)
 
     return jax.tree.map(change, params, previous)

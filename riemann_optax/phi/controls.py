@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
@@ -122,9 +122,6 @@ def leaf_mean(phi: optax.GradientTransformation) -> Phi:
 def _shuffle(key: jax.Array, leaf: jax.Array) -> jax.Array:
     """Shuffle all values of a leaf, which keeps its shape and sharding."""
     sharding = jax.typeof(leaf).sharding
-    # With Explicit axes JAX neither flattens a sharded array nor gathers it unasked.
+    shuffled = jax.random.permutation(key, _tree.gathered(leaf).reshape(-1)).reshape(leaf.shape)
     explicit = AxisType.Explicit in sharding.mesh.axis_types
-    if explicit:
-        leaf = jax.sharding.reshard(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
-    shuffled = jax.random.permutation(key, leaf.reshape(-1)).reshape(leaf.shape)
     return jax.sharding.reshard(shuffled, sharding) if explicit else shuffled

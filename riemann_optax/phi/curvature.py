@@ -26,8 +26,9 @@ class SecantCurvatureState(NamedTuple):
       count: int32 scalar, the number of updates so far.
       previous_params: the parameters at the last update.
       previous_gradients: the gradients at the last update.
-      covariation: running mean of ``abs(dg * dw)``, shaped like the parameters.
-      variation: running mean of ``abs(dw)**2``, shaped like the parameters.
+      covariation: running mean of ``abs(dg * dw)`` over the updates that moved a weight, shaped like the
+        parameters.
+      variation: running mean of ``abs(dw)**2`` over the same, shaped like the parameters.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -43,7 +44,8 @@ def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtyp
     .. math::
       \varphi = \frac{\overline{|\Delta g\,\Delta w|}}{\overline{|\Delta w|^2}}
 
-    with bars for running means and deltas for changes since the last update. On a quadratic with a diagonal
+    with bars for running means over the updates that moved the weight, and deltas for changes since the last
+    update. On a quadratic with a diagonal
     Hessian it is exact after one step. At the first update, and for a weight that has never moved, nothing is
     known and ``phi = initial_phi``: choose it above any expected curvature, so that the first update is a
     small probe.
@@ -113,12 +115,16 @@ def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtyp
         )
         dw = _state.applied_change(params, state.previous_params, state.count)
         dg = _state.applied_change(updates, before, state.count)
-        covariation = _state.running_mean(
-            jax.tree.map(lambda a, b: _tree.magnitude(a) * _tree.magnitude(b), dg, dw),
-            state.covariation,
-            decay,
-        )
-        variation = _state.running_mean(jax.tree.map(_tree.squared_magnitude, dw), state.variation, decay)
+        products = jax.tree.map(lambda a, b: _tree.magnitude(a) * _tree.magnitude(b), dg, dw)
+        squares = jax.tree.map(_tree.squared_magnitude, dw)
+        average = _state.averaging(decay)
+
+        def while_moving(new: jax.Array, mean: jax.Array, square: jax.Array) -> jax.Array:
+            # A rest tells nothing. If both means shrank in it, the smaller one would become 0 first.
+            return jnp.where(square == 0, mean.astype(new.dtype), average(new, mean))
+
+        covariation = jax.tree.map(while_moving, products, state.covariation, squares)
+        variation = jax.tree.map(while_moving, squares, state.variation, squares)
 
         def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
             unknown = denominator == 0

@@ -1,5 +1,6 @@
 """Learned rates: each weight adapts its own rate to whether successive steps agree."""
 
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -69,7 +70,8 @@ def idbd(
 
     Args:
       meta_rate: ``theta``, the rate of the rates, at least 0. Default 1e-3; published experiments vary it.
-      initial_rate: ``exp(beta)`` at the start, positive. Default 0.05, the published one.
+      initial_rate: ``exp(beta)`` at the start, at least ``exp(smallest_log_rate)``. Default 0.05, the
+        published one.
       form: ``"inputs"`` or ``"gradients"``.
       smallest_log_rate: the lower bound of ``beta``, at least -30. Default -10, as the paper advises.
       largest_change: the largest change of ``beta`` in one update, positive. Default 2, as the paper advises.
@@ -104,6 +106,8 @@ def idbd(
     _check.check_number(
         "smallest_log_rate", smallest_log_rate, low=_SMALLEST_LOG_RATE, high=_LARGEST_LOG_RATE
     )
+    if _check.is_concrete_number(smallest_log_rate):  # a smaller one would become this at the first update
+        _check.check_number("initial_rate", initial_rate, low=math.exp(smallest_log_rate))
     _check.check_number("largest_change", largest_change, low=0.0, low_open=True)
 
     def init(params: optax.Params) -> IDBDState:

@@ -128,7 +128,8 @@ def presynaptic_release(
         del params, extra_args
 
         def rigidity(gradient: jax.Array, p: jax.Array) -> jax.Array:
-            p = p.astype(_tree.working_dtype(gradient))
+            # In a narrow state the minimum itself is rounded.
+            p = jnp.maximum(p.astype(_tree.working_dtype(gradient)), minimum)
             return (p - minimum) / (maximum - p)
 
         def release(gradient: jax.Array, p: jax.Array) -> jax.Array:

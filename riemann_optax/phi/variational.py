@@ -236,8 +236,8 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
       perturbed parameters have the dtype of the parameters, the perturbations that of ``s``.
 
     Raises:
-      ValueError: where ``state`` holds no such state or several, or one of other parameters; for ``samples``
-        below 1.
+      ValueError: where ``state`` holds no such state or several, one of other parameters, or one inside of
+        :func:`riemann_optax.in_eigenbasis`; for ``samples`` below 1.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -249,7 +249,13 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
       (4, 3) True
     """
     _check.check_count("samples", samples)
-    states = _tree.find_states(_tree.bare(getattr(state, "opt_state", state)), VariationalState)
+    state = _tree.bare(getattr(state, "opt_state", state))
+    if _in_other_coordinates(state):
+        raise ValueError(
+            "draw_perturbations: this phi works in the coordinates of in_eigenbasis, where its weights are "
+            "not those of the model: keep it outside of in_eigenbasis."
+        )
+    states = _tree.find_states(state, VariationalState)
     if len(states) != 1:
         raise ValueError(
             f"state holds {len(states)} states of a variational phi, and one is needed: pass the state of "
@@ -283,6 +289,16 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
     noise = [draw(k, w, s) for k, w, s in zip(keys, leaves, deviations, strict=False)]
     places = [perturb(w, s, e) for w, s, e in zip(leaves, deviations, noise, strict=True)]
     return jax.tree.unflatten(treedef, places), jax.tree.unflatten(treedef, noise)
+
+
+def _in_other_coordinates(state: optax.OptState) -> bool:
+    """Return whether a variational phi is inside of ``in_eigenbasis``, whose state is known by its bases."""
+
+    def is_turned(node: Any) -> bool:
+        return "left_bases" in getattr(type(node), "_fields", ())
+
+    nodes = jax.tree.leaves(state, is_leaf=is_turned)
+    return any(is_turned(node) and _tree.find_states(node, VariationalState) for node in nodes)
 
 
 def _variational(

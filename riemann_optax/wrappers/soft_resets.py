@@ -139,7 +139,8 @@ def soft_resets(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SoftResetsState]:
         _tree.check_inexact(updates, "gradients")
-        updates, params = _tree.arrays(updates), _check.require_params(params, "soft_resets")
+        updates = _tree.arrays(updates)
+        params = _check.require_params(_tree.trained(params, updates), "soft_resets")
         _check.check_gradients(_tree.bare(updates), _tree.bare(params))
         loss = required_loss("soft_resets", obj_fn, extra_args)
         prior_mean = _state.first_or(params, state.prior_mean, state.count)

@@ -98,9 +98,23 @@ def test_every_phi_trains(problem, phi):
         assert min(last["metric_max"]) > 1
 
 
-@pytest.mark.parametrize("phi", ["online_ewc", "synaptic_intelligence"])
-def test_a_task_is_an_epoch(problem, phi):
-    transformation = metric_of(phi, 0.03)
+def two_parts():
+    phi = ro.phi.weighted_sum(ro.phi.online_ewc(), ro.phi.synaptic_intelligence())
+    return optax.chain(ro.scale_by_metric(phi), optax.scale(-0.03))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: metric_of("online_ewc", 0.03),
+        lambda: metric_of("synaptic_intelligence", 0.03),
+        lambda: ro.in_eigenbasis(metric_of("online_ewc", 0.03)),
+        two_parts,
+    ],
+    ids=["from the boundary", "from the start", "in an eigenbasis", "two states"],
+)
+def test_a_task_is_an_epoch(problem, make):
+    transformation = make()
     training = loop.start(problem, transformation).training
     advance = jax.jit(functools.partial(loop.train_steps, problem, transformation))
     boundaries = []

@@ -347,3 +347,15 @@ def test_errors_name_the_argument_and_the_remedy():
             make(-1.0)
     with pytest.raises(ValueError, match="value must be a finite number"):
         ro.fields.Constant(0.0)
+
+
+@pytest.mark.parametrize("attach", [ro.attach_field, lambda field: ro.multiply_metric(field.as_factor())])
+def test_complex_weights_are_refused_and_not_cut(attach):
+    """``E`` was that of the real part, or the error spoke of a phi that nobody had given."""
+    first = [] if attach is ro.attach_field else [ro.compute_metric(ro.phi.activity())]
+    tx = optax.chain(*first, attach(ro.fields.Quadratic(1.0)), ro.scale_by_inverse_metric())
+    params = {"w": jnp.array([1.0 + 2.0j])}
+    with pytest.raises(TypeError, match=r"params: leaf \['w'\] has dtype complex.*optax.masked"):
+        tx.update(params, tx.init(params), params)
+    with pytest.raises(TypeError, match="weights have dtype complex"):
+        ro.fields.Quadratic(1.0)(params["w"])

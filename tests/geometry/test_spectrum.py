@@ -196,3 +196,18 @@ def test_a_complex_metric_is_refused():
         ro.preconditioned_spectrum(
             lambda w: jnp.sum(w["a"] ** 2), {"a": jnp.ones(3)}, {"a": 1j * jnp.ones(3)}
         )
+
+
+def test_lanczos_asks_no_more_of_narrow_leaves_beside_wide_ones():
+    """It asked for float64's digits of products that are float32's."""
+    matrix = np.random.default_rng(0).normal(size=(300, 300))
+    matrix = matrix @ matrix.T / 300
+
+    def loss(params):
+        return (
+            params["a"] @ (jnp.asarray(matrix, jnp.float32) @ params["a"]) / 2 + jnp.sum(params["b"] ** 2) / 2
+        )
+
+    params = {"a": jnp.zeros(300, jnp.float32), "b": jnp.zeros(3)}
+    found = ro.preconditioned_spectrum(loss, params, None, method="lanczos", max_iterations=300)
+    assert found.eigenvalues[-1] == pytest.approx(np.linalg.eigvalsh(matrix)[-1], rel=1e-4)

@@ -158,3 +158,9 @@ def test_the_numbers_are_those_of_metric_at(storage):
         ):
             extremes = [jnp.min(expected), jnp.max(expected)] if expected.size else [1.0, 1.0]
             np.testing.assert_allclose([leaf.metric_min, leaf.metric_max], extremes, rtol=2e-6)
+
+
+def test_where_the_metric_is_zero_the_rate_is_infinite():
+    phi = ro.phi.multiplicative_geometry(eps=0.0)
+    tx = ro.scale_by_metric(phi, 1.0, role="inverse_metric")
+    assert " inf " in str(ro.describe(tx, {"b": jnp.zeros(2)}))

@@ -179,3 +179,28 @@ def test_of_a_flax_optimiser_the_model_names_the_leaves():
     optimizer.update(model, nnx.state(model, nnx.Param))
     expected = ro.metric_scalars(optimizer, nnx.state(model, nnx.Param))
     assert ro.metric_scalars(optimizer, model) == expected
+
+
+def test_bases_that_were_kept_are_counted_in_nested_eigenbases():
+    """``soap`` has one for each axis of a convolution: only the outermost was read."""
+    params = {"kernel": jnp.ones([3, 3, 4, 5])}
+    tx = ro.soap(0.1)
+    _, state = tx.update(jax.tree.map(lambda x: x * jnp.nan, params), tx.init(params), params)
+    assert ro.metric_scalars(state, params)["eigenbasis/kept_bases"] == 4
+    assert ro.describe(tx, params, params, state).bases[-1].startswith("4 times")
+
+
+def test_what_is_injected_and_no_number_is_left_out():
+    def make(learning_rate, key):
+        phi = ro.phi.permuted(ro.phi.activity(), key=key)
+        return optax.chain(ro.scale_by_metric(phi), optax.scale_by_learning_rate(learning_rate))
+
+    tx = optax.inject_hyperparams(make)(learning_rate=0.5, key=jax.random.key(0))
+    params = {"a": jnp.ones(3)}
+    assert ro.metric_scalars(tx.init(params), params) == {"hyperparams/learning_rate": 0.5}
+
+
+def test_python_numbers_are_weights_too():
+    tx, params = ro.riemannian_sgd(0.1, record=True), {"a": 1.0}
+    assert ro.metric_scalars(tx.init(params), params)["E_mean/a"] == 1.0
+    assert ro.describe(tx, params).leaves[0].shape == ()

@@ -271,3 +271,10 @@ def test_limits_of_idbd_are_those_published():
     rates = log_rates(ro.phi.idbd(meta_rate=1e20), DISAGREEING, inputs=jnp.full(1, 0.1))
     assert rates[-1] == -10
     assert np.max(np.abs(np.diff(rates))) == pytest.approx(2)
+
+
+def test_a_first_rate_below_the_smallest_is_refused():
+    """It became the smallest at the first update, without a word."""
+    with pytest.raises(ValueError, match="initial_rate"):
+        ro.phi.idbd(initial_rate=1e-6)
+    ro.phi.idbd(initial_rate=1e-6, smallest_log_rate=-20.0)

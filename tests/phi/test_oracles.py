@@ -225,6 +225,16 @@ def test_secant_curvature_with_both_gradients_of_one_batch_is_exact_under_noise(
     assert (np.asarray(noisy) > 5 * HESSIAN).all()
 
 
+def test_secant_curvature_of_a_weight_that_rests_stays_known():
+    """Both means shrank in it, and the smaller one became 0 first: phi was 0, and the next step huge."""
+    phi = ro.phi.secant_curvature()
+    state = phi.init(jnp.ones(1, jnp.float32))
+    for step in range(1200):
+        weights = jnp.array([1.0 if step == 0 else 0.9], jnp.float32)
+        values, state = phi.update(1e-3 * weights, state, weights)
+    np.testing.assert_allclose(values, 1e-3, rtol=1e-5)
+
+
 def test_secant_curvature_of_a_weight_that_never_moved_is_the_initial_one():
     phi = ro.phi.secant_curvature(initial_phi=77.0)
     state = phi.init(jnp.zeros(2))

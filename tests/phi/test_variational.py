@@ -305,6 +305,16 @@ def test_drawing_needs_one_state_of_the_same_parameters():
         ro.phi.draw_perturbations(state, params, samples=0)
 
 
+def test_drawing_in_an_eigenbasis_is_refused():
+    """The deviations there belong to eigenvectors; they were applied to single weights."""
+    params = {"kernel": jnp.zeros([2, 2])}
+    tx = optax.chain(ro.in_eigenbasis(ro.scale_by_metric(ro.phi.mesu())), optax.scale(-1.0))
+    with pytest.raises(ValueError, match="keep it outside of in_eigenbasis"):
+        ro.phi.draw_perturbations(tx.init(params), params)
+    beside = optax.chain(ro.in_eigenbasis(optax.trace(0.9)), ro.scale_by_metric(ro.phi.mesu()))
+    ro.phi.draw_perturbations(beside.init(params), params)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"window": 0.0}, {"prior_deviation": -1.0}, {"initial_deviation": 0.0}, {"largest_change": 1.0}],

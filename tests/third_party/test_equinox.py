@@ -291,6 +291,14 @@ OF_WHOLE_MODELS = {
     "spectrum": optax.chain(METRIC, INVERSE, ro.add_spectral_pull(0.1, axes="equinox")),
     "noise": optax.chain(METRIC, ro.add_metric_noise(0.1, 1.0, field=jnp.cosh), INVERSE),
     "master": ro.master_weights(ro.riemannian_sgd(0.1)),
+    "energy": optax.chain(METRIC, INVERSE, ro.track_energy()),
+    "retraction": optax.chain(
+        ro.attach_field(ro.fields.Quadratic(1.0)),
+        INVERSE,
+        optax.scale(-0.1),
+        ro.retract(ro.fields.Quadratic(1.0)),
+    ),
+    "soft resets": ro.soft_resets(ro.riemannian_sgd(0.1), 0.1),
     "restart": ro.restart_at_boundary(ro.riemannian_sgd(0.1), ro.anchor.initial_weights()),
 }
 
@@ -301,6 +309,7 @@ def test_a_whole_model_of_equinox_passes_for_its_parameters(name):
     model = eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0))
     params = eqx.filter(model, eqx.is_inexact_array)
     gradients = jax.tree.map(jnp.ones_like, params)
-    expected, _ = tx.update(gradients, tx.init(params), params)
-    found, _ = tx.update(gradients, tx.init(params), model)
+    loss = {"obj_fn": lambda m: jnp.sum(m.layers[0].weight)} if name == "soft resets" else {}
+    expected, _ = tx.update(gradients, tx.init(params), params, **loss)
+    found, _ = tx.update(gradients, tx.init(params), model, **loss)
     assert eqx.tree_equal(found, expected)

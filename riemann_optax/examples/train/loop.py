@@ -18,7 +18,7 @@ import optax
 
 import riemann_optax as ro
 from riemann_optax._tree import find_states
-from riemann_optax.boundary import consolidates
+from riemann_optax.boundary import consolidating_states
 from riemann_optax.examples.data import PARTS, Dataset, batch_indices
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.models import Model, Parameters
@@ -125,14 +125,28 @@ def first_of_an_epoch(problem: Problem, state: optax.OptState, targets: int) -> 
       state: that of the optimiser before the step.
       targets: in a batch: its images, or its positions of a text.
     """
-    nodes = [node for node in jax.tree.leaves(state, is_leaf=consolidates) if consolidates(node)]
-    if not nodes:
+    counts = list(_counts(state))
+    if not counts:
         return None
     steps_per_epoch = max(1, problem.dataset.num_train // targets)
-    # Some states count from the last boundary and some from the start: this is right for both.
-    (count,) = (node.count for node in nodes)
-    begins: jax.Array = (count > 0) & (count % steps_per_epoch == 0)
+    # Some states count from the last boundary and some from the start: this is right for both. All are told
+    # of the same boundaries, so one of them is enough.
+    begins: jax.Array = (counts[0] > 0) & (counts[0] % steps_per_epoch == 0)
     return begins
+
+
+def _counts(state: optax.OptState) -> Iterator[jax.Array]:
+    """Yield the counts of updates of the states that consolidate at boundaries, in an eigenbasis too."""
+    for node in consolidating_states(state):
+        if isinstance(node, ro.BoundaryInEigenbasisState):
+            yield from _counts(node.inner_state)
+        elif callable(node.count):  # the method of tuples
+            raise InputError(
+                f"{type(node).__name__} consolidates at task boundaries, and the trainer tells where an "
+                "epoch begins by its field count, which it lacks: give it one, the number of its updates."
+            )
+        else:
+            yield node.count
 
 
 def evaluation_parameters(training: Training) -> Parameters:
