@@ -82,7 +82,7 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
     defaults: of such arrays neither name nor shape tells what they are, and :func:`describe` lists them.
     For other conventions there are further presets, a function such as this one, or a dictionary of these by
     the names of modules: what it does not name is read as ``"flax"`` does, and a name that the parameters do
-    not have is an error. The presets:
+    not have is an error. A module that is named counts as confirmed: nothing warns of it. The presets:
 
     - ``"equinox"``: ``weight`` is ``(out, in)`` or ``(out, in, *window)``, with the layers of a
       ``filter_vmap`` in front; the weight of a module with "norm" in its name is a vector, with "embed" one
@@ -243,22 +243,24 @@ def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str,
         shape = np.shape(leaf)
         plain = len(shape) < 2 or axes == MatrixAxes((0,), (1,))
         if axes is not None and not plain:
-            default = "" if certain else ", by default: give axes= where it is something else"
+            default = "" if certain else ", by default: name the module in axes= to confirm or to change it"
             found.append(f"{jax.tree_util.keystr(path)} {shape}: {in_words(axes, shape)}{default}")
     return tuple(found)
 
 
 def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
     """Return how one leaf at a path of the tree is read."""
-    shape = np.shape(leaf)
+    shape, named = np.shape(leaf), False
     for key in map(entry_key, path):
         if isinstance(axes, Mapping):
+            named = key in axes or str(key) in axes
             axes = axes.get(key, axes.get(str(key), "flax"))
     name = jax.tree_util.keystr(path)
     if isinstance(axes, Mapping):  # no name is left to look up
-        axes = "flax"
+        axes, named = "flax", False
     if isinstance(axes, str):
-        return Reading(*_by_convention(axes, _words(name), shape))
+        conventional, certain = _by_convention(axes, _words(name), shape)
+        return Reading(conventional, certain or named)
     chosen = axes(name, leaf) if callable(axes) else axes
     if chosen is not None:
         every = (*chosen.inputs, *chosen.outputs)

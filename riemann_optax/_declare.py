@@ -15,6 +15,7 @@ import jax
 import jax.extend.core
 import optax
 
+from riemann_optax import _tree
 from riemann_optax._tree import Group
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS, OPTAX_NEEDS
 
@@ -139,9 +140,13 @@ def _reporting_init(init: Callable[..., Any], declaration: Declaration) -> Calla
 
 def _reporting_update(update: Callable[..., Any], declaration: Declaration) -> Callable[..., Any]:
     demanded = _demanded(update, declaration.needs)
+    trees = [need for need in declaration.needs if EXTRA_ARGUMENTS[need].kind in ("vectors", "per_weight")]
 
     @functools.wraps(update)
     def reporting(*args: Any, **kwargs: Any) -> Any:
+        for name in trees:
+            if args and kwargs.get(name) is not None:
+                kwargs[name] = _own_part(kwargs[name], args[0])
         for name in demanded:
             required(declaration.name, name, kwargs.get(name))
         listener = _evaluated.get()
@@ -153,6 +158,21 @@ def _reporting_update(update: Callable[..., Any], declaration: Declaration) -> C
 
     reporting.declaration = declaration  # type: ignore[attr-defined]
     return reporting
+
+
+def _own_part(tree: Any, updates: Any) -> Any:
+    """Return an extra argument without what ``optax.masked`` and ``partition`` have left out of updates.
+
+    They mask gradients, parameters and state, and pass extra arguments on as they are.
+    """
+    if not any(map(_tree.is_masked, jax.tree.leaves(updates, is_leaf=_tree.is_masked))):
+        return tree
+    try:
+        return jax.tree.map(
+            lambda u, x: u if _tree.is_masked(u) else x, updates, tree, is_leaf=_tree.is_masked
+        )
+    except ValueError:  # another structure: whoever reads it names the argument
+        return tree
 
 
 def _demanded(update: Callable[..., Any], needs: Iterable[str]) -> list[str]:
@@ -275,8 +295,9 @@ def required(rule: str, name: str, value: T | None, instead: str = "") -> T:
     """Return an extra argument; where it is missing raise ``ValueError`` with the line that makes it."""
     if value is None:
         argument = EXTRA_ARGUMENTS[name]
+        step = "" if name.startswith("task_") else "; riemann_optax.value_and_grad(loss, needs=tx) makes it"
         raise ValueError(
             f"{rule} needs the extra argument {name}, {argument.shape}: call tx.update(gradients, state, "
-            f"params, {name}=...), made by {argument.made}{instead}."
+            f"params, {name}=...) with {argument.made}{instead}{step}."
         )
     return value

@@ -19,6 +19,7 @@ class StateFields(NamedTuple):
       captured: those linear fields that ``init`` fills with the weights, before there is a basis.
       nonnegative: those squared fields that are never negative, such as second moments.
       weights: those linear fields that hold weights: where a weight is drawn anew they hold the new one.
+      exact: fields of which small differences are taken: they are not rounded.
       invariant: fields that no basis changes; whoever encloses them says so, not their class.
     """
 
@@ -28,6 +29,7 @@ class StateFields(NamedTuple):
     captured: tuple[str, ...] = ()
     nonnegative: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
     invariant: tuple[str, ...] = ()
 
 
@@ -38,12 +40,13 @@ def declare_fields(
     nonnegative: tuple[str, ...] = (),
     weights: tuple[str, ...] = (),
     refused: tuple[str, ...] = (),
+    exact: tuple[str, ...] = (),
 ) -> Callable[[type[T]], type[T]]:
     """Declare, on a state class, how its fields change with the coordinates of the weights.
 
     Sets the class attributes ``linear_fields``, ``squared_fields``, ``captured_fields``,
-    ``nonnegative_fields``, ``weight_fields`` and ``refused_fields``, which a class may as well have without
-    this decorator.
+    ``nonnegative_fields``, ``weight_fields``, ``refused_fields`` and ``exact_fields``, which a class may as
+    well have without this decorator.
 
     Args:
       linear: fields that are linear in gradients or weights, such as a momentum or a copy of the weights.
@@ -54,18 +57,21 @@ def declare_fields(
       weights: those linear fields that hold weights, such as an anchor: where
         :func:`riemann_optax.reset_units` draws a weight anew they hold the new one, and no longer the old.
       refused: fields that depend on the coordinates and that no change of basis can carry.
+      exact: fields of which small differences are taken, such as the weights at the last update:
+        :func:`riemann_optax.low_precision_state` leaves them as they are.
 
     Raises:
       ValueError: for a name that is no field of the class.
     """
 
     def declare(kind: type[T]) -> type[T]:
-        for name in (*linear, *squared, *refused):
+        for name in (*linear, *squared, *refused, *exact):
             if name not in getattr(kind, "_fields", ()):
                 raise ValueError(f"{kind.__name__} has no field {name!r} to declare.")
         kind.linear_fields, kind.squared_fields = linear, squared  # type: ignore[attr-defined]
         kind.captured_fields, kind.nonnegative_fields = captured, nonnegative  # type: ignore[attr-defined]
         kind.weight_fields, kind.refused_fields = weights, refused  # type: ignore[attr-defined]
+        kind.exact_fields = exact  # type: ignore[attr-defined]
         return kind
 
     return declare
@@ -120,7 +126,7 @@ def state_fields(kind: type[Any]) -> StateFields:
 
     Optax declares nothing; its own classes are in a table here.
     """
-    names = ("linear", "squared", "refused", "captured", "nonnegative", "weight")
+    names = ("linear", "squared", "refused", "captured", "nonnegative", "weight", "exact")
     own = StateFields(*(tuple(getattr(kind, f"{name}_fields", ())) for name in names))
     if any(own) or kind.__module__.split(".")[0] != "optax":
         return own

@@ -382,3 +382,14 @@ def test_a_warning_is_at_the_line_of_who_calls():
     with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
         tx.init({"kernel": jnp.zeros([4, 6, 8])})
     assert caught[0].filename == __file__
+
+
+def test_a_module_that_is_named_is_confirmed(recwarn):
+    """A preset that was right could not be told from one that nobody had thought of."""
+    params = {"first": {"kernel": jnp.ones([3, 3, 4, 8])}}
+    ro.riemannian_eigenbasis(0.1, axes={"first": "flax"}).init(params)
+    assert not recwarn.list
+    with pytest.warns(
+        UserWarning, match=r'name the module with its preset, such as axes=\{"block": "flax"\}'
+    ):
+        ro.riemannian_eigenbasis(0.1).init(params)

@@ -275,3 +275,25 @@ def test_an_undeclared_extra_argument_that_may_turn_is_refused():
     tx.update(PARAMS, state, PARAMS, progress=0.5)
     with pytest.raises(ValueError, match=r"^in_eigenbasis: the extra argument mask may depend on the coord"):
         tx.update(PARAMS, state, PARAMS, mask=PARAMS)
+
+
+@pytest.mark.parametrize("wrap", ["masked", "partition"])
+def test_a_phi_of_ones_own_sees_its_own_part_of_an_extra_argument(wrap):
+    """Wrappers mask gradients and pass extra arguments on whole: the phi met a tree of another structure."""
+
+    def update(updates, state, params=None, *, inputs, **extra_args):
+        values = jax.tree.map(lambda g, x: jnp.full(g.shape, jnp.mean(jnp.square(x))), updates, inputs)
+        return values, state
+
+    phi = ro.phi.Phi(lambda params: optax.EmptyState(), update, name="power", needs=("inputs",))
+    chosen = {"kernel": True, "bias": False}
+    metric = optax.chain(ro.compute_metric(phi), ro.scale_by_inverse_metric())
+    tx = {
+        "masked": optax.masked(metric, chosen),
+        "partition": optax.partition({True: metric, False: optax.identity()}, chosen),
+    }[wrap]
+    params = {"kernel": jnp.ones([3, 2]), "bias": jnp.ones(2)}
+    inputs = {"kernel": jnp.full([4, 3], 2.0), "bias": 1.0}
+    updates, _ = tx.update(params, tx.init(params), params, inputs=inputs)
+    np.testing.assert_allclose(updates["kernel"], 1 / 5)
+    np.testing.assert_allclose(updates["bias"], 1)

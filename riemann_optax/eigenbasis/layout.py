@@ -114,7 +114,8 @@ class LayoutRules(NamedTuple):
         if doubtful:
             _check.warn(
                 f"in_eigenbasis reads {'; '.join(doubtful)}, by default: neither name nor shape tells what "
-                'these axes are. Give axes=, such as "scanned" or a dictionary by the names of modules.'
+                "these axes are. If that is right, name the module with its preset, such as "
+                'axes={"block": "flax"}; if not, say what it is, such as axes={"block": "scanned"}.'
             )
         if (
             layouts == [None]

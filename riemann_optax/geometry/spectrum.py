@@ -100,7 +100,8 @@ def preconditioned_spectrum(
 
     Returns:
       A :class:`Spectrum`: eigenvalues with and without the metric, ``largest_stable_rate``, ``best_rate``,
-      ``condition_number``, ``euclidean_condition_number`` and ``contraction(learning_rate)``.
+      ``condition_number``, ``euclidean_condition_number`` and ``contraction(learning_rate)``. At a saddle no
+      rate is stable along the directions of negative curvature; the rates are then those of the positive.
 
     Raises:
       TypeError: for a leaf that is not real and floating point.

@@ -1,6 +1,7 @@
 """Reading a metric before and during a run: metric_at and describe."""
 
 import math
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -158,7 +159,7 @@ def describe(
 
     Args:
       tx_or_phi: an optimiser with both stages in it; or a phi, described as ``compute_metric(phi, alpha)``.
-      params: the parameters, any tree of arrays.
+      params: the parameters, any tree of arrays; or a model of Flax NNX, of which the ``nnx.Param`` count.
       gradients: the gradients to evaluate ``E`` at; by default 1 for every weight, which shows the structure
         but not the numbers of a run.
       state: the state of ``tx_or_phi``; by default that of ``init``.
@@ -189,6 +190,7 @@ def describe(
       shared state: 4 bytes; E at gradients of 1
     """
     check_transformation("tx_or_phi", tx_or_phi)
+    params = _parameters_of(params)
     if alpha is not None or isinstance(tx_or_phi, Phi):
         tx = optax.chain(
             compute_metric(tx_or_phi, 1.0 if alpha is None else alpha), scale_by_inverse_metric()
@@ -210,6 +212,12 @@ def describe(
     ]
     bases += _kept_bases(state)
     return Description(tuple(rows), shared, where, _axes.remarks(params, readings), tuple(bases))
+
+
+def _parameters_of(model: Any) -> Any:
+    """Return the parameters of a model of Flax NNX, and anything else as it is; it does not import Flax."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx.state(model, nnx.Param) if nnx is not None and isinstance(model, nnx.Module) else model
 
 
 def _kept_bases(state: optax.OptState) -> list[str]:

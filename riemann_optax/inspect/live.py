@@ -55,8 +55,9 @@ def metric_scalars(
 
     Returns:
       ``E_min/LEAF``, ``E_mean/LEAF``, ``E_max/LEAF``, and likewise ``rate`` for the effective rate ``1/E``;
-      ``rigid/LEAF``, the share of rigid weights; ``energy/modification`` and ``energy/maintenance``, and the
-      same of ``synaptic_caching`` with ``caching/consolidations``, summed over the parts of a partition;
+      ``rigid/LEAF``, the share of rigid weights; ``energy/modification``, ``energy/maintenance`` (now) and
+      ``energy/total_maintenance`` (over all updates), and the same of ``synaptic_caching`` with
+      ``caching/consolidations``, summed over the parts of a partition;
       ``bad_steps`` and ``bad_steps_in_a_row``, skipped by ``skip_nonfinite`` or ``optax.apply_if_finite``;
       ``eigenbasis/updates`` and ``eigenbasis/kept_bases`` of ``in_eigenbasis``, how often a basis was due and
       none was found; ``eigenbasis/refreshes``, how often a refresh of each basis was due (they take turns, so
@@ -102,12 +103,10 @@ def metric_scalars(
         scalars |= _of_leaves(metric_statistics(state, params), params, groups, quantiles, rigid_above)
     for kind, prefix_of in ((TrackEnergyState, "energy"), (SynapticCachingState, "caching")):
         for spent in jax.device_get(_tree.find_states(state, kind)):
-            numbers = {"modification": spent.modification, "maintenance": spent.total_maintenance}
-            if kind is SynapticCachingState:
-                numbers["consolidations"] = spent.consolidations
-            for name, number in numbers.items():
-                key = f"{prefix_of}/{name}"
-                scalars[key] = scalars.get(key, 0.0) + float(number)
+            for name in ("modification", "maintenance", "total_maintenance", "consolidations"):
+                if hasattr(spent, name):
+                    key = f"{prefix_of}/{name}"
+                    scalars[key] = scalars.get(key, 0.0) + float(getattr(spent, name))
     for guard in _tree.find_states(state, optax.ApplyIfFiniteState):
         for name, count in (("", guard.total_notfinite), ("_in_a_row", guard.notfinite_count)):
             scalars[f"bad_steps{name}"] = scalars.get(f"bad_steps{name}", 0.0) + float(count)

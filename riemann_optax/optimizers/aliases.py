@@ -131,7 +131,7 @@ def riemannian_adamw(
     mask: Any = None,
     nesterov: bool = True,
     phi: optax.GradientTransformation | None = None,
-    alpha: optax.ScalarOrSchedule = 100.0,
+    alpha: optax.ScalarOrSchedule = 10_000.0,
     role: Role = "metric",
     conformal: Group | None = "tree",
     record: bool = False,
@@ -172,8 +172,8 @@ def riemannian_adamw(
       mask: which leaves decay: a tree of booleans or a function of the parameters.
       nesterov: whether momentum is Nesterov's, as in ``optax.nadamw``.
       phi: what the metric measures; by default ``phi.factored_activity(decay=b2)``.
-      alpha: the scaling factor: a number, a schedule or a traced scalar. It bounds how much faster than the
-        mean a weight may move: at most ``1 + alpha`` times.
+      alpha: the scaling factor: a number, a schedule or a traced scalar. ``E`` is at least ``mu / (1 +
+        alpha)``: a weight whose gradients are smaller than that share of the mean moves less than under Adam.
       role: ``"metric"`` divides by the metric, ``"inverse_metric"`` multiplies by the same expression.
       conformal: the group over which the scale of the metric is taken from phi's mean; None for ``1 +
         alpha*phi``, whose rates are not AdamW's.
@@ -238,7 +238,7 @@ def riemannian_schedule_free(
     mask: Any = None,
     power: float = 2.0,
     phi: optax.GradientTransformation | None = None,
-    alpha: optax.ScalarOrSchedule = 100.0,
+    alpha: optax.ScalarOrSchedule = 10_000.0,
     role: Role = "metric",
     conformal: Group | None = "tree",
     record: bool = False,

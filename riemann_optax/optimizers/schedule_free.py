@@ -14,7 +14,7 @@ from riemann_optax.boundary import check_scalable, completed, is_nnx_optimizer, 
 from riemann_optax.eigenbasis import InEigenbasisState
 
 
-@declare_fields(linear=("iterate",), weights=("iterate",))
+@declare_fields(linear=("iterate",), weights=("iterate",), exact=("iterate",))
 class ScheduleFreeState(NamedTuple):
     """State of :func:`schedule_free`.
 

@@ -18,6 +18,7 @@ from riemann_optax.phi import _state
     linear=("previous_params", "previous_gradients"),
     squared=("covariation", "variation"),
     weights=("previous_params",),
+    exact=("previous_params", "previous_gradients"),
 )
 class SecantCurvatureState(NamedTuple):
     """State of :func:`secant_curvature`.

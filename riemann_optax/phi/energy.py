@@ -96,7 +96,9 @@ def maintenance_energy(*, power: float = 1.0) -> Phi:
     )
 
 
-@declare_fields(linear=("previous_params",), squared=("energy",), weights=("previous_params",))
+@declare_fields(
+    linear=("previous_params",), squared=("energy",), weights=("previous_params",), exact=("previous_params",)
+)
 class ModificationEnergyState(NamedTuple):
     """State of :func:`modification_energy`.
 

@@ -18,6 +18,7 @@ from riemann_optax.phi import _state
     linear=("previous_params", "previous_gradients", "start_params"),
     squared=("path_integral", "importance"),
     weights=("previous_params", "start_params"),
+    exact=("previous_params", "start_params"),
 )
 class SynapticIntelligenceState(NamedTuple):
     """State of :func:`synaptic_intelligence`.

@@ -20,6 +20,7 @@ from riemann_optax.phi.path_importance import loss_decrease
     linear=("previous_params", "previous_gradients", "window_params"),
     squared=("loss_decrease", "squares", "fisher", "task_score", "score", "importance"),
     weights=("previous_params", "window_params"),
+    exact=("previous_params", "window_params"),
 )
 class RWalkState(NamedTuple):
     """State of :func:`rwalk`.

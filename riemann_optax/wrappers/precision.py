@@ -1,6 +1,6 @@
 """Precision: state in one or two bytes that does not stall, and master weights for narrow weights."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,11 @@ def low_precision_state(
     add up like the increments of the running mean itself, in bfloat16 to a standard deviation of about ``0.25
     * step / sqrt(1 - decay)``.
 
+    Of what a phi takes small differences, such as the weights at the last update, a rounded copy would be
+    mostly its rounding. A state class declares such fields by its class attribute ``exact_fields``, and they
+    stay as they are: ``secant_curvature``, ``modification_energy``, ``synaptic_intelligence``, ``rwalk`` and
+    the iterate of schedule-free training have some.
+
     Only float32 arrays with at least one axis are compressed (two for ``"int8"``: biases are small, and a
     mesh would cut their blocks). Counters, scalars, complex and float64 arrays, and arrays of fewer than four
     bytes per value do not change.
@@ -151,9 +156,12 @@ def low_precision_state(
         if not jax.tree.leaves(params):
             return LowPrecisionState(word, inner_state, jnp.zeros([], jnp.float32))
         leaves, structure = jax.tree.flatten(inner_state)
+        declared = zip(
+            leaves, _declared(inner_state, "nonnegative"), _declared(inner_state, "exact"), strict=True
+        )
         stored = [
-            codes.first(leaf, storage, block_size, nonnegative)
-            for leaf, nonnegative in zip(leaves, _nonnegative(inner_state), strict=True)
+            (leaf, codes.Kept()) if exact else codes.first(leaf, storage, block_size, nonnegative)
+            for leaf, nonnegative, exact in declared
         ]
         arrays, forms = zip(*stored, strict=True) if stored else ((), ())
         return LowPrecisionState(word, jax.tree.unflatten(structure, arrays), forms)
@@ -179,14 +187,14 @@ def _first_word(key: Any) -> jax.Array:
     return jax.random.bits(jnp.asarray(key), dtype=jnp.uint32)
 
 
-def _nonnegative(state: optax.OptState) -> list[bool]:
-    """Return which arrays of a state are never negative, according to its classes."""
+def _declared(state: optax.OptState, kind: Literal["nonnegative", "exact"]) -> list[bool]:
+    """Return which arrays of a state are never negative, or not to be rounded, according to its classes."""
     bare = _tree.bare(state)
 
     def declared(path: tuple[Any, ...]) -> bool:
         # The state or a node within it declares it: the parameters may be a class with fields of their own.
         owners = owners_and_fields(bare, path)
-        return any(field in state_fields(type(owner)).nonnegative for owner, field in owners)
+        return any(field in getattr(state_fields(type(owner)), kind) for owner, field in owners)
 
     return [declared(path) for path, _ in jax.tree_util.tree_leaves_with_path(bare)]
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.extend.core import jaxpr_as_fun
 
 import riemann_optax as ro
@@ -111,8 +112,8 @@ def test_how_arrays_are_read_is_said_where_it_is_not_plain():
     assert description.axes == (
         "['embedding'] (9, 2): 9 rows that are looked up, of 2",
         "['layers']['bias'] (4, 3): a stack of 4: a vector of 3",
-        "['layers']['kernel'] (4, 2, 3): a stack of 4: inputs 2, outputs 3, by default: give axes= where it "
-        "is something else",
+        "['layers']['kernel'] (4, 2, 3): a stack of 4: inputs 2, outputs 3, by default: name the module "
+        "in axes= to confirm or to change it",
         "['query']['kernel'] (4, 2, 2): inputs 4, outputs 2*2",
     )
     assert str(description).splitlines()[-1] == f"read as: {description.axes[-1]}"
@@ -164,3 +165,14 @@ def test_where_the_metric_is_zero_the_rate_is_infinite():
     phi = ro.phi.multiplicative_geometry(eps=0.0)
     tx = ro.scale_by_metric(phi, 1.0, role="inverse_metric")
     assert " inf " in str(ro.describe(tx, {"b": jnp.zeros(2)}))
+
+
+def test_a_module_of_nnx_stands_for_its_parameters():
+    """Its keys for dropout and its running means are none."""
+    model = nnx.Sequential(
+        nnx.Linear(3, 4, rngs=nnx.Rngs(0)),
+        nnx.BatchNorm(4, rngs=nnx.Rngs(0)),
+        nnx.Dropout(0.1, rngs=nnx.Rngs(0)),
+    )
+    tx = ro.riemannian_adamw(0.1)
+    assert ro.describe(tx, model) == ro.describe(tx, nnx.state(model, nnx.Param))

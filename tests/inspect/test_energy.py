@@ -138,7 +138,12 @@ def test_metric_scalars_show_the_cache():
     scalars = ro.metric_scalars(state, PARAMS)
     assert scalars["caching/consolidations"] == state.consolidations
     assert scalars["caching/modification"] == float(state.modification) > 0
-    assert scalars["caching/maintenance"] == float(state.total_maintenance) > 0
+    assert scalars["caching/maintenance"] == float(state.maintenance) > 0
+    assert (
+        scalars["caching/total_maintenance"]
+        == float(state.total_maintenance)
+        > scalars["caching/maintenance"]
+    )
 
 
 def test_the_cache_wants_steps_and_no_covectors():
