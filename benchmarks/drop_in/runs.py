@@ -20,7 +20,9 @@ METHODS = {
     ADAMW: Method(optax.adamw, ({},)),
     NADAMW: Method(optax.nadamw, ({},)),
     OURS: Method(ro.riemannian_adamw, ({},), "ours"),
-    RELATIVE: Method(partial(ro.riemannian_adamw, multiply_by_parameter_scale=True), ({},), "ours"),
+    RELATIVE: Method(
+        partial(ro.riemannian_adamw, multiply_by_parameter_scale=True, alpha=100.0), ({},), "ours"
+    ),
 }
 RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
 # Of a relative step, as wide a range, 16 times higher: the root mean square of a kernel is about 1/16.

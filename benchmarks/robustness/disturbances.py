@@ -85,5 +85,5 @@ PANELS = {
         {"0.8": CALM._replace(b1=0.8), "0.9": CALM, "0.95": CALM._replace(b1=0.95)},
     ),
     "b2": Panel("Memory", "b2", {f"{b2:g}": CALM._replace(b2=b2) for b2 in (0.9, 0.97, 0.99, 0.999)}),
-    "alpha": Panel("Strength", "alpha", {f"{a:g}": CALM._replace(alpha=a) for a in (10.0, 100.0, 1000.0)}),
+    "alpha": Panel("Strength", "alpha", {f"{a:g}": CALM._replace(alpha=a) for a in (100.0, 1e3, 1e4, 1e5)}),
 }
