@@ -123,8 +123,9 @@ def test_pages_and_notebooks_do_show_it():
 def test_notebooks_train_at_it(path):
     code, prose = code_of(path), "\n".join(cells(path, "markdown"))
     if "ro.riemannian_adamw(" in code:
-        constants = re.findall(r"^RATE = (\S+)", code, flags=re.MULTILINE)
-        assert {float(rate) for rate in constants} <= {RECOMMENDED_RATES["riemannian_adamw"]}
+        rates = re.findall(r"^RATE = (.+?)(?:  #.*)?$", code, flags=re.MULTILINE)
+        constants = {float(rate) for rate in rates if "ro.starting_rate(" not in rate}
+        assert constants <= {RECOMMENDED_RATES["riemannian_adamw"]}
     assert set(prose_rates(prose)) <= set(RECOMMENDED_RATES.values())
 
 

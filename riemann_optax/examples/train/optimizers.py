@@ -56,7 +56,7 @@ def own_default(optimizer: str, argument: str) -> Any:
 
     Examples:
       >>> own_default("riemannian_adamw", "alpha")
-      100.0
+      10000.0
     """
     return inspect.signature(getattr(ro, optimizer)).parameters[argument].default
 
