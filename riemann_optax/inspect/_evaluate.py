@@ -33,6 +33,10 @@ def _stack(*arrays: Any, axis: int) -> Any:
     return np.stack(arrays, axis)
 
 
+def _concatenate(*arrays: Any, dimension: int) -> Any:
+    return np.concatenate(arrays, dimension)
+
+
 # From the name of a primitive to a NumPy function and the parameters that it takes.
 _Function = tuple[Callable[..., Any], tuple[str, ...]]
 _FUNCTIONS: dict[str, _Function] = {
@@ -65,6 +69,7 @@ _FUNCTIONS: dict[str, _Function] = {
     "reduce_min": (lambda x, axes: np.min(x, axis=axes), ("axes",)),
     "cumsum": (_cumsum, ("axis", "reverse")),
     "stack": (_stack, ("axis",)),
+    "concatenate": (_concatenate, ("dimension",)),  # of which older JAX makes a stack
     "slice": (_slice, ("start_indices", "limit_indices", "strides")),
 }
 _OF_FLOATS: dict[str, _Function] = {"div": (np.divide, ())}  # NumPy rounds quotients of integers otherwise
