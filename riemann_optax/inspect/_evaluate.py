@@ -37,6 +37,12 @@ def _concatenate(*arrays: Any, dimension: int) -> Any:
     return np.concatenate(arrays, dimension)
 
 
+def _dynamic_slice(x: Any, *starts: Any, slice_sizes: tuple[int, ...]) -> Any:
+    rows = zip(np.shape(x), starts, slice_sizes, strict=True)
+    begins = [(max(0, min(int(start), length - size)), size) for length, start, size in rows]
+    return x[tuple(slice(begin, begin + size) for begin, size in begins)]
+
+
 # From the name of a primitive to a NumPy function and the parameters that it takes.
 _Function = tuple[Callable[..., Any], tuple[str, ...]]
 _FUNCTIONS: dict[str, _Function] = {
@@ -69,7 +75,9 @@ _FUNCTIONS: dict[str, _Function] = {
     "reduce_min": (lambda x, axes: np.min(x, axis=axes), ("axes",)),
     "cumsum": (_cumsum, ("axis", "reverse")),
     "stack": (_stack, ("axis",)),
-    "concatenate": (_concatenate, ("dimension",)),  # of which older JAX makes a stack
+    # Older JAX makes a stack and an element of these.
+    "concatenate": (_concatenate, ("dimension",)),
+    "dynamic_slice": (_dynamic_slice, ("slice_sizes",)),
     "slice": (_slice, ("start_indices", "limit_indices", "strides")),
 }
 _OF_FLOATS: dict[str, _Function] = {"div": (np.divide, ())}  # NumPy rounds quotients of integers otherwise
