@@ -107,8 +107,12 @@ def test_both_methods_agree_on_a_batch_with_its_own_scales():
     np.testing.assert_allclose(first[0], second[0], atol=1e-4)
     assert np.all(first[1])
     assert np.all(second[1])
-    chosen, _ = jax.jit(orthonormalise)(jnp.asarray(matrices, jnp.float32))
-    np.testing.assert_array_equal(chosen, second[0])  # the tests run on a CPU
+    chosen, householder = (
+        jax.jit(orthonormalise, static_argnums=1)(jnp.asarray(matrices, jnp.float32), method)[0]
+        for method in ("auto", "householder")
+    )
+    np.testing.assert_array_equal(chosen, householder)  # the tests run on a CPU
+    assert not np.array_equal(chosen, first[0])
 
 
 @pytest.mark.parametrize("bad", ["zero column", "nan", "inf"])
