@@ -38,6 +38,7 @@ SLOW = (
     "tests/test_sharding.py",
     "tests/test_state_placement.py",
     "tests/supply/test_matrix.py",
+    "tests/wrappers/test_master_weights.py",
     "tests/wrappers/test_precision.py",
     "riemann_optax/examples",
 )

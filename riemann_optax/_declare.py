@@ -81,7 +81,7 @@ class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # 
                     f"of {', '.join(EXTRA_ARGUMENTS)}."
                 )
         if update_with_means is not None:
-            own = _reporting_update(update_with_means, declaration)
+            own = _reporting_update(update_with_means, declaration, place=1)
             declaration = declaration._replace(update_with_means=own)
         made: Self = super().__new__(
             cls, _reporting_init(init, declaration), _reporting_update(update, declaration)
@@ -138,15 +138,18 @@ def _reporting_init(init: Callable[..., Any], declaration: Declaration) -> Calla
     return reporting
 
 
-def _reporting_update(update: Callable[..., Any], declaration: Declaration) -> Callable[..., Any]:
+def _reporting_update(
+    update: Callable[..., Any], declaration: Declaration, place: int = 0
+) -> Callable[..., Any]:
+    """Return ``update`` with a report of its evaluation; its updates are the argument at ``place``."""
     demanded = _demanded(update, declaration.needs)
     trees = [need for need in declaration.needs if EXTRA_ARGUMENTS[need].kind in ("vectors", "per_weight")]
 
     @functools.wraps(update)
     def reporting(*args: Any, **kwargs: Any) -> Any:
         for name in trees:
-            if args and kwargs.get(name) is not None:
-                kwargs[name] = _own_part(kwargs[name], args[0])
+            if kwargs.get(name) is not None:
+                kwargs[name] = _own_part(kwargs[name], args[place])
         for name in demanded:
             required(declaration.name, name, kwargs.get(name))
         listener = _evaluated.get()
@@ -161,16 +164,9 @@ def _reporting_update(update: Callable[..., Any], declaration: Declaration) -> C
 
 
 def _own_part(tree: Any, updates: Any) -> Any:
-    """Return an extra argument without what ``optax.masked`` and ``partition`` have left out of updates.
-
-    They mask gradients, parameters and state, and pass extra arguments on as they are.
-    """
-    if not any(map(_tree.is_masked, jax.tree.leaves(updates, is_leaf=_tree.is_masked))):
-        return tree
+    """Return an extra argument without what ``optax.masked`` and ``partition`` have left out of updates."""
     try:
-        return jax.tree.map(
-            lambda u, x: u if _tree.is_masked(u) else x, updates, tree, is_leaf=_tree.is_masked
-        )
+        return _tree.masked_like(tree, updates)
     except ValueError:  # another structure: whoever reads it names the argument
         return tree
 

@@ -42,6 +42,21 @@ def is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
+def has_masked(tree: Any) -> bool:
+    """Return whether ``masked`` or ``partition`` has left out a leaf of a tree."""
+    return any(map(is_masked, jax.tree.leaves(tree, is_leaf=is_masked)))
+
+
+def masked_like(tree: Any, reference: Any) -> Any:
+    """Return ``tree`` with whatever ``reference`` lacks under ``masked`` or ``partition`` left out.
+
+    Those wrappers mask gradients, parameters and state, but not extra arguments.
+    """
+    if not has_masked(reference):
+        return tree
+    return jax.tree.map(lambda r, x: r if is_masked(r) else x, reference, tree, is_leaf=is_masked)
+
+
 def numbered(params: Any) -> tuple[Any, ...]:
     """Return the parameters, and them bare, with the number of each leaf in its place, -1 for what is masked.
 

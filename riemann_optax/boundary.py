@@ -218,16 +218,6 @@ def consolidated_where(
     return merged
 
 
-def masked_like(tree: Any, reference: Any) -> Any:
-    """Return ``tree`` with whatever ``reference`` lacks under ``masked`` or ``partition`` left out.
-
-    Those wrappers mask gradients, parameters and state, but not extra arguments.
-    """
-    if not has_masked(reference):
-        return tree
-    return jax.tree.map(lambda r, x: r if _tree.is_masked(r) else x, reference, tree, is_leaf=_tree.is_masked)
-
-
 def completed(tree: Any, whole: Any) -> Any:
     """Return ``tree`` with what ``whole`` has where it has None, or ``masked`` has left a leaf out."""
 
@@ -237,8 +227,3 @@ def completed(tree: Any, whole: Any) -> Any:
     if not any(map(left_out, jax.tree.leaves(tree, is_leaf=left_out))):
         return tree
     return jax.tree.map(lambda x, w: w if left_out(x) else x, tree, whole, is_leaf=left_out)
-
-
-def has_masked(tree: Any) -> bool:
-    """Return whether ``masked`` or ``partition`` has left out a leaf of a tree."""
-    return any(map(_tree.is_masked, jax.tree.leaves(tree, is_leaf=_tree.is_masked)))

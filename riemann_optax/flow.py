@@ -13,8 +13,7 @@ import numpy as np
 import optax
 
 from riemann_optax import _check
-from riemann_optax.fields._numeric import to_working_tree
-from riemann_optax.fields.base import MetricField, check_field_type
+from riemann_optax.fields.base import MetricField, check_field_type, to_working_tree
 from riemann_optax.geometry import maps
 
 try:

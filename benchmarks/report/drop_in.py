@@ -132,8 +132,8 @@ def relative_chapter(records: Records) -> str:
         return ""
     return f"""## Relative steps
 
-Steps relative to the root mean square of each array (`multiply_by_parameter_scale=True`), at rates 16 times
-as high, on the shapes of the report: whether one rate serves more of them.
+Steps relative to the root mean square of each array (`multiply_by_parameter_scale=True`, at alpha 100), at
+rates 16 times as high, on the shapes of the report: whether one rate serves more of them.
 
 {rows}
 """

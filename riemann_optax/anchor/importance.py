@@ -10,7 +10,7 @@ from riemann_optax import _check, _tree
 from riemann_optax._declare import Declared
 from riemann_optax._state_fields import declare_fields
 from riemann_optax._tree import wide_dtype
-from riemann_optax.boundary import consolidated_where, masked_like
+from riemann_optax.boundary import consolidated_where
 from riemann_optax.phi import _state
 
 
@@ -44,7 +44,7 @@ class ImportanceWeightedState(NamedTuple):
         return self._replace(
             tasks=jnp.where(begun, optax.safe_increment(self.tasks), self.tasks),
             pending=jnp.logical_or(self.pending, begun),
-            boundary_weights=_state.copy_like(masked_like(params, self.weights), self.boundary_weights),
+            boundary_weights=_state.copy_like(_tree.masked_like(params, self.weights), self.boundary_weights),
         )
 
 

@@ -10,7 +10,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Declared
 from riemann_optax._state_fields import declare_fields
-from riemann_optax.boundary import consolidated_where, masked_like
+from riemann_optax.boundary import consolidated_where
 from riemann_optax.phi import _state
 
 
@@ -238,7 +238,7 @@ class TaskBoundaryState(NamedTuple):
         return self._replace(
             # Before the first update no task can have ended.
             tasks=jnp.where(self.count == 0, self.tasks, optax.safe_increment(self.tasks)),
-            weights=_state.copy_like(masked_like(params, self.weights), self.weights),
+            weights=_state.copy_like(_tree.masked_like(params, self.weights), self.weights),
         )
 
 

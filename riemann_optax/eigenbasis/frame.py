@@ -12,7 +12,6 @@ from jax.sharding import AxisType
 from riemann_optax import _tree
 from riemann_optax._population import when
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
-from riemann_optax.boundary import masked_like
 from riemann_optax.eigenbasis import bases
 from riemann_optax.eigenbasis.coordinates import Coordinates
 from riemann_optax.eigenbasis.layout import Layout
@@ -73,7 +72,7 @@ class Frame(NamedTuple):
         if kind == "function":
             return self._composed(value, params) if callable(value) else value
         if kind == "vectors":
-            return self.enter(masked_like(value, params))  # masks hide no part of an extra argument
+            return self.enter(_tree.masked_like(value, params))  # masks hide no part of an extra argument
         if kind == "per_weight":
             raise ValueError(
                 f"in_eigenbasis: the extra argument {name} belongs to single weights, which the eigenbasis "
@@ -92,7 +91,7 @@ class Frame(NamedTuple):
         def in_coordinates(turned: Any, *args: Any, **kwargs: Any) -> Any:
             places = _tree.places(turned, numbered) or []  # the caller may be masked
             frame = self._of([place for place in places if place >= 0])
-            return function(frame.leave(turned, masked_like(params, turned)), *args, **kwargs)
+            return function(frame.leave(turned, _tree.masked_like(params, turned)), *args, **kwargs)
 
         return in_coordinates
 

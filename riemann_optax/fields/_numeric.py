@@ -1,4 +1,4 @@
-"""Integrals of a density along a displacement, their inverse, formulas that keep their digits, dtypes."""
+"""Integrals of a density along a displacement, their inverse, and formulas that keep their digits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from riemann_optax import _tree
 
 Density = Callable[[jax.Array], jax.Array]
 
@@ -165,15 +163,3 @@ def asinh_difference(x: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Arra
     cosh_difference = (1 + jnp.square(x) + jnp.square(end)) / cosh_sum
     share = (1 + cosh_difference) / (here + there)
     return share, step * share, cosh_sum
-
-
-def to_working_tree(tree: Any, argument: str) -> Any:
-    """Cast every leaf to its working dtype; raise ``TypeError`` for one that is not real floating point."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(_tree.dtype_of(leaf), jnp.floating):
-            raise TypeError(
-                f"{argument}: {_tree.leaf_name(path)} has dtype {_tree.dtype_of(leaf)}, and a metric field's "
-                "geometry is defined on real floating-point leaves only: keep this leaf out with "
-                "optax.masked."
-            )
-    return jax.tree.map(_tree.to_working_dtype, tree)

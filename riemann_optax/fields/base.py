@@ -45,8 +45,8 @@ class MetricField(abc.ABC):
 
     def derivative(self, params: optax.Params, tangent: optax.Updates) -> optax.Updates:
         """Return the derivative of ``E`` at ``params`` in the direction ``tangent``: one JVP."""
-        points = _numeric.to_working_tree(params, "params")
-        return jax.jvp(self.metric, (points,), (_numeric.to_working_tree(tangent, "tangent"),))[1]
+        points = to_working_tree(params, "params")
+        return jax.jvp(self.metric, (points,), (to_working_tree(tangent, "tangent"),))[1]
 
     def as_factor(self) -> optax.GradientTransformationExtraArgs:
         """Return a phi whose value is ``E`` itself, for :func:`riemann_optax.multiply_metric`. No state."""
@@ -59,7 +59,7 @@ class MetricField(abc.ABC):
         ) -> tuple[optax.Updates, optax.EmptyState]:
             del updates, extra_args
             params = _check.require_params(params, type(self).__name__)
-            return self.metric(_numeric.to_working_tree(params, "params")), state
+            return self.metric(to_working_tree(params, "params")), state
 
         return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -96,12 +96,7 @@ class SeparableField(MetricField):
 
     def __call__(self, weights: jax.Array) -> jax.Array:
         """Return ``E`` of one array of weights, evaluated in float32 or wider."""
-        if jnp.iscomplexobj(weights):
-            raise TypeError(
-                f"{type(self).__name__}: weights have dtype {weights.dtype}, and a metric field is defined "
-                "on real weights only: keep complex leaves out with optax.masked."
-            )
-        return self.elementwise(_tree.to_working_dtype(weights))
+        return self.elementwise(to_working_tree(weights, "weights"))
 
     def metric(self, params: optax.Params) -> optax.Updates:
         """Return ``E`` of every leaf."""
@@ -231,7 +226,7 @@ def attach_field(field: MetricField) -> optax.GradientTransformationExtraArgs:
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del updates, extra_args
-        points = _numeric.to_working_tree(_check.require_params(params, "attach_field"), "params")
+        points = to_working_tree(_check.require_params(params, "attach_field"), "params")
         return jax.tree.map(jnp.zeros_like, points), state
 
     phi = Phi(optax.init_empty_state, nothing, name=type(field).__name__)
@@ -246,6 +241,18 @@ def check_field_type(field: Any) -> None:
             "array in fields.Elementwise, a function of all parameters in fields.Coupled"
             f"{_check.injected('field', field)}."
         )
+
+
+def to_working_tree(tree: Any, argument: str) -> Any:
+    """Cast every leaf to its working dtype; raise ``TypeError`` for one that is not real floating point."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(_tree.dtype_of(leaf), jnp.floating):
+            raise TypeError(
+                f"{argument}: {_tree.leaf_name(path)} has dtype {_tree.dtype_of(leaf)}, and a metric field's "
+                "geometry is defined on real floating-point leaves only: keep this leaf out with "
+                "optax.masked."
+            )
+    return jax.tree.map(_tree.to_working_dtype, tree)
 
 
 def require_separable(field: MetricField, name: str, remedy: str) -> SeparableField:

@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
-from riemann_optax.fields import _numeric
 from riemann_optax.fields._numeric import safe_root
-from riemann_optax.fields.base import MetricField, SeparableField, check_field_type, require_separable
+from riemann_optax.fields.base import (
+    MetricField,
+    SeparableField,
+    check_field_type,
+    require_separable,
+    to_working_tree,
+)
 
 
 def inner(field: MetricField, params: optax.Params, first: optax.Updates, second: optax.Updates) -> jax.Array:
@@ -142,7 +147,7 @@ def christoffel(
       [0.  0.5]
     """
     check_field_type(field)
-    points = _numeric.to_working_tree(params, "params")
+    points = to_working_tree(params, "params")
     u = to_working_vector(first, points, "first")
     v = u if second is None else to_working_vector(second, points, "second")
     check_metric(jax.eval_shape(field.metric, points), points)
@@ -185,7 +190,7 @@ def distance(field: MetricField, params: optax.Params, displacement: optax.Updat
       2.8284
     """
     separable = require_separable(field, "distance", "there is no closed form.")
-    points = _numeric.to_working_tree(params, "params")
+    points = to_working_tree(params, "params")
     displacements = to_working_vector(displacement, points, "displacement")
     lengths = jax.tree.map(separable.arc_length, points, displacements)
     return safe_root(_sum(jax.tree.map(jnp.square, lengths)))
@@ -314,7 +319,7 @@ def bregman_divergence(field: MetricField, params: optax.Params, displacement: o
       0.3863
     """
     separable = require_separable(field, "bregman_divergence", "it has no potential.")
-    points = _numeric.to_working_tree(params, "params")
+    points = to_working_tree(params, "params")
     displacements = to_working_vector(displacement, points, "displacement")
     return _sum(jax.tree.map(separable.bregman_divergence, points, displacements))
 
@@ -343,7 +348,7 @@ def map_at(
     *others: optax.Updates,
 ) -> optax.Updates:
     """Map ``function(weights, E, tangent, *others)`` over the leaves; the result has tangent's dtypes."""
-    points = _numeric.to_working_tree(params, "params")
+    points = to_working_tree(params, "params")
     vector = to_working_vector(tangent, points, "tangent")
     rest = [to_working_vector(other, points, "displacement") for other in others]
 
@@ -356,7 +361,7 @@ def map_at(
 def to_working_vector(tree: Any, points: Any, argument: str) -> Any:
     """Do the same of a vector; raise ``ValueError`` unless it has the structure and shapes of the point."""
     _check.check_same_structure(tree, points, argument, "params", "give one number per weight.")
-    return _numeric.to_working_tree(tree, argument)
+    return to_working_tree(tree, argument)
 
 
 def check_metric(metric: Any, points: Any) -> None:
@@ -368,7 +373,7 @@ def check_metric(metric: Any, points: Any) -> None:
 
 def _at(field: MetricField, params: optax.Params, **vectors: optax.Updates) -> tuple[Any, ...]:
     check_field_type(field)
-    points = _numeric.to_working_tree(params, "params")
+    points = to_working_tree(params, "params")
     metric = field.metric(points)
     check_metric(metric, points)
     return metric, *(to_working_vector(vector, points, name) for name, vector in vectors.items())

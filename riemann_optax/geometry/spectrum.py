@@ -11,8 +11,7 @@ import optax
 from scipy.sparse import linalg as sparse_linalg
 
 from riemann_optax import _check, _tree
-from riemann_optax.fields._numeric import to_working_tree
-from riemann_optax.fields.base import MetricField
+from riemann_optax.fields.base import MetricField, to_working_tree
 
 Method = Literal["auto", "dense", "lanczos"]
 METHODS: tuple[str, ...] = get_args(Method)

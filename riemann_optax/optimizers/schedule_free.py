@@ -10,7 +10,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._state_fields import declare_fields
-from riemann_optax.boundary import check_scalable, completed, is_nnx_optimizer, masked_like, trained
+from riemann_optax.boundary import check_scalable, completed, is_nnx_optimizer, trained
 from riemann_optax.eigenbasis import InEigenbasisState
 
 
@@ -213,7 +213,7 @@ def _average(own: ScheduleFreeState, params: optax.Params) -> optax.Params:
             "eval_params: the average is one vector of all weights: leave out optax.flatten, or keep it "
             "inside of the averaging, schedule_free(optax.flatten(base))."
         )
-    trained_by = masked_like(_tree.trained(params, own.iterate), own.iterate)
+    trained_by = _tree.masked_like(_tree.trained(params, own.iterate), own.iterate)
     _check.check_same_structure(own.iterate, trained_by, "the average", "params", remedy)
 
     def average(y: jax.Array, z: jax.Array) -> jax.Array:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from riemann_optax import _axes, _tree
 from riemann_optax._axes import Axes, MatrixAxes
 from riemann_optax._declare import required
-from riemann_optax.boundary import has_masked
 
 
 def mean_square_inputs(name: str, inputs: Any, updates: Any, axes: Axes) -> Any:
@@ -64,12 +63,12 @@ def like_updates(name: str, argument: str, value: Any, updates: Any) -> Any:
     value = _tree.bare(required(name, argument, value))
     given = [path for path, _ in jax.tree_util.tree_leaves_with_path(value)]
     needed = [path for path, _ in jax.tree_util.tree_leaves_with_path(_tree.bare(updates))]
-    if given != needed and has_masked(updates) and set(needed) <= set(given):
+    if given != needed and _tree.has_masked(updates) and set(needed) <= set(given):
         # Under optax.masked and optax.partition extra arguments are those of all parameters.
         leaves = dict(jax.tree_util.tree_leaves_with_path(value))
         return jax.tree.unflatten(jax.tree.structure(updates), [leaves[path] for path in needed])
     if given != needed:
-        all_paths = needed if has_masked(updates) else [*needed, *given]
+        all_paths = needed if _tree.has_masked(updates) else [*needed, *given]
         differing = [path for path in all_paths if (path in given) != (path in needed)]
         raise ValueError(
             f"{argument} must be a tree like the gradients, with one array per leaf, and differs at "

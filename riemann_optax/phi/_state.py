@@ -170,3 +170,17 @@ def probed_state(kind: Callable[..., T], params: Any, key: jax.Array | int, stat
     return kind(
         count=jnp.zeros([], jnp.int32), key=as_key(key), diagonal=_tree.zeros_like(params, state_dtype)
     )
+
+
+def check_coordinates(reader: str, state: optax.OptState, kind: type[Any]) -> None:
+    """Raise ``ValueError`` where a state of this kind is inside of ``in_eigenbasis``, known by its bases."""
+
+    def is_turned(node: Any) -> bool:
+        return "left_bases" in getattr(type(node), "_fields", ())
+
+    nodes = jax.tree.leaves(state, is_leaf=is_turned)
+    if any(is_turned(node) and _tree.find_states(node, kind) for node in nodes):
+        raise ValueError(
+            f"{reader}: the phi that reads it works in the coordinates of in_eigenbasis, where its weights "
+            "are not those of the model: keep it outside of in_eigenbasis."
+        )

@@ -10,7 +10,6 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Phi, required_loss
 from riemann_optax._state_fields import declare_fields
-from riemann_optax.boundary import masked_like
 from riemann_optax.phi import _state
 
 
@@ -110,9 +109,7 @@ def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtyp
         del extra_args
         params = _check.require_params(params, "secant_curvature")
         before = (
-            state.previous_gradients
-            if gradients_at_previous_params is None
-            else masked_like(gradients_at_previous_params, updates)
+            state.previous_gradients if gradients_at_previous_params is None else gradients_at_previous_params
         )
         dw = _state.applied_change(params, state.previous_params, state.count)
         dg = _state.applied_change(updates, before, state.count)

@@ -10,7 +10,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Phi, required
 from riemann_optax._state_fields import declare_fields
-from riemann_optax.boundary import consolidated_where, masked_like
+from riemann_optax.boundary import consolidated_where
 from riemann_optax.phi import _state
 
 
@@ -45,7 +45,7 @@ class ImportanceState(NamedTuple):
         """Return the state after a task boundary; :func:`riemann_optax.consolidate` calls it."""
         del params
         if task_importance is not None:
-            measured = masked_like(task_importance, self.importance)
+            measured = _tree.masked_like(task_importance, self.importance)
             _check.check_same_structure(
                 measured, self.importance, "task_importance", "params", "give one number per weight."
             )
@@ -310,7 +310,6 @@ def mean_over_examples(
     quantity: str,
 ) -> optax.Updates:
     """Return the mean of ``function`` over the leading axis of each leaf of an extra argument."""
-    examples = masked_like(examples, updates)
 
     def mean(path: tuple[Any, ...], gradient: jax.Array, leaf: jax.Array) -> jax.Array:
         leaf = jnp.asarray(leaf)

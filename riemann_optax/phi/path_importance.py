@@ -10,7 +10,7 @@ from riemann_optax import _check, _tree
 from riemann_optax._check import check_share
 from riemann_optax._declare import Phi
 from riemann_optax._state_fields import declare_fields
-from riemann_optax.boundary import consolidated_where, masked_like
+from riemann_optax.boundary import consolidated_where
 from riemann_optax.phi import _state
 
 
@@ -54,7 +54,7 @@ class SynapticIntelligenceState(NamedTuple):
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
         """Return the state after a task boundary; :func:`riemann_optax.consolidate` calls it."""
         del task_importance
-        params = masked_like(params, self.importance)
+        params = _tree.masked_like(params, self.importance)
         state = self.walked(params)
         distance = _state.applied_change(params, state.start_params, state.count)
 

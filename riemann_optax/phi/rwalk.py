@@ -10,7 +10,7 @@ from riemann_optax import _check, _tree
 from riemann_optax._check import check_share
 from riemann_optax._declare import Phi
 from riemann_optax._state_fields import declare_fields
-from riemann_optax.boundary import consolidated_where, masked_like
+from riemann_optax.boundary import consolidated_where
 from riemann_optax.phi import _state
 from riemann_optax.phi.gradient_importance import fisher_information
 from riemann_optax.phi.path_importance import loss_decrease
@@ -97,7 +97,7 @@ class RWalkState(NamedTuple):
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
         """Return the state after a task boundary; :func:`riemann_optax.consolidate` calls it."""
         del task_importance
-        params = masked_like(params, self.importance)
+        params = _tree.masked_like(params, self.importance)
         state = self.walked(params).scored(params)
 
         def fold(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -13,7 +13,6 @@ from riemann_optax import _check, _tree
 from riemann_optax._declare import Phi, required
 from riemann_optax._state_fields import declare_fields
 from riemann_optax._tree import inner
-from riemann_optax.boundary import masked_like
 from riemann_optax.phi import _state
 
 # E = (s0 / s)**2 stays between 1e-4 and 1e12: above, 1 + phi would round to 0 in float32.
@@ -250,11 +249,7 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
     """
     _check.check_count("samples", samples)
     state = _tree.bare(getattr(state, "opt_state", state))
-    if _in_other_coordinates(state):
-        raise ValueError(
-            "draw_perturbations: this phi works in the coordinates of in_eigenbasis, where its weights are "
-            "not those of the model: keep it outside of in_eigenbasis."
-        )
+    _state.check_coordinates("draw_perturbations", state, VariationalState)
     states = _tree.find_states(state, VariationalState)
     if len(states) != 1:
         raise ValueError(
@@ -262,7 +257,7 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
             "the phi, or of the part of the optimiser that holds it."
         )
     # Leaf by leaf: in a Flax optimiser the state's leaves are wrapped, and the parameters are not.
-    params = masked_like(params, _tree.bare(states[0].deviation))
+    params = _tree.masked_like(params, _tree.bare(states[0].deviation))
     leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     deviations = jax.tree.leaves(states[0].deviation)
     if [jnp.shape(leaf) for leaf in leaves] != [jnp.shape(s) for s in deviations]:
@@ -289,16 +284,6 @@ def draw_perturbations(state: optax.OptState, params: optax.Params, samples: int
     noise = [draw(k, w, s) for k, w, s in zip(keys, leaves, deviations, strict=False)]
     places = [perturb(w, s, e) for w, s, e in zip(leaves, deviations, noise, strict=True)]
     return jax.tree.unflatten(treedef, places), jax.tree.unflatten(treedef, noise)
-
-
-def _in_other_coordinates(state: optax.OptState) -> bool:
-    """Return whether a variational phi is inside of ``in_eigenbasis``, whose state is known by its bases."""
-
-    def is_turned(node: Any) -> bool:
-        return "left_bases" in getattr(type(node), "_fields", ())
-
-    nodes = jax.tree.leaves(state, is_leaf=is_turned)
-    return any(is_turned(node) and _tree.find_states(node, VariationalState) for node in nodes)
 
 
 def _variational(
@@ -334,9 +319,6 @@ def _variational(
         **extra_args: Any,
     ) -> tuple[optax.Updates, VariationalState]:
         del params, extra_args
-        if perturbed_gradients is not None and perturbations is not None:
-            perturbed_gradients = masked_like(perturbed_gradients, updates)
-            perturbations = masked_like(perturbations, updates)
         _check_samples(name, updates, perturbed_gradients=perturbed_gradients, perturbations=perturbations)
 
         def step(gradient: jax.Array, s: jax.Array, g: jax.Array, eps: jax.Array) -> jax.Array:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from riemann_optax import _tree
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
-from riemann_optax.boundary import completed, has_masked
-from riemann_optax.eigenbasis import InEigenbasisState
+from riemann_optax.boundary import completed
 from riemann_optax.phi import SecantCurvatureState, VariationalState, draw_perturbations
+from riemann_optax.phi._state import check_coordinates
 from riemann_optax.supply import taps
 from riemann_optax.supply.calls import Statistics, is_watched, single_examples
 from riemann_optax.supply.checking import check_call, check_result
@@ -54,9 +54,8 @@ class Evaluation(NamedTuple):
     def is_partitioned(self) -> bool:
         """Return whether ``optax.partition`` or ``optax.masked`` keep a weight from a transformation."""
         params = self.model.params
-        return any(
-            has_masked(jax.eval_shape(lambda p, tx=tx: tx.init(p), params)) for tx in self.transformations
-        )
+        states = [jax.eval_shape(lambda p, tx=tx: tx.init(p), params) for tx in self.transformations]
+        return any(map(_tree.has_masked, states))
 
     def loss_and_rest(self, params: Any, batch: Any = None, example: Any = None) -> tuple[Any, Any]:
         """Return the loss at parameters, and what comes of it beside: aux, and the state of the model."""
@@ -273,11 +272,7 @@ def _phi_state(evaluation: Evaluation, need: str, kind: type[Any]) -> Any:
             "an nnx.Optimizer, a TrainState or the state of the transformation."
         )
     state = _tree.bare(getattr(evaluation.state, "opt_state", evaluation.state))
-    if any(_tree.find_states(node, kind) for node in _tree.find_states(state, InEigenbasisState)):
-        raise ValueError(
-            f"{need}: the phi that reads it works in the coordinates of in_eigenbasis, where its weights are "
-            "not those of the model: keep it outside of in_eigenbasis."
-        )
+    check_coordinates(need, state, kind)
     found = _tree.find_states(state, kind)
     if len(found) != 1:
         raise ValueError(

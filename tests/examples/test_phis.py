@@ -1,5 +1,6 @@
 import functools
 import inspect
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 import riemann_optax as ro
 from riemann_optax._tree import find_states
 from riemann_optax.examples import data, datasets, models
+from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.train import __main__ as train
 from riemann_optax.examples.train import loop
 from riemann_optax.examples.train.optimizers import MetricOptions, build_metric
@@ -123,6 +125,19 @@ def test_a_task_is_an_epoch(problem, make):
             boundaries.append(number)
         training, _ = advance(training, problem.parts["train"], batch_of(problem, number)[None])
     assert boundaries == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
+
+
+def test_a_state_that_consolidates_and_does_not_count_is_refused():
+    """The trainer tells where an epoch begins by its count; the method of tuples was taken for one."""
+
+    class Uncounted(NamedTuple):
+        importance: Any
+
+        def consolidated(self, params, task_importance=None):
+            return self
+
+    with pytest.raises(InputError, match=r"Uncounted consolidates .* its field count, which it lacks"):
+        loop.first_of_an_epoch(None, Uncounted(jnp.ones(2)), 1)
 
 
 @pytest.mark.parametrize("phi", NEEDY_ON_TEXT)

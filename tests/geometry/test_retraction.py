@@ -357,5 +357,5 @@ def test_complex_weights_are_refused_and_not_cut(attach):
     params = {"w": jnp.array([1.0 + 2.0j])}
     with pytest.raises(TypeError, match=r"params: leaf \['w'\] has dtype complex.*optax.masked"):
         tx.update(params, tx.init(params), params)
-    with pytest.raises(TypeError, match="weights have dtype complex"):
+    with pytest.raises(TypeError, match="weights: the only leaf has dtype complex"):
         ro.fields.Quadratic(1.0)(params["w"])

@@ -354,3 +354,19 @@ def test_modification_energy_replays(decay):
         expected.append(weights.copy())
     actual = run(plain(ro.phi.modification_energy(decay=decay), 5.0), noisy_gradient)
     np.testing.assert_allclose(actual, expected, rtol=RTOL)
+
+
+def test_the_change_of_narrow_weights_is_exact():
+    """``1 - 2**-9`` is no bfloat16 number, and the difference was rounded to 1."""
+    phi = ro.phi.modification_energy()
+    one, small = (jnp.full(1, value, jnp.bfloat16) for value in (1.0, 2.0**-9))
+    _, state = phi.update(one, phi.init(one), small)
+    values, _ = phi.update(one, state, one)
+    np.testing.assert_array_equal(values, 1 - 2.0**-9)
+
+
+def test_release_begins_at_a_phi_of_0_in_a_narrow_state_too():
+    """The minimum rounded to bfloat16 lies below it, and phi was negative."""
+    phi = ro.phi.presynaptic_release(minimum=0.35, state_dtype=jnp.bfloat16)
+    weights = jnp.zeros(1, jnp.float32)
+    np.testing.assert_array_equal(phi.update(weights, phi.init(weights), weights)[0], 0)
