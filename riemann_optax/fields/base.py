@@ -96,7 +96,11 @@ class SeparableField(MetricField):
 
     def __call__(self, weights: jax.Array) -> jax.Array:
         """Return ``E`` of one array of weights, evaluated in float32 or wider."""
-        return self.elementwise(to_working_tree(weights, "weights"))
+        # Integers pass: optax.inject_hyperparams takes a field for a schedule and calls it with a count. The
+        # error that follows names its static_args.
+        if jnp.iscomplexobj(weights):
+            to_working_tree(weights, "weights")  # raises
+        return self.elementwise(_tree.to_working_dtype(weights))
 
     def metric(self, params: optax.Params) -> optax.Updates:
         """Return ``E`` of every leaf."""
