@@ -87,9 +87,9 @@ FORMS = {
     "KL factors, no second moment, Nesterov": kl(nesterov=True),
     "KL factors, no second moment, scale-free, Nesterov": kl(nesterov=True, scale_free=True, b2=0.97),
     "no basis, no Nesterov": Form(
-        lambda schedule: ro.riemannian_adamw(schedule, weight_decay=DECAY, alpha=1000.0, nesterov=False)
+        lambda schedule: ro.riemannian_adamw(schedule, weight_decay=DECAY, nesterov=False)
     ),
-    "no basis": Form(lambda schedule: ro.riemannian_adamw(schedule, weight_decay=DECAY, alpha=1000.0)),
+    "no basis": Form(lambda schedule: ro.riemannian_adamw(schedule, weight_decay=DECAY)),
     f"{ONE_SIDED}, no Nesterov": ours(nesterov=False),
     ONE_SIDED: ours(),
     "eigenbasis, both sides, no Nesterov": ours(sides="both", nesterov=False),

@@ -29,7 +29,7 @@ def riemannian_eigenbasis(
     mask: Any = None,
     nesterov: bool = True,
     phi: optax.GradientTransformation | None = None,
-    alpha: optax.ScalarOrSchedule = 1000.0,
+    alpha: optax.ScalarOrSchedule = 10_000.0,
     role: Role = "metric",
     conformal: Group | None = "tree",
     record: bool = False,
