@@ -209,15 +209,56 @@ def test_a_geodesic_of_a_separable_field_is_the_exponential_map(dtype):
         np.testing.assert_allclose(one[-1], other, rtol=1e-4 if dtype == jnp.float32 else 1e-7)
 
 
+HALF_PLANE = ro.fields.Coupled(lambda w: jnp.full_like(w, 1 / w[1] ** 2))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-4), (jnp.float64, 1e-8)])
+def test_geodesics_between_points_of_the_half_plane_have_its_distance(dtype, rtol):
+    """Lobachevsky's plane: cosh of the distance is 1 + |p - q|^2 / (2 p_1 q_1)."""
+    random = np.random.default_rng(0)
+    for begin, end in np.exp(random.normal(size=[3, 2, 2])):
+        start = jnp.array(begin, dtype)
+        found = flow.geodesic_between(HALF_PLANE, start, jnp.array(end - begin, dtype))
+        length = ro.geometry.norm(HALF_PLANE, start, found.evaluate(0.0).velocity)
+        square = np.sum((end - begin) ** 2)
+        np.testing.assert_allclose(length, np.arccosh(1 + square / (2 * begin[1] * end[1])), rtol=rtol)
+        np.testing.assert_allclose(found.ys.point[-1], end, rtol=rtol)
+        assert length.dtype == dtype
+
+
+def test_a_geodesic_between_points_of_a_separable_field_is_its_logarithm():
+    field = ro.fields.Quadratic(3.0)
+    begin = {"w": jnp.array([0.5, -1.0]), "b": jnp.array(2.0)}
+    displacement = jax.tree.map(lambda w: 1 - w, begin)
+    found = flow.geodesic_between(field, begin, displacement, np.array([0.5, 1.0]))
+    exact = ro.geometry.logarithm_map(field, begin, displacement)
+    for one, other in zip(
+        jax.tree.leaves(found.evaluate(0.0).velocity), jax.tree.leaves(exact), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-7)
+    assert found.ys.point["w"].shape == (2, 2)
+
+
+def test_a_geodesic_that_is_not_there_is_not_invented():
+    """E of 1 / x^4 puts 0 and all behind it at an infinite distance: no geodesic leads there."""
+    field = ro.fields.Coupled(lambda w: jnp.full_like(w, 1 / jnp.sum(w**2) ** 2))
+    with pytest.raises(RuntimeError):
+        flow.geodesic_between(field, jnp.array([1.0]), jnp.array([-2.0]))
+
+
 def test_a_geodesic_names_what_does_not_fit():
     field = ro.fields.Quadratic(3.0)
     with pytest.raises(TypeError, match="field must be"):
         flow.geodesic(jnp.abs, jnp.ones(2), jnp.ones(2))
     with pytest.raises(ValueError, match="tangent"):
         flow.geodesic(field, jnp.ones(2), jnp.ones(3))
+    with pytest.raises(ValueError, match="displacement"):
+        flow.geodesic_between(field, jnp.ones(2), jnp.ones(3))
     coupled = ro.fields.Coupled(lambda w: jnp.full_like(w, 1 + jnp.sum(w**2)))
     with pytest.raises(TypeError, match=r"use flow\.geodesic"):
         ro.geometry.exponential_map(coupled, jnp.ones(2), jnp.ones(2))
+    with pytest.raises(TypeError, match=r"use flow\.geodesic_between"):
+        ro.geometry.logarithm_map(coupled, jnp.ones(2), jnp.ones(2))
 
 
 def test_says_what_is_missing_without_diffrax(monkeypatch):

@@ -189,7 +189,7 @@ def distance(field: MetricField, params: optax.Params, displacement: optax.Updat
       >>> print(ro.geometry.distance(ro.fields.Multiplicative(), w, jnp.array([3.0, 5.0])))  # (2, 2)
       2.8284
     """
-    separable = require_separable(field, "distance", "there is no closed form.")
+    separable = require_separable(field, "distance", "use flow.geodesic_between.")
     points = to_working_tree(params, "params")
     displacements = to_working_vector(displacement, points, "displacement")
     lengths = jax.tree.map(separable.arc_length, points, displacements)
@@ -249,7 +249,7 @@ def logarithm_map(field: MetricField, params: optax.Params, displacement: optax.
       >>> print(ro.geometry.logarithm_map(ro.fields.Multiplicative(), jnp.array([4.0]), jnp.array([-4.0])))
       [-8.]
     """
-    separable = require_separable(field, "logarithm_map", "there is no closed form.")
+    separable = require_separable(field, "logarithm_map", "use flow.geodesic_between.")
 
     def velocity(weights: jax.Array, metric: jax.Array, displacement: jax.Array) -> jax.Array:
         return separable.arc_length(weights, displacement) / jnp.sqrt(metric)
