@@ -232,9 +232,7 @@ def test_a_geodesic_between_points_of_a_separable_field_is_its_logarithm():
     displacement = jax.tree.map(lambda w: 1 - w, begin)
     found = flow.geodesic_between(field, begin, displacement, np.array([0.5, 1.0]))
     exact = ro.geometry.logarithm_map(field, begin, displacement)
-    for one, other in zip(
-        jax.tree.leaves(found.evaluate(0.0).velocity), jax.tree.leaves(exact), strict=True
-    ):
+    for one, other in zip(jax.tree.leaves(found.evaluate(0.0).velocity), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-7)
     assert found.ys.point["w"].shape == (2, 2)
 

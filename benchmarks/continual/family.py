@@ -17,7 +17,7 @@ from benchmarks.continual.chains import (
 from benchmarks.continual.laboratory import Laboratory
 from benchmarks.continual.methods import BASE
 from benchmarks.continual.streams import STREAMS
-from benchmarks.shared.statistics import NORMAL_95, geometric_mean, numbers, standard_error
+from benchmarks.shared.statistics import geometric_mean, half_interval, numbers, standard_error
 from benchmarks.shared.tuning import Point
 
 FINALISTS = 6  # points that each stream nominates
@@ -158,9 +158,15 @@ def _row(name: str, stream: str, found: Mapping[str, np.ndarray], best: str, sig
     """Return the row of one method."""
     values = found[name]
     worse = sign * (values - found[best])
-    error = standard_error(worse) if name != best else 0.0
     behind = float(worse.mean())
-    leads = name == best or behind <= error
+    if name == best:
+        return Judged(name, stream, float(values.mean()), standard_error(values), behind, 0.0, True)
     return Judged(
-        name, stream, float(values.mean()), standard_error(values), behind, NORMAL_95 * error, leads
+        name,
+        stream,
+        float(values.mean()),
+        standard_error(values),
+        behind,
+        half_interval(worse),
+        behind <= standard_error(worse),
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.continual.methods import BASE
 from benchmarks.continual.streams import STREAMS
-from benchmarks.shared.statistics import NORMAL_95, numbers, standard_error
+from benchmarks.shared.statistics import half_interval, numbers, standard_error
 from benchmarks.shared.tuning import Point
 
 
@@ -124,7 +124,7 @@ def rows(
         finite = np.isfinite(values)
         difference = (values - reference)[finite]
         centre = float(difference.mean()) if finite.any() else np.nan
-        half = NORMAL_95 * standard_error(difference)
+        half = half_interval(difference)
         ahead = (values < reference) if about.higher else (values > reference)
         gain = None
         if base is not None and finite.all():

@@ -207,7 +207,7 @@ def test_rows_are_paired_with_ours_and_count_what_a_control_keeps():
     control = by_method["leaf-mean phi"]
     differences = np.array([1.0, -0.5, 2.0])
     assert control.difference == pytest.approx(differences.mean())
-    half = 1.96 * differences.std(ddof=1) / np.sqrt(3)
+    half = 4.30265273 * differences.std(ddof=1) / np.sqrt(3)  # Student's t of two degrees of freedom
     assert (control.low, control.high) == pytest.approx(
         (differences.mean() - half, differences.mean() + half)
     )

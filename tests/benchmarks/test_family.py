@@ -81,7 +81,7 @@ def test_who_leads_is_judged_in_pairs():
     assert [row.leads for row in rows] == [True, True, False]
     behind = np.array([1.0, -1.0, 0.5])
     assert rows[1].behind == pytest.approx(behind.mean())
-    assert rows[1].half == pytest.approx(1.96 * behind.std(ddof=1) / np.sqrt(3), rel=1e-3)
+    assert rows[1].half == pytest.approx(4.303 * behind.std(ddof=1) / np.sqrt(3), rel=1e-3)
     assert judged(entries, "noise_shift", "family") == []
 
 
