@@ -265,6 +265,7 @@ HOLDERS = {
     "phi.product": lambda inner: ro.phi.product(ro.phi.activity(), inner),
     "phi.power": lambda inner: ro.phi.power(inner, 2.0),
     "phi.unit_mean": lambda inner: ro.phi.unit_mean(inner),
+    "phi.limited_mean": lambda inner: ro.phi.limited_mean(inner, limit=1.0),
 }
 
 

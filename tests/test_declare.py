@@ -17,7 +17,7 @@ from riemann_optax.eigenbasis.coordinates import coordinate_arrays
 from .contract.registry import ENTRIES
 
 PARAMS = {"kernel": jnp.ones([4, 3]), "bias": jnp.ones(3)}
-WRAPPERS = {"weighted_sum", "product", "power", "unit_mean", "permuted", "leaf_mean"}
+WRAPPERS = {"weighted_sum", "product", "power", "unit_mean", "limited_mean", "permuted", "leaf_mean"}
 OTHERS = {"Phi", "draw_perturbations", "ExtraArgument", "EXTRA_ARGUMENTS"}
 RULES = [n for n in ro.phi.__all__ if not n.endswith("State") and n not in WRAPPERS | OTHERS]
 
@@ -61,6 +61,7 @@ def phi_as_described(phi):
         (ro.low_precision_state, "activity"),
         (lambda phi: ro.low_precision_state(ro.low_precision_state(phi)), "activity"),
         (ro.phi.unit_mean, "unit_mean(activity)"),
+        (lambda phi: ro.phi.limited_mean(phi, limit=1.0), "limited_mean(activity)"),
         (ro.phi.permuted, "permuted(activity)"),
         (ro.phi.leaf_mean, "leaf_mean(activity)"),
         (lambda phi: ro.phi.power(phi, 2.0), "power(activity)"),

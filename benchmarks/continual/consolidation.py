@@ -21,24 +21,6 @@ RATE = 0.5  # at the start of every task; it cools to 0 within each, linearly (t
 Boundary = Callable[[optax.OptState, Params, jax.Array, jax.Array], optax.OptState]
 
 
-def bounded(phi: Transformation, limit: jax.Array) -> optax.GradientTransformationExtraArgs:
-    """Scale phi down where its mean over the tree exceeds ``limit``: a bounded sum of consolidation.
-
-    The sum of the Fisher information over tasks grows without end, and with it the rigidity of everything;
-    bounded, each new task shares what there is with the ones before.
-    """
-    phi = optax.with_extra_args_support(phi)
-
-    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        values, state = phi.update(updates, state, params, **extra_args)
-        leaves = jax.tree.leaves(values)
-        mean = sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
-        share = jnp.where(mean > limit, limit / jnp.where(mean > 0, mean, 1), 1)
-        return jax.tree.map(lambda value: share * value, values), state
-
-    return optax.GradientTransformationExtraArgs(phi.init, update)
-
-
 def fisher() -> optax.GradientTransformationExtraArgs:
     """Build phi: the sum of the Fisher information of the finished tasks."""
     return ro.phi.online_ewc(running=False)
@@ -128,7 +110,7 @@ def penalised(
 
 def bounded_fisher(values: Values) -> Transformation:
     """Return the phi of ours."""
-    return bounded(fisher(), limit_of(values))
+    return ro.phi.limited_mean(fisher(), limit=limit_of(values))
 
 
 def elastic(values: Values) -> Transformation:

@@ -13,7 +13,7 @@ from benchmarks.time_to_target.search import FULL, MISS
 from benchmarks.time_to_target.tasks import NAMES
 
 HELD = (
-    "*state*: bytes per byte of parameters, on the last task. *memory*: all bytes that a training step "
+    "*state*: bytes per byte of parameters, on the language model. *memory*: all bytes that a training step "
     "holds at once, over AdamW's."
 )
 

@@ -18,7 +18,7 @@ Entries = Sequence[Any]
 SLOW, PERMUTED_DIGITS = "slowly_changing", "permuted_digits"
 LEAST_STRENGTH = 5.0  # of the pull that claims are about: weaker ones forget, with the metric or without
 # Ours on permuted digits with the mean of E bounded, and the penalty that it makes an implicit step of.
-BOUNDED, PENALTY = "metric, bounded", "EWC"
+BOUNDED, PENALTY, BOUNDED_PENALTY = "metric, bounded", "EWC", "re-tuned base: EWC, bounded"
 CONTROLS = {
     "permuted phi": ("permuted phi",),
     "leaf-mean phi": ("leaf-mean phi",),

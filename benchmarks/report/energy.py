@@ -47,9 +47,11 @@ def claims(records: Records) -> list[Claim]:
         peers = [row for row in lines if role[row.method] == "peer" and 2 * row.missed <= len(row.energies)]
         if ours is not None and peers:
             value, peer = max(((_over(ours, row), row) for row in peers), key=lambda pair: pair[0])
-            missed = f", {peer.missed} of which the other misses" if peer.missed else ""
+            count = len(ours.energies)
+            seeds = f"{count - peer.missed} of {count}" if peer.missed else str(count)
+            note = f"means of {seeds} fresh seeds" + (", the other misses the rest" if peer.missed else "")
             text = f"energy, {name.replace('_', ' ')}, {data}: {ours.method} over {peer.method}"
-            result.append(Claim(text, value, 1.0, f"means of {len(ours.energies)} fresh seeds{missed}"))
+            result.append(Claim(text, value, 1.0, note))
     return result
 
 

@@ -163,7 +163,7 @@ def untuned_table(suite: Suite) -> str:
             else "its own",
             number(mean_against(suite, by_task)),
             str(sum(np.isinf(row.median_steps) for row in by_task.values())),
-            f"{by_task[suite.tasks[-1]].state:.1f}",
+            f"{by_task[suite.of_state].state:.1f}",
         ]
         for name, by_task in sorted(found.items(), key=lambda item: _order(suite, item[1]))
         if by_task
@@ -180,8 +180,8 @@ def _emphasised(name: str) -> str:
 
 
 def state_of(suite: Suite, name: str) -> float:
-    """Return bytes of state per byte of parameters on the last task run."""
-    return suite.rows["far"][suite.tasks[-1]][name].state
+    """Return bytes of state per byte of parameters."""
+    return suite.rows["far"][suite.of_state][name].state
 
 
 def trials_of(suite: Suite, name: str) -> str:

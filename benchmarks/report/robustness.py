@@ -20,10 +20,11 @@ def recorded(path: Path) -> Rows:
         return {}
 
 
-def counted(found: Rows, ours: str, peer: str) -> tuple[int, int]:
+def counted(found: Rows, ours: str, peer: str, anew: bool = False) -> tuple[int, int]:
     """Return under how many disturbances ours has the smaller loss, and of how many."""
+    measure = "retuned" if anew else "loss"
     pairs = [
-        (found[key][ours][level].loss, found[key][peer][level].loss)
+        (getattr(found[key][ours][level], measure), getattr(found[key][peer][level], measure))
         for key, panel in PANELS.items()
         if peer in found[key]
         for level, conditions in panel.levels.items()
@@ -39,7 +40,10 @@ def sentence(found: Rows) -> str:
     said = []
     for ours in (DROP_IN, FREE):
         ahead, count = counted(found, ours, ADAMW)
-        said.append(f"`{ours}` has the smaller loss under {ahead} of {count}")
+        again = counted(found, ours, ADAMW, anew=True)[0]
+        said.append(
+            f"`{ours}` has the smaller loss under {ahead} of {count}, under {again} with rates chosen anew"
+        )
     octaves = {
         name: np.median([row.octaves for by_name in found.values() for row in by_name.get(name, {}).values()])
         for name in (DROP_IN, ADAMW)

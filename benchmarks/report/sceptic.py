@@ -37,8 +37,8 @@ def beside(everything: Suite, ours: str, peer: str) -> str:
     if not {ours, published} <= everywhere:
         return "Not run yet."
     forms = [name for name in (published, peer) if name in everywhere]
-    last = everything.tasks[-1]
-    kept, theirs = (everything.rows["far"][last][name].state for name in (ours, published))
+    rows = everything.rows["far"][everything.of_state]
+    kept, theirs = (rows[name].state for name in (ours, published))
     needed = [f"with its rate alone {over(everything, published, TUNED_ADAMW)}"]
     needed += [f"with its betas too {over(everything, name, TUNED_ADAMW)}" for name in forms[1:]]
     return (
@@ -65,9 +65,9 @@ def of_size(records: Records) -> str:
         return "Not run yet."
     largest, longest = max(sizes), max(sizes, key=sizes.__getitem__)
     return (
-        f"Yes. The largest model here has {largest:,} weights and ran for {sizes[largest]} steps; the "
-        f"longest run of a Transformer has {sizes[longest]} steps, at {longest:,} weights. Nothing here was "
-        "measured on an accelerator. Ranks change with size: try your own model before you believe one."
+        f"Yes. The largest model here has {largest:,} weights and ran for {sizes[largest]} steps; one of "
+        f"{longest:,} weights ran for {sizes[longest]}. Nothing here was measured on an accelerator. "
+        "Ranks change with size: try your own model before you believe one."
     )
 
 

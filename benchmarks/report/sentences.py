@@ -28,6 +28,7 @@ from benchmarks.time_to_target.methods import (
     ONE_SIDED,
     ONE_SIDED_FREE,
     SCHEDULE_FREE,
+    SOAP,
     TUNED_ADAMW,
 )
 from benchmarks.time_to_target.search import FULL
@@ -106,7 +107,7 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
             for row in read("figure1.json")["rows"]
             if row["surface"] == "axis-aligned" and row["best"]
         }
-        shown = (("secant curvature", "metric"), ("momentum", None), ("SGD", None))
+        shown = (("secant curvature", "metric"), ("Adam", None), ("momentum", None), ("SGD", None))
         return [f"{best[key]:.0f}" for key in shown]
 
     def weights(name: str) -> int:
@@ -160,14 +161,21 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         first, *others = (str(sum(math.isinf(row.median_steps) for row in own)) for own in rows)
         return [first, str(len(rows[0])), *others]
 
-    def one_sided() -> list[str]:
+    def untuned_steps() -> list[str]:
         found = tasks()
+        shown = (ONE_SIDED, ONE_SIDED_FREE, f"{SOAP}, published", DROP_IN)
+        misses, count, *_ = untuned_misses()
+        return [
+            *(f"{suite.mean_against(found, found.untuned('far', name)):.2f}" for name in shown),
+            misses,
+            count,
+        ]
+
+    def step_of_one_sided() -> list[str]:
         rows = {row["form"]: row for row in read("eigenbasis_forms_full.json")["rows"]}
         ours, base = rows["eigenbasis, one-sided"], rows[TUNED_ADAMW]
-        both = (ONE_SIDED, ONE_SIDED_FREE)
         step, of_base = (row["step"] + (row["refresh"] or 0.0) for row in (ours, base))
         return [
-            *(f"{suite.mean_against(found, found.untuned('far', name)):.2f}" for name in both),
             f"{step / of_base:.2f}",
             f"{ours['compiling'] / base['compiling']:.1f}",
         ]
@@ -226,14 +234,17 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
     return (
         Sentence(
             ("README.md", "docs/index.md"),
-            "On a steep valley the metric arrives in {} steps; tuned momentum needs {} and SGD {}]",
+            "On a steep valley the metric arrives in {} steps; tuned Adam needs {}, tuned momentum {} "
+            "and SGD {}]",
             valley,
         ),
         Sentence(
             ("README.md",),
-            "With nothing tuned, at `ro.starting_rate`, it needs {} of the steps of tuned AdamW, and {} "
-            "without a schedule. On a small GPT each step takes {} of AdamW's time, and compilation {}.",
-            one_sided,
+            "On a small GPT each step takes {} of AdamW's time, and compilation {}. With nothing tuned, at "
+            "`ro.starting_rate`, it needs {} of the steps of tuned AdamW, "
+            '`ro.riemannian_schedule_free(sides="smaller")` {}, SOAP {}; `ro.riemannian_adamw` needs {} and '
+            "misses {} targets of {}:",
+            lambda: [*step_of_one_sided(), *untuned_steps()],
         ),
         Sentence(
             ("README.md", "docs/recipes/energy.md"),

@@ -115,7 +115,8 @@ def recommendations(suite: Suite, everything: Suite, entries: continual.Entries)
             "matrices, and memory to spare",
             "the activity metric `in_eigenbasis`, schedule-free",
             f"{over(suite, EIGENBASIS_SCHEDULE_FREE, TUNED_ADAMW)} x tuned {TUNED_ADAMW}; "
-            f'{over(suite, VECTORS_SCHEDULE_FREE, TUNED_ADAMW)} x with `sides="vector"`',
+            f'{over(suite, VECTORS_SCHEDULE_FREE, TUNED_ADAMW)} x with `sides="vector"`. SOAP: '
+            f"{over(suite, TWINS[4][1], TUNED_ADAMW)} and {over(suite, TWINS[5][1], TUNED_ADAMW)}, averaged",
         ],
         [
             "a smooth problem without noise",
@@ -139,7 +140,7 @@ def recommendations(suite: Suite, everything: Suite, entries: continual.Entries)
     rows += _changing_inputs(entries)
     least = [
         min((row.means["all tasks"] for row in continual.of_method(entries, method)), default=np.nan)
-        for method in (continual.BOUNDED, continual.PENALTY)
+        for method in (continual.BOUNDED, continual.BOUNDED_PENALTY, continual.PENALTY)
     ]
     if np.all(np.isfinite(least)):
         rows.append(
@@ -147,7 +148,8 @@ def recommendations(suite: Suite, everything: Suite, entries: continual.Entries)
                 "tasks one after the other, no wish to tune the penalty",
                 "`alpha = rate * lambda` with a Fisher phi, its mean bounded",
                 f"at least {least[0]:.1f}% over all tasks at every lambda tried from "
-                f"{continual.LEAST_STRENGTH:g} on; plain EWC {least[1]:.1f}%",
+                f"{continual.LEAST_STRENGTH:g} on; EWC with the same bound {least[1]:.1f}%, "
+                f"plain EWC {least[2]:.1f}%",
             ]
         )
     return table(["you have", "take", "it showed"], rows)

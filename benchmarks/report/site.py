@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.continual.streams import STREAMS
 from benchmarks.continual.summary import Row, rows, sweep_rows
-from benchmarks.report import drop_in, energy, page, short
-from benchmarks.report.continual import BOUNDED, PENALTY, PERMUTED_DIGITS, SLOW
+from benchmarks.report import drop_in, energy, packaged, page, short
+from benchmarks.report.continual import BOUNDED, BOUNDED_PENALTY, PENALTY, PERMUTED_DIGITS, SLOW
 from benchmarks.report.streams import every_stream, named
 from benchmarks.report.suite import Suite
 from benchmarks.shared.markdown import number, table
@@ -32,6 +32,7 @@ from benchmarks.time_to_target.methods import (
     NADAMW,
     SOAP,
     TUNED_ADAMW,
+    VECTORS_SCHEDULE_FREE,
 )
 from benchmarks.time_to_target.search import MISS
 from riemann_optax.examples.train import chooser
@@ -51,18 +52,23 @@ SUITE_ROWS = {
     TUNED_ADAMW: "AdamW, tuned",
     NADAMW: "NAdamW, tuned",
     MUON: "Muon",
+    "RMSprop with Nesterov": "RMSprop with Nesterov's momentum, tuned",
     SOAP: "SOAP",
     KL_SOAP: "KL-SOAP",
+    "schedule-free AdamW": "schedule-free AdamW, tuned",
+    "SOAP, schedule-free": "SOAP, schedule-free",
+    "SOAP with vectors, schedule-free": "SOAP, vectors too, schedule-free",
     FACTORED: "**factored metric**, tuned",
     FACTORED_SCHEDULE_FREE: "**factored metric**, schedule-free",
     EIGENBASIS: "**metric in the eigenbasis**",
     EIGENBASIS_SCHEDULE_FREE: "**metric in the eigenbasis**, schedule-free",
+    VECTORS_SCHEDULE_FREE: "**metric in the eigenbasis**, vectors too, schedule-free",
 }
 
 
 def suite_table(suite: Suite) -> str:
     """Lay out the few methods that a newcomer asks about, the fewest steps last."""
-    last = suite.rows["far"][suite.tasks[-1]]
+    last = suite.rows["far"][suite.of_state]
     lines = [
         (suite.ratio("far", name, TUNED_ADAMW, MISS), words, 4 * last[name].state)
         for name, words in SUITE_ROWS.items()
@@ -74,7 +80,7 @@ def suite_table(suite: Suite) -> str:
 
 def figure1_table(record: dict[str, Any]) -> str:
     """Lay out the steps on each surface, on the first with the shape of the path."""
-    by_key = {(row["surface"], row["method"], row["role"]): row["best"] for row in record["rows"]}
+    by_key = {(row["surface"], row["method"], row["role"]): row for row in record["rows"]}
     surfaces = list(record["surfaces"])
     shown: Sequence[tuple[str, str, str | None]] = (
         ("SGD", "SGD", None),
@@ -89,14 +95,17 @@ def figure1_table(record: dict[str, Any]) -> str:
         ("secant curvature `in_eigenbasis`", "secant curvature, eigenbasis", "metric"),
     )
 
-    def steps(best: dict[str, Any] | None) -> str:
-        return "missed" if best is None else f"{best['steps']:.0f}"
+    def steps(row: dict[str, Any]) -> str:
+        if row["best"] is None:
+            return "missed"
+        return f"{row['best']['steps']:.0f} ({packaged.steps_elsewhere(row)})"
 
     lines = []
     for words, method, role in shown:
-        best = [by_key[surface, method, role] for surface in surfaces]
-        path = [f"{best[0]['straightness']:.3f}", f"{best[0]['sign_changes']:.0f}"] if best[0] else ["", ""]
-        lines.append([words, steps(best[0]), *path, *map(steps, best[1:])])
+        found = [by_key[surface, method, role] for surface in surfaces]
+        best = found[0]["best"]
+        path = [f"{best['straightness']:.3f}", f"{best['sign_changes']:.0f}"] if best else ["", ""]
+        lines.append([words, steps(found[0]), *path, *map(steps, found[1:])])
     first, *others = ("steps, " + ("rotated" if surface == "turned" else surface) for surface in surfaces)
     return table(["method", first, "straightness", "swings", *others], lines)
 
@@ -258,7 +267,12 @@ def slow_table(entries: Sequence[Any]) -> str:
 
 def permuted_table(entries: Sequence[Any]) -> str:
     """Lay out the permuted digits over the strength of the pull."""
-    names = {BOUNDED: "metric, mean of `E` bounded", "metric": "metric", PENALTY: "plain penalty"}
+    names = {
+        BOUNDED: "metric, mean of `E` bounded",
+        "metric": "metric",
+        BOUNDED_PENALTY: "penalty with the same bound",
+        PENALTY: "plain penalty",
+    }
     swept = sweep_rows(entries, PERMUTED_DIGITS)
     names = {name: words for name, words in names.items() if any(row.method == name for row in swept)}
     found = {(row.method, row.point["strength"]): row.means for row in swept}

@@ -49,6 +49,11 @@ class Suite(NamedTuple):
         """The tasks that have been run."""
         return list(self.records)
 
+    @property
+    def of_state(self) -> str:
+        """The task whose state is shown: a network of ordinary matrices, if it has been run."""
+        return "language_model" if "language_model" in self.records else self.tasks[-1]
+
     def everywhere(self, target: str) -> list[str]:
         """Return the methods that have been run on all tasks, in the order of the first task."""
         tables = list(self.rows[target].values())

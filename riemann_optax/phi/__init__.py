@@ -13,7 +13,7 @@ from riemann_optax.phi.activity import (
     activity,
     surprise,
 )
-from riemann_optax.phi.combine import CombinedState, power, product, unit_mean, weighted_sum
+from riemann_optax.phi.combine import CombinedState, limited_mean, power, product, unit_mean, weighted_sum
 from riemann_optax.phi.controls import PermutedState, leaf_mean, permuted
 from riemann_optax.phi.curvature import (
     HutchinsonCurvatureState,
@@ -92,6 +92,7 @@ __all__ = [
     "idbd",
     "laplace",
     "leaf_mean",
+    "limited_mean",
     "maintenance_energy",
     "memory_aware_synapses",
     "mesu",

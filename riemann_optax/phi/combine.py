@@ -190,6 +190,58 @@ def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree", axes: 
     return phi_around([part], part.init, update, "unit_mean")
 
 
+def limited_mean(
+    phi: optax.GradientTransformation,
+    *,
+    limit: jax.typing.ArrayLike,
+    over: Group = "tree",
+    axes: Axes = "flax",
+) -> Phi:
+    r"""Scale a phi down where its mean is above a limit, :math:`\varphi \min(1, c / \mathrm{mean}(\varphi))`.
+
+    An importance that grows with every task makes everything stiff in the end. Limited, each new task shares
+    what there is with those before. With ``limit = c / alpha`` the mean of ``E`` is at most ``1 + c``.
+    ``phi >= 0`` where ``phi`` is. State: phi's. Under sharding as :func:`unit_mean`.
+
+    Args:
+      phi: a phi that is nowhere negative.
+      limit: the largest mean, positive: a number or a traced scalar.
+      over: the group of the mean, as in :func:`unit_mean`.
+      axes: which axes are inputs and outputs, as in :func:`unit_mean`.
+
+    Returns:
+      A phi with the state of ``phi``.
+
+    Raises:
+      ValueError: for an unknown group, or a limit that is not positive.
+      TypeError: where ``phi`` is no gradient transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.limited_mean(ro.phi.activity(), limit=1.0)
+      >>> print(phi.update(jnp.array([1.0, 3.0]), phi.init(jnp.zeros(2)))[0])  # the mean was 2
+      [0.5 1.5]
+      >>> print(phi.update(jnp.array([0.1, 0.3]), phi.init(jnp.zeros(2)))[0])
+      [0.1 0.3]
+    """
+    (part,) = _checked([phi])
+    _check.check_number("limit", limit, low=0.0, low_open=True)
+    _check.check_choice("over", over, _tree.GROUPS)
+    _axes.check_axes(axes)
+
+    def scale(value: jax.Array, mean: jax.Array) -> jax.Array:
+        most = jnp.asarray(limit, mean.dtype)
+        return value * (most / jnp.maximum(mean, most))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        values, state = part.update(updates, state, params, **extra_args)
+        return jax.tree.map(scale, values, _axes.group_mean(values, over, axes)), state
+
+    return phi_around([part], part.init, update, "limited_mean")
+
+
 def _checked(phis: Sequence[Any]) -> list[optax.GradientTransformationExtraArgs]:
     if not phis:
         raise ValueError("phis must hold at least one phi.")

@@ -12,7 +12,7 @@ from PIL import Image
 
 import riemann_optax as ro
 from benchmarks.continual import __main__ as command
-from benchmarks.continual import chains, consolidation, online, published, regression, streams, summary
+from benchmarks.continual import chains, online, published, regression, streams, summary
 from benchmarks.continual.images import Images, load
 from benchmarks.continual.job import Job
 from benchmarks.continual.laboratory import Laboratory
@@ -88,7 +88,7 @@ def test_variance_doubles_and_then_the_pixels_move():
 
 
 def test_bounded_phi_keeps_its_pattern_and_a_small_one_is_left_alone():
-    phi = consolidation.bounded(ro.phi.maintenance_energy(), jnp.asarray(2.0))
+    phi = ro.phi.limited_mean(ro.phi.maintenance_energy(), limit=jnp.asarray(2.0))
     for scale, expected in ((1.0, [1.0, 2.0]), (10.0, [4 / 3, 8 / 3])):
         params = scale * jnp.array([1.0, 2.0])
         np.testing.assert_allclose(phi.update(params, phi.init(params), params)[0], expected, rtol=1e-6)

@@ -62,7 +62,7 @@ def test_energies_stand_under_their_protocol(tmp_path):
     (claim,) = energy.claims(records)
     assert "riemannian_adamw over synaptic caching, nothing fades" in claim.text
     assert claim.value == 2.0
-    assert "1 of which the other misses" in claim.note
+    assert claim.note == "means of 1 of 2 fresh seeds, the other misses the rest"
     rows = [line.split(" | ") for line in text.splitlines() if "rate 0.1" in line]
     assert rows[0][0] == "| riemannian_adamw"  # the cheapest first
     assert rows[1][1:3] == ["500 +- 1e+02", "2.00 +- 0"]

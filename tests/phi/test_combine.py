@@ -71,6 +71,28 @@ def test_unit_mean(over):
     np.testing.assert_allclose(values["bias"], expected[1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("over", ["leaf", "neuron", "tree"])
+def test_limited_mean(over):
+    """Groups whose mean is above the limit are scaled to it, and the others stay as they are."""
+    values = evaluate(ro.phi.limited_mean(ro.phi.activity(decay=0.0), limit=1.5, over=over))
+    kernel, bias = np.abs(GRADIENTS["kernel"]), np.abs(GRADIENTS["bias"])
+    whole = (kernel.sum() + bias.sum()) / 8
+    means = {
+        "tree": (whole, whole),
+        "leaf": (kernel.mean(), bias.mean()),
+        "neuron": (kernel.mean(0, keepdims=True), bias.mean()),
+    }[over]
+    for name, array, mean in zip(("kernel", "bias"), (kernel, bias), means, strict=True):
+        np.testing.assert_allclose(values[name], array * np.minimum(1, 1.5 / mean), rtol=1e-6)
+
+
+def test_limited_mean_leaves_what_is_below_to_the_bit():
+    values = evaluate(ro.phi.limited_mean(ro.phi.activity(decay=0.0), limit=1e6))
+    np.testing.assert_array_equal(values["kernel"], np.abs(GRADIENTS["kernel"]))
+    zero = jax.tree.map(jnp.zeros_like, GRADIENTS)
+    assert not evaluate(ro.phi.limited_mean(ro.phi.activity(), limit=1.0), gradients=zero)["kernel"].any()
+
+
 def test_unit_mean_of_nothing_is_nothing():
     values = evaluate(ro.phi.unit_mean(ro.phi.activity()), gradients=jax.tree.map(jnp.zeros_like, GRADIENTS))
     np.testing.assert_array_equal(values["kernel"], np.zeros((3, 2)))
@@ -101,6 +123,7 @@ def test_extra_arguments_reach_every_part():
         (lambda: ro.phi.product(ro.phi.activity), TypeError, "phi number 0"),
         (lambda: ro.phi.power(ro.phi.activity(), 0), ValueError, "must not be 0"),
         (lambda: ro.phi.unit_mean(ro.phi.activity(), over="layer"), ValueError, "'leaf', 'neuron', 'tree'"),
+        (lambda: ro.phi.limited_mean(ro.phi.activity(), limit=0.0), ValueError, "limit"),
         (lambda: ro.phi.activity(decay=1.0), ValueError, r"decay must be a finite number in \[0, 1\)"),
         (lambda: ro.phi.activity(power=0.0), ValueError, "power must be"),
         (lambda: ro.phi.activity(state_dtype="int32"), ValueError, "state_dtype"),
