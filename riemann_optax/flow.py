@@ -238,12 +238,12 @@ def geodesic_between(
     wide = any(leaf.dtype.itemsize > 4 for leaf in jax.tree.leaves(start))
     if rtol is None:
         rtol = 1e-9 if wide else 1e-5
-    search = optimistix.Newton(rtol=10 * rtol, atol=rtol * optax.tree.norm(whole))
+    search: Any = optimistix.Newton(rtol=10 * rtol, atol=rtol * optax.tree.norm(whole))
 
     def shoot(velocity: optax.Updates, wanted: optax.Updates) -> optax.Updates:
         motion, forward = Motion(start, velocity), diffrax.ForwardMode()
-        end = _follow(field, motion, np.ones(1), solver, None, rtol, max_steps, wide, forward).ys.point
-        return jax.tree.map(lambda e, s, d: e[-1] - s - d, end, start, wanted)
+        end: Any = _follow(field, motion, np.ones(1), solver, None, rtol, max_steps, wide, forward).ys
+        return jax.tree.map(lambda e, s, d: e[-1] - s - d, end.point, start, wanted)
 
     velocity, done = whole, 1.0
     for part in (0.25, 0.5, 0.75, 1.0):
