@@ -233,6 +233,13 @@ def test_momentum_and_decay_do_move_rows_without_gradient(option):
     assert np.all(updates[0] != 0) == (option == "weight_decay")
 
 
+def test_a_module_called_value_is_a_module():
+    """As of attention, or of an actor with a critic: the name of a box's content is the last one alone."""
+    dense = {"kernel": jnp.ones([3, 3]), "bias": jnp.ones(3)}
+    labels = ro.parameter_kinds({"scale": jnp.ones(3), "value": dense, "query": dense})
+    assert labels["value"] == labels["query"] == {"kernel": "matrix", "bias": "bias"}
+
+
 def test_a_bias_beside_the_norm_of_another_layer_of_a_list_is_a_bias():
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(

@@ -120,9 +120,10 @@ def add_metric_noise(
                 )
             weight = _tree.to_working_dtype(weight)
             # On the covector, -E T d(1/E)/dw: the derivative of T log E, free of E's constant factor.
-            slope: jax.Array
-            _, slope = jax.jvp(lambda w: jnp.log(field(w)), (weight,), (jnp.ones_like(weight),))
-            return heat.astype(slope.dtype) * slope
+            height: jax.Array
+            height, slope = jax.jvp(lambda w: jnp.log(field(w)), (weight,), (jnp.ones_like(weight),))
+            # Where E is infinite the weight may not move, and its slope is no number.
+            return jnp.where(height < jnp.inf, heat.astype(slope.dtype) * slope, 0)
 
         return jax.tree_util.tree_map_with_path(log_derivative, params)
 

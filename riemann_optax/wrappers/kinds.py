@@ -104,8 +104,9 @@ def partition_by_kind(
 
 def _place(path: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the keys and indices of a path up to the last name; a box's "value" is none."""
-    keys = [getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None))) for entry in path]
-    place = [key for key in keys if key is not None and key != "value"]
+    place = [getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None))) for entry in path]
+    if place[-1:] == ["value"]:
+        place.pop()
     while place and not isinstance(place[-1], str):
         place.pop()
     return tuple(place)

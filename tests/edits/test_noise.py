@@ -254,3 +254,19 @@ def test_a_leaf_without_a_metric_has_no_drift():
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     np.testing.assert_allclose(updates["k"], 0.5, atol=1e-5)
     np.testing.assert_allclose(updates["b"], 0.0, atol=1e-5)
+
+
+def test_a_weight_with_infinite_stiffness_has_neither_noise_nor_drift():
+    """E = 1/|w| is infinite at 0, where a bias begins."""
+    field = ro.fields.Multiplicative()
+    tx = optax.chain(
+        ro.compute_metric(ro.phi.activity(), alpha=0.0),
+        ro.multiply_metric(field),
+        ro.add_metric_noise(0.1, 0.2, field=field),
+        ro.scale_by_inverse_metric(),
+    )
+    params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.zeros(2)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_array_equal(updates["bias"], [0.0, 0.0])
+    assert np.isfinite(updates["kernel"]).all()
+    assert updates["kernel"].all()
