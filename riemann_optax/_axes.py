@@ -33,7 +33,7 @@ class MatrixAxes(NamedTuple):
     window: tuple[int, ...] = ()
 
 
-Preset = Literal["flax", "equinox", "haiku", "scanned"]
+Preset = Literal["flax", "equinox", "haiku", "scanned", "convolution"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 ChooseAxes = Callable[[str, Any], MatrixAxes | None]
 Axes = Preset | ChooseAxes | MatrixAxes | Mapping[Any, Any] | None
@@ -90,6 +90,8 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
     - ``"haiku"``: vectors are named ``b``, ``scale`` and ``offset``, and an embedding ``embeddings``.
     - ``"scanned"``: the first axis of every array stacks layers (or members of a population), what is left is
       read as ``"flax"`` does.
+    - ``"convolution"``: of every array that is no vector the last axis is the outputs, and all others are
+      inputs: a convolution whose module is not called so.
 
     Args:
       name: the path of the leaf, as ``jax.tree_util.keystr`` writes it.
@@ -335,8 +337,11 @@ def _by_convention(preset: str, words: list[str], shape: tuple[int, ...]) -> tup
     last, module = words[-1] if words else "", words[-2] if len(words) > 1 else ""
     if preset == "equinox":
         return _of_equinox(last, module, words, shape)
-    if last in _VECTORS[preset]:
+    if last in _VECTORS.get(preset, _VECTORS["flax"]):
         return MatrixAxes((ndim - 1,), ()), True
+    if preset == "convolution":
+        inputs = tuple(range(ndim - 1))
+        return MatrixAxes(inputs, (ndim - 1,), window=inputs[:-1]), True
     if re.search("embeddings?$", last):
         return MatrixAxes((ndim - 2,), (ndim - 1,), lookup=True), True
     if ndim == 2:

@@ -142,7 +142,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         ``nnx.Optimizer`` the model. What ``optax.partition`` keeps from the averaging is returned as it is.
 
     The average is a function of the weights and the state. Weights that something else than the updates has
-    changed, such as a projection or a clip, have none: it drifts away, as in ``optax.contrib``.
+    changed, such as a projection or a clip, have none: it drifts away, as in ``optax.contrib``. Running
+    statistics of BatchNorm belong to the weights that are trained: make them anew for the average.
 
     Returns:
       The averaged weights, in structure and dtypes of ``params``; of a model its trained variables.

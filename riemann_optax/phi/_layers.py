@@ -94,7 +94,7 @@ def _mean_square(
                 f"{argument} has shape {given} at {_tree.leaf_name(path)}, which has shape "
                 f"{jnp.shape(gradient)}: its last axes must be {shape}, with batch axes in front of them. If "
                 "others would be right, the axes of the leaf are read wrongly: give axes, such as the preset "
-                '"equinox" of kernel_axes.'
+                '"equinox" of kernel_axes, or "convolution" for one whose module is not called so.'
             )
     squares = _tree.squared_magnitude(value).astype(_tree.working_dtype(gradient))
     return jnp.mean(squares, axis=tuple(range(axes))).reshape(shape) if given else squares

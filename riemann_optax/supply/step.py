@@ -10,6 +10,7 @@ import optax
 from riemann_optax import _check
 from riemann_optax._declare import needs_of
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
+from riemann_optax.boundary import is_nnx_optimizer
 from riemann_optax.supply import making
 from riemann_optax.supply.calls import Statistics
 from riemann_optax.supply.checking import check_accumulation, check_loss_function
@@ -70,7 +71,8 @@ def value_and_grad(
         names of ``riemann_optax.phi.EXTRA_ARGUMENTS``; or a sequence of both, such as ``(tx, "value")`` for
         ``optax.polyak_sgd``, whose state does not tell.
       has_aux: whether the loss returns ``(value, aux)``.
-      wrt: which variables of an NNX module are trained; None means ``nnx.Param``.
+      wrt: which variables of an NNX module are trained; None means those of the ``nnx.Optimizer`` that the
+        step is given as ``state``, and else ``nnx.Param``.
       chunk_size: how many examples, or perturbed copies of the weights, are differentiated at once. None
         means all examples, and one copy.
       samples: how many perturbed copies, of the variational phis.
@@ -126,7 +128,9 @@ def value_and_grad(
         model: Any, batch: Any, *arguments: Any, state: Any = None, key: Any = None, **passed_on: Any
     ) -> tuple[Any, Any, dict[str, Any]]:
         _warn_of_misspellings(passed_on)
-        parts = functional(model, wrt)
+        # An nnx.Optimizer knows what it trains.
+        trained = state.wrt if wrt is None and is_nnx_optimizer(state) else wrt
+        parts = functional(model, trained)
         evaluation = Evaluation(loss_fn, parts, batch, arguments, key, state, options, tuple(transformations))
         wanted = list(names)
         for transformation in transformations:
