@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from riemann_optax.supply import marks, taps
-from riemann_optax.supply.taps import Recorder, Weight
+from riemann_optax.supply.recorder import Recorder, Weight
 
 PARAMETERS_OF_ITS_OWN = "a layer whose class changes its parameters"
 READS_OUT = "a table that reads out as well, by attend"

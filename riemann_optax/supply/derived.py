@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from riemann_optax.supply.taps import Recorder
+from riemann_optax.supply.recorder import Recorder
 
 CALL_OF_ITS_OWN = "a layer whose class has a call of its own"
 

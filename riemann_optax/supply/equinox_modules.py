@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
 from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once
-from riemann_optax.supply.taps import Weight
+from riemann_optax.supply.recorder import Recorder, Weight
 
 _NORMS = (equinox.nn.LayerNorm, equinox.nn.RMSNorm, equinox.nn.GroupNorm)
 _LAYERS = (equinox.nn.Linear, equinox.nn.Conv, equinox.nn.Embedding, *_NORMS)
@@ -106,7 +106,7 @@ def _statistics(layer: Any, keywords: dict[str, Any]) -> dict[str, Any]:
     return keywords
 
 
-def _call(layer: Any, recorder: taps.Recorder, received: Any, sent: Any, again: Callable[[Any], Any]) -> Call:
+def _call(layer: Any, recorder: Recorder, received: Any, sent: Any, again: Callable[[Any], Any]) -> Call:
     def weight(value: Any) -> Weight | None:
         return None if value is None else recorder.weight(value)
 

@@ -12,7 +12,7 @@ from flax import linen
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
 from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once
-from riemann_optax.supply.taps import Weight
+from riemann_optax.supply.recorder import Recorder, Weight
 
 _NORMS = (linen.BatchNorm, linen.LayerNorm, linen.RMSNorm, linen.GroupNorm)
 _LAYERS = (linen.Dense, linen.DenseGeneral, linen.Conv, linen.Embed, *_NORMS)
@@ -118,7 +118,7 @@ def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[
     return arguments[:1], {**keywords, "use_running_average": True}
 
 
-def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any, again: Callable[..., Any]) -> Call:
+def _call(module: Any, recorder: Recorder, received: Any, sent: Any, again: Callable[..., Any]) -> Call:
     weight, bias = _weight(module, recorder, *_WEIGHTS), _weight(module, recorder, "bias")
     call = Call(received, sent, weight, bias, lambda: received)
     if isinstance(module, linen.Embed):
@@ -147,7 +147,7 @@ def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any, again:
     return call
 
 
-def _weight(module: Any, recorder: taps.Recorder, *names: str) -> Weight | None:
+def _weight(module: Any, recorder: Recorder, *names: str) -> Weight | None:
     for name in names:
         value = module.get_variable("params", name)
         if value is not None:
@@ -159,9 +159,7 @@ def _weight(module: Any, recorder: taps.Recorder, *names: str) -> Weight | None:
     return None
 
 
-def _by_path(
-    recorder: taps.Recorder, module: Any, name: str, shape: tuple[int, ...]
-) -> tuple[int | None, ...]:
+def _by_path(recorder: Recorder, module: Any, name: str, shape: tuple[int, ...]) -> tuple[int | None, ...]:
     """Return the leaves whose path ends with that of a parameter of this shape.
 
     Lifted transformations copy arrays, and take a row of a stack; and a loss may convert them: then no leaf

@@ -16,7 +16,7 @@ from riemann_optax import _tree
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
 from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once, watched_class
-from riemann_optax.supply.taps import Weight
+from riemann_optax.supply.recorder import Weight
 
 _NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm)
 _LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.Embed, *_NORMS)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from riemann_optax.supply.inlining import Program, inlined, is_variable
-from riemann_optax.supply.marks import OF_ONE_VALUE, mark_name
+from riemann_optax.supply.marks import BORDER, OF_ONE_VALUE, has_marks, inner, mark_name, number_stacked
+from riemann_optax.supply.stacks import keeps_stack
 
 
 class Sources(NamedTuple):
@@ -21,6 +22,8 @@ class Sources(NamedTuple):
       entries: of which argument each of its entries has an entry, be it scaled, rounded or masked, and no
         other entries; None where it mixes them.
       turned: those arguments that were transposed on the way.
+      whole: those whose first axis is that of the value, whole and in its order.
+      rows: of those of which a scan takes a row in each round, the number, and that of the scan by its depth.
     """
 
     differentiated: frozenset[int] = frozenset()
@@ -28,6 +31,13 @@ class Sources(NamedTuple):
     same: int | None = None
     entries: int | None = None
     turned: frozenset[int] = frozenset()
+    whole: frozenset[int] = frozenset()
+    rows: frozenset[tuple[int, int]] = frozenset()
+
+    def row(self, depth: int) -> "Sources":
+        """Return the sources of a row of this value, in a scan that stands in so many others."""
+        taken = {(one, depth) for one in self.whole}
+        return self._replace(whole=frozenset(), rows=self.rows | taken)
 
 
 class Flow(NamedTuple):
@@ -36,10 +46,12 @@ class Flow(NamedTuple):
     Attributes:
       learned: those from which a way leads to a wanted result.
       stopped: those from which one leads to a ``stop_gradient``, or to an index.
+      read_on: those from which is computed what a layer is given.
     """
 
     learned: set[Any]
     stopped: set[Any]
+    read_on: set[Any]
 
     def learns(self, sent: Any) -> bool:
         """Return whether a gradient may flow back through the call of a layer that gives ``sent``.
@@ -69,7 +81,24 @@ def of_all(sources: list[Sources], kind: str = "") -> Sources:
     differentiated = frozenset[int]()
     if kind != "stop_gradient":
         differentiated = differentiated.union(*(one.differentiated for one in sources))
-    return Sources(differentiated, read, same, entries, turned)
+    rows = frozenset[tuple[int, int]]().union(*(one.rows for one in sources))
+    return Sources(differentiated, read, same, entries, turned, rows=rows)
+
+
+def of_results(sources: list[Sources], equation: Any, kind: str = "") -> list[Sources]:
+    """Return the sources of each result of an equation that is given values with these."""
+    made_of = of_all(sources, kind)
+    return [made_of._replace(whole=_whole(sources, equation, one)) for one in range(len(equation.outvars))]
+
+
+def _whole(sources: list[Sources], equation: Any, result: int) -> frozenset[int]:
+    """Return the arguments whose first axis a result has: of all that is computed from them."""
+    kept = [
+        one.whole if one.whole and keeps_stack(equation, operand, result) else frozenset[int]()
+        for operand, one in enumerate(sources)
+    ]
+    lost = [one.read - own for one, own in zip(sources, kept, strict=True)]
+    return frozenset[int]().union(*kept).difference(*lost)
 
 
 def _entries(sources: list[Sources], kind: str) -> int | None:
@@ -83,17 +112,19 @@ def _entries(sources: list[Sources], kind: str) -> int | None:
 
 
 class Lead(NamedTuple):
-    """Where one result leads: to what is differentiated, and to a ``stop_gradient`` or an index."""
+    """Where one result leads: to what is differentiated, to a ``stop_gradient`` or an index, to a layer."""
 
     learned: bool = True
     stopped: bool = False
+    read_on: bool = False
 
 
 def flow(program: Program, leads: list[Lead]) -> Flow:
     """Return where all variables lead, of those results that lead there."""
     copies = copies_for_marks(program)
     ends = [pair for pair in zip(program.outvars, leads, strict=True) if is_variable(pair[0])]
-    found = Flow({one for one, lead in ends if lead.learned}, {one for one, lead in ends if lead.stopped})
+    learned, stopped = ({one for one, lead in ends if lead[place]} for place in (0, 1))
+    found = Flow(learned, stopped, _reaching_a_layer(program, _read_on(program, leads)))
     for equation in reversed(program.eqns):
         if mark_name(equation) is not None or any(one in copies for one in equation.outvars):
             continue
@@ -110,6 +141,31 @@ def flow(program: Program, leads: list[Lead]) -> Flow:
         if not found.stopped.isdisjoint(results):
             found.stopped.update(given)
     return found
+
+
+def _reaching_a_layer(program: Program, read_on: set[Any]) -> set[Any]:
+    """Return the variables from which is computed what a layer is given, in the program or behind it.
+
+    Args:
+      program: its equations.
+      read_on: those of its results from which such is computed behind it.
+    """
+    reaching = set(read_on)
+    for equation in reversed(program.eqns):
+        name = mark_name(equation)
+        if name is None:
+            to_a_layer = any(has_marks(one, (BORDER,)) for one in inner(equation))
+            reaches = to_a_layer or not reaching.isdisjoint(equation.outvars)
+        else:
+            reaches = number_stacked(name)[0] == BORDER
+        reaching.update(equation.read if reaches else ())
+    return reaching
+
+
+def _read_on(program: Program, leads: list[Lead]) -> set[Any]:
+    """Return those results from which is computed, behind the program, what a layer is given."""
+    pairs = zip(program.outvars, leads, strict=True)
+    return {one for one, lead in pairs if is_variable(one) and lead.read_on}
 
 
 def wanted(program: Program, leads: list[Lead]) -> set[Any]:
@@ -183,12 +239,26 @@ def leads_in_scan(parameters: dict[str, Any], leads: list[Lead]) -> list[Lead]:
     carried = parameters["num_carry"]
     # A later round may use all that is carried for any result.
     some = Lead(any(one.learned for one in leads), any(one.stopped for one in leads))
-    return [some] * carried + leads[carried:]
+    return [some._replace(read_on=one.read_on) for one in leads[:carried]] + leads[carried:]
+
+
+def read_on_in_scan(parameters: dict[str, Any], leads: list[Lead]) -> list[Lead]:
+    """Return the same leads of a scan's results, with what its body gives to layers in a later round."""
+    body = inlined(parameters["jaxpr"].jaxpr, parameters["jaxpr"].consts)
+    consts, carried = parameters["num_consts"], parameters["num_carry"]
+    before: list[Lead] = []
+    while leads != before:
+        before = leads
+        reaching = _reaching_a_layer(body, _read_on(body, leads))
+        starts = [one in reaching for one in body.invars[consts : consts + carried]]
+        again = [lead._replace(read_on=lead.read_on or one) for lead, one in zip(leads, starts, strict=False)]
+        leads = again + leads[carried:]
+    return leads
 
 
 def leads_of(results: list[Any], found: Flow) -> list[Lead]:
     """Return where the results of an equation lead."""
-    return [Lead(one in found.learned, one in found.stopped) for one in results]
+    return [Lead(*(one in way for way in found)) for one in results]
 
 
 def _through_scan(equation: Any, found: Flow) -> None:

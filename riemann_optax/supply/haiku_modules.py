@@ -9,7 +9,7 @@ import haiku
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
 from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once
-from riemann_optax.supply.taps import Weight
+from riemann_optax.supply.recorder import Recorder, Weight
 
 _NORMS = (haiku.LayerNorm, haiku.BatchNorm, haiku.GroupNorm, haiku.RMSNorm)
 _CONVOLUTIONS = (haiku.Conv1D, haiku.Conv2D, haiku.Conv3D)
@@ -50,7 +50,7 @@ def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[
     return arguments[:1], {**keywords, "is_training": False}
 
 
-def _call(module: Any, recorder: taps.Recorder, received: Any, sent: Any) -> Call:
+def _call(module: Any, recorder: Recorder, received: Any, sent: Any) -> Call:
     found: dict[str, Weight] = {}
     for path, value in module.params_dict().items():
         found[path.rpartition("/")[2]] = recorder.weight(value)

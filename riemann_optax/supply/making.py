@@ -16,6 +16,7 @@ from riemann_optax.supply import taps
 from riemann_optax.supply.calls import Statistics, is_watched, single_examples
 from riemann_optax.supply.checking import check_call, check_result
 from riemann_optax.supply.functional import intercepting
+from riemann_optax.supply.recorder import Signal
 
 
 class Options(NamedTuple):
@@ -256,7 +257,7 @@ def activities(evaluation: Evaluation) -> dict[str, Any]:
     return {"activities": _signals(evaluation, "activities")}
 
 
-def _signals(evaluation: Evaluation, signal: taps.Signal) -> Any:
+def _signals(evaluation: Evaluation, signal: Signal) -> Any:
     return taps.record(signal, evaluation.model.params, evaluation.loss, evaluation.is_partitioned)
 
 

@@ -12,7 +12,6 @@ from riemann_optax.supply.marks import (
     OF_ONE_VALUE,
     OUTPUTS,
     SEEN,
-    has_marks,
     inner,
     mark_name,
     number_stacked,
@@ -49,9 +48,10 @@ class Reading:
       copies: by their results, the equations that only marks read.
       results: those of its results that are wanted. What leads to none, as what a loss returns to be logged,
         says nothing of what is sent on.
+      reaching: those of its variables from which is computed what a layer is given.
     """
 
-    def __init__(self, jaxpr: Any, copies: dict[Any, Any], results: set[Any]) -> None:
+    def __init__(self, jaxpr: Any, copies: dict[Any, Any], results: set[Any], reaching: set[Any]) -> None:
         every = [one for one in jaxpr.eqns if not _is_observation(one, copies)]
         self.results = results
         self.equations = _leading_to(results, every)
@@ -60,7 +60,7 @@ class Reading:
         self.given_on = _marked(jaxpr, copies, OUTPUTS, BORDER)
         seen = _marked(jaxpr, copies, SEEN)
         # The result of one module may be on its way to another, past a nonlinearity between the two.
-        self.between = {one for one in seen if _reaches_a_layer(one, jaxpr)} - self.given_on
+        self.between = (seen & reaching) - self.given_on
         self.given_on |= seen - self.between
 
     def sent_on(self, variable: Any) -> list[Piece]:
@@ -229,22 +229,6 @@ def _marked(jaxpr: Any, copies: dict[Any, Any], *names: str) -> set[Any]:
         if (name := mark_name(equation)) is not None and number_stacked(name)[0] in names
     ]
     return set(filter(is_variable, marked))  # a model may return a number as well
-
-
-def _reaches_a_layer(variable: Any, jaxpr: Any) -> bool:
-    """Return whether a layer is given something that has been computed from a variable."""
-    derived = {variable}
-    for equation in jaxpr.eqns:
-        if derived.isdisjoint(equation.read):
-            continue
-        name = mark_name(equation)
-        if name is None:
-            if any(has_marks(one, (BORDER,)) for one in inner(equation)):
-                return True
-            derived.update(equation.outvars)
-        elif number_stacked(name)[0] == BORDER:
-            return True
-    return False
 
 
 def _split(equation: Any) -> list[tuple[int, Any]] | None:

@@ -14,7 +14,8 @@ from riemann_optax.supply.flow import (
     flow,
     leads_in_scan,
     leads_of,
-    of_all,
+    of_results,
+    read_on_in_scan,
     uses_beside,
     wanted,
 )
@@ -72,7 +73,8 @@ def marked_values(function: Callable[..., Any], *arguments: Any) -> Found:
     with _EVALUATION(object()):
         closed = jax.make_jaxpr(function)(*arguments)
     leaves = jax.tree.leaves(arguments)
-    sources = [Sources(frozenset({one}), frozenset({one}), one, one) for one in range(len(leaves))]
+    every = [frozenset({one}) for one in range(len(leaves))]
+    sources = [Sources(own, own, one, one, whole=own) for one, own in enumerate(every)]
     found: Found = {}
     leads = [Lead()] * len(closed.jaxpr.outvars)
     _evaluate(closed.jaxpr, closed.consts, leaves, sources, leads, found)
@@ -87,10 +89,12 @@ def _evaluate(
     leads: list[Lead],
     found: Found,
     derived: bool = False,
+    depth: int = 0,
 ) -> tuple[list[Any], list[Sources]]:
     """Evaluate a jaxpr, and collect what is marked in it; return the results and their sources.
 
-    ``leads`` says where the results lead, and ``derived`` whether differentiation has made the jaxpr.
+    ``leads`` says where the results lead, ``derived`` whether differentiation has made the jaxpr, and
+    ``depth`` in how many scans it stands.
     """
     program = inlined(jaxpr, consts, derived)
     ways = flow(program, leads)
@@ -123,14 +127,14 @@ def _evaluate(
             values.update(zip(equation.outvars, incoming[:1], strict=True))
             continue
         own = leads_of(equation.outvars, ways)
-        results, made_of = _results(equation, incoming, given, own, found)
+        results, made_of = _results(equation, incoming, given, own, found, depth)
         values.update(zip(equation.outvars, results, strict=True))
         origins.update(zip(equation.outvars, made_of, strict=True))
     for leaf in uses_beside(program, wanted(program, leads), made_of_leaves, origin):
         found.setdefault(f"{UNSEEN}/{leaf}+0", []).append(
             Marked(jnp.zeros([]), jnp.zeros([]), Sources(), True)
         )
-    reading = Reading(program, copies, wanted(program, leads))
+    reading = Reading(program, copies, wanted(program, leads), ways.read_on)
     normalised = {
         before_copies(one, copies): norms[f"{name}-sent"]
         for name, one in norms.items()
@@ -140,11 +144,16 @@ def _evaluate(
         marked = Marked(
             read(variable),
             _sent_on(variable, copies, reading, read, {} if number_stacked(name)[1] else normalised),
-            origin(before_copies(weights, copies)),
+            _of_weights(origin(before_copies(weights, copies)), origin(weights)),
             ways.learns(before_copies(sent, copies)),
         )
         found.setdefault(name, []).append(marked)
     return [read(one) for one in program.outvars], [origin(one) for one in program.outvars]
+
+
+def _of_weights(weights: Sources, marked: Sources) -> Sources:
+    """Return the sources of weights, whose stack a mark has the first axis of."""
+    return weights._replace(whole=marked.whole, turned=marked.turned)
 
 
 def _sent_on(
@@ -182,15 +191,21 @@ def _joined(pieces: list[Piece], read: Callable[[Any], Any]) -> Any:
 
 
 def _results(
-    equation: Any, incoming: list[Any], sources: list[Sources], leads: list[Lead], found: Found
+    equation: Any,
+    incoming: list[Any],
+    sources: list[Sources],
+    leads: list[Lead],
+    found: Found,
+    depth: int,
 ) -> tuple[list[Any], list[Sources]]:
     kind = equation.primitive.name
     looks_up = kind == "gather" and equation.invars[1].aval.ndim > 1  # many rows, and not one of a stack
-    made_of = of_all(sources, "" if looks_up else kind)
+    made_of = of_results(sources, equation, "" if looks_up else kind)
     marked = [name for inside in inner(equation) for name in mark_names(inside)]
     if kind == "scan" and marked:
-        return _scan(equation, incoming, sources, leads, found)
-    if any(_may_be_of(name, made_of.read) for name in marked):
+        return _scan(equation, incoming, sources, leads, found, depth), made_of
+    read = frozenset[int]().union(*(one.read for one in sources))
+    if any(_may_be_of(name, read) for name in marked):
         raise ValueError(
             f"a layer inside of {kind} cannot be observed: its values differ from call to call; "
             "use jax.lax.scan or a Python loop there, or keep its parameters out of this phi "
@@ -201,7 +216,7 @@ def _results(
     with equation.ctx.manager:
         results = equation.primitive.bind(*functions, *incoming, **parameters)
     results = list(results) if equation.primitive.multiple_results else [results]
-    return results, [made_of] * len(results)
+    return results, made_of
 
 
 def _may_be_of(name: str, leaves: frozenset[int]) -> bool:
@@ -211,18 +226,26 @@ def _may_be_of(name: str, leaves: frozenset[int]) -> bool:
 
 
 def _scan(
-    equation: Any, incoming: list[Any], sources: list[Sources], leads: list[Lead], found: Found
-) -> tuple[list[Any], list[Sources]]:
+    equation: Any,
+    incoming: list[Any],
+    sources: list[Sources],
+    leads: list[Lead],
+    found: Found,
+    depth: int,
+) -> list[Any]:
     parameters = equation.params
     jaxpr, consts, carried = (parameters[name] for name in ("jaxpr", "num_consts", "num_carry"))
     fixed, start, rows = incoming[:consts], incoming[consts : consts + carried], incoming[consts + carried :]
-    in_body = leads_in_scan(parameters, leads)
+    in_body = read_on_in_scan(parameters, leads_in_scan(parameters, leads))
+    in_row = [*sources[: consts + carried], *(one.row(depth) for one in sources[consts + carried :])]
     known: dict[str, list[tuple[Sources, bool]]] = {}
 
     def body(carry: Any, row: Any) -> Any:
         inside: Found = {}
         given = [*fixed, *carry, *row]
-        results, _ = _evaluate(jaxpr.jaxpr, jaxpr.consts, given, sources, in_body, inside, equation.derived)
+        results, _ = _evaluate(
+            jaxpr.jaxpr, jaxpr.consts, given, in_row, in_body, inside, equation.derived, depth + 1
+        )
         known.update({name: [(one.sources, one.learns) for one in marked] for name, marked in inside.items()})
         arrays = {name: [(one.value, one.sent_on) for one in marked] for name, marked in inside.items()}
         return results[:carried], (results[carried:], arrays)
@@ -232,4 +255,4 @@ def _scan(
     for name, pairs in arrays.items():
         for (value, sent_on), about in zip(pairs, known[name], strict=True):
             found.setdefault(name, []).append(Marked(value, sent_on, *about))
-    return [*carry, *stacked], [of_all(sources)] * (len(carry) + len(stacked))
+    return [*carry, *stacked]

@@ -1,0 +1,40 @@
+"""Whether an equation of a program leaves a stack of layers whole, and in its order."""
+
+from typing import Any
+
+
+def keeps_stack(equation: Any, operand: int, result: int) -> bool:
+    """Return whether the first axis of a result is that of an operand, whole and in its order.
+
+    Of what is not known here the length decides.
+
+    Args:
+      equation: of the program.
+      operand: its number among what the equation is given.
+      result: likewise.
+    """
+    given, made = equation.invars[operand].aval.shape, equation.outvars[result].aval.shape
+    if given[:1] != made[:1] or not given:
+        return False
+    kind, parameters = equation.primitive.name, equation.params
+    if kind == "transpose":
+        return bool(parameters["permutation"][0] == 0)
+    if kind == "broadcast_in_dim":
+        return bool(parameters["broadcast_dimensions"][0] == 0)
+    if kind in ("rev", "squeeze"):
+        return 0 not in parameters["dimensions"]
+    if kind in ("concatenate", "sort"):
+        return bool(parameters["dimension"] != 0)
+    if kind == "pad":
+        return tuple(parameters["padding_config"][0]) == (0, 0, 0)
+    if kind == "gather":
+        numbers = parameters["dimension_numbers"]
+        taken = operand == 0 and parameters["slice_sizes"][0] == given[0] and 0 in numbers.offset_dims
+        return taken or (operand == 0 and 0 in numbers.operand_batching_dims)
+    if kind == "dot_general":
+        _, batches = parameters["dimension_numbers"]
+        return bool(tuple(batches[operand])[:1] == (0,))
+    if kind == "scan":
+        fixed, carried = parameters["num_consts"], parameters["num_carry"]
+        return (operand >= fixed + carried) == (result >= carried)  # rows of rows, or the last of all
+    return 0 not in parameters.get("axes", ())  # of a sum

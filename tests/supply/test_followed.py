@@ -1,0 +1,113 @@
+"""How far a layer's values are followed to their nonlinearity: through scans, joined values, other axes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen
+
+import riemann_optax as ro
+
+from .models import array, close
+
+SIZE = 5
+X = array(40, 6, SIZE)
+LAYER, OUT = linen.Dense(SIZE), linen.Dense(1)
+
+
+def stack_of(number):
+    keys = jax.random.split(jax.random.key(4), number)
+    return jax.vmap(lambda key: LAYER.init(key, X)["params"])(keys)
+
+
+PARAMS = {"stack": stack_of(3), "out": OUT.init(jax.random.key(5), X)["params"]}
+
+
+def run(params, x):
+    return LAYER.apply({"params": params}, x)
+
+
+def affine(params, x):
+    return x @ params["kernel"] + params["bias"]
+
+
+def activities(loss, params, x=X):
+    return ro.value_and_grad(loss, needs="activities")(params, x)[2]["activities"]
+
+
+def of_scan(params, x):
+    x, _ = jax.lax.scan(lambda x, row: (jax.nn.relu(run(row, x)), None), x, params["stack"])
+    return x
+
+
+def of_scan_of_pairs(params, x):
+    """What one round carries reaches the layer in the next round but one."""
+
+    def body(pair, row):
+        return (pair[1], jax.nn.relu(run(row, pair[0]))), None
+
+    (_, last), _ = jax.lax.scan(body, (x, x), params["stack"])
+    return last
+
+
+@pytest.mark.parametrize("inside", ["plain", "jit", "remat"])
+@pytest.mark.parametrize("model", [of_scan, of_scan_of_pairs])
+def test_a_nonlinearity_behind_a_layer_that_a_scan_applies_is_found(model, inside):
+    wrapped = {"plain": model, "jit": jax.jit(model), "remat": jax.checkpoint(model)}[inside]
+
+    def loss(params, x):
+        return jnp.mean(OUT.apply({"params": params["out"]}, wrapped(params, x)) ** 2)
+
+    rows, carried = [], [X, X]
+    for row in range(3):
+        given = carried[-1] if model is of_scan else carried[-2]
+        rows.append(
+            jax.nn.relu(affine(jax.tree.map(lambda leaf, row=row: leaf[row], PARAMS["stack"]), given))
+        )
+        carried.append(rows[-1])
+    seen = activities(loss, PARAMS)
+    for name in ("kernel", "bias"):
+        close(seen["stack"][name], jnp.stack(rows, 1))
+    close(seen["out"]["kernel"], affine(PARAMS["out"], carried[-1]))
+
+
+@pytest.mark.parametrize("reads", ["the last state", "every state"])
+def test_an_elman_network_by_hand(reads):
+    """Two layers of one sum, whose tanh is given to the one in the next step and to the output layer."""
+    cell, inp = (LAYER.init(jax.random.key(seed), X)["params"] for seed in (6, 7))
+    params = {"cell": cell, "inp": inp, "out": PARAMS["out"]}
+    sequence = array(41, 4, 6, SIZE)
+
+    def loss(params, sequence):
+        def step(state, x):
+            state = jnp.tanh(run(params["cell"], state) + run(params["inp"], x))
+            return state, state
+
+        last, every = jax.lax.scan(step, jnp.zeros((6, SIZE)), sequence)
+        return jnp.mean(OUT.apply({"params": params["out"]}, last if "last" in reads else every) ** 2)
+
+    state, states = jnp.zeros((6, SIZE)), []
+    for x in sequence:
+        state = jnp.tanh(affine(cell, state) + affine(inp, x))
+        states.append(state)
+    seen = activities(loss, params, sequence)
+    for name in ("cell", "inp"):
+        close(seen[name]["kernel"], jnp.stack(states))
+
+
+def test_the_outputs_of_a_scan_that_no_layer_reads_are_as_they_are():
+    """The square of the loss is no nonlinearity of the layer that reads out in each step."""
+
+    def loss(params, sequence):
+        def step(state, x):
+            state = jnp.tanh(run(params["cell"], state + x))
+            return state, OUT.apply({"params": params["out"]}, state) ** 2
+
+        return jnp.mean(jax.lax.scan(step, jnp.zeros((6, SIZE)), sequence)[1])
+
+    params = {"cell": LAYER.init(jax.random.key(6), X)["params"], "out": PARAMS["out"]}
+    sequence = array(41, 4, 6, SIZE)
+    state, read = jnp.zeros((6, SIZE)), []
+    for x in sequence:
+        state = jnp.tanh(affine(params["cell"], state + x))
+        read.append(affine(params["out"], state))
+    close(activities(loss, params, sequence)["out"]["kernel"], jnp.stack(read))
