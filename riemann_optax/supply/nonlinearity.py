@@ -1,8 +1,13 @@
 """What a layer's neurons send on: the nonlinearity that follows a value in a jaxpr."""
 
+import functools
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from riemann_optax.supply.flow import before_copies
 from riemann_optax.supply.inlining import is_variable
@@ -20,9 +25,32 @@ from riemann_optax.supply.marks import (
 
 _LINEAR = {*("add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "broadcast_in_dim", "name")}
 _CONVERTING = {"convert_element_type", "copy", "reduce_precision", "reshape"}
-# What may stand between a layer and its nonlinearity: pooling, a residual sum, a mask, a flattening.
+# What may stand between a layer and its nonlinearity: pooling, a residual sum, a mask, a flattening, others
+# beside it, another order of axes.
 _POOLING = re.compile("^reduce_window(_(max|min|sum))?$")
 _WITH_OTHERS = {"add", "sub", "add_any", "mul", "div", "select_n"}
+
+
+class Units(NamedTuple):
+    """The units of a layer in a variable that carries them on.
+
+    Attributes:
+      shape: that of their value.
+      back: what makes it of the variable's, one after the other.
+    """
+
+    shape: tuple[int, ...]
+    back: tuple[Callable[[Any], Any], ...] = ()
+
+    def taken(self, value: Any) -> Any:
+        """Return the units' value, of the variable's."""
+        for step in self.back:
+            value = step(value)
+        return value
+
+    def behind(self, step: Callable[[Any], Any]) -> "Units":
+        """Return the same units in another variable, of which a step makes this one."""
+        return Units(self.shape, (step, *self.back))
 
 
 class Piece(NamedTuple):
@@ -30,12 +58,12 @@ class Piece(NamedTuple):
 
     Attributes:
       variable: of the jaxpr, which holds it.
-      shape: the variable's shape before it was flattened.
-      start, stop: which of its last axis.
+      units: how the value of the units is taken from the variable's.
+      start, stop: which of the last axis of the units.
     """
 
     variable: Any
-    shape: tuple[int, ...]
+    units: Units
     start: int = 0
     stop: int | None = None
 
@@ -70,7 +98,7 @@ class Reading:
         layer, or is the model's output, is not carried on. Where the units are split, each part may have a
         nonlinearity of its own, as the gates of a recurrent cell have.
         """
-        whole = Piece(variable, variable.aval.shape)
+        whole = Piece(variable, Units(variable.aval.shape))
         for closed in (self.given_on | self.between, self.given_on) if self.between else (self.given_on,):
             carried = self._carried(variable, closed)
             found = self._after(carried, closed)
@@ -90,12 +118,12 @@ class Reading:
             alone = len(readers) == 1 and one not in self.results
             one = readers[0].outvars[0] if alone and readers[0].primitive.name in _CONVERTING else None
 
-    def _after(self, carried: dict[Any, tuple[int, ...]], closed: set[Any]) -> Piece | None:
+    def _after(self, carried: dict[Any, Units], closed: set[Any]) -> Piece | None:
         first = next(iter(carried))
-        for one, shape in carried.items():
+        for one, units in carried.items():
             end = self._after_nonlinearity(one, closed)
             if end is not one and self._all_pass(first, one):
-                return Piece(end, shape)
+                return Piece(end, units)
         return None
 
     def _all_pass(self, variable: Any, gate: Any) -> bool:
@@ -106,11 +134,9 @@ class Reading:
                 derived.update(one for one in equation.outvars if one is not gate)
         return derived.isdisjoint(self.results)
 
-    def _of_parts(
-        self, whole: Piece, carried: dict[Any, tuple[int, ...]], closed: set[Any]
-    ) -> list[Piece] | None:
-        for one, shape in carried.items():
-            parts = self._parts(one) if shape == one.aval.shape == whole.shape else None
+    def _of_parts(self, whole: Piece, carried: dict[Any, Units], closed: set[Any]) -> list[Piece] | None:
+        for one, units in carried.items():
+            parts = self._parts(one) if units == whole.units else None
             if parts is None or not self._all_pass(whole.variable, one):
                 continue
             found, bent, place = [], False, 0
@@ -120,9 +146,9 @@ class Reading:
                 bent = bent or after is not None
                 raw = whole._replace(start=start, stop=stop)
                 found += [whole._replace(start=place, stop=start)] if place < start else []
-                found.append(raw if after is None or after.shape != part.aval.shape else after)
+                found.append(raw if after is None or after.units.shape != part.aval.shape else after)
                 place = stop
-            found += [whole._replace(start=place)] if place < whole.shape[-1] else []
+            found += [whole._replace(start=place)] if place < whole.units.shape[-1] else []
             return found if bent else None
         return None
 
@@ -141,18 +167,18 @@ class Reading:
         apart = all(end <= start for end, (start, _) in zip(ends, parts[1:], strict=False))
         return parts if parts and apart and variable not in self.results else None
 
-    def _carried(self, variable: Any, closed: set[Any]) -> dict[Any, tuple[int, ...]]:
-        """Return the variables with the units of this one, and their shapes before they are flattened."""
-        carried, derived = {variable: variable.aval.shape}, {variable}
+    def _carried(self, variable: Any, closed: set[Any]) -> dict[Any, Units]:
+        """Return the variables with the units of this one."""
+        carried, derived = {variable: Units(variable.aval.shape)}, {variable}
         for equation in self.equations:
             read = equation.read
             if derived.isdisjoint(read):
                 continue
             mine = [one for one in read if one in carried and one not in closed]
             if len(mine) == 1 and len(equation.outvars) == 1:
-                shape = _carried_shape(equation, mine[0], carried[mine[0]], derived)
-                if shape is not None:
-                    carried[equation.outvars[0]] = shape
+                units = _carried_on(equation, mine[0], carried[mine[0]], derived)
+                if units is not None:
+                    carried[equation.outvars[0]] = units
             derived.update(equation.outvars)
         return carried
 
@@ -251,22 +277,37 @@ def _split(equation: Any) -> list[tuple[int, Any]] | None:
     return None
 
 
-def _carried_shape(
-    equation: Any, variable: Any, shape: tuple[int, ...], derived: set[Any]
-) -> tuple[int, ...] | None:
-    """Return the shape, before it is flattened, of a result that has the units of a variable; None without.
+def _carried_on(equation: Any, variable: Any, units: Units, derived: set[Any]) -> Units | None:
+    """Return how a result of an equation has the units of a variable; None where it has not.
 
-    What is added or multiplied may not itself depend on the layer.
+    What is added or multiplied, or stands beside them, may not itself depend on the layer.
     """
     others = [one for one in equation.invars if one is not variable]
     if any(is_variable(one) and one in derived for one in others):
         return None
-    kind, before, after = equation.primitive.name, variable.aval.shape, equation.outvars[0].aval.shape
+    kind, parameters = equation.primitive.name, equation.params
+    before, after = variable.aval.shape, equation.outvars[0].aval.shape
     if _POOLING.match(kind):
-        return after if before == shape else None
-    if kind == "reshape":
-        return shape
-    return shape if after == before and _joins_others(equation) else None
+        return None if units.back else Units(after)
+    if kind == "reshape" or (kind == "broadcast_in_dim" and math.prod(before) == math.prod(after)):
+        return units.behind(functools.partial(jnp.reshape, shape=before))
+    if kind == "transpose":
+        inverse = tuple(parameters["permutation"].index(axis) for axis in range(len(before)))
+        return units.behind(functools.partial(jnp.transpose, axes=inverse))
+    if kind in ("concatenate", "stack") and len(others) == len(equation.invars) - 1:
+        return units.behind(_own_part(equation, equation.invars.index(variable)))
+    return units if after == before and _joins_others(equation) else None
+
+
+def _own_part(equation: Any, place: int) -> Callable[[Any], Any]:
+    """Return what takes the value of this place from one that an equation has joined of several."""
+    if equation.primitive.name == "stack":
+        axis = equation.params["axis"]
+        return functools.partial(jax.lax.index_in_dim, index=place, axis=axis, keepdims=False)
+    axis = equation.params["dimension"]
+    sizes = [one.aval.shape[axis] for one in equation.invars[: place + 1]]
+    start, stop = sum(sizes[:-1]), sum(sizes)
+    return functools.partial(jax.lax.slice_in_dim, start_index=start, limit_index=stop, axis=axis)
 
 
 def _joins_others(equation: Any) -> bool:

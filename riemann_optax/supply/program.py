@@ -183,7 +183,7 @@ def _sent_on(
 
 def _joined(pieces: list[Piece], read: Callable[[Any], Any]) -> Any:
     """Return the pieces of what a layer sends on, side by side."""
-    parts = [read(piece.variable).reshape(piece.shape) for piece in pieces]
+    parts = [piece.units.taken(read(piece.variable)) for piece in pieces]
     if len(parts) == 1:
         return parts[0]
     parts = [part[..., piece.start : piece.stop] for part, piece in zip(parts, pieces, strict=True)]

@@ -33,8 +33,12 @@ def keeps_stack(equation: Any, operand: int, result: int) -> bool:
         return taken or (operand == 0 and 0 in numbers.operand_batching_dims)
     if kind == "dot_general":
         _, batches = parameters["dimension_numbers"]
-        return bool(tuple(batches[operand])[:1] == (0,))
+        return bool(batches[operand][:1] == (0,))
+    if kind == "stack":
+        return bool(parameters["axis"] != 0)
     if kind == "scan":
         fixed, carried = parameters["num_consts"], parameters["num_carry"]
-        return (operand >= fixed + carried) == (result >= carried)  # rows of rows, or the last of all
-    return 0 not in parameters.get("axes", ())  # of a sum
+        return bool((operand >= fixed + carried) == (result >= carried))  # rows of rows, or the last of all
+    if "axes" in parameters:  # of a sum
+        return 0 not in parameters["axes"]
+    return kind == "reshape" or len(made) >= len(given)  # one with fewer axes may be a row

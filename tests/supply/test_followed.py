@@ -111,3 +111,90 @@ def test_the_outputs_of_a_scan_that_no_layer_reads_are_as_they_are():
         state = jnp.tanh(affine(params["cell"], state + x))
         read.append(affine(params["out"], state))
     close(activities(loss, params, sequence)["out"]["kernel"], jnp.stack(read))
+
+
+class Joined(linen.Module):
+    """Two layers whose values are joined, or brought into another order, before one nonlinearity."""
+
+    bend: object
+
+    @linen.compact
+    def __call__(self, x):
+        left, right = linen.Dense(3, name="left")(x), linen.Dense(4, name="right")(x)
+        return linen.Dense(1, name="out")(self.bend(left, right, x))
+
+
+def beside(left, right, x):
+    return jax.nn.relu(jnp.concatenate([left, x, right], -1))
+
+
+def shifted(left, right, x):
+    return jnp.tanh(jnp.concatenate([left, right], -1) + jnp.sum(x, -1, keepdims=True))
+
+
+def transposed(left, right, x):
+    return jnp.concatenate([jnp.tanh(left.T).T, right], -1)
+
+
+def joined_and_transposed(left, right, x):
+    return jax.nn.relu(jnp.concatenate([left.T, right.T], 0).reshape(7, 2, 3)).reshape(7, 6).T
+
+
+ORDERS = {
+    "beside": (beside, jax.nn.relu, jax.nn.relu),
+    "transposed": (transposed, jnp.tanh, None),
+    "joined and transposed": (joined_and_transposed, jax.nn.relu, jax.nn.relu),
+    "read besides": (
+        lambda left, right, x: beside(left, right, x) + left.sum(-1, keepdims=True),
+        None,
+        jax.nn.relu,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_a_nonlinearity_behind_what_joins_or_transposes_layers_is_found(name):
+    bend, *expected = ORDERS[name]
+    module = Joined(bend)
+    params = module.init(jax.random.key(8), X)["params"]
+    seen = activities(lambda params, x: jnp.mean(module.apply({"params": params}, x) ** 2), params)
+    for layer, function in zip(("left", "right"), expected, strict=True):
+        raw = affine(params[layer], X)
+        for leaf in ("kernel", "bias"):
+            close(seen[layer][leaf], raw if function is None else function(raw))
+
+
+def test_a_sum_behind_what_joins_layers_belongs_to_each():
+    module = Joined(shifted)
+    params = module.init(jax.random.key(8), X)["params"]
+    seen = activities(lambda params, x: jnp.mean(module.apply({"params": params}, x) ** 2), params)
+    for layer in ("left", "right"):
+        close(seen[layer]["kernel"], jnp.tanh(affine(params[layer], X) + jnp.sum(X, -1, keepdims=True)))
+
+
+def test_layers_that_are_stacked_before_their_nonlinearity_have_each_its_own_part():
+    module = Joined(lambda left, right, x: jnp.tanh(jnp.stack([left, right[:, :3]], 1)).reshape(6, -1))
+    params = module.init(jax.random.key(8), X)["params"]
+    seen = activities(lambda params, x: jnp.mean(module.apply({"params": params}, x) ** 2), params)
+    close(seen["left"]["kernel"], jnp.tanh(affine(params["left"], X)))
+    raw = affine(params["right"], X)
+    close(seen["right"]["kernel"], raw.at[:, :3].set(jnp.tanh(raw[:, :3])))
+
+
+def test_what_is_joined_for_the_next_layer_alone_is_as_it_is():
+    """A dense block: the next layer reads the layer's own value, and bends what it makes of it."""
+
+    class Dense(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            first = jnp.concatenate([x, linen.Dense(3, name="first")(x)], -1)
+            second = jnp.concatenate([first, linen.Dense(3, name="second")(first)], -1)
+            return linen.Dense(1, name="out")(jax.nn.relu(second))
+
+    module = Dense()
+    params = module.init(jax.random.key(8), X)["params"]
+    seen = activities(lambda params, x: jnp.mean(module.apply({"params": params}, x) ** 2), params)
+    first = affine(params["first"], X)
+    second = affine(params["second"], jnp.concatenate([X, first], -1))
+    close(seen["first"]["kernel"], first)
+    close(seen["second"]["kernel"], jax.nn.relu(second))
