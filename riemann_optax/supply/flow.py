@@ -97,7 +97,11 @@ def _whole(sources: list[Sources], equation: Any, result: int) -> frozenset[int]
         one.whole if one.whole and keeps_stack(equation, operand, result) else frozenset[int]()
         for operand, one in enumerate(sources)
     ]
-    lost = [one.read - own for one, own in zip(sources, kept, strict=True)]
+    lost = [  # a single number, as the norm of all, brings nothing out of its order
+        one.read - own
+        for one, own, variable in zip(sources, kept, equation.invars, strict=True)
+        if variable.aval.shape
+    ]
     return frozenset[int]().union(*kept).difference(*lost)
 
 

@@ -135,6 +135,11 @@ def centred(stack):
     return stack | {"kernel": stack["kernel"] - stack["kernel"].mean((1, 2), keepdims=True)}
 
 
+def scaled(stack):
+    """Each kernel divided by one norm, of them all."""
+    return stack | {"kernel": stack["kernel"] / jnp.linalg.norm(stack["kernel"])}
+
+
 WHOLE = {
     "a scan": one_after_the_other,
     "a scan of half precision": lambda stack, x: one_after_the_other(
@@ -146,6 +151,7 @@ WHOLE = {
     )[0],
     "remat": lambda stack, x: jax.lax.scan(jax.checkpoint(lambda x, row: (run(row, x), None)), x, stack)[0],
     "changed before": lambda stack, x: one_after_the_other(centred(stack), x),
+    "scaled before": lambda stack, x: one_after_the_other(scaled(stack), x),
 }
 
 
@@ -154,7 +160,7 @@ def test_a_whole_stack_in_a_scan_is_seen(name):
     _, _, extra = ro.value_and_grad(lambda stack, x: jnp.mean(WHOLE[name](stack, x) ** 2), "activities")(
         STACK, X
     )
-    stack = centred(STACK) if "changed" in name else STACK
+    stack = {"changed before": centred, "scaled before": scaled}.get(name, lambda stack: stack)(STACK)
     kernels, biases = stack["kernel"], stack["bias"]
     if "end" in name:
         _, values = one_by_one(kernels[::-1], biases[::-1], X)
