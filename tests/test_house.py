@@ -47,9 +47,11 @@ ORDER = {
         *(
             "marks",
             "inlining",
+            "stacks",
             "flow",
             "nonlinearity",
             "program",
+            "recorder",
             "taps",
             "calls",
             "derived",

@@ -115,8 +115,8 @@ class LayoutRules(NamedTuple):
             _check.warn(
                 f"in_eigenbasis reads {'; '.join(doubtful)}, by default: neither name nor shape tells what "
                 "these axes are. If that is right, name the module with its preset, such as "
-                'axes={"block": "flax"}; if not, say what it is: axes={"block": "scanned"} for stacked layers, '
-                '"convolution" for a convolution.'
+                'axes={"block": "flax"}; if not, say what it is: axes={"block": "scanned"} for '
+                'stacked layers, "convolution" for a convolution.'
             )
         if (
             layouts == [None]

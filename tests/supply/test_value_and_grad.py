@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -283,3 +284,32 @@ def test_what_is_given_by_name_is_not_made():
     assert extra["obj_fn"] is mine
     assert extra["value_fn"] is not mine
     assert ro.value_and_grad(loss, needs="value")(jnp.ones(2), batch, value=7.0)[2] == {"value": 7.0}
+
+
+@pytest.mark.parametrize("phi", [ro.phi.activity, ro.phi.hutchinson_curvature, ro.phi.online_ewc])
+def test_an_nnx_optimizer_tells_what_it_trains(phi):
+    """The low-rank matrices alone, as under ``nnx.DiffState``; the rest keeps its weights."""
+
+    class Adapted(nnx.Module):
+        def __init__(self, rngs):
+            self.base = nnx.Linear(4, 2, rngs=rngs)
+            self.lora = nnx.LoRA(4, 2, 2, base_module=self.base, rngs=rngs)
+
+        def __call__(self, x):
+            return self.lora(x)
+
+    def loss(model, x):
+        return jnp.mean((model(x) - 1) ** 2)
+
+    model, x = Adapted(nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (5, 4))
+    optimizer = nnx.Optimizer(model, ro.riemannian_sgd(0.1, phi=phi()), wrt=nnx.LoRAParam)
+    step, kernel = ro.value_and_grad(loss, needs=optimizer), model.base.kernel[...]
+    before, gradients, extra = step(model, x, state=optimizer)
+    expected = nnx.grad(loss, argnums=nnx.DiffState(0, nnx.LoRAParam))(model, x)
+    for own, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5)
+    for _ in range(20):
+        optimizer.update(model, gradients, **extra)
+        value, gradients, extra = step(model, x, state=optimizer)
+    assert value < before
+    np.testing.assert_array_equal(model.base.kernel[...], kernel)
