@@ -75,6 +75,9 @@ def test_it_is_in_the_table(capsys):
     ("name", "message"),
     [
         ("no_such_module:phi", "the module no_such_module cannot be imported: No module"),
+        (":phi", "--phi :phi names no module: give module:function, such as my_module:my_phi"),
+        (".phis_of_mine:leaky", "--phi .phis_of_mine:leaky names no module: give module:function"),
+        ("phis_of_mine.:leaky", "--phi phis_of_mine.:leaky names no module: give module:function"),
         ("phis_of_mine:missing", "phis_of_mine has no function missing without required arguments"),
         ("phis_of_mine:with_argument", "has no function with_argument without required arguments"),
         ("phis_of_mine:wrong", "--phi phis_of_mine:wrong returns int: it must return a phi, see check_phi"),
@@ -88,3 +91,10 @@ def test_what_is_none_is_refused_in_one_line(name, message, option, tmp_path, ca
     assert re.search(message, error)
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_table_of_what_names_no_module_is_refused_in_one_line(capsys):
+    assert run("--phi", "help:.phis_of_mine:leaky") == 2
+    assert capsys.readouterr().err == (
+        "error: --phi .phis_of_mine:leaky names no module: give module:function, such as my_module:my_phi\n"
+    )

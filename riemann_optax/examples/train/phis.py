@@ -135,6 +135,8 @@ def find(name: str) -> Phi:
 @functools.cache
 def _own(name: str) -> Phi:
     module, _, function = name.partition(":")
+    if not all(module.split(".")):  # a name relative to a package, and there is none
+        raise InputError(f"--phi {name} names no module: give module:function, such as my_module:my_phi")
     made: Any = getattr(_imported(module), function, None)
     if not _can_be_called(made):
         raise InputError(
