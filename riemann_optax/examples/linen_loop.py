@@ -17,7 +17,7 @@ import riemann_optax as ro
 from riemann_optax.examples.data import batch_indices, load_digits
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.schedule import warmup_cosine
-from riemann_optax.examples.train.parser import Parser, number
+from riemann_optax.examples.train.parser import SEED, Parser, number
 from riemann_optax.optimizers import RECOMMENDED_RATES
 
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, print the scores and the metric of each layer, and return the exit status."""
     parser: argparse.ArgumentParser = Parser(prog="python -m riemann_optax.examples.linen_loop")
     parser.add_argument("--steps", type=number(1, kind=int), default=400)
-    parser.add_argument("--seed", type=number(0, kind=int), default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     try:
         arguments = parser.parse_args(argv)
     except InputError as error:

@@ -14,12 +14,23 @@ PAIR = ["--coordinator", "localhost:1", "--processes", "2"]
     [
         (["--steps", "0"], r"argument --steps: expected a whole number from 1, got '0'"),
         (["--steps", "many"], r"argument --steps: expected a whole number from 1, got 'many'"),
+        (["--steps", "2147483648"], r"argument --steps: expected a whole number from 1 and below 2147483648"),
+        (["--steps", "9" * 400], r"argument --steps: expected a whole number from 1 and below 2147483648"),
+        (["--steps", "9" * 5000], r"argument --steps: expected a whole number from 1, got "),
+        (["--batch-size", "9" * 31], r"argument --batch-size: expected a whole number from 1 and below"),
+        (["--eigenbasis", "9" * 31], r"argument --eigenbasis: expected a whole number from 1 and below"),
+        (["--evaluate-every", "9" * 31], r"argument --evaluate-every: expected a whole number from 1 and"),
+        (["--checkpoint-every", "9" * 31], r"argument --checkpoint-every: expected a whole number from 1"),
+        (["--processes", "9" * 31], r"argument --processes: expected a whole number from 2 and below"),
+        (["--seed", "4294967296"], r"argument --seed: expected a whole number from 0 and below 4294967296"),
+        (["--seed", "9" * 20], r"argument --seed: expected a whole number from 0 and below 4294967296"),
         (
             ["--batch-size", "1201"],
             r"--batch-size 1201 is more than the 1200 training examples: give a smaller",
         ),
         (["--learning-rate", "-1"], r"argument --learning-rate: expected a number above 0, got '-1'"),
         (["--learning-rate", "nan"], r"argument --learning-rate: expected a number above 0, got 'nan'"),
+        (["--learning-rate", "1e400"], r"argument --learning-rate: expected a number above 0, got '1e400'"),
         (["--alpha", "-0.5"], r"argument --alpha: expected a number from 0, got '-0.5'"),
         (["--momentum", "1"], r"argument --momentum: expected a number from 0 and below 1, got '1'"),
         (
@@ -55,6 +66,8 @@ PAIR = ["--coordinator", "localhost:1", "--processes", "2"]
             r"--eigenbasis turns the weights that riemannian_schedule_free averages: leave it out",
         ),
         (["--baseline-option", "momentum"], r"argument --baseline-option: expected NAME=VALUE"),
+        (["--baseline-option", "b1=nan"], r"argument --baseline-option: expected NAME=VALUE with a finite"),
+        (["--baseline-option", "b1=1e400"], r"argument --baseline-option: expected NAME=VALUE with a finite"),
         (["--baseline-option", "beta=1"], r"--baseline-option beta is not an argument of adamw"),
         (
             ["--baseline-option", "learning_rate=1"],
@@ -133,3 +146,24 @@ def test_overwriting_empties_no_folder_that_is_not_a_runs(tmp_path, capsys):
     assert run("--overwrite", "--steps", "10", out=tmp_path) == 2
     assert "holds no readable run of this program" in capsys.readouterr().err
     assert mine.read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{}",
+        '{"arguments": 3}',
+        '{"arguments": {}}',
+        '{"arguments": {"steps": 40}, "data": 3}',
+        '{"arguments": {"steps": 40}, "extended_at": null}',
+        '{"arguments": {"steps": 40}, "status": "finished"}',
+    ],
+)
+def test_a_record_of_no_run_is_not_resumed_and_its_folder_not_emptied(tmp_path, capsys, record):
+    (tmp_path / "record.json").write_text(record)
+    for option in ("--resume", "--overwrite"):
+        assert run(option, out=tmp_path) == 2
+        said = capsys.readouterr().err
+        assert "holds no readable run" in said
+        assert said.count("\n") == 1
+    assert (tmp_path / "record.json").read_text() == record

@@ -16,6 +16,9 @@ from riemann_optax.examples.train.phis import PHIS, find
 from riemann_optax.examples.train.placement import SHARDS
 from riemann_optax.optimizers import RECOMMENDED_RATES
 
+# The first whole number that 32 bits with a sign cannot count to.
+_COUNTED = 2**31
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage."""
@@ -41,23 +44,36 @@ class _ListPhis(argparse.Action):
 
 
 def number(
-    low: float, *, high: float = math.inf, open_low: bool = False, kind: type = float
+    low: float, *, high: float | None = None, open_low: bool = False, kind: type = float
 ) -> Callable[[str], Any]:
-    """Return an argparse type that accepts finite numbers with ``low <= value < high``."""
+    """Return an argparse type that accepts finite numbers with ``low <= value < high``.
+
+    Whole numbers are below 2**31 where nothing is said, for JAX counts in 32 bits.
+    """
     wanted = f"{'a whole number' if kind is int else 'a number'} {'above' if open_low else 'from'} {low:g}"
-    if high < math.inf:
-        wanted += f" and below {high:g}"
+    limited = f"{wanted} and below {_COUNTED if high is None else high}"
+    if high is not None:
+        wanted = limited
+    elif kind is int:
+        high = _COUNTED
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from error
-        if not math.isfinite(value) or not low <= value < high or (open_low and value == low):
+        # No math.isfinite, which fails for a whole number that is larger than every float.
+        if high is not None and value >= high and value != math.inf:
+            raise argparse.ArgumentTypeError(f"expected {limited}, got {text!r}")
+        if not low <= value < math.inf or (open_low and value == low):
             raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
         return value
 
     return parse
+
+
+# JAX makes random keys of 32 bits: a larger seed would be another one over again.
+SEED = number(0, high=2**32, kind=int)
 
 
 def _address(text: str) -> str:
@@ -74,11 +90,14 @@ def _option(text: str) -> tuple[str, float | bool]:
     if separator and value in ("true", "false"):
         return name, value == "true"
     try:
-        return name, float(value)
-    except ValueError as error:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):  # which a record could not keep
         raise argparse.ArgumentTypeError(
-            f"expected NAME=VALUE with a number, true or false, got {text!r}"
-        ) from error
+            f"expected NAME=VALUE with a finite number, true or false, got {text!r}"
+        )
+    return name, number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     problem.add_argument("--text-file", type=Path, help="text to use instead of the bundled one")
     problem.add_argument("--steps", type=count)
     problem.add_argument("--batch-size", type=count)
-    problem.add_argument("--seed", type=number(0, kind=int), default=0, help="of weights and order of data")
+    problem.add_argument("--seed", type=SEED, default=0, help="of weights and order of data")
 
     metric = parser.add_argument_group("the metric")
     metric.add_argument(
@@ -153,7 +172,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     baseline = parser.add_argument_group("the baseline")
     baseline.add_argument("--baseline", default="adamw", metavar="NAME", help="any Optax optimiser, or none")
-    baseline.add_argument("--baseline-learning-rate", type=positive)
+    baseline.add_argument(
+        "--baseline-learning-rate",
+        type=positive,
+        help="peak of the same schedule; one that changes its rate by itself, as rprop does, begins with it",
+    )
     baseline.add_argument(
         "--baseline-option", type=_option, action="append", default=[], metavar="NAME=VALUE"
     )

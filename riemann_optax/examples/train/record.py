@@ -127,9 +127,9 @@ def write_record(record: Record, path: Path) -> None:
     Examples:
       >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     write_record({"loss": float("nan")}, Path(folder) / "record.json")
+      ...     write_record({"arguments": {"alpha": float("nan")}}, Path(folder) / "record.json")
       ...     read_record(Path(folder) / "record.json")
-      {'loss': None}
+      {'arguments': {'alpha': None}}
     """
     unfinished = path.with_suffix(".json.unfinished")
     unfinished.write_text(json.dumps(_finite(record), indent=1, allow_nan=False) + "\n")
@@ -152,13 +152,22 @@ def read_record(path: Path) -> Record:
 
 def is_run(path: Path) -> bool:
     """Whether there is a record of a run, so that its folder may be emptied."""
-    return "arguments" in (_read(path) or {})
+    return _read(path) is not None
 
 
 def _read(path: Path) -> Record | None:
-    """Return a record; None where there is none that can be read."""
+    """Return the record of a run; None where there is none that can be read."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record, dict) and _is_of_a_run(record) else None
+
+
+def _is_of_a_run(record: Record) -> bool:
+    """Whether a record has what the trainer reads of a run, each of its kind."""
+    kinds = {"arguments": dict, "data": dict, "extended_at": list, "results": dict, "histories": dict}
+    if not all(isinstance(record.get(name, kind()), kind) for name, kind in kinds.items()):
+        return False
+    complete = {"title", "target", "results", "histories"} <= record.keys()
+    return bool(record.get("arguments")) and (complete or record.get("status") != "finished")
