@@ -45,7 +45,7 @@ class Checkpoints:
         if self._manager.latest_step() == run.step:
             return
         items = ocp.args.Composite(
-            training=ocp.args.StandardSave(run.training._asdict()),
+            training=ocp.args.StandardSave(_filled(run.training._asdict())),
             manifest=ocp.args.JsonSave(ro.checkpoint.manifest(run.training)),
             history=ocp.args.JsonSave(run.history),
         )
@@ -75,8 +75,11 @@ class Checkpoints:
             ro.checkpoint.check(json["manifest"], target)
         except ValueError as error:
             raise InputError(f"--resume: {self.folder / str(step)}: {error}") from error
-        training = self._read(step, training=ocp.args.StandardRestore(target._asdict()))["training"]
-        return Run(Training(**training), step, json["history"])
+        kept = self._read(step, training=ocp.args.StandardRestore(_filled(target._asdict())))["training"]
+        training = jax.tree.map(
+            lambda first, restored: first if restored is None else restored, fresh.training, Training(**kept)
+        )
+        return Run(training, step, json["history"])
 
     def _read(self, step: int, **items: Any) -> Any:
         folder = self.folder / str(step)
@@ -91,3 +94,8 @@ class Checkpoints:
             raise InputError(
                 f"--resume: the checkpoint {folder} is damaged: move it away to go on from the one before"
             ) from error
+
+
+def _filled(tree: Any) -> Any:
+    """Return a tree with None for arrays of no values, which Orbax does not write."""
+    return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)

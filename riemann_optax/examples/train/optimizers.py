@@ -1,11 +1,13 @@
 """The optimisers the trainer compares: a Riemannian metric, and a baseline by its Optax name."""
 
+import functools
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import riemann_optax as ro
@@ -166,15 +168,64 @@ def explain(options: MetricOptions) -> str:
     return f"{says}\nphi: {summary[0].lower()}{summary[1:]}"
 
 
+def _with_rate(
+    factory: Callable[..., Any], argument: str, rate: optax.ScalarOrSchedule, peak: float | None
+) -> Any:
+    """Build an optimiser; see :func:`build_baseline` for one that takes a number and no schedule."""
+
+    def failing(rate: optax.ScalarOrSchedule) -> str | None:
+        return _failing_call(functools.partial(factory, **{argument: rate}))
+
+    call = failing(rate) if callable(rate) else None
+    if call is None or failing(1.0) is not None:
+        return factory(**{argument: rate})
+    if call == "init" and peak is not None:
+        return factory(**{argument: peak})
+    # All but the rate stays as it is, also a number that decides what is compiled.
+    fixed = inspect.signature(factory).parameters.keys() - {argument}
+    return optax.inject_hyperparams(factory, static_args=fixed)(**{argument: rate})
+
+
+def _failing_call(build: Callable[[], Any]) -> str | None:
+    """Return which call of an optimiser fails, ``"build"``, ``"init"`` or ``"update"``; computes nothing."""
+    weights = {"kernel": jnp.ones([2, 2]), "bias": jnp.ones([2])}
+
+    def loss(weights: Any) -> Any:
+        return weights["kernel"].sum() + weights["bias"].sum()
+
+    def update(state: optax.OptState) -> Any:
+        given = {"value": loss(weights), "grad": weights, "value_fn": loss, "obj_fn": loss}
+        return optax.with_extra_args_support(optimizer).update(weights, state, weights, **given)
+
+    call = "build"
+    try:
+        optimizer = build()
+        if not isinstance(optimizer, optax.GradientTransformation):
+            return None
+        call = "init"
+        state = jax.eval_shape(optimizer.init, weights)
+        call = "update"
+        jax.eval_shape(update, state)
+    except (TypeError, ValueError):
+        return call
+    return None
+
+
 def build_baseline(
-    name: str, learning_rate: optax.ScalarOrSchedule, options: Mapping[str, Any]
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    options: Mapping[str, Any],
+    *,
+    peak: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Build an optimiser from its name in ``optax`` or ``optax.contrib``, with the recorder of energy.
 
     Args:
       name: such as ``"adamw"``, ``"sgd"`` or ``"muon"``.
-      learning_rate: the rate or schedule.
+      learning_rate: the rate or schedule. One that takes a number alone gets that of each step.
       options: further keyword arguments, such as ``{"momentum": 0.9}``.
+      peak: what an optimiser begins with whose first state holds its rate and changes it from there, such as
+        ``"rprop"``; by default the first rate of the schedule.
 
     Returns:
       The optimiser.
@@ -191,7 +242,8 @@ def build_baseline(
     not_known = InputError(
         f"--baseline {name} is not an Optax optimiser with a learning rate: give a name such as adamw or sgd"
     )
-    if not inspect.isfunction(factory):
+    # Some are another one with arguments filled in: nadamw is adamw.
+    if not inspect.isfunction(factory.func if isinstance(factory, functools.partial) else factory):
         raise not_known
     arguments = inspect.signature(factory).parameters
     rate_argument = next((argument for argument in arguments if argument.endswith("learning_rate")), None)
@@ -205,7 +257,7 @@ def build_baseline(
                 f"--baseline-option {option} is not an argument of {name}: it takes {', '.join(arguments)}"
             )
     try:
-        optimizer = factory(**{rate_argument: learning_rate}, **options)
+        optimizer = _with_rate(functools.partial(factory, **options), rate_argument, learning_rate, peak)
     except (TypeError, ValueError) as error:
         raise InputError(f"--baseline {name} cannot be built ({error}): see --baseline-option") from error
     if not isinstance(optimizer, optax.GradientTransformation):

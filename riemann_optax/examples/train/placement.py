@@ -55,9 +55,13 @@ class Placement:
         return jax.tree.map(lambda leaf: _place(leaf, self._sharding_of(leaf)), parameters)
 
     def state(self, transformation: optax.GradientTransformation, parameters: Any) -> optax.OptState:
-        """Return the first state of an optimiser, each array beside the parameter it belongs to."""
+        """Return the first state of an optimiser, each array beside the parameter it belongs to.
+
+        No two of its arrays share a buffer, nor one with a parameter: the compiled step takes them all over.
+        """
         if self._mesh is None:
-            return transformation.init(parameters)
+            # Copies, for the state of some optimisers begins with the parameters themselves.
+            return jax.tree.map(jax.numpy.array, transformation.init(parameters))
         # Compiled, for an array that `init` makes of nothing cannot move between processes afterwards.
         shardings = ro.sharding.state_shardings(transformation, parameters)
         return jax.jit(transformation.init, out_shardings=shardings)(parameters)

@@ -157,7 +157,7 @@ def build_contestants(
         rate = arguments.baseline_learning_rate
         schedule = schedule_for(arguments.baseline, rate, arguments.steps, extended_at)
         options = command_line.baseline_options(arguments)
-        baseline = build_baseline(arguments.baseline, schedule, options)
+        baseline = build_baseline(arguments.baseline, schedule, options, peak=rate)
         contestants["baseline"] = Contestant(arguments.baseline, rate, schedule, baseline)
     return contestants
 
