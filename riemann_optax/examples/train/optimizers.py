@@ -238,7 +238,7 @@ def build_baseline(
       >>> isinstance(tx, optax.GradientTransformation)
       True
     """
-    factory = getattr(optax, name, None) or getattr(optax.contrib, name, None)
+    factory: Any = getattr(optax, name, None) or getattr(optax.contrib, name, None)
     not_known = InputError(
         f"--baseline {name} is not an Optax optimiser with a learning rate: give a name such as adamw or sgd"
     )
