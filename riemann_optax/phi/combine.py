@@ -181,13 +181,7 @@ def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree", axes: 
     def divide(value: jax.Array, mean: jax.Array) -> jax.Array:
         return value / jnp.where(mean == 0, jnp.ones_like(mean), mean)
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, optax.OptState]:
-        values, state = part.update(updates, state, params, **extra_args)
-        return jax.tree.map(divide, values, _axes.group_mean(values, over, axes)), state
-
-    return phi_around([part], part.init, update, "unit_mean")
+    return _by_its_mean(part, divide, over, axes, "unit_mean")
 
 
 def limited_mean(
@@ -233,13 +227,25 @@ def limited_mean(
         most = jnp.asarray(limit, mean.dtype)
         return value * (most / jnp.maximum(mean, most))
 
+    return _by_its_mean(part, scale, over, axes, "limited_mean")
+
+
+def _by_its_mean(
+    part: optax.GradientTransformationExtraArgs,
+    change: Callable[[jax.Array, jax.Array], jax.Array],
+    over: Group,
+    axes: Axes,
+    name: str,
+) -> Phi:
+    """Return a phi whose values are changed by the mean of their group."""
+
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         values, state = part.update(updates, state, params, **extra_args)
-        return jax.tree.map(scale, values, _axes.group_mean(values, over, axes)), state
+        return jax.tree.map(change, values, _axes.group_mean(values, over, axes)), state
 
-    return phi_around([part], part.init, update, "limited_mean")
+    return phi_around([part], part.init, update, name)
 
 
 def _checked(phis: Sequence[Any]) -> list[optax.GradientTransformationExtraArgs]:
