@@ -114,3 +114,12 @@ def test_no_two_arrays_of_a_first_state_share_a_buffer(name, shard):
         pieces = {piece.data.unsafe_buffer_pointer() for piece in leaf.addressable_shards}
         assert not pieces & seen
         seen |= pieces
+
+
+def test_a_whole_number_stays_whole():
+    """As ``lbfgs`` and ``galore`` need; a float is an error deep in Optax."""
+    said = ["--baseline", "lbfgs", "--baseline-learning-rate", "0.1", "--baseline-option", "memory_size=3"]
+    state = plan.build_contestants(arguments.parse([*SMALL, *said]))["baseline"].transformation.init(
+        {"w": jnp.ones([2])}
+    )
+    assert optax.tree.get(state, "weights_memory").shape == (3,)

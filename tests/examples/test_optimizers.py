@@ -82,10 +82,7 @@ def test_the_explanation_names_the_phi_and_the_numbers_that_are_run(problem, opt
     (measured,) = {leaf.phi for leaf in ro.describe(getattr(ro, optimizer)(0.1), parameters).leaves}
     summary = PHIS[measured].summary
     assert said.endswith(f"phi: {summary[0].lower()}{summary[1:]}")
-    scale = {
-        "riemannian_sgd": "1 + 1 phi",
-        "riemannian_eigenbasis": "(m + 1000 phi) / 1001",
-    }.get(optimizer, "(m + 10000 phi) / 10001")
+    scale = "1 + 1 phi" if optimizer == "riemannian_sgd" else "(m + 10000 phi) / 10001"
     assert f"divided by E = {scale}" in said
     assert ("eigenvector" in said) is (optimizer == "riemannian_eigenbasis")
     assert "multiplied by 1/E = 1 + 3 phi" in explain(

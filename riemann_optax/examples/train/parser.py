@@ -1,6 +1,7 @@
 """The options of the trainer's command line, and what values they take."""
 
 import argparse
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -85,10 +86,13 @@ def _address(text: str) -> str:
 
 
 def _option(text: str) -> tuple[str, float | bool]:
-    """Parse ``name=value``, where the value is a number, ``true`` or ``false``."""
+    """Parse ``name=value``, where the value is a number, ``true`` or ``false``; ``5`` is a whole number."""
     name, separator, value = text.partition("=")
     if separator and value in ("true", "false"):
         return name, value == "true"
+    with contextlib.suppress(ValueError):
+        if abs(int(value)) < _COUNTED:
+            return name, int(value)
     try:
         number = float(value)
     except ValueError:
