@@ -63,6 +63,7 @@ ENTRIES: dict[str, Entry] = {
     "phi.unit_mean:neuron": with_phi(
         lambda: ro.phi.unit_mean(ro.phi.activity(), over="neuron"), all_reduced=2
     ),
+    "phi.limited_mean": with_phi(lambda: ro.phi.limited_mean(ro.phi.activity(), limit=0.01), all_reduced=2),
     # gates
     "phi.metaplasticity": with_phi(lambda: ro.phi.metaplasticity(strength=0.1)),
     "phi.utility_gate": with_phi(half_open_gate, all_reduced=2),

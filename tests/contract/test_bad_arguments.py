@@ -80,6 +80,7 @@ BAD = {
     "learning_rate_sgd": POSITIVE,
     "linear_fields": ["mu", 3, ["mu", 3]],
     "longest": [*COUNT, 1.5],
+    "limit": POSITIVE,
     "low": [0.0, -1.0, *NOT_A_NUMBER],
     "maturity": NOT_NEGATIVE,
     "max_operations": NOT_NEGATIVE,
@@ -186,7 +187,7 @@ NEEDED = {
     "field": ro.fields.Quadratic(1.0), "fraction": 0.5, "phi": ro.phi.activity(), "inner": optax.identity(),
     "tx": optax.sgd(0.1), "factor": abs, "base": optax.sgd(0.1), "reference": optax.sgd(0.1),
     "default": optax.sgd(0.1), "function": abs, "exponent": 0.5, "phis": [ro.phi.activity()], "strength": 1.0,
-    "rule": ro.dormant_units(), "threshold": 0.1,
+    "rule": ro.dormant_units(), "threshold": 0.1, "limit": 1.0,
 }  # fmt: skip
 
 
@@ -207,7 +208,8 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_argument(maker, argument, v
     arguments = {
         name: NEEDED[name]
         for name, parameter in signature.parameters.items()
-        if parameter.default is parameter.empty and parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
     positional = NEEDED["phis"] if "phis" in signature.parameters else ()
     if argument == "phis":
