@@ -195,7 +195,7 @@ def limited_mean(
 
     An importance that grows with every task makes everything stiff in the end. Limited, each new task shares
     what there is with those before. With ``limit = c / alpha`` the mean of ``E`` is at most ``1 + c``.
-    ``phi >= 0`` where ``phi`` is. State: phi's. Under sharding as :func:`unit_mean`.
+    ``phi >= 0`` where ``phi`` is. State: phi's. Under sharding one all-reduce per leaf, which XLA combines.
 
     Args:
       phi: a phi that is nowhere negative.
