@@ -6,8 +6,9 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # On a busy machine a fake device can wait for the others longer than the 40 seconds after which XLA gives up
 # and aborts the process.
-PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {PATIENCE}".strip()
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
 import jax  # after the environment, which JAX reads when it is imported
 import pytest
