@@ -240,7 +240,8 @@ def test_a_geodesic_between_points_of_a_separable_field_is_its_logarithm():
 def test_a_geodesic_that_is_not_there_is_not_invented():
     """E of 1 / x^4 puts 0 and all behind it at an infinite distance: no geodesic leads there."""
     field = ro.fields.Coupled(lambda w: jnp.full_like(w, 1 / jnp.sum(w**2) ** 2))
-    with pytest.raises(RuntimeError):
+    # Under the oldest supported JAX the error of the solver comes out of a callback, as a ValueError.
+    with pytest.raises((RuntimeError, ValueError), match=r"maximum number of (solver )?steps"):
         flow.geodesic_between(field, jnp.array([1.0]), jnp.array([-2.0]))
 
 
