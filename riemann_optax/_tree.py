@@ -211,11 +211,14 @@ def mean(array: jax.Array, axis: Any, keepdims: bool = True) -> jax.Array:
 
 
 def bounded(gradient: Any) -> jax.Array:
-    """Clip a real gradient at 2**60 (2**500 in float64), so that its square stays finite; infinity stays."""
+    """Clip a real gradient at 2**50 (2**400 in float64); infinity stays.
+
+    Sums of its squares, and their products with a basis, then stay finite.
+    """
     array: jax.Array = jnp.asarray(gradient)
     if jnp.iscomplexobj(array):
         return array
-    bound = 2.0**500 if array.dtype.itemsize > 4 else 2.0**60
+    bound = 2.0**400 if array.dtype.itemsize > 4 else 2.0**50
     # Eight bits without an infinity would round the bound to NaN.
     bound = min(bound, float(jnp.finfo(array.dtype).max))  # type: ignore[no-untyped-call]
     return jnp.where(jnp.isinf(array), array, jnp.clip(array, -bound, bound))

@@ -145,7 +145,7 @@ def averaged(
             if layout is None or _tree.is_masked(factor):
                 new.append(factor)
                 continue
-            matrices = layout.matrices(bounded(_tree.to_working_dtype(gradient)))
+            matrices = layout.matrices(_tree.to_working_dtype(gradient))
             rate = jnp.asarray(decay).astype(matrices.dtype)
             correlation = bases.correlations(matrices, side, place)
             mean = rate * factor.astype(matrices.dtype) + (1 - rate) * correlation
@@ -153,12 +153,6 @@ def averaged(
         return new
 
     return on_auto_mesh(all_leaves, factors, gradients, factors)  # type: ignore[no-any-return]
-
-
-def bounded(gradient: jax.Array) -> jax.Array:
-    """Clip a gradient so that sums of its squares, and their products with a basis, stay finite."""
-    bound = 2.0**400 if gradient.dtype.itemsize > 4 else 2.0**50
-    return jnp.clip(gradient, -bound, bound)
 
 
 def decompose_first(groups: list[list[Job]], squares: dict[str, list[Any]], count: jax.Array) -> jax.Array:
@@ -201,33 +195,43 @@ def without_noise(
     dtypes of the original gradients.
     """
     leaves, structure = jax.tree.flatten(turned)
+    at = [number for number, layout in enumerate(layouts) if layout is not None]
 
-    def clean(leaves: list[Any]) -> list[Any]:
+    def limits(matrices: list[jax.Array]) -> list[jax.Array]:
+        rules = [(layouts[number], dtypes[number]) for number in at]
         return [
-            leaf if layout is None else _rounded(leaf, layout, dtype, state_dtype)
-            for leaf, layout, dtype in zip(leaves, layouts, dtypes, strict=True)
+            _resolved(matrix, layout, dtype, state_dtype)
+            for matrix, (layout, dtype) in zip(matrices, rules, strict=True)
         ]
 
-    def choose(count: jax.Array, leaves: list[Any]) -> list[Any]:
-        return when(count == 0, clean, lambda leaves: leaves, leaves)  # type: ignore[no-any-return]
+    def none(matrices: list[jax.Array]) -> list[jax.Array]:
+        return jax.tree.map(jnp.zeros_like, jax.eval_shape(limits, matrices))
 
-    return jax.tree.unflatten(structure, on_auto_mesh(choose, leaves, count, leaves))
+    def clean(count: jax.Array, matrices: list[jax.Array]) -> list[jax.Array]:
+        # A branch for a few numbers, and not for all entries: these are then compared where they are used.
+        found = when(count == 0, limits, none, matrices)
+        return [
+            jnp.where(jnp.abs(matrix) <= limit, jnp.zeros_like(matrix), matrix)
+            for matrix, limit in zip(matrices, found, strict=True)
+        ]
+
+    matrices = [leaves[number] for number in at]
+    for number, cleaned in zip(at, on_auto_mesh(clean, matrices, count, matrices), strict=True):
+        leaves[number] = cleaned
+    return jax.tree.unflatten(structure, leaves)
 
 
-def _rounded(leaf: jax.Array, layout: Layout, dtype: Any, state_dtype: Any) -> jax.Array:
-    """Return the leaf with 0 for entries that its bases cannot resolve.
+def _resolved(leaf: jax.Array, layout: Layout, dtype: Any, state_dtype: Any) -> jax.Array:
+    """Return the size below which entries of a leaf's matrices are not resolved by their bases.
 
     The bases come from squares, which resolve nothing below the root of the working precision, and are
     rounded to ``state_dtype``. Entries of the gradient have errors of half an epsilon of its own ``dtype``;
     relative to the largest, its components have at most the same.
     """
-    size = jnp.abs(leaf)
     working = _tree.working_dtype(leaf)
     relative = max(_epsilon(working) ** 0.5, _epsilon(dtype), 4 * _epsilon(state_dtype or working))
-    limit = jnp.asarray(relative, leaf.dtype) * jnp.max(
-        size, axis=layout.permutation[len(layout.stack) :], keepdims=True
-    )
-    return jnp.where(size <= limit, jnp.zeros_like(leaf), leaf)
+    largest = jnp.max(jnp.abs(leaf), axis=layout.permutation[len(layout.stack) :], keepdims=True)
+    return jnp.asarray(relative, leaf.dtype) * largest
 
 
 def _epsilon(dtype: Any) -> float:

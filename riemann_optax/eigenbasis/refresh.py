@@ -249,17 +249,16 @@ class Refresh(NamedTuple):
 
         Factors and bases are lists with one entry for each group.
         """
-        slot = count % self.period
-        due = [jnp.logical_and(count > 0, slot == group[0].slot) for group in self.groups]
-        some = jnp.any(jnp.stack(due))
-        number = jnp.argmax(jnp.stack(due)).astype(jnp.int32)
+        slots = jnp.asarray([group[0].slot for group in self.groups], count.dtype)
+        is_due = jnp.logical_and(count > 0, count % self.period == slots)
+        some, number = jnp.any(is_due), jnp.argmax(is_due).astype(jnp.int32)
         if not self.rules.refreshes_all():
             some = when(
                 some, self._any_has_turned, lambda *_: jnp.zeros([], jnp.bool_), number, factors, bases
             )
-            due = [jnp.logical_and(some, one) for one in due]
         new, changes, kept = when(some, self._refreshed, self._unchanged, number, factors, bases)
         arrays, results = dict(arrays), []
+        due = _flags(jnp.where(some, number, len(self.groups)), len(self.groups))
         for one, group, old in zip(due, self.groups, bases, strict=True):
             basis, moved = when(
                 one,
@@ -317,6 +316,19 @@ class Refresh(NamedTuple):
                     array, matrix, layout, job.side, shape, one.linear, self.rules.precision, place
                 )
         return arrays
+
+
+def _flags(number: jax.Array, length: int) -> list[jax.Array]:
+    """Return booleans of which that at ``number`` is True, and none if ``number`` is ``length``.
+
+    Branches of constants: XLA would compile a comparison with each position on its own.
+    """
+
+    def branch(at: int) -> Callable[[], list[jax.Array]]:
+        return lambda: [jnp.asarray(at == other) for other in range(length)]
+
+    flags: list[jax.Array] = jax.lax.switch(number, [branch(at) for at in range(length + 1)])
+    return flags
 
 
 def _chosen(

@@ -104,13 +104,13 @@ def in_eigenbasis(
     decomposition consists of matrix products. If it finds no orthonormal basis the old one is kept, and
     ``kept_bases`` in the state counts it.
 
-    **What inner sees.** Gradients *and parameters* in the coordinates of the bases, in the shape of the leaf
-    and in float32 or wider. So inside, a phi of the weights, an anchor and weight decay see the rotated
-    weights, and the ``E`` that :func:`metric_at` and :func:`record_metric` show belongs to eigenvectors.
-    Means over a leaf or the tree mean the same; "neuron" is an output eigenvector. Among the extra arguments
-    the functions ``obj_fn``, ``value_fn`` and ``outputs_fn`` and gradients of examples or samples are
-    rotated too; ``inputs``, ``activities`` and ``task_importance`` belong to single weights and raise an
-    error. Both stages must be inside, or both outside.
+    **What inner sees.** Gradients, 2**50 at most (2**400 in float64), *and parameters* in the coordinates of
+    the bases, in the shape of the leaf and in float32 or wider. So inside, a phi of the weights, an anchor
+    and weight decay see the rotated weights, and the ``E`` that :func:`metric_at` and :func:`record_metric`
+    show belongs to eigenvectors. Means over a leaf or the tree mean the same; "neuron" is an output
+    eigenvector. Among the extra arguments the functions ``obj_fn``, ``value_fn`` and ``outputs_fn`` and
+    gradients of examples or samples are rotated too; ``inputs``, ``activities`` and ``task_importance``
+    belong to single weights and raise an error. Both stages must be inside, or both outside.
 
     **What inner remembers.** When a basis changes, every array in the state of ``inner`` that has the shape
     of the leaf changes coordinates with it. Arrays linear in gradients or weights change exactly, by
@@ -308,6 +308,7 @@ def in_eigenbasis(
     ) -> tuple[optax.Updates, InEigenbasisState]:
         _tree.check_inexact(updates, "gradients")
         updates, params = _tree.arrays((updates, _tree.trained(params, updates)))
+        updates = jax.tree.map(_tree.bounded, updates)
         bare = _tree.bare(updates)
         gradients, structure = jax.tree.flatten(bare)
         layouts = rules.layouts(bare)

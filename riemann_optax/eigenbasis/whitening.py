@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from riemann_optax import _tree
 from riemann_optax.eigenbasis import bases
-from riemann_optax.eigenbasis.frame import bounded
 from riemann_optax.eigenbasis.layout import Layout
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
 from riemann_optax.eigenbasis.orthonormal import EXACT
@@ -48,7 +47,7 @@ def whitened_averages(
                 for column, factor in zip(new, factors, strict=True):
                     column.append(factor)
                 continue
-            matrices = layout.matrices(bounded(_tree.to_working_dtype(gradient)))
+            matrices = layout.matrices(_tree.to_working_dtype(gradient))
             rate = jnp.asarray(decay).astype(matrices.dtype)
             both = (
                 _whitened(matrices, factors[1], own[1], "right", count, rate),

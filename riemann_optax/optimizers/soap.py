@@ -166,9 +166,7 @@ def _after_the_first(adam: optax.GradientTransformation) -> optax.GradientTransf
             return jax.tree.map(lambda x: jnp.where(first, jnp.zeros_like(x), x), tree)
 
         # With a gradient of 0 the moments stay 0, so only the count must be restored.
-        updates, adam_state = adam.update(
-            unless_first(jax.tree.map(_tree.bounded, updates)), state.adam, params
-        )
+        updates, adam_state = adam.update(unless_first(updates), state.adam, params)
         adam_state = adam_state._replace(count=unless_first(adam_state.count))
         return unless_first(updates), SoapState(optax.safe_increment(state.count), adam_state)
 

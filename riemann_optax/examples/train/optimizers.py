@@ -21,7 +21,7 @@ _SCHEDULE_FREE = "riemannian_schedule_free"
 # What the aliases measure by themselves.
 _OWN_PHI = {
     "riemannian_adamw": "factored_activity",
-    "riemannian_eigenbasis": "factored_activity",
+    "riemannian_eigenbasis": "activity",
     "riemannian_sgd": "activity",
     "riemannian_schedule_free": "factored_activity",
 }
