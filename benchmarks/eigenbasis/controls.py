@@ -21,7 +21,7 @@ B1, B2 = 0.9, 0.97  # the form's own
 
 
 def _phi() -> optax.GradientTransformation:
-    return ro.phi.factored_activity(decay=B2)
+    return ro.phi.activity(decay=B2, state_dtype="bfloat16")
 
 
 def _base(schedule: optax.ScalarOrSchedule) -> optax.GradientTransformation:

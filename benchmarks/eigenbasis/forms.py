@@ -72,7 +72,8 @@ def kl(**options: Any) -> Form:
     )
 
 
-FULL_MOMENT = {"phi": ro.phi.activity(decay=0.97), "alpha": 1e4}
+# Means of rows and columns instead of a mean square of each weight; momentum in float32.
+FACTORED = {"phi": ro.phi.factored_activity(decay=0.97), "mu_dtype": None}
 FORMS = {
     ADAMW: Form(lambda schedule: optax.adamw(schedule, b2=0.95, weight_decay=DECAY)),
     "NAdamW": Form(lambda schedule: optax.nadamw(schedule, b2=0.95, weight_decay=DECAY)),
@@ -92,10 +93,12 @@ FORMS = {
     "no basis": Form(lambda schedule: ro.riemannian_adamw(schedule, weight_decay=DECAY)),
     f"{ONE_SIDED}, no Nesterov": ours(nesterov=False),
     ONE_SIDED: ours(),
-    "eigenbasis, both sides, no Nesterov": ours(sides="both", nesterov=False),
+    f"{ONE_SIDED}, row times column": ours(**FACTORED),
     "eigenbasis, both sides": ours(sides="both"),
-    "eigenbasis, both sides, whitened": ours(sides="both", correlate="whitened_gradients"),
-    "eigenbasis, both sides, activity": ours(sides="both", **FULL_MOMENT),
+    "eigenbasis, both sides, row times column": ours(sides="both", **FACTORED),
+    "eigenbasis, both sides, row times column, whitened": ours(
+        sides="both", correlate="whitened_gradients", **FACTORED
+    ),
 }
 
 WIDENINGS = 3
