@@ -226,6 +226,24 @@ def test_geodesics_between_points_of_the_half_plane_have_its_distance(dtype, rto
         assert length.dtype == dtype
 
 
+@pytest.mark.parametrize("east", [0.0, 1e-6, 1e-3, 8.0, 20.0])
+def test_geodesics_of_the_half_plane_are_found_however_far_the_points_are(east):
+    """A way of no length, one below the rounding of its end, and some of several radians."""
+    start, displacement = jnp.array([-1.0, 1.0], jnp.float32), jnp.array([east, 0.0], jnp.float32)
+    found = flow.geodesic_between(HALF_PLANE, start, displacement)
+    length = ro.geometry.norm(HALF_PLANE, start, found.evaluate(0.0).velocity)
+    np.testing.assert_allclose(length, np.arccosh(1 + east**2 / 2), rtol=1e-4, atol=2e-7)
+
+
+def test_a_geodesic_of_the_sphere_is_found_nearly_to_the_antipodes():
+    sphere = ro.fields.Coupled(lambda w: jnp.stack([jnp.ones(()), jnp.cos(w[0]) ** 2]))
+    begin, end = np.array([0.1, 0.0]), np.array([0.1, 3.0])
+    on_it = [np.array([np.cos(a) * np.cos(b), np.cos(a) * np.sin(b), np.sin(a)]) for a, b in (begin, end)]
+    found = flow.geodesic_between(sphere, jnp.array(begin), jnp.array(end - begin))
+    length = ro.geometry.norm(sphere, jnp.array(begin), found.evaluate(0.0).velocity)
+    np.testing.assert_allclose(length, np.arccos(on_it[0] @ on_it[1]), rtol=1e-6)
+
+
 def test_a_geodesic_between_points_of_a_separable_field_is_its_logarithm():
     field = ro.fields.Quadratic(3.0)
     begin = {"w": jnp.array([0.5, -1.0]), "b": jnp.array(2.0)}

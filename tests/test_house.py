@@ -18,7 +18,7 @@ ORDER = {
         "_population",
         *("boundary", "phi", "covector", "_observe", "metric", "edits", "scaling", "eigenbasis", "anchor"),
         *("wrappers",),
-        *("fields", "geometry", "flow", "supply", "inspect", "plot", "sharding", "checkpoint"),
+        *("fields", "geometry", "_shooting", "flow", "supply", "inspect", "plot", "sharding", "checkpoint"),
         *("optimizers",),
         *("testing", "examples"),
     ),

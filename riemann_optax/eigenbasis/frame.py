@@ -195,17 +195,16 @@ def without_noise(
     dtypes of the original gradients.
     """
     leaves, structure = jax.tree.flatten(turned)
-    at = [number for number, layout in enumerate(layouts) if layout is not None]
+    rules = {at: layout for at, layout in enumerate(layouts) if layout is not None}
 
     def limits(matrices: list[jax.Array]) -> list[jax.Array]:
-        rules = [(layouts[number], dtypes[number]) for number in at]
         return [
-            _resolved(matrix, layout, dtype, state_dtype)
-            for matrix, (layout, dtype) in zip(matrices, rules, strict=True)
+            _resolved(matrix, layout, dtypes[at], state_dtype)
+            for matrix, (at, layout) in zip(matrices, rules.items(), strict=True)
         ]
 
     def none(matrices: list[jax.Array]) -> list[jax.Array]:
-        return jax.tree.map(jnp.zeros_like, jax.eval_shape(limits, matrices))
+        return [jnp.zeros(limit.shape, limit.dtype) for limit in jax.eval_shape(limits, matrices)]
 
     def clean(count: jax.Array, matrices: list[jax.Array]) -> list[jax.Array]:
         # A branch for a few numbers, and not for all entries: these are then compared where they are used.
@@ -215,9 +214,9 @@ def without_noise(
             for matrix, limit in zip(matrices, found, strict=True)
         ]
 
-    matrices = [leaves[number] for number in at]
-    for number, cleaned in zip(at, on_auto_mesh(clean, matrices, count, matrices), strict=True):
-        leaves[number] = cleaned
+    matrices = [leaves[at] for at in rules]
+    for at, cleaned in zip(rules, on_auto_mesh(clean, matrices, count, matrices), strict=True):
+        leaves[at] = cleaned
     return jax.tree.unflatten(structure, leaves)
 
 

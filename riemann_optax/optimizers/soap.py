@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _check, _tree
+from riemann_optax import _check
 from riemann_optax._axes import Axes
 from riemann_optax.eigenbasis import in_eigenbasis, in_eigenbasis_of_each_axis
 

@@ -224,8 +224,8 @@ def limited_mean(
     _axes.check_axes(axes)
 
     def scale(value: jax.Array, mean: jax.Array) -> jax.Array:
-        most = jnp.asarray(limit, mean.dtype)
-        return value * (most / jnp.maximum(mean, most))
+        most = jnp.asarray(limit).astype(mean.dtype)
+        return jnp.where(mean > most, value * (most / mean), value)
 
     return _by_its_mean(part, scale, over, axes, "limited_mean")
 
@@ -237,13 +237,16 @@ def _by_its_mean(
     axes: Axes,
     name: str,
 ) -> Phi:
-    """Return a phi whose values are changed by the mean of their group."""
+    """Return a phi whose finite values are changed by their mean over the group; infinite ones stay."""
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         values, state = part.update(updates, state, params, **extra_args)
-        return jax.tree.map(change, values, _axes.group_mean(values, over, axes)), state
+        endless = jax.tree.map(jnp.isinf, values)
+        finite = jax.tree.map(lambda value, is_inf: jnp.where(is_inf, 0, value), values, endless)
+        changed = jax.tree.map(change, finite, _axes.group_mean(finite, over, axes))
+        return jax.tree.map(jnp.where, endless, values, changed), state
 
     return phi_around([part], part.init, update, name)
 

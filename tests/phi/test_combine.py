@@ -93,6 +93,22 @@ def test_limited_mean_leaves_what_is_below_to_the_bit():
     assert not evaluate(ro.phi.limited_mean(ro.phi.activity(), limit=1.0), gradients=zero)["kernel"].any()
 
 
+@pytest.mark.parametrize("limited", [True, False])
+def test_an_infinite_value_stays_infinite_and_makes_nothing_else_of_the_others(limited):
+    """The mean is that of the finite ones, over all: 3 and 6 of three weights have a mean of 3."""
+    inner = ro.phi.from_weights(lambda w: 6 / jnp.abs(w))
+    phi = ro.phi.limited_mean(inner, limit=1.0) if limited else ro.phi.unit_mean(inner)
+    weights = jnp.array([1.0, 0.0, 2.0])
+    values, _ = phi.update(weights, phi.init(weights), weights)
+    np.testing.assert_allclose(values, [2.0, np.inf, 1.0], rtol=1e-6)
+
+
+def test_a_limit_that_the_dtype_does_not_have_is_none():
+    weights = jnp.array([1.0, 2.0], jnp.float16)
+    phi = ro.phi.limited_mean(ro.phi.from_weights(lambda w: w), limit=1e5)
+    np.testing.assert_array_equal(phi.update(weights, phi.init(weights), weights)[0], weights)
+
+
 def test_unit_mean_of_nothing_is_nothing():
     values = evaluate(ro.phi.unit_mean(ro.phi.activity()), gradients=jax.tree.map(jnp.zeros_like, GRADIENTS))
     np.testing.assert_array_equal(values["kernel"], np.zeros((3, 2)))

@@ -1,0 +1,51 @@
+"""Shooting: which velocity leads to a point, found for longer and longer ways."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optimistix
+
+PARTS = 16
+
+
+def velocity_towards(
+    end: Callable[[optax.Updates], optax.Params],
+    start: optax.Params,
+    displacement: optax.Updates,
+    rtol: float,
+    wide: bool,
+) -> optax.Updates:
+    """Return the velocity at ``start`` with which a motion is at ``start + displacement`` at time 1.
+
+    Found by Newton's method for the first of :data:`PARTS` equal parts of the way, for two of them, up to the
+    whole, each from the one before.
+
+    Args:
+      end: maps the velocity at the start to the point at time 1; differentiable forward.
+      start: where the motion starts.
+      displacement: the other point minus ``start``.
+      rtol: tolerance relative to the displacement.
+      wide: whether points are of float64.
+    """
+    # Points are known no better than to their rounding; near 0 it is that of a number of size 1.
+    rounding = (1e-15 if wide else 1e-6) * (1 + optax.tree.norm(start) + optax.tree.norm(displacement))
+    newton: Any = optimistix.Newton(rtol=rtol, atol=0.1 * rtol * optax.tree.norm(displacement) + rounding)
+
+    def miss(velocity: optax.Updates, wanted: optax.Updates) -> optax.Updates:
+        return jax.tree.map(lambda e, s, d: e - s - d, end(velocity), start, wanted)
+
+    def like_start(tree: optax.Updates) -> optax.Updates:
+        return optax.tree.cast_like(tree, start)
+
+    def longer(velocity: optax.Updates, number: jax.Array) -> tuple[optax.Updates, None]:
+        guess = like_start(optax.tree.scale(number / jnp.maximum(number - 1, 1), velocity))
+        wanted = like_start(optax.tree.scale(number / PARTS, displacement))
+        return optimistix.root_find(miss, newton, guess, args=wanted).value, None
+
+    first = like_start(optax.tree.scale(1 / PARTS, displacement))
+    velocity: optax.Updates
+    velocity, _ = jax.lax.scan(longer, first, jnp.arange(1, PARTS + 1))
+    return velocity
