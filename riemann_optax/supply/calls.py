@@ -56,7 +56,7 @@ def show(call: Call, recorder: Recorder) -> None:
         elif weight is not None:
             inputs = call.inputs()
             for leaf in weight.leaves:
-                recorder.keep(leaf, inputs, call.input_axes, weight.value, call.sent)
+                recorder.keep(leaf, inputs, call.input_axes, weight.value, call.sent, weight.leaves)
         return
     border(call.received, recorder)
     if call.normalises and id(call.received) in recorder.sent:
@@ -65,12 +65,13 @@ def show(call: Call, recorder: Recorder) -> None:
         before = []
         if call.normalises:  # a conversion may stand between it and the layer before
             recorder.normalises(call.received, call.sent)
-    own = [(leaf, part.value) for part in (weight, bias) if part is not None for leaf in part.leaves]
+    parts = [part for part in (weight, bias) if part is not None]
+    own = [(leaf, part.value, part.leaves) for part in parts for leaf in part.leaves]
     for leaf, _, mark in before:  # a layer and the normalisation behind it are one layer of neurons
         recorder.marks[leaf].remove(mark)
     made = [
-        (leaf, array, recorder.keep(leaf, call.sent, call.output_axes, array, call.sent))
-        for leaf, array in [*(one[:2] for one in before), *own]
+        (leaf, array, recorder.keep(leaf, call.sent, call.output_axes, array, call.sent, leaves))
+        for leaf, array, leaves in [*((leaf, array, mark.leaves) for leaf, array, mark in before), *own]
     ]
     recorder.sent[id(call.sent)] = call.sent, made
 

@@ -1,4 +1,4 @@
-"""Where values of a program come from, and whether a gradient flows back through them."""
+"""Where the values of a program lead, and whether a gradient flows back through them."""
 
 import functools
 import operator
@@ -7,37 +7,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from riemann_optax.supply.inlining import Program, inlined, is_variable
-from riemann_optax.supply.marks import BORDER, OF_ONE_VALUE, has_marks, inner, mark_name, number_stacked
-from riemann_optax.supply.stacks import keeps_stack
-
-
-class Sources(NamedTuple):
-    """From which arguments of a function a value is computed, by their numbers.
-
-    Attributes:
-      differentiated: those through which a gradient flows.
-      read: these, and those behind ``stop_gradient``.
-      same: which argument the value is, converted or a row of it in a scan; None where it is another.
-      entries: of which argument each of its entries has an entry, be it scaled, rounded or masked, and no
-        other entries; None where it mixes them.
-      turned: those arguments that were transposed on the way.
-      whole: those whose first axis is that of the value, whole and in its order.
-      rows: of those of which a scan takes a row in each round, the number, and that of the scan by its depth.
-    """
-
-    differentiated: frozenset[int] = frozenset()
-    read: frozenset[int] = frozenset()
-    same: int | None = None
-    entries: int | None = None
-    turned: frozenset[int] = frozenset()
-    whole: frozenset[int] = frozenset()
-    rows: frozenset[tuple[int, int]] = frozenset()
-
-    def row(self, depth: int) -> "Sources":
-        """Return the sources of a row of this value, in a scan that stands in so many others."""
-        taken = {(one, depth) for one in self.whole}
-        return self._replace(whole=frozenset(), rows=self.rows | taken)
+from riemann_optax.supply.inlining import Program, copies_for_marks, inlined, is_variable
+from riemann_optax.supply.marks import BORDER, has_marks, inner, mark_name, number_stacked
+from riemann_optax.supply.sources import Sources
 
 
 class Flow(NamedTuple):
@@ -59,60 +31,6 @@ class Flow(NamedTuple):
         Where its result leads nowhere, the call is there for its derivatives: of a penalty on a gradient.
         """
         return not is_variable(sent) or sent in self.learned or sent not in self.stopped
-
-
-# What leaves a value as it is, but for its dtype.
-_SAME = {"convert_element_type", "copy", "copy_p", "stop_gradient"}
-# What takes entries of one value, in any order.
-_TAKING = {
-    *("reshape", "squeeze", "expand_dims", "slice", "dynamic_slice", "gather", "split", "rev", "transpose"),
-    *("sharding_constraint", "reshard", "optimization_barrier", "reduce_precision", "device_put", "pvary"),
-}
-
-
-def of_all(sources: list[Sources], kind: str = "") -> Sources:
-    """Return the sources of what an equation of this kind computes from values with these."""
-    read = frozenset[int]().union(*(one.read for one in sources))
-    same = sources[0].same if kind in _SAME else None
-    entries = _entries(sources, kind)
-    turned = frozenset[int]().union(*(one.turned for one in sources))
-    if kind == "transpose":
-        turned |= read
-    differentiated = frozenset[int]()
-    if kind != "stop_gradient":
-        differentiated = differentiated.union(*(one.differentiated for one in sources))
-    rows = frozenset[tuple[int, int]]().union(*(one.rows for one in sources))
-    return Sources(differentiated, read, same, entries, turned, rows=rows)
-
-
-def of_results(sources: list[Sources], equation: Any, kind: str = "") -> list[Sources]:
-    """Return the sources of each result of an equation that is given values with these."""
-    made_of = of_all(sources, kind)
-    return [made_of._replace(whole=_whole(sources, equation, one)) for one in range(len(equation.outvars))]
-
-
-def _whole(sources: list[Sources], equation: Any, result: int) -> frozenset[int]:
-    """Return the arguments whose first axis a result has: of all that is computed from them."""
-    kept = [
-        one.whole if one.whole and keeps_stack(equation, operand, result) else frozenset[int]()
-        for operand, one in enumerate(sources)
-    ]
-    lost = [  # a single number, as the norm of all, brings nothing out of its order
-        one.read - own
-        for one, own, variable in zip(sources, kept, equation.invars, strict=True)
-        if variable.aval.shape
-    ]
-    return frozenset[int]().union(*kept).difference(*lost)
-
-
-def _entries(sources: list[Sources], kind: str) -> int | None:
-    """Return of which argument the result has entries: of none where it is computed from it otherwise too."""
-    if kind not in _SAME | _TAKING | OF_ONE_VALUE:
-        return None
-    for one in sources:
-        if one.entries is not None and sum(one.entries in other.read for other in sources) == 1:
-            return one.entries
-    return None
 
 
 class Lead(NamedTuple):
@@ -280,26 +198,3 @@ def _is_index(one: Any) -> bool:
     """Return whether a result has no gradients, and is no condition either."""
     dtype = one.aval.dtype
     return not (jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(dtype, jnp.bool_))
-
-
-def copies_for_marks(program: Any) -> dict[Any, Any]:
-    """Return, by their results, the equations that only marks read: they bring axes into order."""
-    readers: dict[Any, list[Any]] = {}
-    for equation in program.eqns:
-        for variable in equation.read:
-            readers.setdefault(variable, []).append(equation)
-    copies: dict[Any, Any] = {}
-    for equation in reversed(program.eqns):
-        result = equation.outvars[0] if equation.outvars else None
-        if equation.primitive.name in ("transpose", "stop_gradient") and all(
-            mark_name(reader) is not None or reader.outvars[0] in copies for reader in readers.get(result, [])
-        ):
-            copies[result] = equation
-    return copies
-
-
-def before_copies(one: Any, copies: dict[Any, Any]) -> Any:
-    """Return what the model has, of which this is a copy that only marks read."""
-    while is_variable(one) and one in copies:
-        one = copies[one].invars[0]
-    return one

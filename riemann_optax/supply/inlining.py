@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.extend.core
 
-from riemann_optax.supply.marks import CALLS, has_marks, inner, opened
+from riemann_optax.supply.marks import CALLS, has_marks, inner, mark_name, opened
 
 _MADE = re.compile(r"\b(jvp|transpose)\(")  # in the name stack of what differentiation makes
 _RULED = re.compile("^custom_")  # functions with derivatives of their own, such as a relu
@@ -82,3 +82,26 @@ def _write_out(jaxpr: Any, consts: Any, arguments: list[Any], program: Program, 
             )
         names.update(zip(equation.outvars, results, strict=True))
     return [read(one) for one in jaxpr.outvars]
+
+
+def copies_for_marks(program: Any) -> dict[Any, Any]:
+    """Return, by their results, the equations that only marks read: they bring axes into order."""
+    readers: dict[Any, list[Any]] = {}
+    for equation in program.eqns:
+        for variable in equation.read:
+            readers.setdefault(variable, []).append(equation)
+    copies: dict[Any, Any] = {}
+    for equation in reversed(program.eqns):
+        result = equation.outvars[0] if equation.outvars else None
+        if equation.primitive.name in ("transpose", "stop_gradient") and all(
+            mark_name(reader) is not None or reader.outvars[0] in copies for reader in readers.get(result, [])
+        ):
+            copies[result] = equation
+    return copies
+
+
+def before_copies(one: Any, copies: dict[Any, Any]) -> Any:
+    """Return what the model has, of which this is a copy that only marks read."""
+    while is_variable(one) and one in copies:
+        one = copies[one].invars[0]
+    return one

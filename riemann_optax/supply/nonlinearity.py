@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from riemann_optax.supply.flow import before_copies
-from riemann_optax.supply.inlining import is_variable
+from riemann_optax.supply.inlining import before_copies, is_variable
 from riemann_optax.supply.marks import (
     BORDER,
     CALLS,

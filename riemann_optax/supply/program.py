@@ -8,18 +8,14 @@ import jax.numpy as jnp
 
 from riemann_optax.supply.flow import (
     Lead,
-    Sources,
-    before_copies,
-    copies_for_marks,
     flow,
     leads_in_scan,
     leads_of,
-    of_results,
     read_on_in_scan,
     uses_beside,
     wanted,
 )
-from riemann_optax.supply.inlining import inlined, is_variable
+from riemann_optax.supply.inlining import before_copies, copies_for_marks, inlined, is_variable
 from riemann_optax.supply.marks import (
     BORDER,
     NORMALISED,
@@ -33,6 +29,7 @@ from riemann_optax.supply.marks import (
     number_stacked,
 )
 from riemann_optax.supply.nonlinearity import Piece, Reading
+from riemann_optax.supply.sources import Sources, in_body, of_argument, origins_of
 
 
 class Marked(NamedTuple):
@@ -73,8 +70,7 @@ def marked_values(function: Callable[..., Any], *arguments: Any) -> Found:
     with _EVALUATION(object()):
         closed = jax.make_jaxpr(function)(*arguments)
     leaves = jax.tree.leaves(arguments)
-    every = [frozenset({one}) for one in range(len(leaves))]
-    sources = [Sources(own, own, one, one, whole=own) for one, own in enumerate(every)]
+    sources = [of_argument(number) for number in range(len(leaves))]
     found: Found = {}
     leads = [Lead()] * len(closed.jaxpr.outvars)
     _evaluate(closed.jaxpr, closed.consts, leaves, sources, leads, found)
@@ -90,8 +86,8 @@ def _evaluate(
     found: Found,
     derived: bool = False,
     depth: int = 0,
-) -> tuple[list[Any], list[Sources]]:
-    """Evaluate a jaxpr, and collect what is marked in it; return the results and their sources.
+) -> list[Any]:
+    """Evaluate a jaxpr, collect what is marked in it, and return the results.
 
     ``leads`` says where the results lead, ``derived`` whether differentiation has made the jaxpr, and
     ``depth`` in how many scans it stands.
@@ -100,7 +96,7 @@ def _evaluate(
     ways = flow(program, leads)
     values: dict[Any, Any] = dict(zip(program.constvars, program.consts, strict=True))
     values.update(zip(program.invars, arguments, strict=True))
-    origins: dict[Any, Sources] = dict(zip(program.invars, sources, strict=True))
+    origins = origins_of(program, sources, depth)
 
     def read(one: Any) -> Any:
         return values[one] if is_variable(one) else one.val
@@ -127,9 +123,8 @@ def _evaluate(
             values.update(zip(equation.outvars, incoming[:1], strict=True))
             continue
         own = leads_of(equation.outvars, ways)
-        results, made_of = _results(equation, incoming, given, own, found, depth)
+        results = _results(equation, incoming, given, own, found, depth)
         values.update(zip(equation.outvars, results, strict=True))
-        origins.update(zip(equation.outvars, made_of, strict=True))
     for leaf in uses_beside(program, wanted(program, leads), made_of_leaves, origin):
         found.setdefault(f"{UNSEEN}/{leaf}+0", []).append(
             Marked(jnp.zeros([]), jnp.zeros([]), Sources(), True)
@@ -148,12 +143,13 @@ def _evaluate(
             ways.learns(before_copies(sent, copies)),
         )
         found.setdefault(name, []).append(marked)
-    return [read(one) for one in program.outvars], [origin(one) for one in program.outvars]
+    return [read(one) for one in program.outvars]
 
 
 def _of_weights(weights: Sources, marked: Sources) -> Sources:
     """Return the sources of weights, whose stack a mark has the first axis of."""
-    return weights._replace(whole=marked.whole, turned=marked.turned)
+    places = weights.places | marked.places  # the mark brings the axis of the examples to the front
+    return weights._replace(whole=marked.whole, turned=marked.turned, places=places)
 
 
 def _sent_on(
@@ -197,13 +193,11 @@ def _results(
     leads: list[Lead],
     found: Found,
     depth: int,
-) -> tuple[list[Any], list[Sources]]:
+) -> list[Any]:
     kind = equation.primitive.name
-    looks_up = kind == "gather" and equation.invars[1].aval.ndim > 1  # many rows, and not one of a stack
-    made_of = of_results(sources, equation, "" if looks_up else kind)
     marked = [name for inside in inner(equation) for name in mark_names(inside)]
     if kind == "scan" and marked:
-        return _scan(equation, incoming, sources, leads, found, depth), made_of
+        return _scan(equation, incoming, sources, leads, found, depth)
     read = frozenset[int]().union(*(one.read for one in sources))
     if any(_may_be_of(name, read) for name in marked):
         raise ValueError(
@@ -215,8 +209,7 @@ def _results(
     functions, parameters = ((), bound) if isinstance(bound, dict) else bound  # the pair until JAX 0.9
     with equation.ctx.manager:
         results = equation.primitive.bind(*functions, *incoming, **parameters)
-    results = list(results) if equation.primitive.multiple_results else [results]
-    return results, made_of
+    return list(results) if equation.primitive.multiple_results else [results]
 
 
 def _may_be_of(name: str, leaves: frozenset[int]) -> bool:
@@ -236,15 +229,15 @@ def _scan(
     parameters = equation.params
     jaxpr, consts, carried = (parameters[name] for name in ("jaxpr", "num_consts", "num_carry"))
     fixed, start, rows = incoming[:consts], incoming[consts : consts + carried], incoming[consts + carried :]
-    in_body = read_on_in_scan(parameters, leads_in_scan(parameters, leads))
-    in_row = [*sources[: consts + carried], *(one.row(depth) for one in sources[consts + carried :])]
+    ways = read_on_in_scan(parameters, leads_in_scan(parameters, leads))
+    origins = in_body(parameters, sources, depth)
     known: dict[str, list[tuple[Sources, bool]]] = {}
 
     def body(carry: Any, row: Any) -> Any:
         inside: Found = {}
         given = [*fixed, *carry, *row]
-        results, _ = _evaluate(
-            jaxpr.jaxpr, jaxpr.consts, given, in_row, in_body, inside, equation.derived, depth + 1
+        results = _evaluate(
+            jaxpr.jaxpr, jaxpr.consts, given, origins, ways, inside, equation.derived, depth + 1
         )
         known.update({name: [(one.sources, one.learns) for one in marked] for name, marked in inside.items()})
         arrays = {name: [(one.value, one.sent_on) for one in marked] for name, marked in inside.items()}

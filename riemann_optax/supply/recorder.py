@@ -9,13 +9,19 @@ import optax
 
 from riemann_optax import _tree
 from riemann_optax.supply import marks, program
-from riemann_optax.supply.flow import Sources
+from riemann_optax.supply.sources import Sources
 
 Signal = Literal["inputs", "activities"]
 _TAKEN_OUT = (
-    "layers that are taken out of their stack by an index, or in another order: run all of the stack, as it "
-    "is, by scan or vmap, or keep the layers apart, each in parameters of its own"
+    "layers that are taken out of their stack by an index, in parts (as a scan of scans or lax.map with "
+    "batch_size do), or in another order: run all of the stack, as it is, by one scan or vmap, or keep the "
+    "layers apart, each in parameters of its own, and call each with these"
 )
+_MOVED = (
+    "weights that are transposed, indexed, joined, stacked or chosen before their layer has them: give it "
+    "the parameters as they are"
+)
+_COMPUTED = "a layer whose weights are computed from these"
 
 
 class Mark(NamedTuple):
@@ -27,12 +33,14 @@ class Mark(NamedTuple):
       ndim: the number of axes of the weights in this call: one less than they have where a scan or a vmap
         stacks layers.
       stacked: how many of those axes a vmap has put before the last ``axes`` of the signal.
+      leaves: which leaves the weights may be; None where that is not known.
     """
 
     name: str
     axes: int
     ndim: int
     stacked: int = 0
+    leaves: tuple[int | None, ...] = ()
 
 
 class Weight(NamedTuple):
@@ -105,10 +113,22 @@ class Recorder:
         marks.mark(f"{marks.NORMALISED}-{self.number}", received)
         marks.mark(f"{marks.NORMALISED}-{self.number}-sent", sent)
 
-    def keep(self, index: int | None, value: Any, axes: int, weights: Any, sent: Any = None) -> Mark:
-        """Mark a signal of a leaf, which is ``weights`` in this call of a layer that gives ``sent``."""
+    def keep(
+        self,
+        index: int | None,
+        value: Any,
+        axes: int,
+        weights: Any,
+        sent: Any = None,
+        leaves: tuple[int | None, ...] = (),
+    ) -> Mark:
+        """Mark a signal of a leaf, one of those that ``weights`` may be in this call of a layer.
+
+        ``sent`` is what the layer gives.
+        """
         self.number += 1
-        made = Mark(f"{self.signal}/{index}/{self.number}", axes, jnp.ndim(weights))
+        name = f"{self.signal}/{index}/{self.number}"
+        made = Mark(name, axes, jnp.ndim(weights), leaves=leaves or (index,))
         marks.mark(made.name, value, axes, weights, sent)
         self.marks.setdefault(index, []).append(made)
         return made
@@ -133,6 +153,10 @@ class Recorder:
                     self.constant.add(leaf)
                 elif leaf in one.sources.read and reason is not None:
                     self.refused[leaf] = reason
+                elif index is None and reason is not None:
+                    self.refused.update(dict.fromkeys(_passing(one), reason))
+        for index in self._used_by_others(found):
+            self.refused.setdefault(index, _COMPUTED)
         signals = {index: self._own(index, found, stacked) for index in range(len(self.leaves))}
         for index, pairs in signals.items():
             beside = "read besides by what is no layer" if f"{marks.UNSEEN}/{index}" in found else ""
@@ -163,10 +187,21 @@ class Recorder:
             for leaf in (index, None)
             for made in self.marks.get(leaf, ())
             for one in found.get(made.name, ())
-            if (index in one.sources.read if leaf is not None else index == one.sources.same)
+            if (index in one.sources.direct if leaf is not None else index == one.sources.same)
         ]
         learned = [pair for pair in read if pair[1].learns and index in pair[1].sources.differentiated]
         return learned or read
+
+    def _used_by_others(self, found: program.Found) -> set[int]:
+        """Return the leaves from which the weights of a layer are computed that is none of theirs."""
+        return {
+            index
+            for marks_of_leaf in self.marks.values()
+            for made in marks_of_leaf
+            for one in found.get(made.name, ())
+            for index in _passing(one)
+            if index not in (one.sources.same if leaf is None else leaf for leaf in made.leaves)
+        }
 
     def _mixed(self, index: int, made: Mark, marked: program.Marked) -> str:
         """Return why a signal does not belong to the entries of a leaf; empty where it does."""
@@ -174,9 +209,11 @@ class Recorder:
             return "layers that are stacked along another axis than the first"
         if not self._has_stack(index, made, marked.sources):
             return _TAKEN_OUT
-        if self.signal == "inputs" and marked.sources.entries != index:
-            return "a layer whose weights are computed from these"
-        return ""
+        scanned = self.leaves[index].ndim - made.ndim - made.stacked
+        several = scanned > 1 or (scanned == 1 and made.stacked)  # which `_of_leaf` refuses
+        if not several and index not in marked.sources.placed:
+            return _MOVED if index in marked.sources.moved else _COMPUTED
+        return _COMPUTED if self.signal == "inputs" and marked.sources.entries != index else ""
 
     def _has_stack(self, index: int, made: Mark, sources: Sources) -> bool:
         """Return whether a signal has an axis for each of those along which a leaf stacks layers."""
@@ -189,7 +226,7 @@ class Recorder:
         return missing > 1 or len(_depths(index, sources)) + made.stacked == 1
 
     def _of_leaf(self, index: int, own: list[tuple[Mark, program.Marked]]) -> Any:
-        values = []
+        values, axes = [], []
         for made, marked in own:
             value = marked.value if self.signal == "inputs" else marked.sent_on
             scanned = max(self.leaves[index].ndim - made.ndim - made.stacked, 0)
@@ -202,18 +239,23 @@ class Recorder:
                 (depth,) = _depths(index, marked.sources)
                 value = jnp.moveaxis(value, depth, value.ndim - made.axes - 1)
             values.append(value)
+            axes.append(made.axes + max(self.leaves[index].ndim - made.ndim, 0))  # those of the stack as well
         if len(values) == 1:
             return values[0]
-        axes = own[0][0].axes
-        if any(
-            value.shape[value.ndim - axes :] != values[0].shape[values[0].ndim - axes :] for value in values
-        ):
+        shapes = [value.shape[value.ndim - last :] for value, last in zip(values, axes, strict=True)]
+        if any(shape != shapes[0] for shape in shapes):
             raise ValueError(
                 f"the {self.signal} of {_tree.leaf_name(self.paths[index])} differ in shape between calls "
                 "of its layer: keep it from this phi with optax.partition."
             )
-        rows = [value.reshape(-1, *value.shape[value.ndim - axes :]) for value in values]
+        rows = [value.reshape(-1, *shape) for value, shape in zip(values, shapes, strict=True)]
         return jnp.concatenate(rows)  # a layer that is called several times has seen all of it
+
+
+def _passing(marked: program.Marked) -> frozenset[int]:
+    """Return the leaves from which weights are computed, by no layer, and to which a gradient flows back."""
+    sources = marked.sources
+    return sources.direct & sources.differentiated if marked.learns else frozenset()
 
 
 def _depths(index: int, sources: Sources) -> list[int]:

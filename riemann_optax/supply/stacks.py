@@ -2,11 +2,19 @@
 
 from typing import Any
 
+from riemann_optax.supply.marks import OF_ONE_VALUE
+
+# What leaves the order of the first axis, if that is as long as before.
+_IN_ORDER = OF_ONE_VALUE | {
+    *("reshape", "slice", "dynamic_slice", "sharding_constraint", "reshard", "reduce_precision", "pvary"),
+}
+_WRITING = {*("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "dynamic_update_slice")}
+
 
 def keeps_stack(equation: Any, operand: int, result: int) -> bool:
     """Return whether the first axis of a result is that of an operand, whole and in its order.
 
-    Of what is not known here the length decides.
+    Of what is not known here it is not: a branch or a loop may bring layers into another order.
 
     Args:
       equation: of the program.
@@ -36,9 +44,8 @@ def keeps_stack(equation: Any, operand: int, result: int) -> bool:
         return bool(batches[operand][:1] == (0,))
     if kind == "stack":
         return bool(parameters["axis"] != 0)
-    if kind == "scan":
-        fixed, carried = parameters["num_consts"], parameters["num_carry"]
-        return bool((operand >= fixed + carried) == (result >= carried))  # rows of rows, or the last of all
     if "axes" in parameters:  # of a sum
         return 0 not in parameters["axes"]
-    return kind == "reshape" or len(made) >= len(given)  # one with fewer axes may be a row
+    if "axis" in parameters:  # of a cumulative sum, a split
+        return bool(parameters["axis"] != 0)
+    return kind in _IN_ORDER or (kind in _WRITING and operand == 0)
