@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from riemann_optax.supply.inlining import Program, copies_for_marks, inlined, is_variable
-from riemann_optax.supply.marks import BORDER, has_marks, inner, mark_name, number_stacked
+from riemann_optax.supply.marks import BORDER, OUTPUTS, SEEN, has_marks, inner, mark_name, number_stacked
 from riemann_optax.supply.sources import Sources
 
 
@@ -19,11 +19,14 @@ class Flow(NamedTuple):
       learned: those from which a way leads to a wanted result.
       stopped: those from which one leads to a ``stop_gradient``, or to an index.
       read_on: those from which is computed what a layer is given.
+      goes_on: these, and those from which is computed what is called the outputs of a model, or what a
+        product with weights is given that no layer shows.
     """
 
     learned: set[Any]
     stopped: set[Any]
     read_on: set[Any]
+    goes_on: set[Any]
 
     def learns(self, sent: Any) -> bool:
         """Return whether a gradient may flow back through the call of a layer that gives ``sent``.
@@ -34,11 +37,19 @@ class Flow(NamedTuple):
 
 
 class Lead(NamedTuple):
-    """Where one result leads: to what is differentiated, to a ``stop_gradient`` or an index, to a layer."""
+    """Where one result leads, as :class:`Flow` has it of variables."""
 
     learned: bool = True
     stopped: bool = False
     read_on: bool = False
+    goes_on: bool = False
+
+
+# To which marks and primitives the two ways of a flow lead.
+_ENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "read_on": ((BORDER,), ()),
+    "goes_on": ((BORDER, OUTPUTS, SEEN), ("dot_general", "conv_general_dilated")),
+}
 
 
 def flow(program: Program, leads: list[Lead]) -> Flow:
@@ -46,7 +57,7 @@ def flow(program: Program, leads: list[Lead]) -> Flow:
     copies = copies_for_marks(program)
     ends = [pair for pair in zip(program.outvars, leads, strict=True) if is_variable(pair[0])]
     learned, stopped = ({one for one, lead in ends if lead[place]} for place in (0, 1))
-    found = Flow(learned, stopped, _reaching_a_layer(program, _read_on(program, leads)))
+    found = Flow(learned, stopped, *(_reaching(program, way, leads) for way in _ENDS))
     for equation in reversed(program.eqns):
         if mark_name(equation) is not None or any(one in copies for one in equation.outvars):
             continue
@@ -65,29 +76,27 @@ def flow(program: Program, leads: list[Lead]) -> Flow:
     return found
 
 
-def _reaching_a_layer(program: Program, read_on: set[Any]) -> set[Any]:
-    """Return the variables from which is computed what a layer is given, in the program or behind it.
+def _reaching(program: Program, way: str, leads: list[Lead]) -> set[Any]:
+    """Return the variables from which a way leads to its end, in the program or behind it.
 
     Args:
       program: its equations.
-      read_on: those of its results from which such is computed behind it.
+      way: ``"read_on"`` or ``"goes_on"``.
+      leads: of its results.
     """
-    reaching = set(read_on)
+    names, kinds = _ENDS[way]
+    pairs = zip(program.outvars, leads, strict=True)
+    reaching = {one for one, lead in pairs if is_variable(one) and getattr(lead, way)}
     for equation in reversed(program.eqns):
         name = mark_name(equation)
         if name is None:
-            to_a_layer = any(has_marks(one, (BORDER,)) for one in inner(equation))
-            reaches = to_a_layer or not reaching.isdisjoint(equation.outvars)
+            by_hand = equation.primitive.name in kinds and not equation.derived
+            ends = by_hand or any(has_marks(one, names) for one in inner(equation))
+            reaches = ends or not reaching.isdisjoint(equation.outvars)
         else:
-            reaches = number_stacked(name)[0] == BORDER
+            reaches = number_stacked(name)[0] in names
         reaching.update(equation.read if reaches else ())
     return reaching
-
-
-def _read_on(program: Program, leads: list[Lead]) -> set[Any]:
-    """Return those results from which is computed, behind the program, what a layer is given."""
-    pairs = zip(program.outvars, leads, strict=True)
-    return {one for one, lead in pairs if is_variable(one) and lead.read_on}
 
 
 def wanted(program: Program, leads: list[Lead]) -> set[Any]:
@@ -161,7 +170,8 @@ def leads_in_scan(parameters: dict[str, Any], leads: list[Lead]) -> list[Lead]:
     carried = parameters["num_carry"]
     # A later round may use all that is carried for any result.
     some = Lead(any(one.learned for one in leads), any(one.stopped for one in leads))
-    return [some._replace(read_on=one.read_on) for one in leads[:carried]] + leads[carried:]
+    own = [some._replace(read_on=one.read_on, goes_on=one.goes_on) for one in leads[:carried]]
+    return own + leads[carried:]
 
 
 def read_on_in_scan(parameters: dict[str, Any], leads: list[Lead]) -> list[Lead]:
@@ -171,10 +181,14 @@ def read_on_in_scan(parameters: dict[str, Any], leads: list[Lead]) -> list[Lead]
     before: list[Lead] = []
     while leads != before:
         before = leads
-        reaching = _reaching_a_layer(body, _read_on(body, leads))
-        starts = [one in reaching for one in body.invars[consts : consts + carried]]
-        again = [lead._replace(read_on=lead.read_on or one) for lead, one in zip(leads, starts, strict=False)]
-        leads = again + leads[carried:]
+        for way in _ENDS:
+            reaching = _reaching(body, way, leads)
+            starts = [one in reaching for one in body.invars[consts : consts + carried]]
+            again = [
+                lead._replace(**{way: getattr(lead, way) or one})
+                for lead, one in zip(leads, starts, strict=False)
+            ]
+            leads = again + leads[carried:]
     return leads
 
 

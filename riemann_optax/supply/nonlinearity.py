@@ -23,6 +23,8 @@ from riemann_optax.supply.marks import (
 )
 
 _LINEAR = {*("add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "broadcast_in_dim", "name")}
+# What a loss has of errors, rather than a neuron of what it receives.
+_MEASURING = {*("abs", "integer_pow", "log", "log1p", "pow", "sqrt", "square")}
 _CONVERTING = {"convert_element_type", "copy", "reduce_precision", "reshape"}
 # What may stand between a layer and its nonlinearity: pooling, a residual sum, a mask, a flattening, others
 # beside it, another order of axes.
@@ -76,11 +78,14 @@ class Reading:
       results: those of its results that are wanted. What leads to none, as what a loss returns to be logged,
         says nothing of what is sent on.
       reaching: those of its variables from which is computed what a layer is given.
+      going_on: these, and those on the way to the model's outputs.
     """
 
-    def __init__(self, jaxpr: Any, copies: dict[Any, Any], results: set[Any], reaching: set[Any]) -> None:
+    def __init__(
+        self, jaxpr: Any, copies: dict[Any, Any], results: set[Any], reaching: set[Any], going_on: set[Any]
+    ) -> None:
         every = [one for one in jaxpr.eqns if not _is_observation(one, copies)]
-        self.results = results
+        self.results, self.going_on = results, going_on
         self.equations = _leading_to(results, every)
         # Arrays of one number, such as zeros, and those of one number for each unit, such as learned slopes.
         self.numbers, self.vectors = _numbers_and_vectors(jaxpr, every)
@@ -186,9 +191,11 @@ class Reading:
 
         Of all that is computed from this one alone, it is the last through which everything else gets it: a
         gate that multiplies by ``z`` and by ``1 - z`` sends on ``z``. A scaling alone, such as that of an
-        attention's queries, is no nonlinearity.
+        attention's queries, is no nonlinearity; nor is a measure of errors that leads to the loss alone.
         """
         through, bent = {variable: {variable}}, {variable: False}
+        of_loss: set[Any] = set()  # what measures errors, and what is only scaled behind a nonlinearity
+        measured: set[Any] = set()
         # An array without other axes than the units has none that tell a vector of weights from it.
         given = self.numbers | self.vectors if variable.aval.ndim > 1 else self.numbers
         used = set(self.results)
@@ -200,12 +207,17 @@ class Reading:
             if mine.isdisjoint(closed) and _is_elementwise(equation, variable, through.keys() | given):
                 (result,) = equation.outvars
                 through[result] = set.intersection(*(through[one] for one in mine)) | {result}
-                bent[result] = any(bent[one] for one in mine) or not _is_linear(equation) or len(mine) > 1
+                linear = _is_linear(equation) and len(mine) == 1
+                bent[result] = any(bent[one] for one in mine) or not linear
+                if _measures(equation) or not measured.isdisjoint(mine):
+                    measured.add(result)
+                if result not in self.going_on and (linear or result in measured):
+                    of_loss.add(result)
             else:
                 used.update(read)
         ends = [paths for one, paths in through.items() if one in used or one in closed]
         common = set.intersection(*ends) if ends else set()
-        return next((one for one in reversed(through) if one in common and bent[one]), variable)
+        return next((one for one in reversed(through) if one in common - of_loss and bent[one]), variable)
 
 
 def _leading_to(results: set[Any], equations: list[Any]) -> list[Any]:
@@ -336,6 +348,11 @@ def _is_elementwise(equation: Any, variable: Any, own: Any) -> bool:
 def _is_linear(equation: Any) -> bool:
     inside = inner(equation)
     return all(map(_is_linear, opened(inside[0]).eqns)) if inside else equation.primitive.name in _LINEAR
+
+
+def _measures(equation: Any) -> bool:
+    inside = inner(equation)
+    return any(map(_measures, opened(inside[0]).eqns)) if inside else equation.primitive.name in _MEASURING
 
 
 def _plain(equation: Any) -> bool:

@@ -129,7 +129,7 @@ def _evaluate(
         found.setdefault(f"{UNSEEN}/{leaf}+0", []).append(
             Marked(jnp.zeros([]), jnp.zeros([]), Sources(), True)
         )
-    reading = Reading(program, copies, wanted(program, leads), ways.read_on)
+    reading = Reading(program, copies, wanted(program, leads), ways.read_on, ways.goes_on)
     normalised = {
         before_copies(one, copies): norms[f"{name}-sent"]
         for name, one in norms.items()

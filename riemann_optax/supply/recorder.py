@@ -222,7 +222,7 @@ class Recorder:
             return True
         if made.stacked and index not in sources.whole:
             return False
-        # Of further axes `_of_leaf` says that there are too many.
+        # Further axes are those of a vmap in a vmap, or `_of_leaf` says that there are too many.
         return missing > 1 or len(_depths(index, sources)) + made.stacked == 1
 
     def _of_leaf(self, index: int, own: list[tuple[Mark, program.Marked]]) -> Any:

@@ -83,8 +83,9 @@ def outputs(value: Any) -> Any:
     For the phis that differentiate the outputs and the loss apart (``gauss_newton_curvature``,
     ``memory_aware_synapses``). The result of one call of an NNX or Linen model is seen without; a model of
     Haiku, of Equinox or of plain functions needs this mark. It also says where the model ends: of a model
-    without it a function of single outputs in the loss, such as their square, counts as the nonlinearity of
-    the last layer (``activities``). Outside of :func:`riemann_optax.value_and_grad` it does nothing.
+    without it a function of single outputs in the loss, such as their ``tanh``, counts as the nonlinearity of
+    the last layer (``activities``); powers, absolute values and logarithms there are the loss's own. Outside
+    of :func:`riemann_optax.value_and_grad` it does nothing.
 
     Args:
       value: the outputs, an array or a tree, with examples along the first axis; outside of any ``vmap``.

@@ -1,5 +1,6 @@
 """How far a layer's values are followed to their nonlinearity: through scans, joined values, other axes."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -198,3 +199,37 @@ def test_what_is_joined_for_the_next_layer_alone_is_as_it_is():
     second = affine(params["second"], jnp.concatenate([X, first], -1))
     close(seen["first"]["kernel"], first)
     close(seen["second"]["kernel"], jax.nn.relu(second))
+
+
+MLP = eqx.nn.MLP(SIZE, 2, 8, 1, key=jax.random.key(9))
+TARGET = array(42, 6, 2)
+LOSSES = {
+    "squared error": lambda u: jnp.mean((u - TARGET) ** 2),
+    "of a number": lambda u: jnp.mean((u - 1) ** 2),
+    "absolute error": lambda u: jnp.mean(jnp.abs(u - TARGET)),
+    "cross-entropy": lambda u: jnp.mean(jnp.logaddexp(0.0, u) - u * TARGET),
+    "joined": lambda u: jnp.mean(jnp.concatenate([u - 1, X], -1) ** 2),
+    "stacked": lambda u: jnp.mean(jnp.stack([u, TARGET]) ** 2),
+    "transposed": lambda u: jnp.mean((u.T - 1) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_a_loss_measures_of_the_outputs_is_no_nonlinearity_of_the_last_layer(name):
+    """Equinox tells no outputs: the last layer's activities are its own values nevertheless."""
+    seen = activities(lambda model, x: LOSSES[name](jax.vmap(model)(x)), MLP)
+    outputs = jax.vmap(MLP)(X)
+    close(seen.layers[-1].weight, outputs)
+    close(seen.layers[0].weight, jax.nn.relu(X @ MLP.layers[0].weight.T + MLP.layers[0].bias))
+
+
+@pytest.mark.parametrize("target", [TARGET, 1.0])
+def test_a_last_nonlinearity_before_a_squared_error_is_found(target):
+    seen = activities(lambda model, x: jnp.mean((jnp.tanh(jax.vmap(model)(x)) - target) ** 2), MLP)
+    close(seen.layers[-1].weight, jnp.tanh(jax.vmap(MLP)(X)))
+
+
+def test_a_product_by_hand_is_a_further_layer():
+    layer, readout = MLP.layers[0], array(43, 8, 1)
+    seen = activities(lambda layer, x: jnp.mean(jax.nn.gelu(jax.vmap(layer)(x)) @ readout), layer)
+    close(seen.weight, jax.nn.gelu(jax.vmap(layer)(X)))
