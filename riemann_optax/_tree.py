@@ -292,13 +292,9 @@ def mean_of_sums(sums: list[jax.Array], size: int, like: Any) -> Any:
     if not sums:
         return like
     dtype = widest_dtype(sums)
-    # A product, not a chain of additions: XLA copies such a chain into the fusion of every leaf, and
+    # A running sum, not a chain of additions: XLA copies such a chain into the fusion of every leaf, and
     # compiling takes time that grows with the square of the number of leaves.
-    parts, shares = (
-        jnp.stack([part.astype(dtype) for part in sums]),
-        jnp.full(len(sums), 1 / max(size, 1), dtype),
-    )
-    mean = jnp.dot(parts, shares, precision=jax.lax.Precision.HIGHEST)
+    mean = jax.lax.cumsum(jnp.stack([part.astype(dtype) for part in sums]) / max(size, 1))[-1]
     cast = functools.cache(mean.astype)
     return jax.tree.map(lambda leaf: cast(leaf.dtype), like)
 

@@ -47,7 +47,9 @@ ORDER = {
         *(
             "marks",
             "inlining",
+            "places",
             "stacks",
+            "sources",
             "flow",
             "nonlinearity",
             "program",
