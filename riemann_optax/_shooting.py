@@ -16,7 +16,6 @@ def velocity_towards(
     start: optax.Params,
     displacement: optax.Updates,
     rtol: float,
-    wide: bool,
 ) -> optax.Updates:
     """Return the velocity at ``start`` with which a motion is at ``start + displacement`` at time 1.
 
@@ -28,10 +27,10 @@ def velocity_towards(
       start: where the motion starts.
       displacement: the other point minus ``start``.
       rtol: tolerance relative to the displacement.
-      wide: whether points are of float64.
     """
     # Points are known no better than to their rounding; near 0 it is that of a number of size 1.
-    rounding = (1e-15 if wide else 1e-6) * (1 + optax.tree.norm(start) + optax.tree.norm(displacement))
+    unit = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(start))  # type: ignore[no-untyped-call]
+    rounding = 8 * unit * (1 + optax.tree.norm(start) + optax.tree.norm(displacement))
     newton: Any = optimistix.Newton(rtol=rtol, atol=0.1 * rtol * optax.tree.norm(displacement) + rounding)
 
     def miss(velocity: optax.Updates, wanted: optax.Updates) -> optax.Updates:

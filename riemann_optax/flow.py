@@ -247,7 +247,7 @@ def geodesic_between(
         path: Any = _follow(field, motion, np.ones(1), solver, None, rtol, max_steps, wide, forward).ys
         return jax.tree.map(lambda points: points[-1], path.point)
 
-    velocity = velocity_towards(end, start, whole, 10 * rtol, wide)
+    velocity = velocity_towards(end, start, whole, 10 * rtol)
     return geodesic(field, start, velocity, t, solver=solver, rtol=rtol, max_steps=max_steps)
 
 

@@ -66,8 +66,8 @@ def riemannian_eigenbasis(
     **State**, all in bfloat16: momentum and mean square of each weight, and factor and basis of the shorter
     side of a matrix: 1.5 times the weights of a Transformer with separate query, key and value; AdamW has 2.
     With ``phi=phi.factored_activity(decay=b2)``, row times column, it is 1, at a somewhat higher loss. With
-    ``mu_dtype=None, nu_dtype=None`` inside of :func:`low_precision_state` of ``"int8"`` it is 1, at the same
-    loss. **Cost** of an update of an ``n x m`` matrix, n the shorter side: ``6 n**2 m`` operations, and ``14
+    ``mu_dtype=None, nu_dtype=None`` inside of :func:`low_precision_state` of ``"int8"`` it is 1 as well.
+    **Cost** of an update of an ``n x m`` matrix, n the shorter side: ``6 n**2 m`` operations, and ``14
     n**3 / update_every`` for the refresh.
 
     Args:

@@ -12,9 +12,10 @@ TAKING = {
 }
 # What leaves the entries of one value where they are.
 _STAYING = {*("copy", "copy_p", "sharding_constraint", "reshard", "reduce_precision", "pvary")}
-_WRITING = {*("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "dynamic_update_slice")}
+# What puts other entries into a value, its first operand.
+WRITING = {*("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "dynamic_update_slice")}
 # What has entries of what it is given, at other places or beside others.
-_HOLDING = OF_ONE_VALUE | TAKING | _WRITING | {*("concatenate", "stack", "pad", "sort")}
+_HOLDING = OF_ONE_VALUE | TAKING | WRITING | {*("concatenate", "stack", "pad", "sort")}
 
 
 def holds_entries(kind: str) -> bool:
@@ -42,15 +43,11 @@ def place_kept(equation: Any, operand: int, result: int, repeated: int) -> int |
         return _broadcast(before, after, tuple(parameters["broadcast_dimensions"]), repeated)
     if kind in OF_ONE_VALUE:
         return _stretched(before, after, repeated)
-    if kind in ("reshape", "squeeze"):
-        return (
-            _reshaped(before, after, repeated)
-            if parameters.get("dimensions") is None or kind == "squeeze"
-            else None
-        )
+    if kind == "squeeze" or (kind == "reshape" and parameters["dimensions"] is None):
+        return _reshaped(before, after, repeated)
     if kind == "transpose":
         return repeated if _in_order(parameters["permutation"], before, repeated) else None
-    if kind in ("slice", "dynamic_slice", *_WRITING):
+    if kind in ("slice", "dynamic_slice", *WRITING):
         # Of as many entries as there are, none is left out.
         return repeated if operand == 0 and after[repeated:] == before[repeated:] else None
     if kind == "rev":

@@ -9,7 +9,7 @@ from riemann_optax.supply.marks import OF_ONE_VALUE, OWN, inner, mark_name, open
 from riemann_optax.supply.places import TAKING, holds_entries, place_kept
 from riemann_optax.supply.stacks import keeps_stack
 
-_None = frozenset[int]()
+_NOTHING = frozenset[int]()
 
 
 class Sources(NamedTuple):
@@ -30,15 +30,15 @@ class Sources(NamedTuple):
       rows: of those of which a scan takes a row in each round, the number, and that of the scan by its depth.
     """
 
-    differentiated: frozenset[int] = _None
-    read: frozenset[int] = _None
-    direct: frozenset[int] = _None
+    differentiated: frozenset[int] = _NOTHING
+    read: frozenset[int] = _NOTHING
+    direct: frozenset[int] = _NOTHING
     same: int | None = None
     entries: int | None = None
     places: frozenset[tuple[int, int]] = frozenset()
-    moved: frozenset[int] = _None
-    turned: frozenset[int] = _None
-    whole: frozenset[int] = _None
+    moved: frozenset[int] = _NOTHING
+    turned: frozenset[int] = _NOTHING
+    whole: frozenset[int] = _NOTHING
     rows: frozenset[tuple[int, int]] = frozenset()
 
     @property
@@ -54,7 +54,7 @@ class Sources(NamedTuple):
         return self._replace(
             places=places,
             moved=self.moved | self.placed - {one for one, _ in places},
-            whole=_None,
+            whole=_NOTHING,
             rows=self.rows | {(one, depth) for one in self.whole},
         )
 
@@ -104,7 +104,7 @@ def origins_of(program: Program, sources: list[Sources], depth: int = 0) -> dict
         elif name.startswith(OWN):
             sent = before_copies(equation.invars[2], copies)
             if is_variable(sent) and sent in origins:
-                origins[sent] = origins[sent]._replace(direct=_None)
+                origins[sent] = origins[sent]._replace(direct=_NOTHING)
     return origins
 
 
@@ -153,11 +153,11 @@ def _through(jaxpr: Any, sources: list[Sources], depth: int) -> list[Sources]:
 def _of_all(sources: list[Sources], kind: str) -> Sources:
     """Return the sources of what an equation of this kind computes, but for their places and stacks."""
     read, direct, turned = (
-        _None.union(*(getattr(one, name) for one in sources)) for name in ("read", "direct", "turned")
+        _NOTHING.union(*(getattr(one, name) for one in sources)) for name in ("read", "direct", "turned")
     )
-    differentiated = _None.union(*(one.differentiated for one in sources))
+    differentiated = _NOTHING.union(*(one.differentiated for one in sources))
     return Sources(
-        differentiated=_None if kind == "stop_gradient" else differentiated,
+        differentiated=_NOTHING if kind == "stop_gradient" else differentiated,
         read=read,
         direct=direct,
         same=sources[0].same if kind in _SAME else None,
@@ -182,7 +182,7 @@ def _places(
 ) -> tuple[frozenset[tuple[int, int]], frozenset[int]]:
     """Return the arguments whose entries stand in a result as they did, and those with entries elsewhere."""
     kept, held = set(), set()
-    moved = _None.union(  # a single number moves nothing
+    moved = _NOTHING.union(  # a single number moves nothing
         *(one.moved for one, other in zip(sources, equation.invars, strict=True) if other.aval.shape)
     )
     for operand, one in enumerate(sources):
@@ -192,14 +192,14 @@ def _places(
             if place is not None and number not in moved:
                 kept.add((number, place))
     if not holds_entries(equation.primitive.name) or not equation.outvars[result].aval.shape:
-        return frozenset(kept), _None
+        return frozenset(kept), _NOTHING
     return frozenset(kept), moved | held - {number for number, _ in kept}
 
 
 def _whole(sources: list[Sources], equation: Any, result: int) -> frozenset[int]:
     """Return the arguments whose first axis a result has: of all that is computed from them."""
     kept = [
-        one.whole if one.whole and keeps_stack(equation, operand, result) else _None
+        one.whole if one.whole and keeps_stack(equation, operand, result) else _NOTHING
         for operand, one in enumerate(sources)
     ]
     lost = [  # a single number, as the norm of all, brings nothing out of its order
@@ -207,7 +207,7 @@ def _whole(sources: list[Sources], equation: Any, result: int) -> frozenset[int]
         for one, own, variable in zip(sources, kept, equation.invars, strict=True)
         if variable.aval.shape
     ]
-    return _None.union(*kept).difference(*lost)
+    return _NOTHING.union(*kept).difference(*lost)
 
 
 def _differ(several: list[Sources]) -> bool:
@@ -221,7 +221,7 @@ def _joined(one: Sources, other: Sources) -> Sources:
     def in_each(first: frozenset[int], second: frozenset[int]) -> frozenset[int]:
         return (first | second) - (one.read - first) - (other.read - second)
 
-    placed = _None if _differ([one, other]) else in_each(one.placed, other.placed)
+    placed = _NOTHING if _differ([one, other]) else in_each(one.placed, other.placed)
     places = frozenset(pair for pair in one.places | other.places if pair[0] in placed)
     return Sources(
         differentiated=one.differentiated | other.differentiated,

@@ -3,12 +3,12 @@
 from typing import Any
 
 from riemann_optax.supply.marks import OF_ONE_VALUE
+from riemann_optax.supply.places import WRITING
 
 # What leaves the order of the first axis, if that is as long as before.
 _IN_ORDER = OF_ONE_VALUE | {
     *("reshape", "slice", "dynamic_slice", "sharding_constraint", "reshard", "reduce_precision", "pvary"),
 }
-_WRITING = {*("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "dynamic_update_slice")}
 
 
 def keeps_stack(equation: Any, operand: int, result: int) -> bool:
@@ -48,4 +48,4 @@ def keeps_stack(equation: Any, operand: int, result: int) -> bool:
         return 0 not in parameters["axes"]
     if "axis" in parameters:  # of a cumulative sum, a split
         return bool(parameters["axis"] != 0)
-    return kind in _IN_ORDER or (kind in _WRITING and operand == 0)
+    return kind in _IN_ORDER or (kind in WRITING and operand == 0)
