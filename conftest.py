@@ -1,5 +1,6 @@
 """JAX settings for every test and doctest, made before JAX starts its backend; and which tests are slow."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -16,6 +17,10 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)  # eight fake devices, for the sharding tests
 
 ROOT = Path(__file__).parent
+# Linux allows a process 65,530 regions of memory. Each compiled program takes some, and where one more is
+# refused XLA takes the whole process down.
+REGIONS = Path("/proc/self/maps")
+MANY_REGIONS = 20_000
 # Suites that try every public transformation, programs, and what compiles for eight devices. The rest, which
 # ``-m "not slow"`` runs, is what can be wrong in a stage, a phi or a room by itself.
 SLOW = (
@@ -55,3 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         place = item.path.relative_to(ROOT).as_posix()
         if any(place == slow or place.startswith(f"{slow}/") for slow in SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drop what JAX has compiled when it is much: it would keep the programs of all tests of a process."""
+    yield
+    if REGIONS.exists() and REGIONS.read_text().count("\n") > MANY_REGIONS:
+        jax.clear_caches()
+        gc.collect()

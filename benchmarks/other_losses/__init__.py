@@ -1,0 +1,1 @@
+"""Losses that are no fixed mean over examples, tables of embeddings, and statistics beside the weights."""
