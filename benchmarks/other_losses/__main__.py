@@ -37,8 +37,13 @@ def main(arguments: list[str]) -> None:
         bar = progress.add_task("", total=len(found) * len(METHODS))
         for problem, by_method in found.items():
             for method in METHODS:
-                progress.update(bar, description=f"{problem}: {method}")
-                by_method[method] = row(records, problem, method, QUICK if options.quick else FULL)
+                by_method[method] = row(
+                    records,
+                    problem,
+                    method,
+                    QUICK if options.quick else FULL,
+                    lambda text: progress.update(bar, description=text),
+                )
                 progress.advance(bar)
     console = wide_console(150)
     console.print(terminal.table("At the rate that other seeds chose", *table_rows(found)))

@@ -1,7 +1,7 @@
 """Training at all rates and on all seeds at once; the rate is chosen on seeds of its own."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -77,8 +77,14 @@ def run(
     return {name: np.asarray(values, np.float64) for name, values in found.items()}
 
 
-def row(records: Records, problem_name: str, name: str, size: Size = FULL) -> Row:
-    """Return what the runs of a method come to, made now where they are not recorded."""
+def row(
+    records: Records,
+    problem_name: str,
+    name: str,
+    size: Size = FULL,
+    announce: Callable[[str], None] = lambda text: None,
+) -> Row:
+    """Return what the runs of a method come to; what is not recorded is announced, and made."""
     problem = PROBLEMS[problem_name]
     steps, tuning = size.length.get("steps", problem.steps), list(size.tuning_seeds)
     seeds = [*tuning, *size.seeds]
@@ -91,6 +97,7 @@ def row(records: Records, problem_name: str, name: str, size: Size = FULL) -> Ro
     }
 
     def make() -> dict[str, Any]:
+        announce(f"{problem_name}: {name}")
         return dict(run(problem, METHODS[name], steps, [2.0**k for k in EXPONENTS], seeds))
 
     diverged = -np.inf if problem.higher else np.inf

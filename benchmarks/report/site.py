@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.continual.streams import STREAMS
 from benchmarks.continual.summary import Row, rows, sweep_rows
-from benchmarks.report import drop_in, energy, packaged, page, short
+from benchmarks.report import drop_in, energy, other_losses, packaged, page, short
 from benchmarks.report.continual import BOUNDED, BOUNDED_PENALTY, PENALTY, PERMUTED_DIGITS, SLOW
 from benchmarks.report.streams import every_stream, named
 from benchmarks.report.suite import Suite
@@ -323,6 +323,7 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
         "forms_full": lambda: forms_table(read("eigenbasis_forms_full.json")),
         "drop_in": lambda: drop_in.shapes_table(Records(results / "drop_in.jsonl")),
         "relative": lambda: drop_in.relative_table(Records(results / "drop_in.jsonl")),
+        "other_losses": lambda: other_losses.losses_table(Records(results / "other_losses.jsonl")),
         "million": lambda: drop_in.million_table(Records(results / "drop_in.jsonl")),
         "streams": lambda: streams_table(entries),
         "slowly_changing": lambda: slow_table(entries),

@@ -14,7 +14,7 @@ ORDER = (
         *("continual", "eigenbasis", "energy", "figure1", "geometry_picture"),
         *("phi_cost", "step_cost", "time_to_target", "trainer"),
     ),
-    ("drop_in", "robustness"),
+    ("drop_in", "other_losses", "robustness"),
     ("report",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

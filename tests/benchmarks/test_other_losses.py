@@ -26,11 +26,16 @@ def by_hand(problem, name, rate, seed):
         tx = ro.riemannian_schedule_free(optax.linear_schedule(0.0, rate, 1), warmup_steps=0)
     else:
         tx = optax.adamw(warmup_cosine(rate, STEPS))
-    state = tx.init(params)
-    for key in jax.random.split(learning, STEPS):
+    state = jax.jit(tx.init)(params)
+
+    @jax.jit
+    def step(params, rest, state, key):
         gradients, rest = problem.gradients(params, rest, key)
         updates, state = tx.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), rest, state
+
+    for key in jax.random.split(learning, STEPS):
+        params, rest, state = step(params, rest, state, key)
     return problem.measures(ro.eval_params(state, params) if averaged else params, rest, last)
 
 
@@ -98,9 +103,11 @@ def test_the_policy_learns_from_what_comes_after_an_action():
     def weighed(params):
         return -jnp.mean(jax.vmap(problems.episode, (None, 0))(params, keys)[0] * gain)
 
-    found, _ = problems.PROBLEMS["policy"].gradients(params, (), key)
+    found, _ = jax.jit(problems.PROBLEMS["policy"].gradients)(params, (), key)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, jax.grad(weighed)(params)
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        found,
+        jax.jit(jax.grad(weighed))(params),
     )
 
 
