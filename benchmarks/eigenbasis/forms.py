@@ -72,6 +72,16 @@ def kl(**options: Any) -> Form:
     )
 
 
+def in_eight_bits() -> Form:
+    """Return the recommended form whose momentum and mean squares take eight bits of each weight."""
+
+    def make(schedule: optax.Schedule, **more: Any) -> optax.GradientTransformation:
+        wide = ro.riemannian_eigenbasis(schedule, weight_decay=DECAY, mu_dtype=None, nu_dtype=None, **more)
+        return ro.low_precision_state(wide, "int8")
+
+    return Form(make, "update_every")
+
+
 # Means of rows and columns instead of a mean square of each weight; momentum in float32.
 FACTORED = {"phi": ro.phi.factored_activity(decay=0.97), "mu_dtype": None}
 FORMS = {
@@ -94,6 +104,7 @@ FORMS = {
     f"{ONE_SIDED}, no Nesterov": ours(nesterov=False),
     ONE_SIDED: ours(),
     f"{ONE_SIDED}, row times column": ours(**FACTORED),
+    f"{ONE_SIDED}, eight bits": in_eight_bits(),
     "eigenbasis, both sides": ours(sides="both"),
     "eigenbasis, both sides, row times column": ours(sides="both", **FACTORED),
     "eigenbasis, both sides, row times column, whitened": ours(
