@@ -256,7 +256,7 @@ PROBLEMS = {
     ),
     "policy": Problem(
         "policy of a cart with a pole: seconds that it stands, of 4",
-        300,
+        30,
         lambda key: (perceptron(key, 4, 32, 2), ()),
         _policy_gradients,
         _policy_measures,

@@ -259,8 +259,8 @@ def riemannian_schedule_free(
 
     Args:
       learning_rate: a number; a schedule is multiplied by the warm-up.
-      b1: how far gradients are taken towards the average, in (0, 1); 0.5 where the data depend on the
-        weights, as in reinforcement learning.
+      b1: how far gradients are taken towards the average, in (0, 1); 0.5 for a GAN and for tables of
+        embeddings.
       b2: decay of the running means in the default phi, in [0, 1); not used where ``phi`` is given.
       eps: added to ``E``, at least 0.
       warmup_steps: updates until the full rate; 0 for none. In a run of a few hundred updates 100 is long,
