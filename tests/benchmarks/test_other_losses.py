@@ -49,7 +49,7 @@ def test_a_run_is_a_plain_loop(problem, name):
 
 
 def test_the_gradients_of_generator_and_critic_are_of_different_losses():
-    """The critic goes down its own loss, and the generator does not go up that: it has the other logarithm."""
+    """The critic goes down its loss; the generator does not go up that one: it has the other logarithm."""
     key = jax.random.key(0)
     params, _ = problems.PROBLEMS["gan"].init(key)
     gradients, _ = problems.PROBLEMS["gan"].gradients(params, (), key)
