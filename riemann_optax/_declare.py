@@ -30,11 +30,13 @@ class Declaration(NamedTuple):
       needs: the extra arguments that its ``update`` reads.
       update_with_means: of a phi whose group means cost less than a pass over its values, see
         :func:`update_phi`; otherwise None.
+      least: what the values of a phi do not fall below.
     """
 
     name: str
     needs: tuple[str, ...]
     update_with_means: Callable[..., Any] | None = None
+    least: float = 0.0
 
 
 # Names of the phis evaluated so far, where somebody listens; and all declarations initialised so far.
@@ -55,6 +57,7 @@ class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # 
       name: what messages and tables call it.
       needs: names from :data:`EXTRA_ARGUMENTS`.
       update_with_means: see :func:`update_phi`.
+      least: what the values of a phi do not fall below.
 
     Raises:
       ValueError: for a name that is not in the vocabulary.
@@ -68,12 +71,13 @@ class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # 
         name: str | None = None,
         needs: Iterable[str] = (),
         update_with_means: Callable[..., Any] | None = None,
+        least: float = 0.0,
     ) -> Self:
         """Make a transformation whose two functions report to whoever listens."""
         if name is None:  # rebuilt, as jax.tree.map rebuilds a NamedTuple: the functions know it already
             rebuilt: Self = super().__new__(cls, init, update)
             return rebuilt
-        declaration = Declaration(name, tuple(needs))
+        declaration = Declaration(name, tuple(needs), least=least)
         for need in declaration.needs:
             if need not in EXTRA_ARGUMENTS:
                 raise ValueError(
@@ -113,6 +117,7 @@ class Phi(Declared):
       update: ``(updates, state, params=None, **extra_args) -> (phi, new_state)``, one real value per weight.
       name: what :func:`riemann_optax.describe` and messages call it.
       needs: the extra arguments that ``update`` reads, from ``riemann_optax.phi.EXTRA_ARGUMENTS``.
+      least: what its values do not fall below; where it is negative, ``alpha`` has a limit.
 
     Raises:
       ValueError: for a need that is not in the vocabulary.

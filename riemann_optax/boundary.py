@@ -1,6 +1,7 @@
 """Task boundaries: what a state does where one task ends and the next begins."""
 
 import math
+import sys
 from typing import Any, Protocol, Self, TypeVar
 
 import jax
@@ -141,6 +142,12 @@ def check_scalable(name: str, state: Any) -> None:
             f"{name}: {inside} puts weights in a place, and {name} would multiply the way there: put it "
             f"around, {inside}({name}(...), ...)."
         )
+
+
+def parameters_of(model: Any) -> Any:
+    """Return the parameters of a model of Flax NNX, and anything else as it is; it does not import Flax."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx.state(model, nnx.Param) if nnx is not None and isinstance(model, nnx.Module) else model
 
 
 def is_nnx_optimizer(node: Any) -> bool:

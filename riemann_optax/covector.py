@@ -13,7 +13,7 @@ from riemann_optax._tree import bare, leaf_name
 
 _HELP = (
     "the metric is still attached: move this transformation before compute_metric "
-    "or after scale_by_inverse_metric"
+    "or after scale_by_inverse_metric, which the chain must have"
 )
 
 
@@ -187,7 +187,8 @@ def require_covectors(updates: optax.Updates, name: str) -> None:
     if leaves and not any(isinstance(leaf, Covector) for leaf in leaves):
         raise ValueError(
             f"{name}: no leaf carries a metric, so the step would silently be Euclidean: put "
-            "compute_metric(phi, alpha) before it in the same chain."
+            "compute_metric(phi, alpha) before it in the same chain. If it is there, another stage between "
+            "them divides by the metric already (scale_by_metric does both): leave one of the two out."
         )
 
 

@@ -11,7 +11,7 @@ import optax
 from riemann_optax import _axes, _check, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._axes import Axes
-from riemann_optax._declare import momentum_kept_by, names_of, update_phi
+from riemann_optax._declare import momentum_kept_by, name_of, names_of, update_phi
 from riemann_optax._tree import GROUPS, Group
 from riemann_optax.boundary import consolidating_states
 from riemann_optax.covector import Covector, MetricAttachedError, map_covectors, require_covectors
@@ -87,7 +87,8 @@ def compute_metric(
       wider where the gradient is wider.
 
     Raises:
-      ValueError: for a negative or non-finite concrete ``alpha``, an unknown ``role`` or group, a phi whose
+      ValueError: for a negative or non-finite concrete ``alpha``, or one at which a phi that can be negative
+        makes ``E`` 0; an unknown ``role`` or group, a phi whose
         result differs from the gradients in structure or shape, gradients that differ from ``params``, or one
         that already carries a metric.
       TypeError: for a ``phi`` that is no gradient transformation, or a leaf without a gradient.
@@ -122,6 +123,7 @@ def compute_metric(
         _check.check_choice("conformal", conformal, GROUPS)
     _axes.check_axes(axes)
     _check.check_schedulable("alpha", alpha)
+    _check_that_metric_is_positive(phi, alpha, role, conformal)
 
     def init(params: optax.Params) -> ComputeMetricState:
         _tree.check_inexact(params, "params")
@@ -185,6 +187,26 @@ def compute_metric(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _check_that_metric_is_positive(
+    phi: optax.GradientTransformation, alpha: Any, role: Role, conformal: Group | None
+) -> None:
+    """Raise ``ValueError`` where a phi says that it can be so negative that ``E`` reaches 0."""
+    name, least = name_of(phi), getattr(getattr(phi, "declaration", None), "least", 0.0)
+    if least >= 0:
+        return
+    if conformal is not None:
+        raise ValueError(
+            f"conformal: {name} can be as low as {least:g}, and a scale is taken from the mean of a phi that "
+            "is never negative: leave conformal out (riemannian_sgd, or conformal=None)."
+        )
+    lowest = 1 + float(alpha) * least if _check.is_concrete_number(alpha) else 1.0
+    if lowest < 0 or (lowest == 0 and role == "metric"):
+        raise ValueError(
+            f"alpha: {name} can be as low as {least:g}, so that 1 + alpha*phi falls to {lowest:g} at "
+            f"alpha={float(alpha):g}: give alpha below {-1 / least:g}, such as {-0.5 / least:g}."
+        )
+
+
 def _explain_other_leaves(state: optax.OptState, gradients: optax.Updates, error: Exception) -> None:
     """Raise ``ValueError`` where phi has failed because its state was made for other leaves or shapes."""
     gradients = _tree.bare(gradients)
@@ -222,6 +244,26 @@ def _explain_other_leaves(state: optax.OptState, gradients: optax.Updates, error
                     f"made for another, it holds an array of shape {old}: after a parameter has been resized "
                     "make the state anew with tx.init."
                 ) from error
+    _explain_missing_leaves(state, gradients, error)
+
+
+def _explain_missing_leaves(state: optax.OptState, gradients: optax.Updates, error: Exception) -> None:
+    """Raise ``ValueError`` where an array of phi's state has other leaves than the gradients."""
+    here = {_tree.leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(gradients)}
+    fields: dict[tuple[Any, ...], set[str]] = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(_tree.bare(state)):
+        of_state = [i for i, key in enumerate(path) if isinstance(key, jax.tree_util.GetAttrKey)]
+        place = of_state[-1] + 1 if of_state else 0
+        fields.setdefault(path[:place], set()).add(_tree.leaf_name(path[place:]))
+    for there in fields.values():
+        if here & there and here != there:
+            name = min(here ^ there)
+            side, other = ("gradients", "state of phi") if name in here else ("state of phi", "gradients")
+            raise ValueError(
+                f"compute_metric: {name} is in the {side} and not in the {other}: after a parameter has come "
+                "or gone make the state anew with tx.init, or carry over the rest with "
+                "ro.checkpoint.transplant."
+            ) from error
 
 
 def _one_plus(value: jax.Array, alpha: Any) -> jax.Array:

@@ -14,7 +14,7 @@ import riemann_optax as ro
 
 HELP = (
     "the metric is still attached: move this transformation before compute_metric "
-    "or after scale_by_inverse_metric"
+    "or after scale_by_inverse_metric, which the chain must have"
 )
 PARAMS = {"kernel": jnp.array([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]])}
 STAGE_1 = ro.compute_metric(ro.phi.maintenance_energy(), alpha=2.0)

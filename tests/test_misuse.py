@@ -12,7 +12,7 @@ from .small_chain import PARAMS, STAGE_1, update
 
 HELP = (
     "the metric is still attached: move this transformation before compute_metric "
-    "or after scale_by_inverse_metric"
+    "or after scale_by_inverse_metric, which the chain must have"
 )
 
 

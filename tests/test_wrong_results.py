@@ -214,6 +214,19 @@ def test_a_parameter_that_was_resized_is_named(make):
         tx.update(params, state, params)
 
 
+@pytest.mark.parametrize("make", [ro.riemannian_adamw, ro.riemannian_sgd, ro.riemannian_schedule_free])
+def test_a_parameter_that_has_come_or_gone_is_named(make):
+    tx = make(0.1)
+    params = {"kernel": jnp.ones([4, 4])}
+    grown = {**params, "new": jnp.ones(2)}
+    with pytest.raises(
+        ValueError, match=r"leaf \['new'\] is in the gradients and not .*tx\.init.*transplant"
+    ):
+        tx.update(grown, tx.init(params), grown)
+    with pytest.raises(ValueError, match=r"leaf \['new'\] is in the state of phi and not in the gradients"):
+        tx.update(params, tx.init(grown), params)
+
+
 def test_a_gradient_of_none_is_named_by_an_eigenbasis():
     tx = ro.in_eigenbasis(optax.adam(0.1))
     params = {"frozen": jnp.ones([4, 4]), "kernel": jnp.ones([4, 4])}

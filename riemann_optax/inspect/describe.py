@@ -1,7 +1,6 @@
 """Reading a metric before and during a run: metric_at and describe."""
 
 import math
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from riemann_optax import _axes, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._check import check_transformation
 from riemann_optax._declare import Phi
+from riemann_optax.boundary import parameters_of
 from riemann_optax.inspect._evaluate import evaluate, is_small
 from riemann_optax.inspect.live import eigenbases
 from riemann_optax.metric import compute_metric
@@ -190,7 +190,7 @@ def describe(
       shared state: 4 bytes; E at gradients of 1
     """
     check_transformation("tx_or_phi", tx_or_phi)
-    params = _parameters_of(params)
+    params = parameters_of(params)
     if alpha is not None or isinstance(tx_or_phi, Phi):
         tx = optax.chain(
             compute_metric(tx_or_phi, 1.0 if alpha is None else alpha), scale_by_inverse_metric()
@@ -212,12 +212,6 @@ def describe(
     ]
     bases += _kept_bases(state)
     return Description(tuple(rows), shared, where, _axes.remarks(params, readings), tuple(bases))
-
-
-def _parameters_of(model: Any) -> Any:
-    """Return the parameters of a model of Flax NNX, and anything else as it is; it does not import Flax."""
-    nnx = sys.modules.get("flax.nnx")
-    return nnx.state(model, nnx.Param) if nnx is not None and isinstance(model, nnx.Module) else model
 
 
 def _kept_bases(state: optax.OptState) -> list[str]:
@@ -277,7 +271,13 @@ def _state_bytes(
             sizes[index] += _bytes(leaf)
         return leaf
 
-    optax.tree.map_params(tx, count, state, indices, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    def is_masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    try:
+        optax.tree.map_params(tx, count, state, indices, is_leaf=is_masked)
+    except ValueError:  # optax.flatten keeps one vector, which belongs to no one parameter
+        sizes = [0] * len(leaves)
     total = sum(_bytes(leaf) for leaf in jax.tree.leaves(state))
     return sizes, total - sum(sizes)
 

@@ -57,7 +57,8 @@ def riemannian_sgd(
     ``optax.sgd`` bit for bit.
 
     **Rates** have the units of ``optax.sgd``: begin at 0.1, and higher for a larger alpha, because ``E >= 1``
-    only shrinks steps. To train a network without thinking about alpha use :func:`riemannian_adamw`.
+    only shrinks steps (:func:`riemann_optax.phi.utility_gate` is negative for some weights, and wants an
+    alpha below 1). To train a network without thinking about alpha use :func:`riemannian_adamw`.
 
     Args:
       learning_rate: a number or a schedule.

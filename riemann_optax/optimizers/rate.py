@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from riemann_optax.boundary import parameters_of
+
 _RATE_OF_A_MILLION = 0.003
 
 
@@ -28,8 +30,8 @@ def starting_rate(params: optax.Params) -> float:
     best rate grows with the batch. So it is a place to begin a search, not its result.
 
     Args:
-      params: the model's parameters: any tree of arrays or ``jax.ShapeDtypeStruct``. Only floating and
-        complex arrays count.
+      params: any tree of arrays or ``jax.ShapeDtypeStruct``, of which floating and
+        complex arrays count; or a model of Flax NNX, of which the ``nnx.Param`` do.
 
     Returns:
       The rate, a Python number.
@@ -50,7 +52,7 @@ def starting_rate(params: optax.Params) -> float:
       Brown et al, `Language Models are Few-Shot Learners <https://arxiv.org/abs/2005.14165>`_, NeurIPS, 2020:
       Table 2.1.
     """
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params) if _is_inexact(leaf)]
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(parameters_of(params)) if _is_inexact(leaf)]
     count = sum(map(math.prod, shapes))
     if not count:
         raise ValueError(

@@ -46,7 +46,9 @@ def schedule_free(
 
     The parameters that are trained are ``y``, where gradients are taken. **Evaluate at x**, which
     :func:`eval_params` returns. ``base`` includes its learning rate and its sign; weight decay inside it acts
-    on ``y``, as published. State: the base's, and 1 value per weight. No collective.
+    on ``y``, as published. State: the base's, and 1 value per weight. No collective. Weights of bfloat16 or
+    float16 want :func:`riemann_optax.master_weights` around it: ``x`` is found as the difference of ``y`` and
+    ``z``, and with a ``y`` that is rounded at each step it drifts.
 
     Args:
       base: a whole optimiser without momentum, such as RMSprop or a metric with its learning rate.
@@ -60,6 +62,9 @@ def schedule_free(
       ValueError: for a ``b1`` outside (0, 1) or a negative ``power``; at ``update``, where ``params`` are
         missing.
       TypeError: where ``base`` is no gradient transformation.
+
+    Warns:
+      UserWarning: at ``init``, for weights narrower than float32.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -84,6 +89,7 @@ def schedule_free(
         _tree.check_inexact(params, "params")
         base_state = base.init(params)
         check_scalable("schedule_free", base_state)
+        _warn_of_narrow_weights(params)
         return ScheduleFreeState(
             count=jnp.zeros([], jnp.int32),
             weight_sum=jnp.zeros([], jnp.float32),
@@ -225,6 +231,20 @@ def _average(own: ScheduleFreeState, params: optax.Params) -> optax.Params:
     # In an optimiser of Flax the state's containers may be others than those of the parameters.
     leaves, treedef = jax.tree.flatten(trained_by)
     return jax.tree.unflatten(treedef, map(average, leaves, jax.tree.leaves(own.iterate)))
+
+
+def _warn_of_narrow_weights(params: optax.Params) -> None:
+    """Warn where weights are rounded so coarsely that their average, a difference, cannot be kept exactly."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_tree.bare(params)):
+        dtype = _tree.dtype_of(leaf)
+        if jnp.finfo(dtype).bits < 32:  # type: ignore[no-untyped-call]
+            _check.warn(
+                f"schedule_free: {_tree.leaf_name(path)} is {jnp.dtype(dtype)}, and each step is rounded to "
+                "that: the average, which is found from weights and iterate, drifts away in a long run. Keep "
+                "the weights wide inside of the optimiser: "
+                "ro.master_weights(ro.riemannian_schedule_free(rate))."
+            )
+            return
 
 
 def _wide(leaf: Any) -> Any:

@@ -104,9 +104,9 @@ def utility_gate(
     Where no weight of the group has positive utility nothing can be protected and ``phi = 0``. (The program
     divides by the negative maximum, which turns the order round.)
 
-    ``phi > -1``, and negative for weights of negative utility, which move faster: keep ``alpha < 1``. State:
-    1 value per weight. Needs ``params``. Under sharding one all-reduce of a scalar per leaf (the maximum),
-    which XLA combines. The running mean is the memory window.
+    ``phi > -1``, and negative for weights of negative utility, which move faster: ``alpha`` has to be below
+    1. State: 1 value per weight. Needs ``params``. Under sharding one all-reduce of a scalar per leaf (the
+    maximum), which XLA combines. The running mean is the memory window.
 
     Args:
       decay: of the running mean, in [0, 1), per update. Published default 0.999.
@@ -159,4 +159,4 @@ def utility_gate(
         values = jax.tree.map(gate, utility)
         return values, UtilityGateState(_state.cast_like(utility, state.utility))
 
-    return Phi(init, update, name="utility_gate")
+    return Phi(init, update, name="utility_gate", least=-1.0)

@@ -35,7 +35,10 @@ def check_call(loss_fn: Callable[..., Any], arguments: tuple[Any, ...], keywords
     try:
         signature.bind(*arguments, **keywords)
     except TypeError as error:
-        remedy = "call step(model, batch, ...) with what it takes after the batch"
+        remedy = (
+            "call step(model, batch, ...) with all data in one batch, such as a tuple (inputs, labels), and "
+            "behind it what is no data"
+        )
         key = signature.parameters.get("key")
         if "key" in keywords and key is None:
             remedy = "add an argument key to it, or give the step none"
@@ -45,6 +48,22 @@ def check_call(loss_fn: Callable[..., Any], arguments: tuple[Any, ...], keywords
             f"loss_fn is called with {len(arguments)} arguments{' and a key' if 'key' in keywords else ''}, "
             f"loss_fn(model, batch, ...), and does not take them ({error}): {remedy}."
         ) from None
+
+
+def check_that_data_is_in_the_batch(arguments: tuple[Any, ...], size: int) -> None:
+    """Raise ``ValueError`` where a further argument of the loss looks like data of ``size`` examples.
+
+    The batch alone is taken apart: each example would meet the labels of all.
+    """
+    for number, argument in enumerate(arguments, start=1):
+        lengths = {leaf.shape[0] for leaf in jax.tree.leaves(argument) if jnp.ndim(leaf)}
+        if size > 1 and lengths == {size}:
+            raise ValueError(
+                f"further argument {number} of the loss has arrays of {size} rows, as many as the batch has "
+                "examples, and gradients of single examples take apart the batch alone: give the step all "
+                "data in one batch, such as step(model, (inputs, labels)), and let loss_fn take it so. If it "
+                "has that many rows by chance, let loss_fn close over it."
+            )
 
 
 def check_accumulation(transformation: Any, params: Any, needs: Iterable[str]) -> None:

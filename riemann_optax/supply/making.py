@@ -14,7 +14,7 @@ from riemann_optax.phi import SecantCurvatureState, VariationalState, draw_pertu
 from riemann_optax.phi._state import check_coordinates
 from riemann_optax.supply import taps
 from riemann_optax.supply.calls import Statistics, is_watched, single_examples
-from riemann_optax.supply.checking import check_call, check_result
+from riemann_optax.supply.checking import check_call, check_result, check_that_data_is_in_the_batch
 from riemann_optax.supply.functional import intercepting
 from riemann_optax.supply.recorder import Signal
 
@@ -170,6 +170,7 @@ _EXAMPLES = "riemann_optax_examples"
 def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]) -> Any:
     """Map ``function(params, batch_of_one, number)`` over the examples, differentiated."""
     params, size = evaluation.model.params, evaluation.number_of_examples()
+    check_that_data_is_in_the_batch(evaluation.arguments, size)
     leaves, structure = jax.tree.flatten(evaluation.batch)
     mapped = [leaf for leaf in leaves if jnp.ndim(leaf)]
 
@@ -274,13 +275,24 @@ def _phi_state(evaluation: Evaluation, need: str, kind: type[Any]) -> Any:
         )
     state = _tree.bare(getattr(evaluation.state, "opt_state", evaluation.state))
     check_coordinates(need, state, kind)
-    found = _tree.find_states(state, kind)
-    if len(found) != 1:
+    # Of several groups of optax.partition those without a weight have states all the same.
+    found = [one for one in _tree.find_states(state, kind) if _holds_weights(one)]
+    if len(found) > 1:
         raise ValueError(
-            f"{need}: the state holds {len(found)} of {kind.__name__}, and one is needed: give the step the "
-            "state of this optimiser, and build needs from the same."
+            f"{need}: {len(found)} groups of this optimiser have a {kind.__name__} of their own, and one is "
+            "needed: give all weights that have such a phi the same label."
+        )
+    if not found:
+        raise ValueError(
+            f"{need}: the state holds no {kind.__name__}, and one is needed: give the step the state of this "
+            "optimiser, and build needs from the same."
         )
     return found[0]
+
+
+def _holds_weights(state: Any) -> bool:
+    """Return whether a phi's state has anything beside its counter and its random key."""
+    return bool(jax.tree.leaves(state._replace(**dict.fromkeys({"count", "key"} & set(state._fields)))))
 
 
 # By the name of the extra argument. What is not here is no function of a loss: the step passes it on.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from riemann_optax.supply.checking import check_that_data_is_in_the_batch
 from riemann_optax.supply.functional import functional
 
 
@@ -28,6 +29,7 @@ def check_examples(
 
     Raises:
       AssertionError: where the two differ.
+      ValueError: where a further argument has as many rows as the batch has examples.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -45,6 +47,7 @@ def check_examples(
         return float(parts.evaluate(lambda copy: loss_fn(copy, batch, *arguments), parts.params)[0])
 
     size = max(leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf))
+    check_that_data_is_in_the_batch(arguments, size)
     ones = [
         jax.tree.map(lambda x, i=index: x[i : i + 1] if jnp.ndim(x) else x, batch) for index in range(size)
     ]

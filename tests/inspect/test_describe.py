@@ -167,6 +167,13 @@ def test_where_the_metric_is_zero_the_rate_is_infinite():
     assert " inf " in str(ro.describe(tx, {"b": jnp.zeros(2)}))
 
 
+def test_state_of_flattened_parameters_belongs_to_none_of_them():
+    params = {"a": jnp.ones((4, 3)), "b": jnp.ones(2)}
+    described = ro.describe(optax.flatten(riemannian_sgd(0.1, phi=ro.phi.activity())), params)
+    assert [row.state_bytes for row in described.leaves] == [0, 0]
+    assert described.shared_state_bytes >= 4 * 14
+
+
 def test_a_module_of_nnx_stands_for_its_parameters():
     """Its keys for dropout and its running means are none."""
     model = nnx.Sequential(

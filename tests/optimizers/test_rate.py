@@ -81,3 +81,12 @@ def test_models_of_flax_and_shapes_are_counted_alike():
 def test_no_weights_have_no_rate():
     with pytest.raises(ValueError, match="params have no floating or complex arrays"):
         ro.starting_rate({"count": jnp.arange(3)})
+
+
+def test_running_statistics_of_a_module_are_no_weights():
+    model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(0)))
+    assert (
+        ro.starting_rate(model)
+        == ro.starting_rate(nnx.state(model, nnx.Param))
+        == ro.starting_rate(of_size(56))
+    )

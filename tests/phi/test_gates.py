@@ -204,3 +204,21 @@ def test_where_no_weight_is_useful_no_nan_is_made_and_thrown_away():
     with jax.debug_nans(True):
         values, _ = phi.update(jnp.zeros(2), phi.init(params), params)
     np.testing.assert_array_equal(values, 0)
+
+
+def test_a_gate_that_can_be_minus_one_has_a_greatest_alpha():
+    """E = 1 - alpha reaches 0 at alpha = 1: a weight would leap to infinity."""
+    params, gradients = jnp.array([1.0, 1.0]), jnp.array([1.0, -1e-8])
+    for alpha in (1.0, 2.0):
+        with pytest.raises(ValueError, match=r"^alpha: utility_gate .* give alpha below 1, such as 0\.5"):
+            ro.riemannian_sgd(0.1, phi=ro.phi.utility_gate(), alpha=alpha)
+    with pytest.raises(ValueError, match=r"^conformal: utility_gate can be as low as -1"):
+        ro.riemannian_adamw(0.1, phi=ro.phi.utility_gate())
+    tx = ro.riemannian_sgd(0.1, phi=ro.phi.utility_gate(), alpha=0.5)
+    assert jnp.isfinite(tx.update(gradients, tx.init(params), params)[0]).all()
+    multiplied = ro.compute_metric(
+        ro.phi.utility_gate(), 1.0, "inverse_metric"
+    )  # 1/E = exp(U) is never negative
+    with pytest.raises(ValueError, match="falls to -1 at alpha=2"):
+        ro.compute_metric(ro.phi.utility_gate(), 2.0, "inverse_metric")
+    assert isinstance(multiplied, optax.GradientTransformationExtraArgs)

@@ -268,3 +268,54 @@ def test_a_stack_that_two_scans_run_has_the_rounds_of_both():
         received.append(jnp.stack(rows, 1))
     found = seen("inputs", lambda stack, x: scanned(stack, scanned(stack, x)), STACK)
     close(found["kernel"], joint(received))
+
+
+def test_labels_behind_the_batch_are_refused_where_examples_are_taken_apart():
+    """Each example would meet the labels of all of them, by broadcasting."""
+    x, y, w = array(0, 8, 4), array(1, 8), array(2, 4)
+    tx = ro.riemannian_sgd(0.1, phi=ro.phi.online_ewc())
+
+    def loss(w, x, y):
+        return jnp.mean((x @ w - y) ** 2)
+
+    with pytest.raises(ValueError, match=r"further argument 1 .* step\(model, \(inputs, labels\)\)"):
+        ro.value_and_grad(loss, needs=tx)(w, x, y, state=tx.init(w))
+    with pytest.raises(ValueError, match="further argument 1"):
+        ro.testing.check_examples(loss, w, x, y)
+    together = ro.value_and_grad(lambda w, batch: loss(w, *batch), needs=tx)
+    _, _, extra = together(w, (x, y), state=tx.init(w))
+    apart = jax.vmap(jax.grad(loss), (None, 0, 0))(w, x[:, None], y[:, None])
+    close(extra["per_example_gradients"], apart)
+    with pytest.raises(TypeError, match=r"all data in one batch, such as a tuple \(inputs, labels\)"):
+        ro.value_and_grad(loss, needs=tx)(w, (x, y), state=tx.init(w))
+
+
+def test_a_teacher_with_as_many_rows_as_examples_is_no_data():
+    x, w = array(0, 8, 4), array(1, 4)
+    teacher = {"kernel": array(2, 8, 4), "bias": array(3, 3)}
+    tx = ro.riemannian_sgd(0.1, phi=ro.phi.online_ewc())
+
+    def loss(w, x, teacher):
+        return jnp.mean((x @ w - x @ teacher["kernel"].sum(0)) ** 2)
+
+    _, _, extra = ro.value_and_grad(loss, needs=tx)(w, x, teacher, state=tx.init(w))
+    close(extra["per_example_gradients"], jax.vmap(jax.grad(loss), (None, 0, None))(w, x[:, None], teacher))
+
+
+@pytest.mark.parametrize("make", [ro.phi.secant_curvature, ro.phi.mesu])
+def test_a_phi_of_each_kind_finds_the_state_of_the_weights_that_there_are(make):
+    """``partition_by_kind`` has a state for each of five kinds, and the model weights of two."""
+    params = {"a": {"kernel": array(0, 4, 3), "bias": jnp.zeros(3)}}
+
+    def loss(params, x):
+        return jnp.mean((x @ params["a"]["kernel"] + params["a"]["bias"]) ** 2)
+
+    phi = ro.riemannian_sgd(0.1, phi=make())
+    tx = ro.partition_by_kind(phi, bias=ro.riemannian_sgd(0.1))
+    x = array(1, 2, 4)
+    _, _, extra = ro.value_and_grad(loss, needs=tx)(params, x, state=tx.init(params))
+    assert {"gradients_at_previous_params", "perturbed_gradients"} & set(extra)
+    several = ro.partition_by_kind(phi)
+    step = ro.value_and_grad(loss, needs=several)
+    with pytest.raises(ValueError, match=r"2 groups of this optimiser have a .*the same label"):
+        step(params, x, state=several.init(params))
