@@ -104,16 +104,20 @@ class LayoutRules(NamedTuple):
         """Return the layouts; warn of turned arrays with doubtful axes, and of one vector of all weights."""
         with _axes.listen() as readings:
             layouts = self.layouts(params)
-        doubtful = []
+        doubtful: dict[str, list[str]] = {}  # by what is said of them, for blocks repeat themselves
         paths, leaves = _axes.leaf_paths(params), jax.tree.leaves(params)
         for path, leaf, layout in zip(paths, leaves, layouts, strict=True):
             reading = readings[path]
             if layout is not None and not reading.certain:
                 said = _axes.in_words(reading.axes, leaf.shape)
-                doubtful.append(f"{jax.tree_util.keystr(path)} {leaf.shape} as {said}")
+                doubtful.setdefault(f"{leaf.shape} as {said}", []).append(jax.tree_util.keystr(path))
         if doubtful:
+            shown = "; ".join(
+                f"{first}{f' and {len(others)} more, each' if others else ''} {said}"
+                for said, (first, *others) in doubtful.items()
+            )
             _check.warn(
-                f"in_eigenbasis reads {'; '.join(doubtful)}, by default: neither name nor shape tells what "
+                f"in_eigenbasis reads {shown}, by default: neither name nor shape tells what "
                 "these axes are. If that is right, name the module with its preset, such as "
                 'axes={"block": "flax"}; if not, say what it is: axes={"block": "scanned"} for '
                 'stacked layers, "convolution" for a convolution.'

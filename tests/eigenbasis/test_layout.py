@@ -277,3 +277,17 @@ def test_a_complex_matrix_is_refused_by_name():
     ro.in_eigenbasis(optax.identity(), sides=lambda name, leaf: "none" if "b" in name else "both").init(
         params
     )
+
+
+def test_arrays_that_are_read_alike_are_warned_of_together():
+    """A model of many blocks would have a warning of thousands of characters."""
+    block = {name: jnp.zeros([16, 4, 4]) for name in "qkv"}
+    params = {"blocks": [block] * 24, "odd": jnp.zeros([3, 5, 7])}
+    with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
+        ro.riemannian_eigenbasis(0.1).init(params)
+    (warning,) = caught
+    assert r"['blocks'][0]['k'] and 71 more, each (16, 4, 4) as a stack of 16: inputs 4" in str(
+        warning.message
+    )
+    assert "; ['odd'] (3, 5, 7) as a stack of 3: inputs 5, outputs 7, by default" in str(warning.message)
+    assert len(str(warning.message)) < 600
