@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from riemann_optax import _tree, sharding
+from riemann_optax import _check, _tree, sharding
 from riemann_optax._version import __version__
 
 # Increase by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint of
@@ -73,6 +73,7 @@ def check(saved: Any, tree: Any) -> None:
       tree: the tree to restore, such as :func:`target` returns; arrays or ``jax.ShapeDtypeStruct``.
 
     Raises:
+      TypeError: where ``saved`` is a state, and no manifest.
       ValueError: for a manifest that is damaged or from another library; for another format of the state; and
         for a checkpoint of another phi, chain or model. The message then names the arrays that only the
         checkpoint or only ``tree`` has, and those that differ in type, dtype or shape.
@@ -87,7 +88,12 @@ def check(saved: Any, tree: Any) -> None:
       checkpoint and AccumulatedActivityState here; only in the checkpoint: .count, .second_moment['w']; only
       here: .sum_of_squares['w']. Build what it was saved with, or start anew.
     """
-    whole = isinstance(saved, Mapping) and {"format", "release", "states", "arrays"} <= saved.keys()
+    if isinstance(saved, tuple):  # no JSON has one
+        raise TypeError(
+            "saved must be what ro.checkpoint.manifest returned when the checkpoint was written, a "
+            f"dictionary, got {type(saved).__name__}: give check the manifest first, and then the state."
+        )
+    whole = {"format", "release", "states", "arrays"} <= saved.keys()
     if not (whole and all(isinstance(saved[key], Mapping) for key in ("states", "arrays"))):
         raise ValueError(
             "the checkpoint's manifest is damaged, or not one of riemann_optax: restore another checkpoint."
@@ -140,6 +146,7 @@ def target(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptS
 
     Raises:
       ValueError: as :func:`riemann_optax.sharding.state_shardings` does.
+      TypeError: where ``tx`` is no gradient transformation.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -147,6 +154,7 @@ def target(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptS
       >>> print(target.second_moment["w"].shape)
       (3, 2)
     """
+    _check.check_transformation("tx", tx)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         jax.eval_shape(tx.init, params),

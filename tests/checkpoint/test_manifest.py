@@ -202,3 +202,12 @@ def test_a_field_called_value_is_no_box():
 def test_what_is_no_array_is_refused_by_its_place():
     with pytest.raises(TypeError, match=r"holds a str at leaf \['name'\], which is no array"):
         ro.checkpoint.manifest({"name": "adam", "count": jnp.zeros([])})
+
+
+def test_what_is_given_in_the_wrong_order_is_said():
+    tx = ro.riemannian_adamw(0.1)
+    state = tx.init(PARAMS)
+    with pytest.raises(TypeError, match="give check the manifest first, and then the state"):
+        ro.checkpoint.check(state, ro.checkpoint.manifest(state))
+    with pytest.raises(TypeError, match=r"tx must be an optax\.GradientTransformation"):
+        ro.checkpoint.target(PARAMS, tx)
