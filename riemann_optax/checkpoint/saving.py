@@ -93,7 +93,7 @@ def check(saved: Any, tree: Any) -> None:
             "saved must be what ro.checkpoint.manifest returned when the checkpoint was written, a "
             f"dictionary, got {type(saved).__name__}: give check the manifest first, and then the state."
         )
-    whole = {"format", "release", "states", "arrays"} <= saved.keys()
+    whole = isinstance(saved, Mapping) and {"format", "release", "states", "arrays"} <= saved.keys()
     if not (whole and all(isinstance(saved[key], Mapping) for key in ("states", "arrays"))):
         raise ValueError(
             "the checkpoint's manifest is damaged, or not one of riemann_optax: restore another checkpoint."
