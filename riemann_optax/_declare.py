@@ -271,6 +271,11 @@ def name_of(tx: optax.GradientTransformation) -> str:
     return tx.name if isinstance(tx, Declared) else "undeclared"
 
 
+def least_of(tx: optax.GradientTransformation) -> float:
+    """Return what the values of a phi do not fall below, by its declaration."""
+    return tx.declaration.least if isinstance(tx, Declared) else 0.0
+
+
 def phi_around(
     parts: Iterable[optax.GradientTransformation],
     init: Callable[..., Any],
@@ -279,12 +284,13 @@ def phi_around(
 ) -> Phi:
     """Return the phi that a wrapper makes of others: their names inside its own, and all of their needs.
 
-    Without a ``name`` of the wrapper the phi keeps that of the one it wraps.
+    Without a ``name`` of the wrapper the phi keeps that of the one it wraps, whose values it has.
     """
     parts = list(parts)
+    least = min(map(least_of, parts)) if name is None else 0.0
     inside = ", ".join(map(name_of, parts))
     needs = dict.fromkeys(need for part in parts if isinstance(part, Declared) for need in part.needs)
-    return Phi(init, update, name=inside if name is None else f"{name}({inside})", needs=needs)
+    return Phi(init, update, name=inside if name is None else f"{name}({inside})", needs=needs, least=least)
 
 
 def required_loss(rule: str, obj_fn: Any, extra_args: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ import optax
 from riemann_optax import _axes, _check, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._axes import Axes
-from riemann_optax._declare import momentum_kept_by, name_of, names_of, update_phi
+from riemann_optax._declare import least_of, momentum_kept_by, name_of, names_of, update_phi
 from riemann_optax._tree import GROUPS, Group
 from riemann_optax.boundary import consolidating_states
 from riemann_optax.covector import Covector, MetricAttachedError, map_covectors, require_covectors
@@ -191,7 +191,7 @@ def _check_that_metric_is_positive(
     phi: optax.GradientTransformation, alpha: Any, role: Role, conformal: Group | None
 ) -> None:
     """Raise ``ValueError`` where a phi says that it can be so negative that ``E`` reaches 0."""
-    name, least = name_of(phi), getattr(getattr(phi, "declaration", None), "least", 0.0)
+    name, least = name_of(phi), least_of(phi)
     if least >= 0:
         return
     if conformal is not None:

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
                 progress.advance(bar)
     console = wide_console(150)
     console.print(terminal.table("At the rate that other seeds chose", *table_rows(found)))
-    console.print(legend())
+    console.print(legend(found))
 
 
 if __name__ == "__main__":

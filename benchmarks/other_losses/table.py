@@ -28,6 +28,6 @@ def table_rows(found: Rows) -> tuple[list[str], list[list[str]]]:
     return ["optimiser", *(HEADINGS[place] for place in shown)], cells
 
 
-def legend() -> str:
+def legend(found: Rows) -> str:
     """Return what the columns are, in words."""
-    return "; ".join(f"{problem.title}, {problem.steps} steps" for problem in PROBLEMS.values()) + "."
+    return "; ".join(PROBLEMS[name].title for name in found) + "."
