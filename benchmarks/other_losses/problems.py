@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,22 +192,24 @@ def _factorisation_measures(params: Tree, rest: Tree, key: jax.Array) -> dict[st
 KEPT = 0.95  # of a running statistic at each step
 
 
-def normalised(
-    params: Tree, inputs: jax.Array, running: Tree | None
-) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
-    """Return the logits of images ``[batch, 64]``, and mean and variance of each hidden layer.
+class Normalised(nn.Module):
+    """A perceptron of rectifiers with BatchNorm before each of them.
 
-    Without ``running`` statistics those of the batch are used.
+    Attributes:
+      kept: of a running statistic at each step; at 0 it becomes that of the batch.
+      running: whether running statistics are used, and not the batch's.
     """
-    *hidden, last = params["layers"]
-    found = []
-    for index, (layer, scale) in enumerate(zip(hidden, params["scales"], strict=True)):
-        inputs = inputs @ layer["kernel"]
-        own = inputs.mean(axis=0), inputs.var(axis=0)
-        found.append(own)
-        mean, variance = own if running is None else running[index]
-        inputs = jax.nn.relu(scale * (inputs - mean) / jnp.sqrt(variance + 1e-5) + layer["bias"])
-    return inputs @ last["kernel"] + last["bias"], found
+
+    kept: float = KEPT
+    running: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Map images ``[batch, 64]`` to logits."""
+        for _ in range(2):
+            inputs = nn.Dense(64, use_bias=False)(inputs)
+            inputs = nn.relu(nn.BatchNorm(use_running_average=self.running, momentum=self.kept)(inputs))
+        return nn.Dense(10)(inputs)
 
 
 @functools.cache
@@ -220,8 +223,8 @@ def digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _normalised_init(key: jax.Array) -> tuple[Tree, Tree]:
-    params = {"layers": perceptron(key, 64, 64, 64, 10), "scales": [jnp.ones(64), jnp.ones(64)]}
-    return params, [(jnp.zeros(64), jnp.ones(64)) for _ in range(2)]
+    variables = Normalised().init(key, jnp.zeros((1, 64)))
+    return variables["params"], variables["batch_stats"]
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -233,20 +236,26 @@ def _normalised_gradients(params: Tree, running: Tree, key: jax.Array) -> tuple[
     rows = jax.random.randint(key, (32,), 0, len(labels))
 
     def loss(params: Tree) -> tuple[jax.Array, Tree]:
-        logits, found = normalised(params, pixels[rows], None)
-        return _cross_entropy(logits, labels[rows]), found
+        variables = {"params": params, "batch_stats": running}
+        logits, new = Normalised().apply(variables, pixels[rows], mutable=["batch_stats"])
+        return _cross_entropy(logits, labels[rows]), new["batch_stats"]
 
-    gradients, found = jax.grad(loss, has_aux=True)(params)
-    return gradients, jax.tree.map(lambda old, new: KEPT * old + (1 - KEPT) * new, running, found)
+    return jax.grad(loss, has_aux=True)(params)
 
 
 def _normalised_measures(params: Tree, running: Tree, key: jax.Array) -> dict[str, jax.Array]:
     learned, _ = map(jnp.asarray, digits()["train"])
     pixels, labels = map(jnp.asarray, digits()["heldout"])
-    _, anew = normalised(params, learned, None)
+    variables = {"params": params, "batch_stats": running}
+    _, anew = Normalised(kept=0.0).apply(variables, learned, mutable=["batch_stats"])
+
+    def held_out(statistics: Tree) -> jax.Array:
+        variables = {"params": params, "batch_stats": statistics}
+        return _cross_entropy(Normalised(running=True).apply(variables, pixels), labels)
+
     return {
-        "statistics made anew": _cross_entropy(normalised(params, pixels, anew)[0], labels),
-        "statistics of the training": _cross_entropy(normalised(params, pixels, running)[0], labels),
+        "statistics made anew": held_out(anew["batch_stats"]),
+        "statistics of the training": held_out(running),
     }
 
 

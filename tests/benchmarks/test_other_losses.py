@@ -1,6 +1,5 @@
 """Other losses: a run is a plain loop, and each problem is what its name says, seen from elsewhere."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,24 +110,22 @@ def test_the_policy_learns_from_what_comes_after_an_action():
     )
 
 
-def test_a_normalised_layer_is_flax_s():
-    (params, running), key = problems.PROBLEMS["normalised"].init(jax.random.key(0)), jax.random.key(1)
-    images = jax.random.uniform(key, (16, 64))
-    for statistics in (None, [(0.1 * jnp.ones(64), 2.0 * jnp.ones(64))] * 2):
-        inputs = images
-        for index, (layer, scale) in enumerate(zip(params["layers"], params["scales"], strict=False)):
-            inputs = inputs @ layer["kernel"]
-            layer_norm = nn.BatchNorm(use_running_average=statistics is not None)
-            mean, variance = statistics[index] if statistics else running[index]
-            given = {
-                "params": {"scale": scale, "bias": layer["bias"]},
-                "batch_stats": {"mean": mean, "var": variance},
-            }
-            inputs, _ = layer_norm.apply(given, inputs, mutable=["batch_stats"])
-            inputs = jax.nn.relu(inputs)
-        last = params["layers"][-1]
-        logits, _ = problems.normalised(params, images, statistics)
-        np.testing.assert_allclose(logits, inputs @ last["kernel"] + last["bias"], rtol=1e-4, atol=1e-5)
+def test_statistics_made_anew_are_those_of_all_that_was_learned():
+    """By NumPy, in both layers; those of the training are another."""
+    problem = problems.PROBLEMS["normalised"]
+    params, running = problem.init(jax.random.key(0))
+    learned, (pixels, labels) = problems.digits()["train"][0], problems.digits()["heldout"]
+    seen, shown = learned, pixels
+    for layer, norm in (("Dense_0", "BatchNorm_0"), ("Dense_1", "BatchNorm_1")):
+        seen, shown = (x @ np.asarray(params[layer]["kernel"], float) for x in (seen, shown))
+        mean, deviation = seen.mean(0), np.sqrt(seen.var(0) + 1e-5)
+        scale, bias = params[norm]["scale"], params[norm]["bias"]
+        seen, shown = (np.maximum(scale * (x - mean) / deviation + bias, 0) for x in (seen, shown))
+    logits = shown @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
+    wanted = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    found = problem.measures(params, running, jax.random.key(1))
+    np.testing.assert_allclose(found["statistics made anew"], wanted, rtol=1e-4)
+    assert abs(found["statistics of the training"] - wanted) > 0.01
 
 
 def test_the_rate_is_chosen_on_seeds_that_are_not_reported(tmp_path):
