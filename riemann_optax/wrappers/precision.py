@@ -107,7 +107,7 @@ def low_precision_state(
     State: 2 bytes per value, or ``1 + 4 / block_size``. No collective: random bits are a hash of an
     element's index in its array and of its value, so results do not depend on the sharding. With ``"int8"``
     each block must lie within one device: sharding that cuts blocks raises an error on an Explicit mesh and
-    in :mod:`riemann_optax.sharding`, and costs communication under plain ``jit`` on an Auto one.
+    in :func:`riemann_optax.sharding.init`, and costs communication under plain ``jit`` on an Auto one.
 
     Args:
       tx: any Optax transformation.
