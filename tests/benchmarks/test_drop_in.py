@@ -20,11 +20,16 @@ def test_a_run_is_a_plain_loop(tmp_path):
     tx = optax.adamw(warmup_cosine(0.01, one.steps))
     params = one.init(3)
     state = tx.init(params)
+
+    @jax.jit
+    def step(params, state, key):
+        updates, state = tx.update(jax.grad(one.loss)(params, one.sample(key)), state, params)
+        return optax.apply_updates(params, updates), state
+
     every = one.steps // one.evaluations
     keys = jax.random.split(jax.random.fold_in(jax.random.key(1), 3), (one.steps // every, every))
     for key in keys.reshape(-1):
-        updates, state = tx.update(jax.grad(one.loss)(params, one.sample(key)), state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state, key)
     np.testing.assert_allclose(run.validation, one.followed(params), rtol=1e-4)
     assert run.weights == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert run.state == pytest.approx(2.0, abs=0.01)
