@@ -281,13 +281,15 @@ def phi_around(
     init: Callable[..., Any],
     update: Callable[..., Any],
     name: str | None = None,
+    least: float | None = None,
 ) -> Phi:
     """Return the phi that a wrapper makes of others: their names inside its own, and all of their needs.
 
-    Without a ``name`` of the wrapper the phi keeps that of the one it wraps, whose values it has.
+    Without a ``name`` of the wrapper the phi keeps that of the one it wraps, whose values it has; without a
+    ``least`` its values fall as low as theirs.
     """
     parts = list(parts)
-    least = min(map(least_of, parts)) if name is None else 0.0
+    least = min(map(least_of, parts)) if least is None else least
     inside = ", ".join(map(name_of, parts))
     needs = dict.fromkeys(need for part in parts if isinstance(part, Declared) for need in part.needs)
     return Phi(init, update, name=inside if name is None else f"{name}({inside})", needs=needs, least=least)

@@ -11,7 +11,7 @@ import optax
 
 from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes
-from riemann_optax._declare import Phi, phi_around
+from riemann_optax._declare import Phi, least_of, name_of, phi_around
 from riemann_optax._tree import Group
 
 
@@ -67,7 +67,10 @@ def weighted_sum(*phis: optax.GradientTransformation, weights: Sequence[float] |
         values, new_state = _update_parts(parts, updates, state, params, extra_args)
         return jax.tree.map(add, *values), new_state
 
-    return phi_around(parts, _init_parts(parts), update, "weighted_sum")
+    # A traced weight is known too late.
+    known = [max(float(c), 0.0) if _check.is_concrete_number(c) else 0.0 for c in factors]
+    least = sum(c * least_of(part) for c, part in zip(known, parts, strict=True) if c)
+    return phi_around(parts, _init_parts(parts), update, "weighted_sum", least)
 
 
 def product(*phis: optax.GradientTransformation) -> Phi:
@@ -121,7 +124,7 @@ def power(phi: optax.GradientTransformation, exponent: float) -> Phi:
       A phi with the state of ``phi``.
 
     Raises:
-      ValueError: for an ``exponent`` of 0 or one that is not finite.
+      ValueError: for an ``exponent`` of 0 or one that is not finite, or a phi that can be negative.
       TypeError: where ``phi`` is no gradient transformation.
 
     Examples:
@@ -130,7 +133,7 @@ def power(phi: optax.GradientTransformation, exponent: float) -> Phi:
       >>> print(phi.update(jnp.array([3.0]), phi.init(jnp.zeros(1)))[0])
       [9.]
     """
-    (part,) = _checked([phi])
+    part = _nowhere_negative(phi)
     _check.check_number("exponent", exponent)
     if _check.is_concrete_number(exponent) and exponent == 0:
         raise ValueError("exponent must not be 0: phi would be 1 everywhere.")
@@ -165,7 +168,7 @@ def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree", axes: 
       A phi with the state of ``phi``.
 
     Raises:
-      ValueError: for an unknown group.
+      ValueError: for an unknown group, or a phi that can be negative.
       TypeError: where ``phi`` is no gradient transformation.
 
     Examples:
@@ -174,7 +177,7 @@ def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree", axes: 
       >>> print(phi.update(jnp.array([1.0, 3.0]), phi.init(jnp.zeros(2)))[0])
       [0.5 1.5]
     """
-    (part,) = _checked([phi])
+    part = _nowhere_negative(phi)
     _check.check_choice("over", over, _tree.GROUPS)
     _axes.check_axes(axes)
 
@@ -207,7 +210,7 @@ def limited_mean(
       A phi with the state of ``phi``.
 
     Raises:
-      ValueError: for an unknown group, or a limit that is not positive.
+      ValueError: for an unknown group, a limit that is not positive, or a phi that can be negative.
       TypeError: where ``phi`` is no gradient transformation.
 
     Examples:
@@ -218,7 +221,7 @@ def limited_mean(
       >>> print(phi.update(jnp.array([0.1, 0.3]), phi.init(jnp.zeros(2)))[0])
       [0.1 0.3]
     """
-    (part,) = _checked([phi])
+    part = _nowhere_negative(phi)
     _check.check_number("limit", limit, low=0.0, low_open=True)
     _check.check_choice("over", over, _tree.GROUPS)
     _axes.check_axes(axes)
@@ -262,6 +265,16 @@ def _checked(phis: Sequence[Any]) -> list[optax.GradientTransformationExtraArgs]
         if not isinstance(phi, optax.GradientTransformation):
             raise TypeError(f"phi number {index} must be an optax.GradientTransformation, got {phi!r}.")
     return [optax.with_extra_args_support(phi) for phi in phis]
+
+
+def _nowhere_negative(phi: Any) -> optax.GradientTransformationExtraArgs:
+    (part,) = _checked([phi])
+    if (least := least_of(phi)) < 0:
+        raise ValueError(
+            f"phi must be nowhere negative, but {name_of(phi)} can be as low as {least:g}: give it to "
+            "compute_metric as it is, or in a weighted_sum."
+        )
+    return part
 
 
 def _init_parts(

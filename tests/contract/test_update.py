@@ -87,7 +87,7 @@ def test_state_from_jitted_init_equals_eager(entry):
 
 @pytest.fixture
 def quick_collections():
-    """Leave older objects out of the collections that the search for leaks makes: a second each, late in a run."""
+    """Leave older objects out of the collections of the search for leaks: late in a run a second each."""
     gc.freeze()
     yield
     gc.unfreeze()

@@ -221,3 +221,34 @@ def test_a_gate_that_can_be_minus_one_has_a_greatest_alpha():
         ro.compute_metric(ro.phi.utility_gate(), 2.0, "inverse_metric")
     with pytest.raises(ValueError, match=r"^alpha: utility_gate"):  # its values in fewer bits are its values
         ro.riemannian_sgd(0.1, phi=ro.low_precision_state(ro.phi.utility_gate()))
+
+
+@pytest.mark.parametrize(
+    ("phi", "limit"),
+    [
+        (ro.phi.permuted(ro.phi.utility_gate()), "1"),
+        (ro.phi.leaf_mean(ro.phi.utility_gate()), "1"),
+        (ro.phi.weighted_sum(ro.phi.utility_gate(), ro.phi.activity(), weights=[0.25, 3.0]), "4"),
+        (ro.phi.weighted_sum(*[ro.phi.utility_gate()] * 2), "0.5"),
+        (ro.phi.product(ro.phi.utility_gate(), ro.phi.from_weights(jnp.ones_like)), "1"),
+    ],
+    ids=["permuted", "leaf_mean", "quarter", "twice", "product"],
+)
+def test_what_is_made_of_a_gate_has_a_greatest_alpha_too(phi, limit):
+    with pytest.raises(ValueError, match=rf"^alpha: .*utility_gate.* give alpha below {limit},"):
+        ro.compute_metric(phi, float(limit))
+    ro.compute_metric(phi, 0.99 * float(limit))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        ro.phi.unit_mean,
+        lambda phi: ro.phi.limited_mean(phi, limit=1.0),
+        lambda phi: ro.phi.power(phi, 2.0),
+    ],
+    ids=["unit_mean", "limited_mean", "power"],
+)
+def test_a_mean_or_a_power_of_what_can_be_negative_is_refused(make):
+    with pytest.raises(ValueError, match=r"^phi must be nowhere negative, but utility_gate .* as low as -1"):
+        make(ro.phi.utility_gate())
