@@ -43,6 +43,14 @@ SCALES = {
             seeds=tuple(range(10, 20)),
         )
     ),
+    "20m_cpu": Scale(  # as many weights as the next, in a run that two cores finish: 0.15 million bytes
+        Size(
+            {"steps": 150, "batch": 8, "window": 128, "width": 512, "depth": 6},
+            tuning_seeds=(0,),
+            seeds=(10, 11, 12),
+        ),
+        exponents=(-4, -3, -2),
+    ),
     "20m": Scale(  # these two are for a GPU
         Size(
             {"steps": 1200, "batch": 64, "window": 512, "width": 512, "depth": 6},
@@ -86,6 +94,14 @@ VISION = {
             tuning_seeds=(0, 1),
             seeds=tuple(range(10, 20)),
         )
+    ),
+    "20m_cpu": Scale(
+        Size(
+            {"steps": 150, "batch": 16, "image": 64, "patch": 8, "classes": 100, "width": 512, "depth": 6},
+            tuning_seeds=(0,),
+            seeds=(10, 11, 12),
+        ),
+        exponents=(-4, -3, -2),
     ),
     "20m": Scale(
         Size(
