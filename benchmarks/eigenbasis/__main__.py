@@ -45,7 +45,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--size",
         choices=[name for name in SCALES if name != "quick"],
         default="small",
-        help="of the forms' network: small 0.13 million weights, full 0.65, 20m_cpu 19 for 150 steps; "
+        help="of the forms' network: small 0.13 million weights, full 0.65, 20m_cpu 19 for 160 steps; "
         "20m and 120m are for a GPU, whose GPT learns the sources of Python's standard library",
     )
     parser.add_argument(

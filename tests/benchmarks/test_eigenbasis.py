@@ -181,6 +181,7 @@ def test_steps_to_a_loss_are_read_from_the_mean_curve():
 def test_the_sizes_are_what_they_are_called(model, name, millions, seeds):
     size = sizes.MODELS[model][name].size
     assert len(size.seeds) >= seeds
+    assert size.length["steps"] % runs.BIN == 0
     assert not set(size.seeds) & set(size.tuning_seeds)
     length = size.length
     shape = {name: value for name, value in length.items() if name not in ("steps", "batch")}
