@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from riemann_optax._declare import trace_state
@@ -29,6 +30,30 @@ class Observer:
         self.phis: dict[Path, str] = {}
         self.bases: list[str] = []
         self.trace_state = trace_state()
+
+    def by_leaf(self, gradients: optax.Updates) -> tuple[dict[Path, jax.Array], dict[Path, str]]:
+        """Return ``metrics`` and ``phis`` by the paths of the leaves of ``gradients``.
+
+        Raises:
+          ValueError: where the stages have seen other leaves, and more than the vector of ``optax.flatten``.
+        """
+        leaves = dict(jax.tree_util.tree_leaves_with_path(gradients))
+        sizes = [np.size(leaf) for leaf in leaves.values()]
+        if self.metrics.keys() == {()} and self.metrics[()].shape == (sum(sizes),):
+            parts = jnp.split(self.metrics[()], np.cumsum(sizes)[:-1])
+            name = self.phis.get((), "phi")
+            split = zip(leaves.items(), parts, strict=True)
+            return {path: part.reshape(np.shape(leaf)) for (path, leaf), part in split}, dict.fromkeys(
+                leaves, name
+            )
+        for path in self.metrics:
+            if path not in leaves:
+                name = jax.tree_util.keystr(path) or "a single array"
+                raise ValueError(
+                    f"metric_at: the metric is one of {name}, which is no leaf of gradients: a wrapper in tx "
+                    "gives the stages other leaves. Leave it out, or call metric_at on what is inside of it."
+                )
+        return self.metrics, self.phis
 
 
 _listening: ContextVar[Observer | None] = ContextVar("observer", default=None)

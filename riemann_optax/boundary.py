@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 
 State = TypeVar("State", bound="ConsolidatingState")
 
@@ -55,7 +55,8 @@ def consolidate(
       ValueError: where there is no consolidating state, or one that restarts in an update; where a state
         still waits for the update after the last boundary; where the model
         has none of the variables that an ``nnx.Optimizer`` trains; where ``task_importance`` is given and
-        nothing takes it, or is missing where it is needed.
+        nothing takes it, or is missing where it is needed; where ``params`` have other leaves or shapes than
+        the state.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -101,7 +102,30 @@ def consolidate(
             "consolidate: there was no update since the last boundary, and a state weighs the task that has "
             "ended in the next update: call update between two boundaries, if need be with gradients of 0."
         )
+    for node in found:
+        _check_params(node, params)
     return _tree.like(consolidate_within(opt_state, params, task_importance), boxed)
+
+
+def _check_params(state: Any, params: optax.Params) -> None:
+    """Raise ``ValueError`` where no field of a consolidating state has the leaves of ``params``."""
+    numbered = _tree.numbered(params)
+    fields = [field for field in state if any(map(jnp.ndim, jax.tree.leaves(field)))]
+    alike = [field for field in fields if _tree.places(field, numbered) is not None]
+    # An array that stands for a tree, such as a random key, is no field of weights.
+    other = [field for field in fields if not jax.tree_util.treedef_is_leaf(jax.tree.structure(field))]
+    if any(map(consolidating_states, state)):  # a wrapper, which gives the state inside its own parameters
+        return
+    wanted = [(_tree.masked_like(params, field), field) for field in alike] or [
+        (params, one) for one in other
+    ]
+    if wanted and not any(_shapes(given) == _shapes(field) for given, field in wanted):
+        remedy = "pass the parameters that are trained with this state."
+        _check.check_same_structure(*wanted[0], "consolidate: params", "opt_state", remedy)
+
+
+def _shapes(tree: Any) -> list[Any]:
+    return [(path, jnp.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _is_pending(state: Any) -> bool:
@@ -141,6 +165,23 @@ def check_scalable(name: str, state: Any) -> None:
         raise ValueError(
             f"{name}: {inside} puts weights in a place, and {name} would multiply the way there: put it "
             f"around, {inside}({name}(...), ...)."
+        )
+
+
+def check_outermost(name: str, *states: Any) -> None:
+    """Raise ``ValueError`` if ``name``, which changes updates, is around what counts them as applied.
+
+    Such a state is known by its method ``counts_updates``.
+    """
+
+    def counts(node: Any) -> bool:
+        return callable(getattr(type(node), "counts_updates", None))
+
+    for node in filter(counts, jax.tree.leaves(states, is_leaf=counts)):
+        inside = node.counts_updates()
+        raise ValueError(
+            f"{name}: {inside} counts updates as they are applied, and {name} changes them: put it behind, "
+            f"optax.chain({name}(...), {inside}(...))."
         )
 
 

@@ -352,3 +352,24 @@ def test_two_boundaries_without_an_update_between_are_refused(wrap):
         ro.consolidate(ended, params)
     _, state = tx.update(params, ended, params)
     ro.consolidate(state, params)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda tx: tx, lambda tx: optax.masked(tx, {"a": True, "b": False})], ids=["all", "masked"]
+)
+@pytest.mark.parametrize(
+    "make",
+    [*PHIS.values(), ro.anchor.task_boundary_weights, ro.anchor.importance_weighted_weights],
+    ids=[*PHIS, "task_boundary_weights", "importance_weighted_weights"],
+)
+def test_other_parameters_than_those_of_the_state_are_refused_by_name(make, wrap):
+    params = {"a": jnp.ones((4, 4)), "b": jnp.ones(3)}
+    state = wrap(make()).init(params)
+    ro.consolidate(state, params)
+    for shape in ((4, 1), (), (2, 2)):
+        with pytest.raises(
+            ValueError, match=r"^consolidate: params has shape .* leaf \['a'\] of opt_state has"
+        ):
+            ro.consolidate(state, params | {"a": jnp.zeros(shape)})
+    with pytest.raises(ValueError, match=r"^consolidate: params lacks leaf \['a'\]"):
+        ro.consolidate(state, {"b": params["b"], "c": params["a"]})

@@ -10,6 +10,7 @@ import optax
 
 from riemann_optax import _axes, _tree
 from riemann_optax._state_fields import StateFields, owner_and_field, state_fields
+from riemann_optax.boundary import check_outermost
 
 
 class Coordinates(NamedTuple):
@@ -76,8 +77,10 @@ def coordinate_arrays(
 
     Raises:
       ValueError: for coordinates of a turned leaf in an undeclared or a refused field, in 8 bits, or in one
-        vector of all weights.
+        vector of all weights; for what counts the energy of weights, which are turned here.
     """
+    if any(turned):
+        check_outermost("in_eigenbasis", state)
     leaves, numbered = jax.tree.leaves(params), _tree.numbered(params)
     total = sum(np.size(leaf) for leaf in leaves)
     found: list[list[Coordinates]] = [[] for _ in leaves]

@@ -45,7 +45,8 @@ def metric_at(
       where several pairs of stages follow each other.
 
     Raises:
-      ValueError: where ``tx`` applied no metric in this update, or applied it inside a traced branch.
+      ValueError: where ``tx`` applied no metric in this update, applied it inside a traced branch, or to
+        other leaves than those of ``gradients``, as in ``optax.contrib.split_real_and_imaginary``.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -69,8 +70,10 @@ def metric_at(
 
 
 def _metric_tree(observer: observe.Observer, gradients: optax.Updates) -> optax.Updates:
+    metrics, _ = observer.by_leaf(gradients)
+
     def read(path: tuple[Any, ...], gradient: Any) -> jax.Array:
-        return observer.metrics.get(path, jnp.ones_like(gradient, dtype=_tree.working_dtype(gradient)))
+        return metrics.get(path, jnp.ones_like(gradient, dtype=_tree.working_dtype(gradient)))
 
     return jax.tree_util.tree_map_with_path(read, gradients)
 
@@ -233,9 +236,10 @@ def _read(
             tx.update(gradients, tx.init(params) if state is None else state, params, **extra_args)
         readings.update(heard)
         bases[:] = observer.bases
+        metrics, names = observer.by_leaf(gradients)
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(gradients)]
-        phis[:] = [observer.phis.get(path, "phi") if path in observer.metrics else "" for path in paths]
-        return [observer.metrics.get(path, jnp.ones([])) for path in paths]
+        phis[:] = [names.get(path, "phi") if path in metrics else "" for path in paths]
+        return [metrics.get(path, jnp.ones([])) for path in paths]
 
     arguments = (params, gradients, state)
     try:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
-from riemann_optax._state_fields import declare_fields
 
 
 class TrackEnergyState(NamedTuple):
@@ -28,6 +27,10 @@ class TrackEnergyState(NamedTuple):
     total_maintenance: jax.Array
     maintenance_compensation: jax.Array
 
+    def counts_updates(self) -> str:
+        """Return what counts updates; what changes them on their way asks for this method."""
+        return "track_energy"
+
 
 def track_energy() -> optax.GradientTransformationExtraArgs:
     r"""Keep the energy spent on changing and on keeping weights (last in a chain).
@@ -40,8 +43,10 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
     transient part of a weight alone and write down what is consolidated; here a weight has no such part, and
     all of it is maintained.
 
-    Passes updates through, so it must see them as they will be applied: after the learning rate. Needs
-    ``params``. Under sharding one all-reduce per leaf and sum, which XLA combines.
+    Passes updates through, so it must see them as they will be applied: after the learning rate, and behind
+    what changes them, such as :func:`in_eigenbasis` and :func:`schedule_free`, which refuse it inside. Of
+    weights of bfloat16 it counts the steps before they are rounded to them. Needs ``params``. Under sharding
+    one all-reduce per leaf and sum, which XLA combines.
 
     Returns:
       A gradient transformation with state :class:`TrackEnergyState`; find it with
@@ -81,7 +86,6 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@declare_fields(refused=("transient",))  # its threshold is of weights, one by one
 class SynapticCachingState(NamedTuple):
     """State of :func:`synaptic_caching`.
 
@@ -103,6 +107,10 @@ class SynapticCachingState(NamedTuple):
     total_maintenance: jax.Array
     maintenance_compensation: jax.Array
 
+    def counts_updates(self) -> str:
+        """Return what counts updates; what changes them on their way asks for this method."""
+        return "synaptic_caching"
+
 
 def synaptic_caching(
     threshold: float, *, fading: float = 1e-3, over: Literal["tree", "leaf", "weight"] = "tree"
@@ -121,10 +129,10 @@ def synaptic_caching(
     The network computes with both parts of a weight together. So with ``fading=0`` the updates pass
     unchanged, and this only keeps the account; what fades of the transient part is taken from the weight.
 
-    It must see the updates as they will be applied: after the learning rate, and behind
-    :func:`in_eigenbasis`, which refuses it inside, for a threshold is of weights. State: 1 value per weight,
-    float32 or wider, and 6 numbers. Under sharding one all-reduce per leaf and sum, and one for the largest
-    change, which XLA combines.
+    It must see the updates as they will be applied: after the learning rate, and behind what changes them,
+    such as :func:`in_eigenbasis` and :func:`schedule_free`, which refuse it inside. State: 1 value per
+    weight, float32 or wider, and 6 numbers. Under sharding one all-reduce per leaf and sum, and one for the
+    largest change, which XLA combines.
 
     Args:
       threshold: ``theta``, positive, in the units of the weights.

@@ -10,7 +10,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._state_fields import declare_fields
-from riemann_optax.boundary import check_scalable, completed, is_nnx_optimizer, trained
+from riemann_optax.boundary import check_outermost, check_scalable, completed, is_nnx_optimizer, trained
 from riemann_optax.eigenbasis import InEigenbasisState
 
 
@@ -33,6 +33,10 @@ class ScheduleFreeState(NamedTuple):
     momentum: jax.Array
     base: optax.OptState
 
+    def places_weights(self) -> str:
+        """Return what puts weights in a place; what multiplies updates asks for this method."""
+        return "schedule_free"
+
 
 def schedule_free(
     base: optax.GradientTransformation, *, b1: float = 0.9, power: float = 2.0
@@ -46,9 +50,10 @@ def schedule_free(
 
     The parameters that are trained are ``y``, where gradients are taken. **Evaluate at x**, which
     :func:`eval_params` returns. ``base`` includes its learning rate and its sign; weight decay inside it acts
-    on ``y``, as published. State: the base's, and 1 value per weight. No collective. Weights of bfloat16 or
-    float16 want :func:`riemann_optax.master_weights` around it: ``x`` is found as the difference of ``y`` and
-    ``z``, and with a ``y`` that is rounded at each step it drifts.
+    on ``y``, as published. Nothing behind it may change its updates: what scales them, such as
+    ``optax.contrib.reduce_on_plateau``, belongs into ``base``. State: the base's, and 1 value per weight. No
+    collective. Weights of bfloat16 or float16 want :func:`riemann_optax.master_weights` around it: ``x`` is
+    found as the difference of ``y`` and ``z``, and with a ``y`` that is rounded at each step it drifts.
 
     Args:
       base: a whole optimiser without momentum, such as RMSprop or a metric with its learning rate.
@@ -59,8 +64,8 @@ def schedule_free(
       A gradient transformation with state :class:`ScheduleFreeState`.
 
     Raises:
-      ValueError: for a ``b1`` outside (0, 1) or a negative ``power``; at ``update``, where ``params`` are
-        missing.
+      ValueError: for a ``b1`` outside (0, 1) or a negative ``power``; at ``init``, where ``base`` places
+        weights itself or counts their energy; at ``update``, where ``params`` are missing.
       TypeError: where ``base`` is no gradient transformation.
 
     Warns:
@@ -89,6 +94,7 @@ def schedule_free(
         _tree.check_inexact(params, "params")
         base_state = base.init(params)
         check_scalable("schedule_free", base_state)
+        check_outermost("schedule_free", base_state)
         _warn_of_narrow_weights(params)
         return ScheduleFreeState(
             count=jnp.zeros([], jnp.int32),
@@ -148,7 +154,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         ``nnx.Optimizer`` the model. What ``optax.partition`` keeps from the averaging is returned as it is.
 
     The average is a function of the weights and the state. Weights that something else than the updates has
-    changed, such as a projection or a clip, have none: it drifts away, as in ``optax.contrib``. Running
+    changed, such as a projection or a clip, or by updates that something has scaled on their way, such as
+    ``optax.contrib.reduce_on_plateau`` behind it, have none: it drifts away, as in ``optax.contrib``. Running
     statistics of BatchNorm belong to the weights that are trained: make them anew for the average.
 
     Returns:
@@ -157,6 +164,9 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     Raises:
       ValueError: where the state holds no average, several of one leaf, one of other parameters, one
         inside of an eigenbasis, or those of several runs.
+
+    Warns:
+      UserWarning: where something behind the averaging is known to scale its updates.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -181,12 +191,33 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
                 "eval_params: schedule-free averaging inside of in_eigenbasis averages turned weights: put "
                 "in_eigenbasis inside, schedule_free(in_eigenbasis(...)), and evaluate that."
             )
+    _warn_of_what_scales(state)
     _check_averaged_once(found)
     _check_one_run(found)
     evaluated = params
     for own in found:  # of several, each has the leaves of its own group
         evaluated = completed(_average(own, params), evaluated)
     return _tree.like(evaluated, boxed)
+
+
+def _warn_of_what_scales(state: Any) -> None:
+    """Warn of what is known to scale updates behind the averaging, whose average then drifts away."""
+    if isinstance(state, ScheduleFreeState) or not isinstance(state, tuple | dict):
+        return
+    parts = list(state.values()) if isinstance(state, dict) else list(state)
+    behind = [index for index, part in enumerate(parts) if _tree.find_states(part, ScheduleFreeState)]
+    for part in (
+        parts[behind[0] + 1 :] if behind and (type(state) is tuple or isinstance(state, dict)) else []
+    ):
+        name = type(part).__name__
+        if name.startswith(("ScaleBy", "ReduceLROnPlateau", "Trace")):
+            _check.warn(
+                f"eval_params: {name} stands behind the averaging. What changes its updates there, such as "
+                "optax.contrib.reduce_on_plateau, makes the average drift away from the weights: put it "
+                "inside, ro.schedule_free(optax.chain(base, ...))."
+            )
+    for part in parts:
+        _warn_of_what_scales(part)
 
 
 def _check_averaged_once(found: list[ScheduleFreeState]) -> None:

@@ -9,7 +9,7 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
-from riemann_optax.boundary import check_scalable
+from riemann_optax.boundary import check_outermost, check_scalable
 
 
 class NormMatchedBaseState(NamedTuple):
@@ -54,8 +54,8 @@ def norm_matched_base(
 
     Raises:
       TypeError: where one of the two is no gradient transformation.
-      ValueError: for an unknown ``over``; at ``init``, where ``base`` resets units or restarts, which belongs
-        around.
+      ValueError: for an unknown ``over``; at ``init``, where ``base`` resets units, restarts or averages,
+        which belongs around, or one of the two counts energy, which belongs behind.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -76,9 +76,10 @@ def norm_matched_base(
     base, reference = optax.with_extra_args_support(base), optax.with_extra_args_support(reference)
 
     def init(params: optax.Params) -> NormMatchedBaseState:
-        base_state = base.init(params)
+        base_state, reference_state = base.init(params), reference.init(params)
         check_scalable("norm_matched_base", base_state)
-        return NormMatchedBaseState(base=base_state, reference=reference.init(params))
+        check_outermost("norm_matched_base", base_state, reference_state)
+        return NormMatchedBaseState(base=base_state, reference=reference_state)
 
     def update(
         updates: optax.Updates,

@@ -12,6 +12,7 @@ from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes
 from riemann_optax._declare import Declared
 from riemann_optax._population import when
+from riemann_optax.boundary import check_outermost
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
 from riemann_optax.phi import _state
@@ -148,6 +149,8 @@ def reset_units(
         def tree(make: Callable[[HiddenLayer, Any], Any]) -> Any:
             return _of_layers(layers, structure, [make(one, leaves[one.kernel.leaf]) for one in layers])
 
+        inner_state = inner.init(params)
+        check_outermost("reset_units", inner_state)
         units = tree(lambda one, leaf: jnp.zeros(one.units, _tree.working_dtype(leaf)))
         return ResetUnitsState(
             count=jnp.zeros([], jnp.int32),
@@ -159,7 +162,7 @@ def reset_units(
                 )
             ),
             rule=rule.init(units),
-            inner_state=inner.init(params),
+            inner_state=inner_state,
         )
 
     def update(

@@ -9,6 +9,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Declared
 from riemann_optax._population import when
+from riemann_optax.boundary import check_outermost
 
 
 class RestartAtBoundaryState(NamedTuple):
@@ -75,7 +76,9 @@ def restart_at_boundary(
 
     def init(params: optax.Params) -> RestartAtBoundaryState:
         _tree.check_inexact(params, "params")
-        return RestartAtBoundaryState(anchor.init(params), inner.init(params))
+        inner_state = inner.init(params)
+        check_outermost("restart_at_boundary", inner_state)
+        return RestartAtBoundaryState(anchor.init(params), inner_state)
 
     def update(
         updates: optax.Updates,

@@ -9,7 +9,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Declared, required_loss
 from riemann_optax._state_fields import declare_fields
-from riemann_optax.boundary import check_scalable
+from riemann_optax.boundary import check_outermost, check_scalable
 from riemann_optax.phi import _state
 
 
@@ -121,6 +121,7 @@ def soft_resets(
 
         inner_state = inner.init(params)
         check_scalable("soft_resets", inner_state)
+        check_outermost("soft_resets", inner_state)
         return SoftResetsState(
             count=jnp.zeros([], jnp.int32),
             key=_state.as_key(key),

@@ -1,5 +1,6 @@
 """describe: the table a person reads before a run."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,3 +184,38 @@ def test_a_module_of_nnx_stands_for_its_parameters():
     )
     tx = ro.riemannian_adamw(0.1)
     assert ro.describe(tx, model) == ro.describe(tx, nnx.state(model, nnx.Param))
+
+
+@pytest.mark.parametrize("phi", [ro.phi.activity(), ro.phi.maintenance_energy()], ids=lambda phi: phi.name)
+def test_the_metric_of_flattened_parameters_is_that_of_their_leaves(phi):
+    """E is what the update divides by, leaf for leaf, and ranges over the leaf alone."""
+    params = {
+        "bias": jnp.array([1.0, -3.0]),
+        "kernel": jnp.arange(6.0).reshape(2, 3),
+        "scale": jnp.array(2.0),
+    }
+    gradients = jax.tree.map(lambda p: 0.5 * p + 1, params)
+    tx = optax.flatten(riemannian_sgd(0.1, phi=phi))
+    state = tx.init(params)
+    found = ro.metric_at(tx, gradients, state, params)
+    updates, _ = tx.update(gradients, state, params)
+    chex.assert_trees_all_close(found, jax.tree.map(lambda g, u: -0.1 * g / u, gradients, updates), rtol=1e-5)
+    described = ro.describe(tx, params, gradients)
+    assert {leaf.phi for leaf in described.leaves} == {phi.name}
+    for leaf, metric in zip(described.leaves, jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(
+            (leaf.metric_min, leaf.metric_max), (metric.min(), metric.max()), rtol=1e-5
+        )
+    one = jnp.ones((2, 3))  # of a single array too
+    assert ro.metric_at(tx, one, tx.init(one), one).shape == (2, 3)
+
+
+def test_a_metric_of_other_leaves_than_those_given_is_not_called_euclidean():
+    params = {"real": jnp.ones(2), "turned": jnp.ones(3, jnp.complex64)}
+    tx = optax.contrib.split_real_and_imaginary(riemannian_sgd(0.1, phi=ro.phi.activity()))
+    with pytest.raises(
+        ValueError, match=r"metric_at: the metric is one of \['turned'\].*no leaf of gradients"
+    ):
+        ro.metric_at(tx, params, tx.init(params), params)
+    with pytest.raises(ValueError, match="no leaf of gradients"):
+        ro.describe(tx, params)

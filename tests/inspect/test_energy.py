@@ -152,8 +152,38 @@ def test_the_cache_wants_steps_and_no_covectors():
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
 
 
-def test_an_eigenbasis_refuses_the_cache_whose_threshold_is_of_weights():
-    tx = ro.in_eigenbasis(optax.chain(optax.sgd(0.1), ro.synaptic_caching(0.1)))
-    params = {"w": jnp.ones((4, 3))}
-    with pytest.raises(ValueError, match=r"SynapticCachingState.transient: keep .* outside of in_eigenbasis"):
-        tx.update(params, tx.init(params), params)
+CHANGING = {
+    "in_eigenbasis": ro.in_eigenbasis,
+    "schedule_free": ro.schedule_free,
+    "norm_matched_base": lambda tx: ro.norm_matched_base(tx, optax.sgd(0.1)),
+    "norm_matched_base, its reference": lambda tx: ro.norm_matched_base(optax.sgd(0.1), tx),
+    "reset_units": lambda tx: ro.reset_units(tx, ro.dormant_units(every=1)),
+    "soft_resets": lambda tx: ro.soft_resets(tx, 0.01),
+    "restart_at_boundary": lambda tx: ro.restart_at_boundary(tx, ro.anchor.initial_weights()),
+}
+
+
+@pytest.mark.parametrize("make", [ro.track_energy, lambda: ro.synaptic_caching(0.1)], ids=["track", "cache"])
+@pytest.mark.parametrize("wrapper", CHANGING)
+def test_what_changes_updates_refuses_to_have_them_counted_before(wrapper, make):
+    params = {"in": jnp.ones((4, 3)), "out": jnp.ones((3, 2))}
+    name = wrapper.split(",")[0]
+    inside = type(make().init(params)).__name__
+    counter = {"TrackEnergyState": "track_energy", "SynapticCachingState": "synaptic_caching"}[inside]
+    with pytest.raises(
+        ValueError, match=rf"^{name}: {counter} counts .* optax.chain\({name}\(...\), {counter}"
+    ):
+        CHANGING[wrapper](optax.chain(optax.sgd(0.1), make())).init(params)
+    optax.chain(CHANGING[wrapper](optax.sgd(0.1)), make()).init(params)
+
+
+def test_what_is_counted_behind_an_average_is_what_the_weights_have_moved():
+    tx = optax.chain(ro.schedule_free(optax.sgd(0.1)), ro.track_energy())
+    params = {"w": jnp.arange(3.0)}
+    state, moved = tx.init(params), 0.0
+    for step in range(5):
+        updates, state = tx.update({"w": jnp.cos(step + params["w"])}, state, params)
+        after = optax.apply_updates(params, updates)
+        moved, params = moved + float(jnp.abs(after["w"] - params["w"]).sum()), after
+    energy = optax.tree.get(state, "TrackEnergyState")
+    np.testing.assert_allclose(energy.modification, moved, rtol=1e-5)

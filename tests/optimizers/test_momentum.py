@@ -228,3 +228,59 @@ def test_an_average_of_narrow_weights_drifts_and_says_so_unless_the_optimiser_ke
     with warnings.catch_warnings(action="error"):
         trained, averaged = average_after(ro.master_weights(narrow), 5000)
     assert averaged < 1.5 * trained + 1e-4
+
+
+BEHIND = {
+    "plateau": lambda: optax.contrib.reduce_on_plateau(patience=5, factor=0.1),
+    "schedule": lambda: optax.scale_by_schedule(optax.constant_schedule(1.0)),
+    "trace": lambda: optax.trace(0.9),
+}
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+@pytest.mark.parametrize(
+    "chain",
+    [optax.chain, lambda *parts: optax.named_chain(*zip("ab", parts, strict=True))],
+    ids=["chain", "named_chain"],
+)
+def test_what_is_known_to_scale_steps_behind_the_average_is_warned_of(chain, behind):
+    params = {"w": jnp.ones(2)}
+    averaged = ro.riemannian_schedule_free(0.1)
+    state = chain(averaged, BEHIND[behind]()).init(params)
+    with pytest.warns(UserWarning, match=r"^eval_params: .* stands behind the averaging"):
+        ro.eval_params(state, params)
+    inside = ro.schedule_free(optax.chain(optax.sgd(0.1), BEHIND[behind]()))
+    quiet = [averaged, inside, chain(BEHIND[behind](), averaged), chain(averaged, ro.track_energy())]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for tx in quiet:
+            ro.eval_params(tx.init(params), params)
+
+
+def test_a_plateau_inside_of_the_averaging_leaves_the_average_where_the_weights_are():
+    """Behind it the average of the same run drifts away: what it averages runs on at the full rate."""
+
+    def distance(make):
+        tx = make(ro.schedule_free, optax.sgd(0.05), optax.contrib.reduce_on_plateau(patience=5, factor=0.1))
+        params = jnp.zeros(4)
+        state = tx.init(params)
+        update = jax.jit(tx.update)
+        for step in range(400):
+            noise = 0.1 * jax.random.normal(jax.random.key(step), (4,))
+            updates, state = update(2 * (params - 3) + noise, state, params, value=1.0)
+            params = optax.apply_updates(params, updates)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return float(jnp.abs(ro.eval_params(state, params) - params).max())
+
+    inside = distance(lambda average, base, plateau: average(optax.chain(base, plateau)))
+    behind = distance(lambda average, base, plateau: optax.chain(average(base), plateau))
+    assert inside < 0.1
+    assert behind > 10 * inside
+
+
+def test_what_scales_steps_refuses_an_average_inside():
+    params = {"w": jnp.ones(2)}
+    tx = ro.norm_matched_base(ro.riemannian_schedule_free(0.1), optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"^norm_matched_base: schedule_free puts weights .* put it around"):
+        tx.init(params)
