@@ -297,7 +297,20 @@ def phi_around(
 
 def required_loss(rule: str, obj_fn: Any, extra_args: Mapping[str, Any]) -> Any:
     """Return the loss as a function of the parameters, under either of the names that Optax has for it."""
-    return required(rule, "obj_fn", extra_args.get("value_fn") if obj_fn is None else obj_fn)
+    loss = required(rule, "obj_fn", extra_args.get("value_fn") if obj_fn is None else obj_fn)
+
+    def called(params: Any, *arguments: Any) -> Any:
+        try:
+            return loss(params, *arguments)
+        except Exception as error:
+            if not _tree.has_masked(params):
+                raise
+            raise ValueError(
+                f"{rule}: obj_fn fails on parameters without those that optax.partition or optax.masked "
+                "leaves out: take the step from ro.value_and_grad, whose obj_fn puts them back."
+            ) from error
+
+    return called
 
 
 def required(rule: str, name: str, value: T | None, instead: str = "") -> T:

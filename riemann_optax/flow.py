@@ -73,7 +73,7 @@ def gradient_flow(
       ImportError: on import of this module, without diffrax.
       TypeError: where ``field`` is neither None nor a metric field, a leaf is not real, or ``t`` is traced.
       ValueError: where ``t`` is not positive, does not increase or has no end, or ``step_size`` is not
-        positive, or the loss at ``params`` is not above ``stop_loss``.
+        positive, or the loss at ``params`` is known and not above ``stop_loss``.
       RuntimeError: (from diffrax) where ``max_steps`` are not enough.
 
     Examples:

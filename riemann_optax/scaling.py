@@ -131,6 +131,8 @@ def scale_by_metric(
 
     The chain of :func:`compute_metric`, the ``edits`` and :func:`scale_by_inverse_metric`, nothing else. Like
     every ``scale_by_...`` of Optax it has no learning rate and does not turn the sign.
+    ``optax.inject_hyperparams`` cannot pass on ``*edits``: inject into :func:`compute_metric`, or give
+    ``alpha`` a schedule.
 
     Args:
       phi: what the metric measures; see :func:`compute_metric`.

@@ -14,7 +14,8 @@ from riemann_optax.edits._edit import stateless_edit
 def normalize_metric(over: Group = "tree", *, axes: Axes = "flax") -> optax.GradientTransformationExtraArgs:
     r"""Divide the metric by its mean, :math:`E_i \leftarrow E_i/\mathrm{mean}(E)`.
 
-    The metric then redistributes the rate among weights and leaves its size to the learning rate.
+    The metric then redistributes the rate among weights and leaves its size to the learning rate. Place it
+    before :func:`competitive_plasticity`, whose ``E`` of the losers is infinite, and so is its mean.
 
     Args:
       over: the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA combines),
@@ -56,6 +57,8 @@ def normalize_metric(over: Group = "tree", *, axes: Axes = "flax") -> optax.Grad
 
 def clip_metric(low: float | None = None, high: float | None = None) -> optax.GradientTransformationExtraArgs:
     """Clip the metric to ``low <= E <= high``, the effective rates to ``1/high`` and ``1/low``.
+
+    Place it before :func:`competitive_plasticity`: an infinite ``E`` becomes ``high``, too, and moves again.
 
     Args:
       low: the smallest ``E``, positive, or None.

@@ -286,7 +286,10 @@ def transport(
     separable = require_separable(field, "transport", "use flow.parallel_transport along a path.")
 
     def carry(weights: jax.Array, metric: jax.Array, vector: jax.Array, step: jax.Array) -> jax.Array:
-        return vector * jnp.sqrt(metric / separable.elementwise(weights + step))
+        rests = jnp.isinf(metric) & (step == 0)  # in a pole, where inf / inf is no number
+        one = jnp.ones_like(metric)
+        after = jnp.where(rests, one, separable.elementwise(jnp.where(rests, one, weights + step)))
+        return _times(jnp.sqrt(jnp.where(rests, one, metric) / after), vector)
 
     return map_at(separable, carry, params, tangent, displacement)
 

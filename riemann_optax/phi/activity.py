@@ -45,7 +45,8 @@ def activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
       state_dtype: of the running mean; None means float32, or wider where the parameter is wider.
 
     Returns:
-      A phi with state :class:`ActivityState`. A gradient above 2**63 (float32) counts as 2**63.
+      A phi with state :class:`ActivityState`. A gradient above 2**63 (float32) counts as 2**63,
+      so that its step is longer than the rate: put ``optax.clip_by_global_norm`` before.
 
     Raises:
       ValueError: for a concrete ``decay`` outside [0, 1), a ``power`` that is not positive, or a

@@ -45,7 +45,9 @@ def restart_at_boundary(
 
     State: the states of ``anchor`` and ``inner``. Needs ``params``. The extra argument ``task_boundary`` of
     ``update`` announces a boundary; in a Flax NNX loop ``optimizer.update(model, gradients,
-    task_boundary=boundary)``. A restart is an update, so :func:`consolidate` refuses this state.
+    task_boundary=boundary)``. A restart is an update, so :func:`consolidate` refuses this state. Put
+    ``optax.MultiSteps`` and ``optax.apply_if_finite`` inside: around it they swallow the boundary of an
+    update that they do not pass on.
 
     Args:
       inner: a whole optimiser.

@@ -341,6 +341,21 @@ def test_beside_a_weight_at_rest_in_a_pole_lengths_are_finite():
     np.testing.assert_array_equal(ro.geometry.flat(field, weights, tangent), [0.0, 0.5])
 
 
+@pytest.mark.parametrize("name", ["Multiplicative", "LogNormal"])
+def test_a_vector_at_a_weight_that_stays_in_a_pole_stays_what_it_is(name):
+    """The transport over no way; from the pole only 0 is carried, into it everything becomes 0."""
+    field = getattr(ro.fields, name)()
+    weights, way = jnp.array([0.0, 0.0, 0.0, 4.0]), jnp.array([0.0, 0.0, 1.0, -4.0])
+
+    def carried(tangent, way):
+        return ro.geometry.transport(field, weights, way, tangent)
+
+    tangent = jnp.array([2.0, 0.0, 0.0, 5.0])
+    np.testing.assert_array_equal(carried(tangent, way), [2.0, 0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(jax.grad(lambda v: carried(v, way)[0])(tangent), [1.0, 0.0, 0.0, 0.0])
+    assert jnp.isfinite(jax.grad(lambda d: carried(tangent, d)[0])(way)[0])
+
+
 def test_a_geodesic_beyond_the_end_of_a_derived_chart_is_infinite():
     field = ro.fields.Elementwise(lambda w: 1 / (1 + w**2) ** 2)  # its chart is the arc tangent
     for length in (0.5, 1.2, 1.5):

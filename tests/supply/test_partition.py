@@ -81,3 +81,31 @@ def test_a_weight_that_cannot_be_observed_is_left_to_another_optimiser():
     _, gradients, extra = ro.value_and_grad(loss, parts)(params, CASE.batch)
     with pytest.raises(ValueError, match=r"^inputs must be .* leaf \['temperature'\]: .*supply\.observe"):
         parts.update(gradients, parts.init(params), params, **extra)
+
+
+@pytest.mark.parametrize("argument", ["obj_fn", "value_fn"])
+def test_a_loss_that_wants_what_is_left_out_is_told_who_puts_it_back(argument):
+    params = {"trained": jnp.ones(2), "other": jnp.ones(2)}
+    tx = optax.partition(
+        {"ours": sgd_with(ro.phi.hutchinson_curvature(), alpha=1.0), "adam": optax.adam(0.1)},
+        {"trained": "ours", "other": "adam"},
+    )
+
+    def loss(params, batch=1.0):
+        return jnp.sum(params["trained"] ** 2) + jnp.sum((params["other"] - batch) ** 2)
+
+    with pytest.raises(ValueError, match=r"^hutchinson_curvature: obj_fn fails .*ro\.value_and_grad, whose"):
+        tx.update(params, tx.init(params), params, **{argument: loss})
+    step = ro.value_and_grad(loss, tx)  # the remedy
+    _, gradients, extra = step(params, jnp.ones(1), state=tx.init(params))
+    tx.update(gradients, tx.init(params), params, **extra)
+
+
+def test_an_error_of_the_loss_itself_stays_what_it_is():
+    tx, params = sgd_with(ro.phi.hutchinson_curvature(), alpha=1.0), jnp.ones(2)
+
+    def loss(params):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        tx.update(params, tx.init(params), params, obj_fn=loss)
