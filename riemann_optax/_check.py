@@ -192,6 +192,14 @@ def check_transformation(argument: str, value: Any) -> None:
         )
 
 
+def transformation(argument: str, value: Any) -> optax.GradientTransformation:
+    """Return a gradient transformation, also of ``optax.MultiSteps``; raise ``TypeError`` for all else."""
+    make = getattr(value, "gradient_transformation", None)
+    value = make() if callable(make) else value
+    check_transformation(argument, value)
+    return value
+
+
 def check_state_dtype(state_dtype: Any, argument: str = "state_dtype") -> None:
     """Raise ``ValueError`` unless ``state_dtype`` is None or a real floating-point dtype."""
     if state_dtype is not None:

@@ -320,6 +320,7 @@ def required(rule: str, name: str, value: T | None, instead: str = "") -> T:
         step = "" if name.startswith("task_") else "; riemann_optax.value_and_grad(loss, needs=tx) makes it"
         raise ValueError(
             f"{rule} needs the extra argument {name}, {argument.shape}: call tx.update(gradients, state, "
-            f"params, {name}=...) with {argument.made}{instead}{step}."
+            f"params, {name}=...) with {argument.made}{instead}{step}. metric_at and describe take it by "
+            "name as well."
         )
     return value

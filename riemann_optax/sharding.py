@@ -8,6 +8,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from riemann_optax import _tree
+from riemann_optax.boundary import parameters_of
 
 
 def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> Any:
@@ -21,8 +22,8 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
 
     Args:
       tx: any Optax transformation whose state has arrays of the parameters, and not one array of them all.
-      params: the parameters, or ``jax.ShapeDtypeStruct`` with shardings. All on one mesh; arrays on one
-        device give state on that device.
+      params: the parameters, or ``jax.ShapeDtypeStruct`` with shardings, or a model of Flax NNX. All on one
+        mesh; arrays on one device give state on that device.
 
     Returns:
       A tree of shardings in the structure of ``tx.init(params)``.
@@ -44,6 +45,7 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
       >>> print(tuple(optax.tree.get(state, "trace").sharding.spec))
       ('x', None)
     """
+    params = parameters_of(params)
     _check_concrete(params)
     mesh = _common_mesh(params)
     if mesh is None:
@@ -82,7 +84,8 @@ def init(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptSta
 
     Args:
       tx: any Optax transformation.
-      params: the parameters, arrays on one mesh or on one device.
+      params: the parameters, arrays on one mesh or on one device; or a model of Flax NNX, of which the
+        ``nnx.Param`` count.
 
     Returns:
       The state; each device holds its share of it and nothing twice that the parameters do not hold twice.
@@ -94,6 +97,7 @@ def init(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptSta
       >>> import jax.numpy as jnp, riemann_optax as ro
       >>> state = ro.sharding.init(ro.riemannian_sgd(0.1), {"w": jnp.zeros(3)})
     """
+    params = parameters_of(params)
     return jax.device_put(tx.init(params), state_shardings(tx, params))
 
 

@@ -1,5 +1,6 @@
 """The report: what to use when, what loses, and the tables that say so; a reader's page."""
 
+import json
 from pathlib import Path
 
 from benchmarks.report import continual, drop_in, energy, robustness, sceptic, short
@@ -75,6 +76,8 @@ def page(suite: Suite, results: Path) -> str:
     entries = list(Records(results / "continual.jsonl"))
     dropped_in = Records(results / "drop_in.jsonl")
     disturbed = robustness.recorded(results / "robustness.jsonl")
+    of_millions = results / "eigenbasis_forms_20m_cpu.json"
+    largest = json.loads(of_millions.read_text()) if of_millions.exists() else None
     core, recorded = suite.complete, read(results / "time_to_target")
     spent = energy.claims(Records(results / "energy.jsonl"))
     found = [*of_aliases(suite), *claims(core), *continual.claims(entries), *spent]
@@ -87,6 +90,6 @@ A miss counts as {MISS:g} budgets in "found"; beside it is the ratio over the ta
         page_of_aliases(suite, core),
         drop_in.chapter(dropped_in),
         page_of_suite(core),
-        sceptic.chapter(core, suite, recorded, entries, dropped_in, disturbed),
+        sceptic.chapter(core, suite, recorded, entries, dropped_in, disturbed, largest),
     ]
     return "\n".join(filter(None, chapters))

@@ -66,8 +66,8 @@ def align(old: list[Station], new: list[Station], places: Mapping[str, str]) -> 
     """Return a dictionary from the index of each matched new station to the index of its old one.
 
     The match pairs as many stations of equal class and labels as possible, in the same order. It must be
-    unique. What is left, labelled on one side only, is then paired by class alone, if that is unique:
-    a chain that has come into ``optax.partition``, or out of it.
+    unique. What is left, labelled on one side only, is then paired by class alone: a chain that has come into
+    ``optax.partition``, in one part of it or in several, or out of it, from one part.
 
     Raises:
       ValueError: if the match is not unique, or ``places`` names a missing path.
@@ -82,10 +82,37 @@ def align(old: list[Station], new: list[Station], places: Mapping[str, str]) -> 
         )
     matched |= pairs
     rest_old, rest_new = _rest(old, new, matched)
-    if any(old[i].labels for i in rest_old) != any(new[j].labels for j in rest_new):
-        pairs, unique = _in_order(old, new, matched, lambda station: station.kind.__name__)
-        matched |= pairs if unique else {}
+    before, here = (any(found[i].labels for i in rest) for found, rest in ((old, rest_old), (new, rest_new)))
+    if before != here:
+        pairs, unique = _in_order(old, new, matched, _kind)
+        if not unique and before:
+            parts = " and ".join(old[i].name for i in rest_old)
+            raise ValueError(
+                f"transplant: {parts} are parts of optax.partition, and here one state has them all: match "
+                "one with places={path here: path in the old state}; the weights of the others begin anew."
+            )
+        matched |= pairs if unique else _split(old, new, matched)
     return matched
+
+
+def _split(old: list[Station], new: list[Station], matched: Mapping[int, int]) -> dict[int, int]:
+    """Return the match of states that have come into ``optax.partition``, each part of it by itself.
+
+    A state of all parameters is then that of several parts, each of which has the arrays of its own leaves.
+    """
+    pairs: dict[int, int] = {}
+    _, rest_new = _rest(old, new, matched)
+    for labels in dict.fromkeys(new[j].labels for j in rest_new):
+        others = {j: -1 for j in range(len(new)) if j not in rest_new or new[j].labels != labels}
+        found, unique = _in_order(old, new, others | dict(matched), _kind)
+        if not unique:
+            inside = " and ".join(new[j].name for j in rest_new if new[j].labels == labels)
+            raise ValueError(
+                f"transplant: {inside}: states of these classes are in another number or order in the old "
+                "state: match them with places={path here: path in the old state}."
+            )
+        pairs |= found
+    return pairs
 
 
 def _rest(old: list[Station], new: list[Station], matched: Mapping[int, int]) -> tuple[list[int], list[int]]:
@@ -112,6 +139,10 @@ def _in_order(
         else:
             j += 1
     return pairs, ways[0][0] == 1
+
+
+def _kind(station: Station) -> str:
+    return station.kind.__name__
 
 
 def _key(station: Station) -> tuple[str, tuple[str, ...]]:

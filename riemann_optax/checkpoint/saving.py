@@ -8,6 +8,7 @@ import optax
 
 from riemann_optax import _check, _tree, sharding
 from riemann_optax._version import __version__
+from riemann_optax.boundary import parameters_of
 
 # Increase by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint of
 # an older format can be restored unless it holds one of the states that have changed since.
@@ -138,14 +139,15 @@ def target(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptS
 
     Args:
       tx: the transformation.
-      params: the parameters, or ``jax.ShapeDtypeStruct``, with the shardings to use from now on.
+      params: the parameters, or ``jax.ShapeDtypeStruct``, with the shardings to use from now on; or a model
+        of Flax NNX, of which the ``nnx.Param`` count.
 
     Returns:
       The structure of ``tx.init(params)`` with ``jax.ShapeDtypeStruct`` leaves, sharded as in
       :func:`riemann_optax.sharding.state_shardings`.
 
     Raises:
-      ValueError: as :func:`riemann_optax.sharding.state_shardings` does.
+      ValueError: as :func:`riemann_optax.sharding.state_shardings` does; for no ``params`` at all.
       TypeError: where ``tx`` is no gradient transformation.
 
     Examples:
@@ -154,7 +156,9 @@ def target(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptS
       >>> print(target.second_moment["w"].shape)
       (3, 2)
     """
-    _check.check_transformation("tx", tx)
+    tx, params = _check.transformation("tx", tx), parameters_of(params)
+    if params is None:
+        raise ValueError("params must be the parameters of tx, got None: give them, or their shapes.")
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         jax.eval_shape(tx.init, params),

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from riemann_optax import _check, _tree, sharding
+from riemann_optax.boundary import is_nnx_optimizer, parameters_of, trained
 from riemann_optax.checkpoint import growing
 from riemann_optax.checkpoint.growing import Weight
 from riemann_optax.checkpoint.matching import Path, Station, align, containers_of, stations
@@ -86,7 +87,8 @@ def transplant(
     Args:
       state: the state of the run, or its ``nnx.Optimizer``.
       tx: the transformation to continue with.
-      params: the parameters to continue with. The state is sharded as in
+      params: the parameters to continue with; or a model of Flax NNX, of which those count that the
+        ``nnx.Optimizer`` trains, without one ``nnx.Param``. The state is sharded as in
         :func:`riemann_optax.sharding.init`.
       old_params: the parameters that ``state`` was made for, or their shapes.
       places: a dictionary from paths of states here to paths of their states in ``state``, if class and order
@@ -113,7 +115,7 @@ def transplant(
       >>> report.begun_anew["[1][0].trace['w']"]
       'new'
     """
-    _check.check_transformation("tx", tx)
+    tx = _check.transformation("tx", tx)
     if places is not None and not isinstance(places, Mapping):
         raise TypeError(f"places must be a dictionary from paths here to paths in state, got {places!r}.")
     _check.check_names("anew", anew)
@@ -121,6 +123,9 @@ def transplant(
         raise ValueError("params must be the parameters of tx, got None: give their values.")
     if isinstance(state, optax.GradientTransformation):
         raise TypeError("transplant: state is the transformation: pass the state that update returns.")
+    if is_nnx_optimizer(state) and parameters_of(params) is not params:
+        params = trained("transplant", state, params)
+    params, old_params = parameters_of(params), parameters_of(old_params)
     old_tree = _wide(getattr(state, "opt_state", state))
     _check_concrete(old_tree, params)
     fresh = sharding.init(tx, params)

@@ -10,7 +10,7 @@ import optax
 
 from riemann_optax import _axes, _tree
 from riemann_optax import _observe as observe
-from riemann_optax._check import check_transformation
+from riemann_optax._check import transformation
 from riemann_optax._declare import Phi
 from riemann_optax.boundary import parameters_of
 from riemann_optax.inspect._evaluate import evaluate, is_small
@@ -192,8 +192,7 @@ def describe(
       ['kernel']  (1, 2)  maintenance_energy  1 to 4  0.25 to 1           8
       shared state: 4 bytes; E at gradients of 1
     """
-    check_transformation("tx_or_phi", tx_or_phi)
-    params = parameters_of(params)
+    tx_or_phi, params = transformation("tx_or_phi", tx_or_phi), parameters_of(params)
     if alpha is not None or isinstance(tx_or_phi, Phi):
         tx = optax.chain(
             compute_metric(tx_or_phi, 1.0 if alpha is None else alpha), scale_by_inverse_metric()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax.boundary import parameters_of
+from riemann_optax.boundary import is_nnx_optimizer, parameters_of
 
 _RATE_OF_A_MILLION = 0.003
 
@@ -38,6 +38,7 @@ def starting_rate(params: optax.Params) -> float:
 
     Raises:
       ValueError: where ``params`` have no weights.
+      TypeError: for an ``nnx.Optimizer``, whose state is no weight.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -52,6 +53,8 @@ def starting_rate(params: optax.Params) -> float:
       Brown et al, `Language Models are Few-Shot Learners <https://arxiv.org/abs/2005.14165>`_, NeurIPS, 2020:
       Table 2.1.
     """
+    if is_nnx_optimizer(params):
+        raise TypeError("params is an nnx.Optimizer: give starting_rate the model, or its parameters.")
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(parameters_of(params)) if _is_inexact(leaf)]
     count = sum(map(math.prod, shapes))
     if not count:

@@ -1,7 +1,7 @@
 """What a loss function takes and returns, and who accumulates, checked before JAX differentiates it."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -50,16 +50,37 @@ def check_call(loss_fn: Callable[..., Any], arguments: tuple[Any, ...], keywords
         ) from None
 
 
-def check_that_data_is_in_the_batch(arguments: tuple[Any, ...], size: int) -> None:
+def number_of_examples(batch: Any) -> int:
+    """Return the length of the first axis of a batch.
+
+    Raises:
+      ValueError: where its arrays differ in it, or there are none.
+    """
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)}
+    if not lengths:
+        raise ValueError(
+            f"batch: a {type(batch).__name__} without arrays, and the number of examples is needed: "
+            "give the step a tree of arrays, with the examples along the first axis of each."
+        )
+    if len(lengths) != 1:
+        raise ValueError(
+            f"batch: its arrays have first axes of lengths {sorted(lengths)}: examples lie along "
+            "the first axis of all of them (numbers without axes are shared); give what else the loss "
+            "needs as further arguments of the step."
+        )
+    return int(lengths.pop())
+
+
+def check_that_data_is_in_the_batch(arguments: Mapping[Any, Any], size: int) -> None:
     """Raise ``ValueError`` where a further argument of the loss looks like data of ``size`` examples.
 
     The batch alone is taken apart: each example would meet the labels of all.
     """
-    for number, argument in enumerate(arguments, start=1):
+    for name, argument in arguments.items():
         lengths = {leaf.shape[0] for leaf in jax.tree.leaves(argument) if jnp.ndim(leaf)}
         if size > 1 and lengths == {size}:
             raise ValueError(
-                f"further argument {number} of the loss has arrays of {size} rows, as many as the batch has "
+                f"further argument {name} of the loss has arrays of {size} rows, as many as the batch has "
                 "examples, and gradients of single examples take apart the batch alone: give the step all "
                 "data in one batch, such as step(model, (inputs, labels)), and let loss_fn take it so. If it "
                 "has that many rows by chance, let loss_fn close over it."

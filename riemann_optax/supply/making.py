@@ -1,7 +1,8 @@
 """One maker for each extra argument: from one evaluation of the loss to what a phi reads of it."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,12 @@ from riemann_optax.phi import SecantCurvatureState, VariationalState, draw_pertu
 from riemann_optax.phi._state import check_coordinates
 from riemann_optax.supply import taps
 from riemann_optax.supply.calls import Statistics, is_watched, single_examples
-from riemann_optax.supply.checking import check_call, check_result, check_that_data_is_in_the_batch
+from riemann_optax.supply.checking import (
+    check_call,
+    check_result,
+    check_that_data_is_in_the_batch,
+    number_of_examples,
+)
 from riemann_optax.supply.functional import intercepting
 from riemann_optax.supply.recorder import Signal
 
@@ -29,18 +35,23 @@ class Options(NamedTuple):
     statistics: Statistics = "refuse"
 
 
+class NoBatch(NamedTuple):
+    """In the place of the batch of a loss that has its data from elsewhere."""
+
+
 class Evaluation(NamedTuple):
     """A loss, and where it is to be evaluated.
 
     Attributes:
       loss_fn: the user's function.
       model: as a function of its parameters.
-      batch: the data.
+      batch: the data; :class:`NoBatch` where the loss takes none.
       arguments: further positional arguments of the loss.
       key: of its random numbers; None where it takes none.
       state: that of the optimiser; None where it was not given.
       options: see there.
       transformations: whose needs are met.
+      named: arguments of the loss by name.
     """
 
     loss_fn: Callable[..., Any]
@@ -51,6 +62,7 @@ class Evaluation(NamedTuple):
     state: Any
     options: Options
     transformations: tuple[Any, ...] = ()
+    named: Mapping[str, Any] = MappingProxyType({})
 
     def is_partitioned(self) -> bool:
         """Return whether ``optax.partition`` or ``optax.masked`` keep a weight from a transformation."""
@@ -61,15 +73,16 @@ class Evaluation(NamedTuple):
     def loss_and_rest(self, params: Any, batch: Any = None, example: Any = None) -> tuple[Any, Any]:
         """Return the loss at parameters, and what comes of it beside: aux, and the state of the model."""
         batch = self.batch if batch is None else batch
-        keywords = {}
+        keywords = dict(self.named)
         if self.key is not None:
             key = self.key if example is None else jax.random.fold_in(self.key, example)
             keywords["key"] = key
         loss_fn = not_compiled(self.loss_fn) if is_watched() else self.loss_fn
-        check_call(loss_fn, (None, batch, *self.arguments), keywords)
+        arguments = self.arguments if isinstance(batch, NoBatch) else (batch, *self.arguments)
+        check_call(loss_fn, (None, *arguments), keywords)
 
         def loss(model: Any) -> Any:
-            return loss_fn(model, batch, *self.arguments, **keywords)
+            return loss_fn(model, *arguments, **keywords)
 
         with intercepting():
             result, rest = self.model.evaluate(loss, params, example)
@@ -87,24 +100,8 @@ class Evaluation(NamedTuple):
         return watcher.only()
 
     def number_of_examples(self) -> int:
-        """Return the length of the first axis of the batch.
-
-        Raises:
-          ValueError: where arrays of the batch differ in it, or there are none.
-        """
-        lengths = {leaf.shape[0] for leaf in jax.tree.leaves(self.batch) if jnp.ndim(leaf)}
-        if not lengths:
-            raise ValueError(
-                f"batch: a {type(self.batch).__name__} without arrays, and the number of examples is needed: "
-                "give the step a tree of arrays, with the examples along the first axis of each."
-            )
-        if len(lengths) != 1:
-            raise ValueError(
-                f"batch: its arrays have first axes of lengths {sorted(lengths)}: examples lie along "
-                "the first axis of all of them (numbers without axes are shared); give what else the loss "
-                "needs as further arguments of the step."
-            )
-        return int(lengths.pop())
+        """Return the length of the first axis of the batch; raise ``ValueError`` where it has no one."""
+        return number_of_examples(self.batch)
 
 
 def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,7 +167,8 @@ _EXAMPLES = "riemann_optax_examples"
 def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]) -> Any:
     """Map ``function(params, batch_of_one, number)`` over the examples, differentiated."""
     params, size = evaluation.model.params, evaluation.number_of_examples()
-    check_that_data_is_in_the_batch(evaluation.arguments, size)
+    others = dict(enumerate(evaluation.arguments, start=1)) | dict(evaluation.named)
+    check_that_data_is_in_the_batch(others, size)
     leaves, structure = jax.tree.flatten(evaluation.batch)
     mapped = [leaf for leaf in leaves if jnp.ndim(leaf)]
 

@@ -1,6 +1,7 @@
 """value_and_grad: from one loss function to the value, the gradient and whatever else an optimiser reads."""
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ from riemann_optax.supply.checking import check_accumulation, check_loss_functio
 from riemann_optax.supply.functional import functional
 from riemann_optax.supply.making import Evaluation, Options
 
+NO_BATCH = making.NoBatch()
 Needs: TypeAlias = optax.GradientTransformation | str | Sequence[Any]
 
 
@@ -64,9 +66,10 @@ def value_and_grad(
 
     Args:
       loss_fn: ``loss_fn(model, batch, *arguments)``, a mean over the examples, which lie along the first axis
-        of each array of the batch; with a random key, ``loss_fn(model, batch, *arguments, key=key)``. The
-        model is a Flax NNX module, or any tree: the parameters of Linen or Haiku, an Equinox model. Of a tree
-        the floating-point and complex arrays are differentiated, and the gradient of all else is None.
+        of each array of the batch; ``loss_fn(model)`` if nothing reads single examples; with a random key,
+        ``loss_fn(model, batch, *arguments, key=key)``. The model is a Flax NNX module, or any tree: the
+        parameters of Linen or Haiku, an Equinox model. Of a tree the floating-point and complex arrays are
+        differentiated, and the gradient of all else is None.
       needs: the optimiser whose declared needs are met, also as an ``nnx.Optimizer`` or ``TrainState``; or
         names of ``riemann_optax.phi.EXTRA_ARGUMENTS``; or a sequence of both, such as ``(tx, "value")`` for
         ``optax.polyak_sgd``, whose state does not tell.
@@ -87,12 +90,14 @@ def value_and_grad(
       ``step(model, batch, *arguments, state=None, key=None, **passed_on)``, which returns ``(value,
       gradients, extra)``, or ``((value, aux), gradients, extra)``. ``state`` is the optimiser's (an
       ``nnx.Optimizer``, a ``TrainState``, or the state itself), for those phis that are differentiated at
-      places of their own. ``passed_on`` are extra arguments that no loss function tells, such as
-      ``task_boundary``; what is given by name is not made. Gradients of complex weights are conjugated, as
+      places of their own. ``passed_on`` are arguments by name: those that ``loss_fn`` has go to it,
+      such as ``train=True``, and all others to the optimiser, such as ``task_boundary``; what is given by
+      name is not made. Gradients of complex weights are conjugated, as
       Optax takes them.
 
     Raises:
-      ValueError: for a need that is not in the vocabulary; at the step, where one cannot be met, or
+      ValueError: for a need that is not in the vocabulary; at the step, where one cannot be met, where an
+        argument by name is one of both the loss and the optimiser, or
         ``optax.MultiSteps`` would put it beside gradients of other batches: the message says why, and what to
         do.
       TypeError: where ``loss_fn`` does not take what the step was given, or does not return one number.
@@ -125,13 +130,21 @@ def value_and_grad(
     options = Options(has_aux, chunk_size, samples, num_terms, statistics)
 
     def step(
-        model: Any, batch: Any, *arguments: Any, state: Any = None, key: Any = None, **passed_on: Any
+        model: Any,
+        batch: Any = NO_BATCH,
+        *arguments: Any,
+        state: Any = None,
+        key: Any = None,
+        **passed_on: Any,
     ) -> tuple[Any, Any, dict[str, Any]]:
+        own, passed_on = _of_the_loss(loss_fn, passed_on)
         _warn_of_misspellings(passed_on)
         # An nnx.Optimizer knows what it trains.
         trained = state.wrt if wrt is None and is_nnx_optimizer(state) else wrt
         parts = functional(model, trained)
-        evaluation = Evaluation(loss_fn, parts, batch, arguments, key, state, options, tuple(transformations))
+        evaluation = Evaluation(
+            loss_fn, parts, batch, arguments, key, state, options, tuple(transformations), own
+        )
         wanted = list(names)
         for transformation in transformations:
             own_needs = needs_of(transformation, parts.params)
@@ -167,6 +180,28 @@ def _evaluate(
     given = {"value": value, "grad": gradients}
     made |= {name: result for name, result in given.items() if name in asked}
     return (value, aux), gradients, rest, made
+
+
+def _of_the_loss(
+    loss_fn: Callable[..., Any], passed_on: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate the arguments that the loss function has by name from those of the optimiser.
+
+    Raises:
+      ValueError: for one that both may mean.
+    """
+    try:
+        parameters = inspect.signature(loss_fn).parameters
+    except (TypeError, ValueError):  # a callable that does not tell
+        return {}, passed_on
+    own = {name: value for name, value in passed_on.items() if name in parameters}
+    for name in own:
+        if name in EXTRA_ARGUMENTS:
+            raise ValueError(
+                f"{name} is an argument of loss_fn, and an extra argument of optimisers: call the loss's by "
+                "another name."
+            )
+    return own, {name: value for name, value in passed_on.items() if name not in own}
 
 
 def _read_needs(needs: Any) -> tuple[list[Any], list[str]]:

@@ -7,12 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from riemann_optax.supply.checking import check_that_data_is_in_the_batch
+from riemann_optax.supply.checking import (
+    check_result,
+    check_that_data_is_in_the_batch,
+    number_of_examples,
+)
 from riemann_optax.supply.functional import functional
 
 
 def check_examples(
-    loss_fn: Callable[..., Any], model: Any, batch: Any, *arguments: Any, rtol: float = 1e-4
+    loss_fn: Callable[..., Any],
+    model: Any,
+    batch: Any,
+    *arguments: Any,
+    rtol: float = 1e-4,
+    has_aux: bool = False,
 ) -> None:
     """Check that the loss of a batch is the mean of the losses of its examples, each alone.
 
@@ -26,10 +35,13 @@ def check_examples(
       batch: the data, with examples along the first axis of each array.
       *arguments: what else the loss takes.
       rtol: the relative difference that rounding may make.
+      has_aux: whether the loss returns ``(value, aux)``.
 
     Raises:
       AssertionError: where the two differ.
-      ValueError: where a further argument has as many rows as the batch has examples.
+      ValueError: where arrays of the batch have other first axes, or a further argument has as many rows as
+        the batch has examples; where the loss of the batch is not finite.
+      TypeError: where the loss does not return one number.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -44,14 +56,17 @@ def check_examples(
     parts = functional(model)
 
     def loss(batch: Any) -> float:
-        return float(parts.evaluate(lambda copy: loss_fn(copy, batch, *arguments), parts.params)[0])
+        result, _ = parts.evaluate(lambda copy: loss_fn(copy, batch, *arguments), parts.params)
+        return float(check_result(result, has_aux)[0])
 
-    size = max(leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf))
-    check_that_data_is_in_the_batch(arguments, size)
+    size = number_of_examples(batch)
+    check_that_data_is_in_the_batch(dict(enumerate(arguments, start=1)), size)
     ones = [
         jax.tree.map(lambda x, i=index: x[i : i + 1] if jnp.ndim(x) else x, batch) for index in range(size)
     ]
     whole, mean = loss(batch), float(np.mean([loss(one) for one in ones]))
+    if not np.isfinite(whole):
+        raise ValueError(f"the loss of the batch is {whole}: give weights and data at which it is finite.")
     if not np.isclose(whole, mean, rtol=rtol, atol=rtol * 1e-3):
         raise AssertionError(
             f"the loss of the batch is {whole:g}, the mean of those of its examples {mean:g}: something "

@@ -49,9 +49,10 @@ PAIR = ["--coordinator", "localhost:1", "--processes", "2"]
             r"--baseline sgdd is not an Optax optimiser",
         ),
         (["--baseline", "lion"], r"--baseline lion needs --baseline-learning-rate as well"),
+        (["--baseline", "nosuch"], r"--baseline nosuch is not an Optax optimiser with a learning rate"),
         (
             ["--optimizer", "riemannian_adamw", "--phi", "online_ewc"],
-            r"--optimizer riemannian_adamw with --conformal none has no recommended rate: give --learning",
+            r"--optimizer riemannian_adamw with --phi online_ewc has no recommended rate: give --learning",
         ),
         (
             ["--optimizer", "riemannian_sgd", "--conformal", "tree"],

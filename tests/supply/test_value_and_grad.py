@@ -1,6 +1,7 @@
 """Every extra argument, held to one that is computed another way."""
 
 import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -313,3 +314,68 @@ def test_an_nnx_optimizer_tells_what_it_trains(phi):
         value, gradients, extra = step(model, x, state=optimizer)
     assert value < before
     np.testing.assert_array_equal(model.base.kernel[...], kernel)
+
+
+class Dropped(nn.Module):
+    """A network of Linen as users write it: with a dropout that its caller turns on."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(1)(nn.Dropout(0.5, deterministic=not train)(nn.Dense(8)(x)))
+
+
+def of_dropped(params, batch, *, train=False, dropout_rng=None, power=2):
+    rngs = {"dropout": dropout_rng} if train else None
+    outputs = Dropped().apply({"params": params}, batch["x"], train=train, rngs=rngs)
+    return jnp.mean(jnp.abs(outputs[:, 0] - batch["y"]) ** power)
+
+
+@pytest.mark.parametrize("needs", [(), "obj_fn", "per_example_gradients", ("inputs", "activities")], ids=str)
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "jit"])
+def test_arguments_that_the_loss_has_by_name_reach_it(needs, compiled):
+    batch = {"x": jax.random.normal(jax.random.key(0), (6, 3)), "y": jnp.arange(6.0)}
+    params = Dropped().init(jax.random.key(1), batch["x"])["params"]
+    loss = jax.jit(of_dropped, static_argnames=("train", "power")) if compiled else of_dropped
+    step = ro.value_and_grad(loss, needs)
+    for named in ({}, {"power": 3}, {"train": True, "dropout_rng": jax.random.key(2)}):
+        value, gradients, extra = step(params, batch, **named)
+        close((value, gradients), jax.value_and_grad(of_dropped)(params, batch, **named))
+        assert not extra.keys() & named.keys()
+        if "obj_fn" in extra:
+            close(extra["obj_fn"](params), of_dropped(params, batch, **named))
+        if "per_example_gradients" in extra and "train" not in named:
+            mean = jax.tree.map(lambda g: g.mean(0), extra["per_example_gradients"])
+            close(mean, gradients)
+
+
+def test_an_argument_by_name_that_could_be_meant_for_both_is_refused():
+    def loss(w, batch, value=0.0):
+        return quadratic(w, batch) + value
+
+    with pytest.raises(ValueError, match=r"^value is an argument of loss_fn, and an extra argument"):
+        ro.value_and_grad(loss)(W, DATA, value=1.0)
+    for named in ({"labels": DATA["y"]}, {"labels": {"y": DATA["y"]}}):
+        step = ro.value_and_grad(lambda w, batch, labels: quadratic(w, batch), "per_example_gradients")
+        with pytest.raises(ValueError, match=r"^further argument labels of the loss has arrays of"):
+            step(W, DATA, **named)
+
+
+@pytest.mark.parametrize("needs", [(), "obj_fn", ("inputs", "activities")], ids=str)
+def test_a_loss_that_has_its_data_from_elsewhere_needs_no_batch(needs):
+    inputs = jax.random.normal(jax.random.key(0), (6, 3))
+    network = nn.Dense(1)
+    params = network.init(jax.random.key(1), inputs)
+
+    def loss(params, power=2):
+        return jnp.mean(jnp.abs(network.apply(params, inputs)) ** power)
+
+    value, gradients, extra = ro.value_and_grad(loss, needs)(params)
+    close((value, gradients), jax.value_and_grad(loss)(params))
+    if "inputs" in extra:
+        np.testing.assert_allclose(extra["inputs"]["params"]["kernel"].reshape(6, 3), inputs, rtol=1e-6)
+    cubed, _, _ = ro.value_and_grad(loss, needs)(params, power=3)
+    close(cubed, loss(params, 3))
+    with pytest.raises(ValueError, match="batch: a NoBatch without arrays, and the number of examples"):
+        ro.value_and_grad(loss, "per_example_gradients")(params)
+    with pytest.raises(TypeError, match=r"loss_fn is called with 1 arguments"):
+        ro.value_and_grad(of_dropped)(params)

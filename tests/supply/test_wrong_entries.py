@@ -319,3 +319,19 @@ def test_a_phi_of_each_kind_finds_the_state_of_the_weights_that_there_are(make):
     step = ro.value_and_grad(loss, needs=several)
     with pytest.raises(ValueError, match=r"2 groups of this optimiser have a .*the same label"):
         step(params, x, state=several.init(params))
+
+
+def test_examples_are_checked_where_the_batch_is_one():
+    """As by value_and_grad: no array of another length is cut or left out."""
+    x = array(0, 4)
+    check = ro.testing.check_examples
+    for other in (array(1, 10), array(1, 2)):
+        with pytest.raises(ValueError, match=r"^batch: its arrays have first axes of lengths"):
+            check(lambda w, b: jnp.mean(w * b["x"]) + 0 * b["y"].sum(), jnp.ones([]), {"x": x, "y": other})
+    with pytest.raises(ValueError, match="without arrays, and the number of examples is needed"):
+        check(lambda w, b: w, jnp.ones([]), {})
+    with pytest.raises(TypeError, match=r"has_aux=True where it returns \(value, aux\)"):
+        check(lambda w, b: (jnp.mean(w * b), b), jnp.ones([]), x)
+    check(lambda w, b: (jnp.mean(w * b), b), jnp.ones([]), x, has_aux=True)
+    with pytest.raises(ValueError, match="the loss of the batch is nan"):
+        check(lambda w, b: jnp.mean(jnp.log(w * b)), -jnp.ones([]), jnp.abs(x))

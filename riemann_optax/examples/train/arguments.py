@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.train.loop import CHUNK
-from riemann_optax.examples.train.optimizers import MetricOptions, own_default
+from riemann_optax.examples.train.optimizers import MetricOptions, baseline_factory, own_default
 from riemann_optax.examples.train.parser import build_parser
 from riemann_optax.examples.train.phis import find
 from riemann_optax.examples.train.processes import Cluster
@@ -138,14 +138,16 @@ def _complete_metric(arguments: argparse.Namespace) -> None:
     # E = 1 + alpha * phi is all that a phi of other units has a published meaning in.
     if phi is not None and arguments.alpha is None and (not adaptive or phi.alpha != 1):
         arguments.alpha = phi.alpha
+    choice = f"--conformal {arguments.conformal}"
     if arguments.conformal is None and not adaptive:
         arguments.conformal = "none"
+        choice = f"--phi {arguments.phi}" if arguments.role == "metric" else f"--role {arguments.role}"
     if arguments.learning_rate is None:
         own = own_default(arguments.optimizer, "conformal") or "none"
         if (arguments.conformal or own) != own and "none" in (arguments.conformal, own):
             raise InputError(
-                f"--optimizer {arguments.optimizer} with --conformal {arguments.conformal} has no "
-                "recommended rate: give --learning-rate as well"
+                f"--optimizer {arguments.optimizer} with {choice} has no recommended rate: give "
+                "--learning-rate as well"
             )
         arguments.learning_rate = RECOMMENDED_RATES[arguments.optimizer]
 
@@ -159,6 +161,7 @@ def _complete_baseline(arguments: argparse.Namespace, defaults: Defaults) -> Non
     elif arguments.baseline == "sgd":
         arguments.baseline_learning_rate = defaults.sgd_rate
     else:
+        baseline_factory(arguments.baseline)  # a name that nobody knows wants no rate
         raise InputError(f"--baseline {arguments.baseline} needs --baseline-learning-rate as well")
 
 

@@ -211,6 +211,24 @@ def _failing_call(build: Callable[[], Any]) -> str | None:
     return None
 
 
+def _not_known(name: str) -> InputError:
+    return InputError(
+        f"--baseline {name} is not an Optax optimiser with a learning rate: give a name such as adamw or sgd"
+    )
+
+
+def baseline_factory(name: str) -> tuple[Callable[..., Any], str]:
+    """Return Optax's function of a name, and what it calls its learning rate."""
+    factory: Any = getattr(optax, name, None) or getattr(optax.contrib, name, None)
+    # Some are another one with arguments filled in: nadamw is adamw.
+    if not inspect.isfunction(factory.func if isinstance(factory, functools.partial) else factory):
+        raise _not_known(name)
+    rates = [one for one in inspect.signature(factory).parameters if one.endswith("learning_rate")]
+    if not rates:
+        raise _not_known(name)
+    return factory, rates[0]
+
+
 def build_baseline(
     name: str,
     learning_rate: optax.ScalarOrSchedule,
@@ -238,17 +256,8 @@ def build_baseline(
       >>> isinstance(tx, optax.GradientTransformation)
       True
     """
-    factory: Any = getattr(optax, name, None) or getattr(optax.contrib, name, None)
-    not_known = InputError(
-        f"--baseline {name} is not an Optax optimiser with a learning rate: give a name such as adamw or sgd"
-    )
-    # Some are another one with arguments filled in: nadamw is adamw.
-    if not inspect.isfunction(factory.func if isinstance(factory, functools.partial) else factory):
-        raise not_known
+    factory, rate_argument = baseline_factory(name)
     arguments = inspect.signature(factory).parameters
-    rate_argument = next((argument for argument in arguments if argument.endswith("learning_rate")), None)
-    if rate_argument is None:
-        raise not_known
     for option in options:
         if option == rate_argument:
             raise InputError(f"--baseline-option {option}: give the rate as --baseline-learning-rate")
@@ -261,7 +270,7 @@ def build_baseline(
     except (TypeError, ValueError) as error:
         raise InputError(f"--baseline {name} cannot be built ({error}): see --baseline-option") from error
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise not_known
+        raise _not_known(name)
     return optax.chain(optimizer, ro.track_energy())
 
 
