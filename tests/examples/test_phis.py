@@ -110,7 +110,7 @@ def two_parts():
     [
         lambda: metric_of("online_ewc", 0.03),
         lambda: metric_of("synaptic_intelligence", 0.03),
-        lambda: ro.in_eigenbasis(metric_of("online_ewc", 0.03)),
+        lambda: ro.in_eigenbasis(two_parts()),
         two_parts,
     ],
     ids=["from the boundary", "from the start", "in an eigenbasis", "two states"],
