@@ -117,6 +117,14 @@ def test_it_can_be_extended_again_and_not_shortened(copied, capsys):
     assert "has --steps 50: give the same, or more once it has finished\n" in capsys.readouterr().err
 
 
+def test_a_run_without_its_checkpoints_is_not_trained_anew_in_silence(copied, capsys):
+    shutil.rmtree(copied / "checkpoints")
+    before = record(copied)
+    assert run(*QUICK, "--steps", "40", "--resume", out=copied) == 2
+    assert "holds no checkpoint of a run that has reached step 20: bring it back" in capsys.readouterr().err
+    assert record(copied)["histories"] == before["histories"]
+
+
 def test_a_run_that_has_not_finished_gets_no_more_steps(copied, capsys):
     path = copied / "record.json"
     path.write_text(json.dumps(record(copied) | {"status": "running"}))

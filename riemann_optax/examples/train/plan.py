@@ -2,7 +2,7 @@
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,6 +96,7 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     extended_at = lengths_before(arguments, previous)
     if extended_at:
         contestants = build_contestants(arguments, extended_at)
+        check_checkpoints(arguments.out / CHECKPOINTS, contestants, extended_at[-1])
     record: Record = {
         "status": "running",
         "title": f"{arguments.model} on {arguments.data}, {arguments.steps} steps, seed {arguments.seed}",
@@ -117,6 +118,16 @@ def prepare(arguments: argparse.Namespace) -> Plan:
         extended_at=extended_at,
         **same,
     )
+
+
+def check_checkpoints(folder: Path, names: Iterable[str], step: int) -> None:
+    """Raise ``InputError`` where a run that has reached ``step`` would begin again, without a checkpoint."""
+    for name in names:
+        if not any((folder / name).glob("*")):
+            raise InputError(
+                f"--resume: {folder / name} holds no checkpoint of a run that has reached step {step}: bring "
+                "it back, or train anew with --overwrite"
+            )
 
 
 def check_same_data(folder: Path, previous: Record | None, data: Record) -> None:
