@@ -41,11 +41,9 @@ class Observer:
         sizes = [np.size(leaf) for leaf in leaves.values()]
         if self.metrics.keys() == {()} and self.metrics[()].shape == (sum(sizes),):
             parts = jnp.split(self.metrics[()], np.cumsum(sizes)[:-1])
-            name = self.phis.get((), "phi")
             split = zip(leaves.items(), parts, strict=True)
-            return {path: part.reshape(np.shape(leaf)) for (path, leaf), part in split}, dict.fromkeys(
-                leaves, name
-            )
+            metrics = {path: part.reshape(np.shape(leaf)) for (path, leaf), part in split}
+            return metrics, dict.fromkeys(leaves, self.phis.get((), "phi"))
         for path in self.metrics:
             if path not in leaves:
                 name = jax.tree_util.keystr(path) or "a single array"

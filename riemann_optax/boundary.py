@@ -109,19 +109,17 @@ def consolidate(
 
 def _check_params(state: Any, params: optax.Params) -> None:
     """Raise ``ValueError`` where no field of a consolidating state has the leaves of ``params``."""
+    if any(map(consolidating_states, state)):  # a wrapper, which gives the state inside its own parameters
+        return
     numbered = _tree.numbered(params)
     fields = [field for field in state if any(map(jnp.ndim, jax.tree.leaves(field)))]
     alike = [field for field in fields if _tree.places(field, numbered) is not None]
     # An array that stands for a tree, such as a random key, is no field of weights.
     other = [field for field in fields if not jax.tree_util.treedef_is_leaf(jax.tree.structure(field))]
-    if any(map(consolidating_states, state)):  # a wrapper, which gives the state inside its own parameters
-        return
-    wanted = [(_tree.masked_like(params, field), field) for field in alike] or [
-        (params, one) for one in other
-    ]
-    if wanted and not any(_shapes(given) == _shapes(field) for given, field in wanted):
+    pairs = [(_tree.masked_like(params, field), field) for field in alike] or [(params, one) for one in other]
+    if pairs and not any(_shapes(given) == _shapes(field) for given, field in pairs):
         remedy = "pass the parameters that are trained with this state."
-        _check.check_same_structure(*wanted[0], "consolidate: params", "opt_state", remedy)
+        _check.check_same_structure(*pairs[0], "consolidate: params", "opt_state", remedy)
 
 
 def _shapes(tree: Any) -> list[Any]:

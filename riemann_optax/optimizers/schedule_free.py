@@ -205,10 +205,9 @@ def _warn_of_what_scales(state: Any) -> None:
     if isinstance(state, ScheduleFreeState) or not isinstance(state, tuple | dict):
         return
     parts = list(state.values()) if isinstance(state, dict) else list(state)
-    behind = [index for index, part in enumerate(parts) if _tree.find_states(part, ScheduleFreeState)]
-    for part in (
-        parts[behind[0] + 1 :] if behind and (type(state) is tuple or isinstance(state, dict)) else []
-    ):
+    averages = [bool(_tree.find_states(part, ScheduleFreeState)) for part in parts]
+    is_chain = type(state) is tuple or isinstance(state, dict)  # fields of a state do not follow each other
+    for part in parts[averages.index(True) + 1 :] if is_chain and any(averages) else []:
         name = type(part).__name__
         if name.startswith(("ScaleBy", "ReduceLROnPlateau", "Trace")):
             _check.warn(
