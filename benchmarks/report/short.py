@@ -226,7 +226,8 @@ def losses(suite: Suite, everything: Suite, entries: continual.Entries) -> str:
     streams = []
     for (stream, data), found in every_stream(entries).items():
         about = continual.STREAMS[stream]
-        methods = [row.method for row in found]
+        # A control is a part of ours, and the tables say what it keeps.
+        methods = [row.method for row in found if about.methods[row.method].role != "control"]
         ahead = methods[: methods.index(about.ours)]
         parts = {name for name in ahead if about.methods[name].role == "ours"}
         if set(ahead) - parts:
