@@ -11,8 +11,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 
-# Most of the time goes into compiling. What is kept serves all processes of a run, and the next run takes a
-# third of the time. To begin anew, remove the folder.
+# Most of the time goes into compiling. What is kept serves all processes of a run, and the next run. To begin
+# anew, remove the folder.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

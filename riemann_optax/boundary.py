@@ -154,12 +154,7 @@ def check_scalable(name: str, state: Any) -> None:
 
     Such a state is known by its method ``places_weights``.
     """
-
-    def places(node: Any) -> bool:
-        return callable(getattr(type(node), "places_weights", None))
-
-    for node in filter(places, jax.tree.leaves(state, is_leaf=places)):
-        inside = node.places_weights()
+    for inside in _answers("places_weights", state):
         raise ValueError(
             f"{name}: {inside} puts weights in a place, and {name} would multiply the way there: put it "
             f"around, {inside}({name}(...), ...)."
@@ -171,16 +166,20 @@ def check_outermost(name: str, *states: Any) -> None:
 
     Such a state is known by its method ``counts_updates``.
     """
-
-    def counts(node: Any) -> bool:
-        return callable(getattr(type(node), "counts_updates", None))
-
-    for node in filter(counts, jax.tree.leaves(states, is_leaf=counts)):
-        inside = node.counts_updates()
+    for inside in _answers("counts_updates", states):
         raise ValueError(
             f"{name}: {inside} counts updates as they are applied, and {name} changes them: put it behind, "
             f"optax.chain({name}(...), {inside}(...))."
         )
+
+
+def _answers(method: str, state: Any) -> list[str]:
+    """Return what the outermost states within ``state`` that have a method say of themselves."""
+
+    def has_it(node: Any) -> bool:
+        return callable(getattr(type(node), method, None))
+
+    return [getattr(node, method)() for node in jax.tree.leaves(state, is_leaf=has_it) if has_it(node)]
 
 
 def parameters_of(model: Any) -> Any:

@@ -99,10 +99,6 @@ class Evaluation(NamedTuple):
             self.loss(params, batch, example)
         return watcher.only()
 
-    def number_of_examples(self) -> int:
-        """Return the length of the first axis of the batch; raise ``ValueError`` where it has no one."""
-        return number_of_examples(self.batch)
-
 
 def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return what ``jax.jit`` was given: JAX would not run it again to have its layers seen."""
@@ -166,7 +162,7 @@ _EXAMPLES = "riemann_optax_examples"
 
 def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]) -> Any:
     """Map ``function(params, batch_of_one, number)`` over the examples, differentiated."""
-    params, size = evaluation.model.params, evaluation.number_of_examples()
+    params, size = evaluation.model.params, number_of_examples(evaluation.batch)
     others = dict(enumerate(evaluation.arguments, start=1)) | dict(evaluation.named)
     check_that_data_is_in_the_batch(others, size)
     leaves, structure = jax.tree.flatten(evaluation.batch)
@@ -214,7 +210,7 @@ def perturbed_gradients(evaluation: Evaluation) -> dict[str, Any]:
     places, noise = draw_perturbations(state, params, options.samples)
     number = options.num_terms
     if number is None:
-        terms = evaluation.number_of_examples()
+        terms = number_of_examples(evaluation.batch)
     else:
         terms = number(evaluation.batch) if callable(number) else number
     # One after the other by default: that many copies of a batch's activations at once may not fit.

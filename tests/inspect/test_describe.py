@@ -217,3 +217,11 @@ def test_a_metric_of_other_leaves_than_those_given_is_not_called_euclidean():
         ro.metric_at(tx, params, tx.init(params), params)
     with pytest.raises(ValueError, match="no leaf of gradients"):
         ro.describe(tx, params)
+
+
+def test_what_a_phi_lacks_is_told_to_who_calls_describe():
+    tx, params = riemannian_sgd(0.1, phi=ro.phi.hutchinson_curvature()), jnp.array([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"needs the extra argument obj_fn.* describe take it by name"):
+        ro.describe(tx, params)
+    (leaf,) = ro.describe(tx, params, obj_fn=lambda w: jnp.sum(w**2)).leaves
+    assert leaf.phi == "hutchinson_curvature"

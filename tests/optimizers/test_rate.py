@@ -90,3 +90,10 @@ def test_running_statistics_of_a_module_are_no_weights():
         == ro.starting_rate(nnx.state(model, nnx.Param))
         == ro.starting_rate(of_size(56))
     )
+
+
+def test_the_state_of_an_optimizer_is_not_counted_as_weights():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, ro.riemannian_adamw(1e-3), wrt=nnx.Param)
+    with pytest.raises(TypeError, match=r"^params is an nnx.Optimizer: give starting_rate the model"):
+        ro.starting_rate(optimizer)
