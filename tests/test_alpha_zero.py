@@ -10,6 +10,7 @@ import pytest
 import riemann_optax as ro
 from riemann_optax import riemannian_sgd
 
+from . import as_users
 from .adam_in_the_frame import adam_in_the_frame
 from .contract import problem
 from .contract.registry import ENTRIES
@@ -57,7 +58,7 @@ def trajectory(tx, jit, extra_args=None):
     def update(gradients, state, params):
         return optax.with_extra_args_support(tx).update(gradients, state, params, **(extra_args or {}))
 
-    update = jax.jit(update) if jit else update
+    update = as_users.jit(update) if jit else update
     history = []
     for step in range(STEPS):
         gradients = jax.tree.map(

@@ -18,14 +18,6 @@ from benchmarks.step_cost import measure as step_cost
 from benchmarks.step_cost import report as step_report
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Compiling is most of the time, and nothing here depends on how well XLA does it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_an_image_is_a_function_of_its_index_and_the_parts_are_apart():
     problem = problems.load(image=8, patch=4, classes=4, width=16, depth=1)
     images, labels = problem.take("train", jnp.arange(8))

@@ -26,14 +26,6 @@ from benchmarks.time_to_target.task import SPARING, Task
 TRAIN, TEST = 40, 12
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Compiling is most of the time, and nothing here depends on how well XLA does it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder in the layout of MNIST's, with pictures of noise; the pictures of both parts."""

@@ -24,14 +24,6 @@ from benchmarks.time_to_target.tasks import TASKS
 SMALL = Tuning((-6, -4, -2, 0), fine_trials=32, fine_octaves=2.0, widenings=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Compiling is most of the time, and nothing here depends on how well XLA does it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def bowl(steps=40):
     """A quadratic bowl that gradient descent at rate 1/2 halves at every step, on every seed."""
 

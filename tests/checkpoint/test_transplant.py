@@ -10,6 +10,7 @@ import pytest
 import riemann_optax as ro
 from riemann_optax.checkpoint import transplant
 
+from .. import as_users
 from ..contract.problem import gradients, params, readable
 from ..contract.registry import ENTRIES
 
@@ -18,7 +19,7 @@ STEPS = 3
 
 def advance(tx, weights, state, first, steps=STEPS):
     """The weights after some steps, whose gradients depend on the weights and on the number of the step."""
-    update = jax.jit(tx.update)
+    update = as_users.jit(tx.update)
     for step in range(first, first + steps):
         updates, state = update(gradients(weights, step), state, weights)
         weights = optax.apply_updates(weights, updates)

@@ -37,10 +37,13 @@ def jitted(tx, extra_args):
 
 
 def updater(entry, tx, jit=None):
-    """Return ``update``, by default eager: that is quicker for a few calls, unless there is a loop in it."""
-    extra_args = entry.extra_args(loss)
-    jit = entry.loops if jit is None else jit
-    return jitted(tx, extra_args) if jit else functools.partial(tx.update, **extra_args)
+    """Return ``update``, by default eager: that is quicker for a few calls, unless there is a loop in it.
+
+    ``jit`` is a function such as ``jax.jit``, or ``lambda update: update``.
+    """
+    if jit is None:
+        jit = jax.jit if entry.loops else lambda update: update
+    return jit(functools.partial(tx.update, **entry.extra_args(loss)))
 
 
 def run(entry, tx, steps=3, jit=None):

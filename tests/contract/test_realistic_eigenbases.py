@@ -12,14 +12,11 @@ from .realistic import (
     FAILED,
     RATE,
     assert_near,
-    compiled_as_users_do,
     gradients_of,
     run,
     size,
     some_shapes,
 )
-
-quick_to_compile = compiled_as_users_do  # in the place of this folder's own
 
 
 def bases_of(state, shape):

@@ -14,6 +14,7 @@ import pytest
 
 import riemann_optax as ro
 
+from .. import as_users
 from . import problem
 from .realistic import (
     DECAY,
@@ -21,14 +22,11 @@ from .realistic import (
     STEPS,
     assert_near,
     biases_of,
-    compiled_as_users_do,
     gradients_of,
     run,
     some_shapes,
 )
 from .registry import ENTRIES
-
-quick_to_compile = compiled_as_users_do  # in the place of this folder's own
 
 TREE = {"bias": (131,), "kernel": (100, 50), "stack": (3, 33, 20), "wide": (48, 257)}
 
@@ -70,9 +68,9 @@ def replayed(name, dtype, jit):
 
 @pytest.mark.parametrize("name", [name for name in ENTRIES if name not in SAMPLED])
 def test_compiled_float32_is_eager_float64(name):
-    found = replayed(name, jnp.float32, jit=True)
+    found = replayed(name, jnp.float32, as_users.jit)
     with jax.enable_x64(True), jax.disable_jit():
-        expected = replayed(name, jnp.float64, jit=False)
+        expected = replayed(name, jnp.float64, lambda update: update)
     tolerance = {**ROUNDED, **SENSITIVE}.get(name, 1e-4)
     for step, (a, b) in enumerate(zip(found, expected, strict=True)):
         for leaf in TREE:

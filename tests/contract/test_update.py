@@ -167,7 +167,7 @@ def test_injected_hyperparameters_change_nothing(entry):
     tx = entry.make(entry.learning_rate, alpha=1.0)
     injected = optax.inject_hyperparams(entry.make)(learning_rate=entry.learning_rate, alpha=1.0)
     history, state = problem.run(entry, tx)
-    injected_history, injected_state = problem.run(entry, injected, jit=True)
+    injected_history, injected_state = problem.run(entry, injected, jit=jax.jit)
     chex.assert_trees_all_close(injected_history, history, rtol=1e-5)
     chex.assert_trees_all_close(injected_state.inner_state, state, rtol=1e-5, atol=1e-5)
     assert set(injected_state.hyperparams) == {"learning_rate", "alpha"}

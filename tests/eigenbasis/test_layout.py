@@ -14,6 +14,8 @@ from riemann_optax.eigenbasis.frame import Frame
 from riemann_optax.eigenbasis.layout import LayoutRules
 from riemann_optax.eigenbasis.schedule import operations, schedule
 
+from .. import as_users
+
 
 def shapes_of_bases(params, **options):
     state = jax.eval_shape(ro.in_eigenbasis(optax.identity(), **options).init, params)
@@ -91,7 +93,7 @@ def follower(shape, **options):
         updates, state = tx.update(gradient, state)
         return state, updates
 
-    return jax.jit(lambda g: jax.lax.scan(step, tx.init(jnp.zeros(shape)), g)[1])
+    return as_users.jit(lambda g: jax.lax.scan(step, tx.init(jnp.zeros(shape)), g)[1])
 
 
 def test_stacked_matrices_and_blocks_are_turned_each_by_itself():
@@ -110,7 +112,7 @@ def test_stacked_matrices_and_blocks_are_turned_each_by_itself():
 def test_refreshes_are_spread_over_the_steps():
     params = {f"{index}": jnp.zeros([4, 4]) for index in range(5)}
     tx = ro.in_eigenbasis(optax.identity(), update_every=5, decay=0.5)
-    update = jax.jit(tx.update)
+    update = as_users.jit(tx.update)
     random = np.random.default_rng(0)
     state = tx.init(params)
     changed = []

@@ -9,6 +9,8 @@ import pytest
 
 import riemann_optax as ro
 
+from .. import as_users
+
 
 @pytest.fixture(autouse=True)
 def wide():
@@ -16,8 +18,8 @@ def wide():
         yield
 
 
-def run(tx, loss, params, steps, **extra_args):
-    """Return the parameters after each step of a compiled run on a deterministic loss."""
+def path_of(tx, loss, params, steps, **extra_args):
+    """Return the parameters after each step on a deterministic loss."""
 
     def step(carry, _):
         params, state = carry
@@ -25,7 +27,12 @@ def run(tx, loss, params, steps, **extra_args):
         params = optax.apply_updates(params, updates)
         return (params, state), params
 
-    return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps)[1])(params)
+    return jax.lax.scan(step, (params, tx.init(params)), length=steps)[1]
+
+
+def run(tx, loss, params, steps, **extra_args):
+    """Return that path of a compiled run."""
+    return as_users.jit(lambda p: path_of(tx, loss, p, steps, **extra_args))(params)
 
 
 def orthogonal(seed, size):
@@ -89,7 +96,7 @@ def test_with_adam_inside_it_is_soap():
         return (params, state), params
 
     start = jnp.zeros([5, 4])
-    _, path = jax.jit(lambda g: jax.lax.scan(step, (start, tx.init(start)), g))(jnp.array(gradients))
+    _, path = as_users.jit(lambda g: jax.lax.scan(step, (start, tx.init(start)), g))(jnp.array(gradients))
     expected = soap(gradients, 0.1, 0.9, 0.95, 1e-8, 0.8, 3, slots=(0, 1))
     np.testing.assert_allclose(path, expected, rtol=1e-7, atol=1e-9)
 
@@ -111,11 +118,14 @@ def test_turning_the_problem_turns_the_trajectory(inner, second_moments):
         optax.scale_by_learning_rate(0.01),
     )
 
-    @jax.jit
-    def path_of(a, b):
-        return run(tx, lambda w: jnp.sum(weights * jnp.cosh(a.T @ w @ b.T - target)), jnp.zeros([4, 3]), 40)
+    @as_users.jit
+    def turned_by(a, b):
+        def loss(w):
+            return jnp.sum(weights * jnp.cosh(a.T @ w @ b.T - target))
 
-    path, turned = path_of(jnp.eye(4), jnp.eye(3)), path_of(a, b)
+        return path_of(tx, loss, jnp.zeros([4, 3]), 40)
+
+    path, turned = turned_by(jnp.eye(4), jnp.eye(3)), turned_by(a, b)
     assert np.abs(path[-1]).max() > 0.1
     np.testing.assert_allclose(turned, a @ path @ b, rtol=1e-6, atol=1e-8)
 
@@ -132,7 +142,7 @@ def settled(tx, state, a, b, target):
     def step(state, gradient):
         return tx.update(gradient, state, jnp.zeros_like(target), obj_fn=jnp.sum)[1], None
 
-    return jax.jit(lambda state, g: jax.lax.scan(step, state, g)[0])(state, jnp.array(gradients))
+    return as_users.jit(lambda state, g: jax.lax.scan(step, state, g)[0])(state, jnp.array(gradients))
 
 
 def test_a_quadratic_with_a_kronecker_hessian_is_taken_as_the_diagonal_one():
@@ -150,7 +160,7 @@ def test_a_quadratic_with_a_kronecker_hessian_is_taken_as_the_diagonal_one():
     exact = state[0]._replace(
         count=jnp.ones_like(state[0].count), left_bases=jnp.array(q)[None], right_bases=jnp.array(r)[None]
     )
-    updates, _ = jax.jit(lambda g, s, p: tx.update(g, s, p, obj_fn=loss))(
+    updates, _ = as_users.jit(lambda g, s, p: tx.update(g, s, p, obj_fn=loss))(
         jax.grad(loss)(start), (exact, *state[1:]), start
     )
     np.testing.assert_allclose(start + updates, target, rtol=1e-6)
@@ -190,7 +200,7 @@ def test_in_the_basis_that_it_has_already_it_is_inner_bit_for_bit():
     tx = ro.in_eigenbasis(inner, update_every=2)
     params = jnp.zeros([3, 3])
     state, inner_state = tx.init(params), inner.init(params)
-    update = jax.jit(tx.update)
+    update = as_users.jit(tx.update)
     for step in range(6):
         gradient = jnp.diag(jnp.array([9.0, 3, 1])) * (1 + 0.1 * step)
         updates, state = update(gradient, state, params)
@@ -205,7 +215,7 @@ def test_mixing_keeps_what_averages_mean():
     tx = ro.in_eigenbasis(inner, decay=0.5, update_every=1)
     random = np.random.default_rng(9)
     state = tx.init(params)
-    update = jax.jit(tx.update)
+    update = as_users.jit(tx.update)
     momentum = np.zeros((3, 2))
     for _ in range(5):
         gradient = random.standard_normal((3, 2))
@@ -227,7 +237,7 @@ def test_the_rounding_of_a_narrow_gradient_is_not_made_a_step_of(dtype):
     random = np.random.default_rng(3)
     gradient = jnp.asarray(np.outer(random.standard_normal(40), random.standard_normal(24)), dtype)
     tx = ro.in_eigenbasis(optax.scale_by_adam())
-    updates, _ = jax.jit(tx.update)(gradient, tx.init(gradient))
+    updates, _ = as_users.jit(tx.update)(gradient, tx.init(gradient))
     assert updates.dtype == dtype
     sizes = np.linalg.svd(np.asarray(updates, np.float64), compute_uv=False)
     np.testing.assert_allclose(sizes[0], 1, rtol=0.01)

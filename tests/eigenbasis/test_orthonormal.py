@@ -9,6 +9,8 @@ from riemann_optax.eigenbasis.bases import has_turned, iterate
 from riemann_optax.eigenbasis.orthonormal import orthonormalise
 from riemann_optax.eigenbasis.refresh import RefreshRules, refreshed
 
+from .. import as_users
+
 SIZE = 48
 PANELS = 81  # above the size that is decomposed in panels on a CPU, and no multiple of their width
 EPSILON = float(np.finfo(np.float32).eps)
@@ -59,7 +61,7 @@ def test_a_refresh_gives_an_orthonormal_triangular_factor(kind, scale, method, s
     matrix = np.asarray(correlation(kind, size) * scale, np.float32)
     start = np.asarray(rotation(1, size), np.float32)
     basis, order, found = (
-        np.asarray(part) for part in jax.jit(iterate, static_argnums=2)(matrix, start, method)
+        np.asarray(part) for part in as_users.jit(iterate, static_argnums=2)(matrix, start, method)
     )
     assert found
     exact = basis.astype(np.float64)
@@ -108,7 +110,7 @@ def test_both_methods_agree_on_a_batch_with_its_own_scales():
     assert np.all(first[1])
     assert np.all(second[1])
     chosen, householder = (
-        jax.jit(orthonormalise, static_argnums=1)(jnp.asarray(matrices, jnp.float32), method)[0]
+        as_users.jit(orthonormalise, static_argnums=1)(jnp.asarray(matrices, jnp.float32), method)[0]
         for method in ("auto", "householder")
     )
     np.testing.assert_array_equal(chosen, householder)  # the tests run on a CPU
@@ -175,6 +177,6 @@ def test_what_has_turned_is_told_by_what_is_off_the_diagonal():
 
 def test_at_a_tau_of_0_all_count_as_turned_also_where_it_is_traced():
     diagonal = jnp.diag(jnp.array([3.0, 2.0, 1.0]))[None]
-    turned = jax.jit(lambda tau: has_turned(diagonal, jnp.eye(3)[None], tau))
+    turned = as_users.jit(lambda tau: has_turned(diagonal, jnp.eye(3)[None], tau))
     assert turned(0.0).tolist() == [True]
     assert turned(1e-6).tolist() == [False]

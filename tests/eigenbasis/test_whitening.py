@@ -9,6 +9,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import riemann_optax as ro
 
+from .. import as_users
+
 DECAY, EVERY = 0.8, 3
 # Odd and smooth: neither signs nor order of the eigenvectors matter, nor entries that are rounding errors.
 TANH = optax.stateless(lambda updates, params: jax.tree.map(jnp.tanh, updates))
@@ -24,7 +26,7 @@ def walk(tx, gradients, like):
         updates, state = tx.update(gradient, state)
         return state, updates
 
-    return jax.jit(lambda gradients: jax.lax.scan(step, tx.init(like), gradients)[::-1])(gradients)
+    return as_users.jit(lambda gradients: jax.lax.scan(step, tx.init(like), gradients)[::-1])(gradients)
 
 
 def refreshed(factor, basis):
@@ -132,7 +134,7 @@ def test_on_a_mesh_it_is_what_it_is_on_one_device(kind):
     gradients = np.random.default_rng(0).standard_normal((5, 16, 16))
 
     def train(put):
-        state, update = jax.jit(tx.init)(put(jnp.ones([16, 16]))), jax.jit(tx.update)
+        state, update = as_users.jit(tx.init)(put(jnp.ones([16, 16]))), as_users.jit(tx.update)
         for gradient in gradients:
             updates, state = update(put(jnp.asarray(gradient)), state)
         return np.asarray(updates)

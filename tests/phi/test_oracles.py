@@ -8,6 +8,8 @@ import pytest
 
 import riemann_optax as ro
 
+from .. import as_users
+
 STEPS = 300
 RTOL = 1e-5
 HESSIAN = np.array([1.0, 7.0, 50.0])
@@ -34,7 +36,7 @@ def run(tx, gradient, steps=STEPS, **extra_args):
     """Return the trajectory of ``tx``, shape (steps + 1, 3)."""
     params = jnp.asarray(START)
     state = tx.init(params)
-    update = jax.jit(lambda g, s, p: tx.update(g, s, p, **extra_args))
+    update = as_users.jit(lambda g, s, p: tx.update(g, s, p, **extra_args))
     path = [np.asarray(params)]
     for step in range(steps):
         updates, state = update(jnp.asarray(gradient(np.asarray(params), step)), state, params)
@@ -264,7 +266,7 @@ def test_hutchinson_curvature_averages_to_the_diagonal_of_a_full_hessian():
     phi = ro.phi.hutchinson_curvature(decay=0.999)
     params = jnp.zeros(3)
     loss = lambda w: 0.5 * w @ jnp.asarray(hessian) @ w  # noqa: E731
-    update = jax.jit(lambda s: phi.update(params, s, params, obj_fn=loss))
+    update = as_users.jit(lambda s: phi.update(params, s, params, obj_fn=loss))
     state = phi.init(params)
     for _ in range(2000):
         values, state = update(state)

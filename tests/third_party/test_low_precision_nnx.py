@@ -51,19 +51,25 @@ def train(model, optimizer, steps=training.STEPS):
         step(model, optimizer)
 
 
-@each
+@pytest.mark.parametrize("name", WRAPPED)
 @each_storage
-def test_training_is_that_of_plain_trees(storage, make):
-    """The roundings are the same too: they depend on the place of an element, not on what wraps it."""
+def test_training_is_that_of_plain_trees(storage, name):
+    """The roundings are the same too: they depend on the place of an element, not on what wraps it.
+
+    An eigenbasis makes more of what two programs round differently than a code of eight bits can hold. It is
+    compared without programs, where NNX's own operations are the same ones.
+    """
+    make = WRAPPED[name]
     model, optimizer = pair(make(storage))
     before = nnx.state(optimizer)
     structure = jax.tree.structure(before)
     types = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(before)]
-    train(model, optimizer)
+    with jax.disable_jit(name == "in an eigenbasis"):
+        train(model, optimizer)
+        expected, _ = training.train_plainly(make(storage))
     after = nnx.state(optimizer)
     assert jax.tree.structure(after) == structure
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(after)] == types
-    expected, _ = training.train_plainly(make(storage))
     training.assert_moved_alike(pure(model), expected)
 
 
