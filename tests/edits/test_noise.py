@@ -8,6 +8,8 @@ import pytest
 
 import riemann_optax as ro
 
+from .. import as_users
+
 STANDARD_ERRORS = 4
 
 
@@ -29,7 +31,7 @@ def sample(tx, start, gradient, steps):
         updates, state = tx.update(gradient(params), state, params)
         return (params + updates, state), None
 
-    (params, _), _ = jax.jit(lambda: jax.lax.scan(step, (start, tx.init(start)), length=steps))()
+    (params, _), _ = as_users.jit(lambda: jax.lax.scan(step, (start, tx.init(start)), length=steps))()
     return np.asarray(params, np.float64)
 
 
