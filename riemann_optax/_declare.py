@@ -7,6 +7,7 @@ wrapper, of Optax or of a user, because each calls what it wraps.
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Self, TypeVar
@@ -20,6 +21,8 @@ from riemann_optax._tree import Group
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS, OPTAX_NEEDS
 
 T = TypeVar("T")
+# The least value of a phi that is above -1 by as little as one likes: ``E`` is positive up to ``alpha = 1``.
+ABOVE_MINUS_1 = math.nextafter(-1.0, 0.0)
 
 
 class Declaration(NamedTuple):

@@ -201,9 +201,13 @@ def _check_that_metric_is_positive(
         )
     lowest = 1 + float(alpha) * least if _check.is_concrete_number(alpha) else 1.0
     if lowest < 0 or (lowest == 0 and role == "metric"):
+        limit = round(-1 / least, 9)
+        below = (
+            f"below {limit:g}, such as {limit / 2:g}" if 1 + limit * least <= 0 else f"of at most {limit:g}"
+        )
         raise ValueError(
             f"alpha: {name} can be as low as {least:g}, so that 1 + alpha*phi falls to {lowest:g} at "
-            f"alpha={float(alpha):g}: give alpha below {-1 / least:g}, such as {-0.5 / least:g}."
+            f"alpha={float(alpha):g}: give alpha {below}."
         )
 
 

@@ -10,7 +10,7 @@ import optax
 
 from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes, MatrixAxes
-from riemann_optax._declare import Phi
+from riemann_optax._declare import ABOVE_MINUS_1, Phi
 from riemann_optax._state_fields import declare_fields
 from riemann_optax._tree import inner
 from riemann_optax.phi import _state
@@ -140,7 +140,9 @@ def idbd(
         )
         return jax.tree.map(_rigidity, log_rate), new_state
 
-    return Phi(init, update, name="idbd", needs=() if form == "gradients" else ("inputs",))
+    return Phi(
+        init, update, name="idbd", needs=() if form == "gradients" else ("inputs",), least=ABOVE_MINUS_1
+    )
 
 
 @declare_fields(linear=("trace",), squared=("log_rate", "normalizer"))
@@ -271,7 +273,9 @@ def autostep(
         )
         return jax.tree.map(_rigidity, log_rate), new_state
 
-    return Phi(init, update, name="autostep", needs=() if form == "gradients" else ("inputs",))
+    return Phi(
+        init, update, name="autostep", needs=() if form == "gradients" else ("inputs",), least=ABOVE_MINUS_1
+    )
 
 
 def _check_rates(initial_rate: float, form: str, state_dtype: Any) -> None:

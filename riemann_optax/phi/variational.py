@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
-from riemann_optax._declare import Phi, required
+from riemann_optax._declare import ABOVE_MINUS_1, Phi, required
 from riemann_optax._state_fields import declare_fields
 from riemann_optax._tree import inner
 from riemann_optax.phi import _state
@@ -344,7 +344,7 @@ def _variational(
         )
         return values, new_state
 
-    return Phi(init, update, name=name, needs=("perturbed_gradients", "perturbations"))
+    return Phi(init, update, name=name, needs=("perturbed_gradients", "perturbations"), least=ABOVE_MINUS_1)
 
 
 def _check_samples(name: str, updates: optax.Updates, **arguments: Any) -> None:

@@ -252,3 +252,16 @@ def test_what_is_made_of_a_gate_has_a_greatest_alpha_too(phi, limit):
 def test_a_mean_or_a_power_of_what_can_be_negative_is_refused(make):
     with pytest.raises(ValueError, match=r"^phi must be nowhere negative, but utility_gate .* as low as -1"):
         make(ro.phi.utility_gate())
+
+
+@pytest.mark.parametrize("name", ["idbd", "autostep", "mesu", "bayesian_gradient_descent"])
+def test_a_phi_above_minus_one_takes_alpha_up_to_one(name):
+    """``E = 1 + alpha * phi`` is positive up to there, and where phi is -0.5 it is 0 at alpha = 2."""
+    phi = getattr(ro.phi, name)()
+    ro.compute_metric(phi, 1.0)
+    with pytest.raises(ValueError, match=rf"^alpha: {name} .* give alpha of at most 1\."):
+        ro.compute_metric(phi, 1.5)
+    with pytest.raises(ValueError, match=rf"^conformal: {name} can be as low as -1"):
+        ro.riemannian_adamw(0.003, phi=phi)
+    with pytest.raises(ValueError, match=rf"nowhere negative, but {name}"):
+        ro.phi.unit_mean(phi)
