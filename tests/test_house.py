@@ -32,7 +32,7 @@ ORDER = {
     "edits": ("_edit", "lifting", "momentum", "rescaling", "competition", "noise", "checking"),
     "eigenbasis": (
         *("orthonormal", "layout", "account", "mesh", "coordinates", "bases", "carry", "schedule"),
-        *("refresh", "frame", "whitening", "task_boundary", "transform", "each_axis"),
+        *("stack", "refresh", "frame", "whitening", "task_boundary", "transform", "each_axis"),
     ),
     "anchor": ("targets", "importance", "isometry", "spectral", "pull"),
     "wrappers": (

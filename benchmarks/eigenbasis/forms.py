@@ -172,6 +172,8 @@ def measure(form: Form, length: dict[str, Any], text: Path | None = None, period
     model, period, before = problem.model(0), 10, memory.device_peak()
 
     def stepper(**options: Any) -> tuple[Any, Any, float]:
+        if form.every == "update_every":
+            options["settling_steps"] = 0  # the cost of the steps after the first
         tx = optax.with_extra_args_support(form.make(0.003, **options))
 
         def loss(params: Any, indices: jax.Array) -> jax.Array:

@@ -16,8 +16,8 @@ from riemann_optax.eigenbasis import bases
 from riemann_optax.eigenbasis.coordinates import Coordinates
 from riemann_optax.eigenbasis.layout import Layout
 from riemann_optax.eigenbasis.mesh import ANYWHERE, Places, on_auto_mesh, places, square_sharding
-from riemann_optax.eigenbasis.refresh import first_bases
 from riemann_optax.eigenbasis.schedule import Job
+from riemann_optax.eigenbasis.stack import first_bases
 
 
 class Frame(NamedTuple):
@@ -153,6 +153,18 @@ def averaged(
         return new
 
     return on_auto_mesh(all_leaves, factors, gradients, factors)  # type: ignore[no-any-return]
+
+
+def differences_of(gradients: list[Any], previous: list[Any], count: jax.Array) -> list[Any]:
+    """Return how gradients have changed since the last update; 0 at the first."""
+
+    def change(gradient: jax.Array, old: Any) -> jax.Array:
+        if _tree.is_masked(old):
+            return gradient
+        difference = gradient - old.astype(gradient.dtype)
+        return jnp.where(count == 0, jnp.zeros_like(difference), difference)
+
+    return [change(*pair) for pair in zip(gradients, previous, strict=True)]
 
 
 def decompose_first(groups: list[list[Job]], squares: dict[str, list[Any]], count: jax.Array) -> jax.Array:

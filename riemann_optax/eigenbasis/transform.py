@@ -19,6 +19,7 @@ from riemann_optax.eigenbasis.frame import (
     averaged,
     check_made_for,
     decompose_first,
+    differences_of,
     first_square,
     identity,
     without_noise,
@@ -26,8 +27,9 @@ from riemann_optax.eigenbasis.frame import (
 )
 from riemann_optax.eigenbasis.layout import SIDES, ChooseSide, LayoutRules, Side
 from riemann_optax.eigenbasis.orthonormal import METHODS, Method
-from riemann_optax.eigenbasis.refresh import Refresh, RefreshRules, refresh_group, saturated_sum
+from riemann_optax.eigenbasis.refresh import Refresh, refresh_group, saturated_sum
 from riemann_optax.eigenbasis.schedule import alike_groups, schedule
+from riemann_optax.eigenbasis.stack import RefreshRules
 from riemann_optax.eigenbasis.task_boundary import consolidated_if, enclosed, enclosed_like, opened
 from riemann_optax.eigenbasis.whitening import whitened_averages
 
@@ -71,6 +73,7 @@ def in_eigenbasis(
     *,
     decay: float = 0.95,
     update_every: int = 10,
+    settling_steps: int = 0,
     sides: Side | ChooseSide = "both",
     max_size: int | None = None,
     block_size: int | None = None,
@@ -159,6 +162,8 @@ def in_eigenbasis(
         :func:`scale_by_inverse_metric` with an edit or momentum.
       decay: decay of the running means of the correlations, in [0, 1). Default 0.95, as in SOAP.
       update_every: steps between two refreshes of a side.
+      settling_steps: steps until that is so; before, the distance grows from 1 in proportion to the step.
+        Bases turn fastest when training begins. A ``refresh_budget`` keeps the distance as it is.
       sides: ``"both"``, ``"smaller"`` (only the shorter side, rows if they are equal), ``"input"``,
         ``"output"``, ``"none"``, or ``"vector"`` (both sides, and 1-D arrays as well); or a function of a
         leaf's name (as ``jax.tree_util.keystr`` writes its path) and the leaf that returns one of them.
@@ -236,6 +241,7 @@ def in_eigenbasis(
     check_transformation("inner", inner)
     _check.check_decay(decay)
     _check.check_count("update_every", update_every)
+    _check.check_count("settling_steps", settling_steps, low=0)
     for name, value in (("max_size", max_size), ("refresh_together", refresh_together)):
         if value is not None:
             _check.check_count(name, value)
@@ -262,6 +268,7 @@ def in_eigenbasis(
     inner = optax.with_extra_args_support(inner)
     differences, whitened = correlate == "gradient_differences", correlate == "whitened_gradients"
     rules = LayoutRules(sides, axes, max_size, block_size, max_state, max_operations, update_every, whitened)
+    settling = settling_steps if refresh_budget is None else 0
     refresh_rules = RefreshRules(second_moments == "mix", tau, orthonormalisation, precision)
 
     def init(params: optax.Params) -> InEigenbasisState:
@@ -317,7 +324,7 @@ def in_eigenbasis(
             _check.check_gradients(bare, _tree.bare(params))
         matrices = {name: _leaves_up_to(structure, getattr(state, name)) for name in MATRICES}
         previous = _leaves_up_to(structure, state.previous_gradients)
-        sources = _differences(gradients, previous, state.count) if differences else gradients
+        sources = differences_of(gradients, previous, state.count) if differences else gradients
         if whitened:
             both = whitened_averages(sources, layouts, matrices, state.count, decay)
             matrices["left_factors"], matrices["right_factors"] = both
@@ -339,7 +346,7 @@ def in_eigenbasis(
             arrays, inner_structure = jax.tree.flatten(inner_state)
             kept = jnp.zeros([], jnp.int32)
             for alike in alike_groups(groups):
-                work = Refresh(alike, layouts, shapes, found, period, refresh_rules)
+                work = Refresh(alike, layouts, shapes, found, period, settling, refresh_rules)
                 kept = kept + refresh_group(work, state.count, matrices, arrays)
             return jax.tree.unflatten(inner_structure, arrays), kept
 
@@ -381,18 +388,6 @@ def in_eigenbasis(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _differences(gradients: list[Any], previous: list[Any], count: jax.Array) -> list[Any]:
-    """Return how gradients have changed since the last update; 0 at the first."""
-
-    def change(gradient: jax.Array, old: Any) -> jax.Array:
-        if _tree.is_masked(old):
-            return gradient
-        difference = gradient - old.astype(gradient.dtype)
-        return jnp.where(count == 0, jnp.zeros_like(difference), difference)
-
-    return [change(*pair) for pair in zip(gradients, previous, strict=True)]
 
 
 def _leaves_up_to(structure: Any, tree: Any) -> list[Any]:

@@ -23,6 +23,8 @@ from riemann_optax.optimizers.schedule_free import schedule_free
 from riemann_optax.phi import activity, factored_activity
 from riemann_optax.scaling import scale_by_inverse_metric
 
+# Until then bases are refreshed more often, at first in every step: they turn fastest when training begins.
+SETTLING_STEPS = 300
 # Where to begin, in each alias's own units of rate; the site, the docstrings and the trainer say the same.
 RECOMMENDED_RATES = {
     "riemannian_sgd": 0.1,
@@ -308,7 +310,15 @@ def riemannian_schedule_free(
         _check_axes(phi, axes)
     stages = [*adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes), scale_by_inverse_metric()]
     if sides != "none":
-        stages = [in_eigenbasis(optax.chain(*stages), sides=sides, axes=axes, state_dtype=basis_dtype)]
+        stages = [
+            in_eigenbasis(
+                optax.chain(*stages),
+                settling_steps=SETTLING_STEPS,
+                sides=sides,
+                axes=axes,
+                state_dtype=basis_dtype,
+            )
+        ]
     rate = learning_rate
     if isinstance(warmup_steps, jax.Array) or warmup_steps:
 

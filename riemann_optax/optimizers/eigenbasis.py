@@ -12,7 +12,7 @@ from riemann_optax.edits import on_gradient
 from riemann_optax.eigenbasis import in_eigenbasis
 from riemann_optax.eigenbasis.layout import ChooseSide, Side
 from riemann_optax.metric import Role
-from riemann_optax.optimizers.aliases import adaptive_metric
+from riemann_optax.optimizers.aliases import SETTLING_STEPS, adaptive_metric
 from riemann_optax.optimizers.momentum import ema
 from riemann_optax.phi import activity
 from riemann_optax.scaling import scale_by_inverse_metric
@@ -39,6 +39,7 @@ def riemannian_eigenbasis(
     basis_dtype: Any = "bfloat16",
     correlate: Literal["gradients", "whitened_gradients"] = "gradients",
     update_every: int | None = None,
+    settling_steps: int | None = None,
     tau: float = 0.0,
     refresh_budget: float | None = None,
     axes: Axes = "flax",
@@ -94,6 +95,8 @@ def riemannian_eigenbasis(
         ``sides="both"``.
       update_every: steps between two refreshes of a basis; None means 10, and ``optax.inject_hyperparams``
         makes no array of it.
+      settling_steps: steps until that is so; before, bases are refreshed more often, at first in every step.
+        None means 300, likewise.
       tau: refresh a basis only if it has turned by this much; see :func:`in_eigenbasis`.
       refresh_budget: the most operations that refreshes may take in one step; see :func:`in_eigenbasis`.
       axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name
@@ -152,6 +155,7 @@ def riemannian_eigenbasis(
         decay=basis_decay,
         correlate=correlate,
         update_every=10 if update_every is None else update_every,
+        settling_steps=SETTLING_STEPS if settling_steps is None else settling_steps,
         sides=sides,
         axes=axes,
         state_dtype=basis_dtype,

@@ -43,11 +43,12 @@ def conformal(alpha=30.0):
     return ro.scale_by_metric(ro.phi.activity(decay=0.9), alpha, conformal="tree")
 
 
-def soap(gradients, rate, b1, b2, eps, decay, every, slots):
+def soap(gradients, rate, b1, b2, eps, decay, every, slots, settling=0):
     """Algorithms 3 and 4 of Vyas et al. 2024 with bias correction, and with their code's sorted columns.
 
     The first bases are the eigenvectors of the first gradient's correlations, as in their code; a side is
-    refreshed where the step is its slot modulo ``every``; the first step is taken.
+    refreshed where the step is its slot modulo ``every``; the first step is taken. Until the step
+    ``settling`` the distance of the refreshes grows in proportion to the step, by whole steps from 1.
     """
     rows, columns = gradients[0].shape
     left, right = np.zeros((rows, rows)), np.zeros((columns, columns))
@@ -69,22 +70,28 @@ def soap(gradients, rate, b1, b2, eps, decay, every, slots):
         step = turned_m / (1 - b1 ** (t + 1)) / scale
         w = w - rate * q_left @ step @ q_right.T
         path.append(w)
-        if t and t % every == slots[0]:
+        distance = max(1, every * t // settling) if t < settling else every
+        if t and t % distance == slots[0] % distance:
             order = np.argsort(-np.diag(q_left.T @ left @ q_left), kind="stable")
             q_left, v = np.linalg.qr(left @ q_left[:, order])[0], v[order]
-        if t and t % every == slots[1]:
+        if t and t % distance == slots[1] % distance:
             order = np.argsort(-np.diag(q_right.T @ right @ q_right), kind="stable")
             q_right, v = np.linalg.qr(right @ q_right[:, order])[0], v[:, order]
     return path
 
 
-def test_with_adam_inside_it_is_soap():
+@pytest.mark.parametrize(("every", "settling"), [(3, 0), (3, 30), (4, 50)])
+def test_with_adam_inside_it_is_soap(every, settling):
     random = np.random.default_rng(0)
     scales = np.geomspace(0.5, 2, 5)[:, None] * np.geomspace(0.7, 1, 4)
     gradients = [orthogonal(1, 5) @ (scales * random.standard_normal((5, 4))) for _ in range(60)]
     tx = optax.chain(
         ro.in_eigenbasis(
-            optax.scale_by_adam(b1=0.9, b2=0.95), decay=0.8, update_every=3, second_moments="keep"
+            optax.scale_by_adam(b1=0.9, b2=0.95),
+            decay=0.8,
+            update_every=every,
+            settling_steps=settling,
+            second_moments="keep",
         ),
         optax.scale_by_learning_rate(0.1),
     )
@@ -97,7 +104,7 @@ def test_with_adam_inside_it_is_soap():
 
     start = jnp.zeros([5, 4])
     _, path = as_users.jit(lambda g: jax.lax.scan(step, (start, tx.init(start)), g))(jnp.array(gradients))
-    expected = soap(gradients, 0.1, 0.9, 0.95, 1e-8, 0.8, 3, slots=(0, 1))
+    expected = soap(gradients, 0.1, 0.9, 0.95, 1e-8, 0.8, every, (0, 1), settling)
     np.testing.assert_allclose(path, expected, rtol=1e-7, atol=1e-9)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from riemann_optax.eigenbasis.bases import has_turned, iterate
 from riemann_optax.eigenbasis.orthonormal import orthonormalise
-from riemann_optax.eigenbasis.refresh import RefreshRules, refreshed
+from riemann_optax.eigenbasis.stack import RefreshRules, refreshed
 
 from .. import as_users
 

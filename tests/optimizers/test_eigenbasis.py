@@ -10,11 +10,20 @@ import riemann_optax as ro
 from riemann_optax.examples import data, models
 from tests.walk import walk
 
-RATE, B1, B2, EPS, DECAY, BASIS_DECAY, ALPHA, EVERY = 0.03, 0.8, 0.9, 1e-3, 0.1, 0.7, 50.0, 2
+RATE, B1, B2, EPS, DECAY, BASIS_DECAY, ALPHA = 0.03, 0.8, 0.9, 1e-3, 0.1, 0.7, 50.0
+EVERY, SETTLING = 4, 24
 
 
 def by_hand(
-    gradients, start, nesterov, b1=B1, decay=DECAY, basis_decay=BASIS_DECAY, every=EVERY, factored=False
+    gradients,
+    start,
+    nesterov,
+    b1=B1,
+    decay=DECAY,
+    basis_decay=BASIS_DECAY,
+    every=EVERY,
+    settling=SETTLING,
+    factored=False,
 ):
     """One matrix with fewer rows than columns: momentum lives in the axes of the weights here.
 
@@ -45,7 +54,8 @@ def by_hand(
             ahead = b1 * mean / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
         w = w - RATE * (basis @ ((basis.T @ ahead) / metric) + decay * w)
         path.append(w)
-        if t > 1 and (t - 1) % every == 0:
+        distance = max(1, min(t - 1, settling) * every // settling)
+        if t > 1 and (t - 1) % distance == 0:
             order = np.argsort(-np.diag(basis.T @ factor @ basis), kind="stable")
             new = np.linalg.qr(factor @ basis[:, order])[0]
             mixing = (new.T @ basis) ** 2
@@ -72,6 +82,7 @@ def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov):
         nu_dtype=None,
         basis_dtype=None,
         update_every=EVERY,
+        settling_steps=SETTLING,
     )
 
     with jax.enable_x64(True):
@@ -84,7 +95,9 @@ def test_schedule_free_in_the_eigenbasis_by_hand():
     random = np.random.default_rng(1)
     start = random.standard_normal((4, 6))
     gradients = random.standard_normal((30, 4, 4)) @ random.standard_normal((30, 4, 6))
-    path = by_hand(gradients, start, False, b1=0.0, decay=0.0, basis_decay=0.95, every=10, factored=True)
+    path = by_hand(
+        gradients, start, False, b1=0.0, decay=0.0, basis_decay=0.95, every=10, settling=300, factored=True
+    )
     tangents = np.diff(np.stack([start, *path]), axis=0) / RATE
     iterate, average, trained, expected, total = start, start, start, [], 0.0
     for t, tangent in enumerate(tangents, 1):
