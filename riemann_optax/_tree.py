@@ -271,7 +271,7 @@ def group_mean(tree: Any, over: Literal["leaf", "tree"]) -> Any:
     if over == "tree":
         leaves = jax.tree.leaves(tree)
         return mean_of_sums([jnp.sum(leaf) for leaf in leaves], sum(leaf.size for leaf in leaves), tree)
-    return jax.tree.map(jnp.mean, tree)
+    return jax.tree.map(lambda leaf: mean(leaf, None, keepdims=False), tree)
 
 
 def once(function: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -294,7 +294,7 @@ def mean_of_sums(sums: list[jax.Array], size: int, like: Any) -> Any:
     dtype = widest_dtype(sums)
     # A running sum, not a chain of additions: XLA copies such a chain into the fusion of every leaf, and
     # compiling takes time that grows with the square of the number of leaves.
-    mean = jax.lax.cumsum(jnp.stack([part.astype(dtype) for part in sums]) / max(size, 1))[-1]
+    mean = jax.lax.cumsum(jnp.stack([part.astype(dtype) for part in sums]) / float(max(size, 1)))[-1]
     cast = functools.cache(mean.astype)
     return jax.tree.map(lambda leaf: cast(leaf.dtype), like)
 

@@ -1,6 +1,7 @@
 """Stage 1: from a gradient to a covector with its metric; and ways to see that metric."""
 
 import functools
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -194,19 +195,24 @@ def _check_that_metric_is_positive(
     name, least = name_of(phi), least_of(phi)
     if least >= 0:
         return
+    low = "negative without a limit" if least == -math.inf else f"as low as {least:g}"
     if conformal is not None:
         raise ValueError(
-            f"conformal: {name} can be as low as {least:g}, and a scale is taken from the mean of a phi that "
-            "is never negative: leave conformal out (riemannian_sgd, or conformal=None)."
+            f"conformal: {name} can be {low}, and a scale is taken from the mean of a phi that is never "
+            "negative: leave conformal out (riemannian_sgd, or conformal=None)."
         )
     lowest = 1 + float(alpha) * least if _check.is_concrete_number(alpha) else 1.0
+    if lowest == -math.inf:
+        raise ValueError(
+            f"phi: {name} can be {low}, and so can 1 + alpha*phi: multiply only what is never negative, and "
+            "give weighted_sum no negative weights."
+        )
     if lowest < 0 or (lowest == 0 and role == "metric"):
         limit = round(-1 / least, 9)
-        below = (
-            f"below {limit:g}, such as {limit / 2:g}" if 1 + limit * least <= 0 else f"of at most {limit:g}"
-        )
+        reached = 1 + limit * least <= 0
+        below = f"below {limit:g}, such as {limit / 2:g}" if reached else f"of at most {limit:g}"
         raise ValueError(
-            f"alpha: {name} can be as low as {least:g}, so that 1 + alpha*phi falls to {lowest:g} at "
+            f"alpha: {name} can be {low}, so that 1 + alpha*phi falls to {lowest:g} at "
             f"alpha={float(alpha):g}: give alpha {below}."
         )
 

@@ -101,3 +101,24 @@ def test_vmap_over_alpha_equals_numbers():
     alone = [loss_after_training(RULES["activity"], alpha) for alpha in alphas]
     chex.assert_trees_all_close(together, jnp.stack(alone), rtol=1e-6)
     assert len(set(np.asarray(together).tolist())) == 3
+
+
+@pytest.mark.parametrize("gradient", [[0.0, 2.0], [1.0, 2.0]], ids=["an idle weight", "all move"])
+@pytest.mark.parametrize("name", ["activity", "momentum_activity", "factored_activity"])
+@pytest.mark.parametrize("conformal", [None, "leaf", "tree"])
+def test_a_memory_is_learned_where_a_weight_has_no_gradient(name, conformal, gradient):
+    """The slope of a root is infinite at 0; differences say what the derivative is."""
+    gradients = jnp.array(gradient)
+
+    def moved(decay):
+        tx = ro.scale_by_metric(getattr(ro.phi, name)(decay=decay), 1.0, conformal=conformal)
+        state = tx.init(gradients)
+        for _ in range(3):
+            updates, state = tx.update(gradients, state, gradients)
+        return jnp.sum(updates**2)
+
+    with jax.enable_x64(True):
+        gradients = jnp.array(gradient)
+        found, step = jax.grad(moved)(0.9), 1e-6
+        expected = (moved(0.9 + step) - moved(0.9 - step)) / (2 * step)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)

@@ -148,4 +148,4 @@ def _needed(fraction: Any, group_size: int) -> jax.Array:
     dtype = jnp.int32 if group_size <= np.iinfo(np.int32).max else jnp.float32
     if _check.is_concrete_number(fraction):
         return jnp.asarray(max(round(float(fraction) * group_size), 1), dtype)
-    return jnp.maximum(jnp.round(fraction * group_size), 1).astype(dtype)
+    return jnp.maximum(jnp.round(fraction * float(group_size)), 1).astype(dtype)

@@ -23,7 +23,10 @@ def group_means(pairs: list[Pair], over: _tree.Group | None) -> list[jax.Array] 
         return None
     sizes = [math.prod(a.shape if b is None else np.broadcast_shapes(a.shape, b.shape)) for a, b in pairs]
     if over == "leaf":
-        return [jnp.sum(_first_summed(*pair)) / size for pair, size in zip(pairs, sizes, strict=True)]
+        return [
+            jnp.sum(_first_summed(*pair)) / float(max(size, 1))
+            for pair, size in zip(pairs, sizes, strict=True)
+        ]
     # Of a leaf without weights a factor may be a mean of nothing, which is no number.
     filled = [pair for pair, size in zip(pairs, sizes, strict=True) if size]
     means: list[jax.Array] = _tree.mean_of_sums(_sums_of_alike(filled), sum(sizes), [a for a, _ in pairs])

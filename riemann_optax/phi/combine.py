@@ -67,9 +67,10 @@ def weighted_sum(*phis: optax.GradientTransformation, weights: Sequence[float] |
         values, new_state = _update_parts(parts, updates, state, params, extra_args)
         return jax.tree.map(add, *values), new_state
 
-    # A traced weight is known too late.
-    known = [max(float(c), 0.0) if _check.is_concrete_number(c) else 0.0 for c in factors]
-    least = sum(c * least_of(part) for c, part in zip(known, parts, strict=True) if c)
+    # A traced weight is known too late. A phi has no greatest value, and so its negative no least one.
+    known = [float(c) if _check.is_concrete_number(c) else 0.0 for c in factors]
+    lowest = [c * least_of(part) for c, part in zip(known, parts, strict=True) if c]
+    least = -math.inf if min(known) < 0 else sum(lowest)
     return phi_around(parts, _init_parts(parts), update, "weighted_sum", least)
 
 
@@ -106,7 +107,9 @@ def product(*phis: optax.GradientTransformation) -> Phi:
         values, new_state = _update_parts(parts, updates, state, params, extra_args)
         return jax.tree.map(multiply, *values), new_state
 
-    return phi_around(parts, _init_parts(parts), update, "product")
+    # What is negative is multiplied with values that have no limit.
+    least = -math.inf if len(parts) > 1 and any(least_of(part) < 0 for part in parts) else None
+    return phi_around(parts, _init_parts(parts), update, "product", least)
 
 
 def power(phi: optax.GradientTransformation, exponent: float) -> Phi:
@@ -270,9 +273,10 @@ def _checked(phis: Sequence[Any]) -> list[optax.GradientTransformationExtraArgs]
 def _nowhere_negative(phi: Any) -> optax.GradientTransformationExtraArgs:
     (part,) = _checked([phi])
     if (least := least_of(phi)) < 0:
+        low = "negative without a limit" if least == -math.inf else f"as low as {least:g}"
         raise ValueError(
-            f"phi must be nowhere negative, but {name_of(phi)} can be as low as {least:g}: give it to "
-            "compute_metric as it is, or in a weighted_sum."
+            f"phi must be nowhere negative, but {name_of(phi)} can be {low}: give it to compute_metric as it "
+            "is, or in a weighted_sum."
         )
     return part
 

@@ -102,7 +102,7 @@ def idbd(
       <https://cdn.aaai.org/AAAI/1992/AAAI92-027.pdf>`_, AAAI, 1992
     """
     _check.check_number("meta_rate", meta_rate, low=0.0)
-    _check_rates(initial_rate, form, state_dtype)
+    _check_rates(initial_rate, form, state_dtype, axes)
     _check.check_number(
         "smallest_log_rate", smallest_log_rate, low=_SMALLEST_LOG_RATE, high=_LARGEST_LOG_RATE
     )
@@ -222,7 +222,7 @@ def autostep(
     """
     _check.check_number("meta_rate", meta_rate, low=0.0)
     _check.check_number("window", window, low=1.0)
-    _check_rates(initial_rate, form, state_dtype)
+    _check_rates(initial_rate, form, state_dtype, axes)
 
     def init(params: optax.Params) -> AutostepState:
         return AutostepState(
@@ -278,7 +278,8 @@ def autostep(
     )
 
 
-def _check_rates(initial_rate: float, form: str, state_dtype: Any) -> None:
+def _check_rates(initial_rate: float, form: str, state_dtype: Any, axes: Axes) -> None:
+    _axes.check_axes(axes)
     _check.check_number("initial_rate", initial_rate, low=0.0, low_open=True)
     _check.check_choice("form", form, FORMS)
     _check.check_state_dtype(state_dtype)

@@ -120,7 +120,8 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
             _, new, inverse, *_ = scalars(_tree.working_dtype(g))
             old = (1 / new) * mean - jnp.asarray(g).astype(mean.dtype)
             share = (1 - new * new) * inverse * inverse
-            return jnp.sqrt(share * _square(old) + _square(g))
+            root: jax.Array = _tree.power(share * _square(old) + _square(g), 0.5)
+            return root
 
         def corrected(g: Any, mean: jax.Array) -> Callable[[bool], jax.Array]:
             def momentum(nesterov: bool) -> jax.Array:

@@ -230,9 +230,8 @@ def test_a_gate_that_can_be_minus_one_has_a_greatest_alpha():
         (ro.phi.leaf_mean(ro.phi.utility_gate()), "1"),
         (ro.phi.weighted_sum(ro.phi.utility_gate(), ro.phi.activity(), weights=[0.25, 3.0]), "4"),
         (ro.phi.weighted_sum(*[ro.phi.utility_gate()] * 2), "0.5"),
-        (ro.phi.product(ro.phi.utility_gate(), ro.phi.from_weights(jnp.ones_like)), "1"),
     ],
-    ids=["permuted", "leaf_mean", "quarter", "twice", "product"],
+    ids=["permuted", "leaf_mean", "quarter", "twice"],
 )
 def test_what_is_made_of_a_gate_has_a_greatest_alpha_too(phi, limit):
     with pytest.raises(ValueError, match=rf"^alpha: .*utility_gate.* give alpha below {limit},"):
@@ -264,4 +263,24 @@ def test_a_phi_above_minus_one_takes_alpha_up_to_one(name):
     with pytest.raises(ValueError, match=rf"^conformal: {name} can be as low as -1"):
         ro.riemannian_adamw(0.003, phi=phi)
     with pytest.raises(ValueError, match=rf"nowhere negative, but {name}"):
+        ro.phi.unit_mean(phi)
+
+
+@pytest.mark.parametrize(
+    "phi",
+    [
+        ro.phi.product(ro.phi.utility_gate(), ro.phi.activity()),
+        ro.phi.weighted_sum(ro.phi.activity(), weights=[-1.0]),
+    ],
+    ids=["product", "negative weight"],
+)
+def test_what_is_negative_without_a_limit_is_refused_at_any_alpha(phi):
+    """At a gradient of 30 the product is -15 and the sum -30: with ``E < 0`` the step would ascend."""
+    for alpha in (1e-3, 1.0):
+        with pytest.raises(ValueError, match=r"^phi: .* can be negative without a limit"):
+            ro.compute_metric(phi, alpha)
+    ro.compute_metric(phi, 0.0)
+    with pytest.raises(ValueError, match=r"^conformal: .* can be negative without a limit"):
+        ro.compute_metric(phi, 1.0, conformal="tree")
+    with pytest.raises(ValueError, match=r"nowhere negative, but .* can be negative without a limit"):
         ro.phi.unit_mean(phi)
