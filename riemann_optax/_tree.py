@@ -37,6 +37,11 @@ def arrays(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, _HOST) else leaf, tree)
 
 
+def is_inexact(leaf: Any) -> bool:
+    """Return whether this is an array of floating or complex numbers, or stands for one."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
 def is_masked(node: Any) -> bool:
     """Return whether ``optax.masked`` or ``optax.partition`` leaves out this leaf."""
     return isinstance(node, optax.MaskedNode)
@@ -334,8 +339,7 @@ def trained(params: Any, updates: Any) -> Any:
         return params
 
     def kept(update: Any, own: Any) -> Any:
-        weights = (getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(own))
-        known = any(dtype is not None and jnp.issubdtype(dtype, jnp.inexact) for dtype in weights)
+        known = any(map(is_inexact, jax.tree.leaves(own)))
         return own if known or update is not None else None
 
     try:

@@ -183,9 +183,13 @@ def _answers(method: str, state: Any) -> list[str]:
 
 
 def parameters_of(model: Any) -> Any:
-    """Return the parameters of a model of Flax NNX, and anything else as it is; it does not import Flax."""
+    """Return the parameters of a model of Flax NNX or Equinox, without their import, or what is given."""
     nnx = sys.modules.get("flax.nnx")
-    return nnx.state(model, nnx.Param) if nnx is not None and isinstance(model, nnx.Module) else model
+    if nnx is not None and isinstance(model, nnx.Module):
+        return nnx.state(model, nnx.Param)
+    if not any(map(callable, jax.tree.leaves(model))):
+        return model
+    return jax.tree.map(lambda leaf: leaf if _tree.is_inexact(leaf) else None, model)
 
 
 def is_nnx_optimizer(node: Any) -> bool:
@@ -250,7 +254,11 @@ def consolidated_where(
     task_boundary: Any, state: State, params: optax.Params, task_importance: optax.Params | None = None
 ) -> State:
     """Return ``state`` after a task boundary where the (traced) extra argument says so; None says no."""
-    if task_boundary is None:
+    if task_boundary is None and task_importance is not None:
+        raise ValueError(
+            "task_importance is taken in at a task boundary, and no task_boundary is given: give both."
+        )
+    if task_boundary is None or (isinstance(task_boundary, bool | np.bool_) and not task_boundary):
         return state
     boundary = jnp.asarray(task_boundary)
     if boundary.shape or boundary.dtype != jnp.bool_:

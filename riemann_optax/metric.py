@@ -158,6 +158,7 @@ def compute_metric(
         except (TypeError, ValueError, AttributeError) as error:
             _explain_other_leaves(state.phi, updates, error)
             raise
+        values = _tree.arrays(values)
         check_phi_values(values, updates)
         observe.phi_used(names, updates)
         current_alpha = _tree.at_count(alpha, state.count)

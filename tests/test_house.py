@@ -40,7 +40,16 @@ ORDER = {
         *("_hidden_layers", "_renewed_state", "unit_rules", "reset", "soft_resets"),
     ),
     "fields": ("_numeric", "base", "closed_forms"),
-    "optimizers": ("momentum", "rate", "relative", "schedule_free", "aliases", "eigenbasis", "soap"),
+    "optimizers": (
+        "momentum",
+        "rate",
+        "relative",
+        "schedule_free",
+        "adaptive",
+        "aliases",
+        "eigenbasis",
+        "soap",
+    ),
     "geometry": ("maps", "retraction", "spectrum"),
     "inspect": ("recording", "energy", "live", "_evaluate", "describe"),
     "supply": (

@@ -180,6 +180,7 @@ def benna_fusi_chain(
       <https://arxiv.org/abs/1802.07239>`_, ICML, 2018
     """
     _check.check_count("copies", copies)
+    _check.check_flag("leak", leak)
     _check.check_number("coupling", coupling, low=0.0, high=1.0, low_open=True)
     _check.check_state_dtype(state_dtype)
 
@@ -278,6 +279,7 @@ def task_boundary_weights(*, from_start: bool = False) -> optax.GradientTransfor
       Kirkpatrick et al, `Overcoming catastrophic forgetting in neural networks
       <https://doi.org/10.1073/pnas.1611835114>`_, PNAS, 2017
     """
+    _check.check_flag("from_start", from_start)
 
     def init(params: optax.Params) -> TaskBoundaryState:
         return TaskBoundaryState(

@@ -192,6 +192,7 @@ class _Surgery:
         self.cast: dict[str, str] = {}
         self.begun_anew: dict[str, str] = {}
         self.found: set[str] = set()
+        self.whole: dict[int, tuple[bool, bool]] = {}
 
     def array(self, index: int, place: Path) -> Any:
         """Return one array of the new state."""
@@ -245,11 +246,14 @@ class _Surgery:
         if before is None or place not in before.arrays:
             return "new"
         reason = self._misfit(index, place, before, weight)
-        if reason is None and weight is None and self._lost_all_arrays(index, before):
+        if reason is not None:
+            return reason
+        if index not in self.whole:  # once for all arrays of a state
+            self.whole[index] = self._lost_all_arrays(index, before), self._has_turned_weights(index, before)
+        lost, turned = self.whole[index]
+        if lost and weight is None:
             return "none of the arrays it belongs to fits"
-        if reason is None and self._has_turned_weights(index, before):
-            return "the weights it holds are in other coordinates"
-        return reason
+        return "the weights it holds are in other coordinates" if turned else None
 
     def _has_turned_weights(self, index: int, before: Station) -> bool:
         """Whether a state holds weights in other coordinates; it must then capture all of them again."""

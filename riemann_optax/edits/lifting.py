@@ -51,6 +51,7 @@ def on_metric(tx: optax.GradientTransformation) -> optax.GradientTransformationE
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         require_covectors(updates, "on_metric")
+        params = _tree.trained(params, updates)
         metric = map_covectors(
             lambda c: jnp.broadcast_to(c.metric, c.shape),
             updates,

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import optax
 
+from riemann_optax._check import check_flag
 from riemann_optax._tree import leaf_name
 from riemann_optax.covector import Covector
 from riemann_optax.edits._edit import stateless_edit
@@ -49,6 +50,7 @@ def momentum_from_phi(nesterov: bool = False) -> optax.GradientTransformationExt
       Jiang and Xiao, `Stochastic Approximation with Block Coordinate Optimal Stepsizes
       <https://arxiv.org/abs/2507.08963>`_, 2025
     """
+    check_flag("nesterov", nesterov)
 
     def replace(path: tuple[Any, ...], leaf: Any) -> Any:
         if not isinstance(leaf, Covector):

@@ -1,6 +1,5 @@
 """The aliases: whole optimisers, each a chain and nothing else."""
 
-import functools
 from typing import Any
 
 import jax
@@ -10,21 +9,18 @@ import optax
 from riemann_optax import _axes, _check
 from riemann_optax._axes import Axes
 from riemann_optax._tree import Group
-from riemann_optax.covector import Covector, map_covectors
 from riemann_optax.edits import on_gradient
-from riemann_optax.edits._edit import stateless_edit
 from riemann_optax.eigenbasis import in_eigenbasis
 from riemann_optax.eigenbasis.layout import ChooseSide, Side
 from riemann_optax.inspect.recording import record_metric
 from riemann_optax.metric import Role, compute_metric
+from riemann_optax.optimizers.adaptive import SETTLING_STEPS, adaptive_metric
 from riemann_optax.optimizers.momentum import ema, keep_state_types
 from riemann_optax.optimizers.relative import scale_by_parameter_scale
 from riemann_optax.optimizers.schedule_free import schedule_free
-from riemann_optax.phi import activity, factored_activity
+from riemann_optax.phi import activity
 from riemann_optax.scaling import scale_by_inverse_metric
 
-# Until then bases are refreshed more often, at first in every step: they turn fastest when training begins.
-SETTLING_STEPS = 300
 # Where to begin, in each alias's own units of rate; the site, the docstrings and the trainer say the same.
 RECOMMENDED_RATES = {
     "riemannian_sgd": 0.1,
@@ -48,6 +44,7 @@ def riemannian_sgd(
     decay_in_metric: bool = False,
     record: bool = False,
     state_dtype: Any = None,
+    axes: Axes = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient descent under a metric, Eqs. 2 and 3 of the paper and nothing else by default.
 
@@ -80,12 +77,14 @@ def riemannian_sgd(
       record: whether to keep statistics of ``E`` for :func:`metric_statistics`.
       state_dtype: of momentum and of the default phi; None means the parameters' own for momentum and float32
         or wider for phi.
+      axes: for ``conformal="neuron"``, which axes are inputs and outputs: a preset of :func:`kernel_axes`, a
+        function of a leaf's name and the leaf, or a dictionary of these by the names of modules.
 
     Returns:
       A gradient transformation.
 
     Raises:
-      ValueError, TypeError: as the parts of the chain do.
+      ValueError, TypeError: as the parts of the chain do, and for an argument that nothing would read.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
@@ -109,12 +108,20 @@ def riemannian_sgd(
         _check.check_decay(momentum, "momentum")
     if weight_decay is not None:
         _check.check_schedulable("weight_decay", weight_decay)
+    elif mask is not None or decay_in_metric:
+        raise ValueError("mask and decay_in_metric say how weights decay, and none do: give weight_decay.")
+    _axes.check_axes(axes)
+    if axes != "flax" and conformal != "neuron":
+        raise ValueError('axes is read for conformal="neuron" alone: give it to the phi that has axes.')
+    for name, flag in (("nesterov", nesterov), ("decay_in_metric", decay_in_metric), ("record", record)):
+        _check.check_flag(name, flag)
     if phi is None:
         phi = activity(state_dtype=state_dtype)
     edits: list[optax.GradientTransformation] = [record_metric()] if record else []
     if weight_decay is not None and decay_in_metric:
         edits.append(on_gradient(optax.add_decayed_weights(weight_decay, _check.mask_of_decay(mask))))
-    stages = [compute_metric(phi, alpha, role, conformal=conformal), *edits, scale_by_inverse_metric()]
+    metric = compute_metric(phi, alpha, role, conformal=conformal, axes=axes)
+    stages = [metric, *edits, scale_by_inverse_metric()]
     if momentum is not None:
         summed = optax.trace(decay=momentum, nesterov=nesterov, accumulator_dtype=state_dtype)
         stages.append(keep_state_types(summed))
@@ -169,7 +176,7 @@ def riemannian_adamw(
       learning_rate: a number or a schedule.
       b1: decay of the running mean of the steps, in [0, 1).
       b2: decay of the running means in the default phi, in [0, 1); not used where ``phi`` is given.
-      eps: added to ``E``, at least 0.
+      eps: added to ``E``, at least 0; not where ``role`` is ``"inverse_metric"``.
       mu_dtype: of the running mean of the steps; None means float32, or wider where the parameter is wider.
       weight_decay: strength of decoupled weight decay, times the learning rate: a number or a schedule.
       mask: which leaves decay: a tree of booleans or a function of the parameters.
@@ -265,7 +272,7 @@ def riemannian_schedule_free(
       b1: how far gradients are taken towards the average, in (0, 1); 0.5 for a GAN and for tables of
         embeddings.
       b2: decay of the running means in the default phi, in [0, 1); not used where ``phi`` is given.
-      eps: added to ``E``, at least 0.
+      eps: added to ``E``, at least 0; not where ``role`` is ``"inverse_metric"``.
       warmup_steps: updates until the full rate; 0 for none. In a run of a few hundred updates 100 is long,
         and 20 better; a high rate wants 100.
       weight_decay: strength of decoupled weight decay, times the learning rate: a number or a schedule.
@@ -334,29 +341,6 @@ def riemannian_schedule_free(
     return schedule_free(base, b1=b1, power=power)
 
 
-def adaptive_metric(
-    phi: optax.GradientTransformation | None,
-    alpha: optax.ScalarOrSchedule,
-    b2: float,
-    eps: float,
-    role: Role,
-    conformal: Group | None,
-    record: bool,
-    axes: Axes,
-) -> list[optax.GradientTransformation]:
-    """Return stage 1 with its edits: the metric whose rates are Adam's."""
-    _check.check_number("eps", eps, low=0.0)
-    _check.check_decay(b2, "b2")
-    edits: list[optax.GradientTransformation] = [] if role == "inverse_metric" else [_add_to_metric(eps)]
-    if phi is None:
-        phi = factored_activity(decay=b2, axes=axes)
-        if role == "metric" and conformal is not None:  # E is then a root mean square gradient
-            edits.append(_bound_steps(b2))
-    if record:
-        edits.append(record_metric())
-    return [compute_metric(phi, alpha, role, conformal=conformal, axes=axes), *edits]
-
-
 def _check_axes(phi: optax.GradientTransformation | None, axes: Axes) -> None:
     _axes.check_axes(axes)
     if phi is not None and axes != "flax":
@@ -364,33 +348,3 @@ def _check_axes(phi: optax.GradientTransformation | None, axes: Axes) -> None:
             "axes belongs to the default phi, and phi is given: give axes to that phi (and to compute_metric "
             'in a chain of your own, for conformal="neuron").'
         )
-
-
-def _add_to_metric(eps: float) -> optax.GradientTransformationExtraArgs:
-    def add(covector: Covector) -> Covector:
-        metric = covector.metric
-        return covector.with_metric(metric + jnp.asarray(eps).astype(metric.dtype))
-
-    return stateless_edit("eps", lambda updates: map_covectors(add, updates))
-
-
-def _bound_steps(b2: float) -> optax.GradientTransformationExtraArgs:
-    """Keep ``E`` at what the present gradient alone would add to a mean of squares with decay ``b2``.
-
-    Rows times columns know nothing of one weight: in a silent row and column the product is far below the
-    weight's own root mean square, and the step without bound.
-    """
-
-    def bound_all(updates: optax.Updates) -> optax.Updates:
-        @functools.cache  # once for each dtype, not for each leaf
-        def share(dtype: Any) -> jax.Array:
-            return jnp.sqrt(1 - jnp.asarray(b2).astype(dtype))
-
-        def bound(covector: Covector) -> Covector:
-            metric = covector.metric
-            size = jnp.abs(covector.components).astype(metric.dtype)
-            return covector.with_metric(jnp.maximum(metric, share(metric.dtype) * size))
-
-        return map_covectors(bound, updates)
-
-    return stateless_edit("bound_steps", bound_all)

@@ -12,7 +12,7 @@ from riemann_optax.edits import on_gradient
 from riemann_optax.eigenbasis import in_eigenbasis
 from riemann_optax.eigenbasis.layout import ChooseSide, Side
 from riemann_optax.metric import Role
-from riemann_optax.optimizers.aliases import SETTLING_STEPS, adaptive_metric
+from riemann_optax.optimizers.adaptive import SETTLING_STEPS, adaptive_metric
 from riemann_optax.optimizers.momentum import ema
 from riemann_optax.phi import activity
 from riemann_optax.scaling import scale_by_inverse_metric
@@ -75,7 +75,7 @@ def riemannian_eigenbasis(
       learning_rate: a number or a schedule.
       b1: decay of the running mean of the gradients, in [0, 1).
       b2: decay of the running means in the default phi, in [0, 1); not used where ``phi`` is given.
-      eps: added to ``E``, at least 0.
+      eps: added to ``E``, at least 0; not where ``role`` is ``"inverse_metric"``.
       mu_dtype: of the running mean of the gradients; None means float32, or wider where the parameter is.
         Means of bfloat16 stall where their decay is above 0.992, which is refused.
       nu_dtype: of the mean squares in the default phi, likewise; not used where ``phi`` is given.

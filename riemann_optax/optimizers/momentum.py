@@ -61,6 +61,7 @@ def ema(
       <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>`_, ICLR workshop, 2016
     """
     _check.check_decay(decay)
+    _check.check_flag("nesterov", nesterov)
     _check.check_state_dtype(accumulator_dtype, "accumulator_dtype")
 
     def init(params: optax.Params) -> optax.EmaState:

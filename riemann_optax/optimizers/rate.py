@@ -1,12 +1,12 @@
 """Where to begin with the learning rate, from the size of a model."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from riemann_optax import _tree
 from riemann_optax.boundary import is_nnx_optimizer, parameters_of
 
 _RATE_OF_A_MILLION = 0.003
@@ -55,14 +55,10 @@ def starting_rate(params: optax.Params) -> float:
     """
     if is_nnx_optimizer(params):
         raise TypeError("params is an nnx.Optimizer: give starting_rate the model, or its parameters.")
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(parameters_of(params)) if _is_inexact(leaf)]
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(parameters_of(params)) if _tree.is_inexact(leaf)]
     count = sum(map(math.prod, shapes))
     if not count:
         raise ValueError(
             "params have no floating or complex arrays: give starting_rate the parameters of a model."
         )
     return _RATE_OF_A_MILLION / math.cbrt(count / 1e6)
-
-
-def _is_inexact(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -130,6 +130,8 @@ def soap(
     ):
         _check.check_count(name, count)
     _check.check_state_dtype(mu_dtype, "mu_dtype")
+    for name, flag in (("nesterov", nesterov), ("one_sided", one_sided), ("staggered", staggered)):
+        _check.check_flag(name, flag)
     in_bases = partial(in_eigenbasis, sides="smaller") if one_sided else in_eigenbasis_of_each_axis
     turned = in_bases(
         _after_the_first(optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)),

@@ -91,6 +91,14 @@ def in_working_dtype(values: Any, reference: Any) -> Any:
     return jax.tree.map(lambda r, v: v.astype(_tree.working_dtype(r)), reference, values)
 
 
+def zeros_of(params: optax.Params) -> Any:
+    """Return zeros in the shapes and dtypes of the parameters, also of a weakly typed scalar: strong ones.
+
+    A copy of the parameters takes their place, and a state must not change its type.
+    """
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=jnp.result_type(leaf)), params)
+
+
 def copy_like(params: Any, reference: Any) -> Any:
     """Copy ``params`` into state; an alias of a donated buffer would be a deleted array."""
     return jax.tree.map(lambda p, r: jnp.array(p, dtype=r.dtype, copy=True), params, reference)

@@ -92,8 +92,8 @@ def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtyp
     def init(params: optax.Params) -> SecantCurvatureState:
         return SecantCurvatureState(
             count=jnp.zeros([], jnp.int32),
-            previous_params=optax.tree.zeros_like(params),
-            previous_gradients=optax.tree.zeros_like(params),
+            previous_params=_state.zeros_of(params),
+            previous_gradients=_state.zeros_of(params),
             covariation=_tree.zeros_like(params, state_dtype),
             variation=_tree.zeros_like(params, state_dtype),
         )

@@ -157,7 +157,7 @@ def modification_energy(*, decay: float | None = None, state_dtype: Any = None) 
     def init(params: optax.Params) -> ModificationEnergyState:
         return ModificationEnergyState(
             count=jnp.zeros([], jnp.int32),
-            previous_params=optax.tree.zeros_like(params),
+            previous_params=_state.zeros_of(params),
             energy=_tree.zeros_like(params, state_dtype),
         )
 

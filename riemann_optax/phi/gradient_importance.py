@@ -52,7 +52,7 @@ class ImportanceState(NamedTuple):
         elif self.needs_importance:
             raise ValueError(
                 "with running=False the importance of a task is measured at its end: pass task_importance to "
-                "consolidate, or to update with task_boundary."
+                "consolidate, or to each update whose task_boundary may be true."
             )
         else:
             measured = self.task_mean
@@ -109,7 +109,8 @@ def online_ewc(
         forgotten, as in Kirkpatrick et al. Below 1 it is Schwarz et al.'s.
       decay: of the running mean within a task, in [0, 1]; 1 is the plain mean over the task. Default 0.99
         (ours): the last 100 updates or so, where the weights are near the mode.
-      running: False keeps no running mean: each boundary then needs ``task_importance``.
+      running: False keeps no running mean: each update whose ``task_boundary`` may be true then needs
+        ``task_importance``.
       state_dtype: of both trees; None means float32, or wider where the parameter is wider.
 
     Returns:
@@ -187,7 +188,8 @@ def laplace(
         ``N`` is the sum over the examples. Default 1: phi per example.
       memory: the share of the sum that survives a boundary, in [0, 1]. Default 1, the published sum.
       decay: of the running mean within a task, in [0, 1], as for :func:`online_ewc`. Default 0.99 (ours).
-      running: False keeps no running mean: each boundary then needs ``task_importance``.
+      running: False keeps no running mean: each update whose ``task_boundary`` may be true then needs
+        ``task_importance``.
       state_dtype: of both trees; None means float32, or wider where the parameter is wider.
 
     Returns:
@@ -252,7 +254,8 @@ def memory_aware_synapses(
         sum.
       decay: of the running mean within a task, in [0, 1]. Default 1: the plain mean over all examples of the
         task, as published.
-      running: False keeps no running mean: each boundary then needs ``task_importance``.
+      running: False keeps no running mean: each update whose ``task_boundary`` may be true then needs
+        ``task_importance``.
       state_dtype: of both trees; None means float32, or wider where the parameter is wider.
 
     Returns:
@@ -335,6 +338,7 @@ def _accumulated_importance(
 ) -> Phi:
     """Return a phi that sums, over tasks, the mean of ``measure`` within each."""
     _check.check_share("memory", memory)
+    _check.check_flag("running", running)
     _check.check_share("decay", decay)
     _check.check_state_dtype(state_dtype)
 

@@ -128,9 +128,9 @@ def synaptic_intelligence(*, damping: float = 0.1, memory: float = 1.0, state_dt
             count=jnp.zeros([], jnp.int32),
             memory=_state.wide_scalar(memory),
             damping=_state.wide_scalar(damping),
-            previous_params=optax.tree.zeros_like(params),
-            previous_gradients=optax.tree.zeros_like(params),
-            start_params=optax.tree.zeros_like(params),
+            previous_params=_state.zeros_of(params),
+            previous_gradients=_state.zeros_of(params),
+            start_params=_state.zeros_of(params),
             path_integral=_tree.zeros_like(params, state_dtype),
             importance=_tree.zeros_like(params, state_dtype),
         )

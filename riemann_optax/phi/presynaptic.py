@@ -71,7 +71,7 @@ def presynaptic_release(
         steps, the probability gained, below ``maximum - frozen_from``.
       down: the share of that distance, or the probability, lost by a small one, at least 0.
       threshold: the gradient size that counts as large, in the units of the gradient: scale it with the loss.
-      frozen_from: the probability from which a synapse is frozen, below ``maximum``.
+      frozen_from: the probability from which a synapse is frozen, between ``minimum`` and ``maximum``.
       form: ``"proportional"`` to the distance to ``maximum``, or ``"constant"`` steps.
       state_dtype: of ``p``; None means float32, or wider where the parameter is wider.
 
@@ -107,6 +107,8 @@ def presynaptic_release(
         _check.check_number("maximum", maximum, low=minimum, low_open=True)
     if _check.is_concrete_number(maximum):
         _check.check_number("frozen_from", frozen_from, high=maximum, high_open=True)
+    if _check.is_concrete_number(minimum):  # or all synapses would be frozen from the start
+        _check.check_number("frozen_from", frozen_from, low=minimum, low_open=True)
     _check.check_number("up", up, low=0.0, high=1.0, high_open=True)
     _check.check_number("down", down, low=0.0)
     _check.check_number("threshold", threshold, low=0.0)

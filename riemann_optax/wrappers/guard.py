@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from riemann_optax import _tree
 from riemann_optax._check import check_transformation
 from riemann_optax.boundary import consolidate_within, restarts
 
@@ -98,7 +99,7 @@ def _at_boundary(
         at_boundary = tx.update(optax.tree.zeros_like(gradients), state, params, **extra_args)
     else:
         importance = extra_args.get("task_importance")
-        at_boundary = none, consolidate_within(state, params, importance)
+        at_boundary = none, consolidate_within(state, _tree.trained(params, gradients), importance)
     chosen: tuple[optax.Updates, optax.OptState] = jax.tree.map(
         lambda new, old: jnp.where(boundary, new, old), at_boundary, (none, state)
     )

@@ -174,7 +174,7 @@ def reset_units(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ResetUnitsState]:
         _tree.check_inexact(updates, "gradients")
-        params = _check.require_params(params, "reset_units")
+        params = _tree.trained(_check.require_params(params, "reset_units"), updates)
         bare = _tree.bare(params)
         _check.check_gradients(_tree.bare(updates), bare)
         leaves, structure = jax.tree.flatten(bare)

@@ -40,8 +40,9 @@ def restart_at_boundary(
     With ``anchor.nearest_isometry()`` a network keeps its directions and gets back its scales; with
     ``anchor.initial_weights()`` every task is trained from scratch. At a boundary the update leads exactly to
     the anchor; it ignores the gradient, which belongs to the old weights. The state of ``inner`` becomes what
-    ``inner.init`` returns, including all momenta and averages, also inside :func:`in_eigenbasis`. So put
-    ``optax.inject_hyperparams`` around: inside it would begin again with its first rate.
+    ``inner.init`` returns, with all momenta and averages, also inside of :func:`in_eigenbasis`; only keys of
+    random numbers go on. So put ``optax.inject_hyperparams`` around: inside it would begin again with its
+    first rate.
 
     State: the states of ``anchor`` and ``inner``. Needs ``params``. The extra argument ``task_boundary`` of
     ``update`` announces a boundary; in a Flax NNX loop ``optimizer.update(model, gradients,
@@ -114,6 +115,8 @@ def restart_at_boundary(
         begun = inner.init(target)
 
         def choose(restarted: Any, going_on: Any) -> Any:
+            if jnp.issubdtype(going_on.dtype, jax.dtypes.prng_key):
+                return going_on  # or each task would be given the same random numbers
             return jnp.where(boundary, restarted, going_on)
 
         # Rounded to the dtype of narrow gradients a jump would not end at the anchor.

@@ -211,3 +211,17 @@ def test_the_anchor_is_computed_at_boundaries_only():
 def test_a_matrix_without_rows_is_its_own_isometry():
     anchor, empty = ro.anchor.nearest_isometry(), jnp.zeros([0, 3])
     assert anchor.update(empty, anchor.init(empty), empty)[0].shape == (0, 3)
+
+
+def test_random_numbers_go_on_after_a_restart():
+    """Each task would be given the noise of the first."""
+    metric = optax.chain(ro.compute_metric(ro.phi.activity()), ro.add_idle_noise(0.1, 0.1))
+    tx = ro.restart_at_boundary(
+        optax.chain(metric, ro.scale_by_inverse_metric()), ro.anchor.initial_weights()
+    )
+    params = jnp.zeros(2)
+    state, found = tx.init(params), []
+    for boundary in (False, False, True, False, False):
+        updates, state = tx.update(jnp.zeros(2), state, params, task_boundary=boundary)
+        found.append(tuple(np.asarray(updates).tolist()))
+    assert len(set(found)) == len(found)

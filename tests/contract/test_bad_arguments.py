@@ -34,6 +34,7 @@ NOT_NEGATIVE = [-1e-9, -1.0, np.float32(-2.0), *NOT_A_NUMBER, None]
 SHARE = [-0.1, 1.1, *NOT_A_NUMBER, None]
 COUNT = [0, -1, *NOT_A_NUMBER, None]
 CHOICE = ["", "Metric", "layer", 3]
+FLAG = ["no", 1, 0.5, None]
 BAD = {
     "accumulator_dtype": [jnp.int32, jnp.complex64, "float31"],
     "alpha": NOT_NEGATIVE,
@@ -41,6 +42,7 @@ BAD = {
     "base": NO_TRANSFORMATION,
     "basis_decay": [-0.1, 1.0, *NOT_A_NUMBER],
     "basis_dtype": [jnp.int32, jnp.complex64, "float31"],
+    "axes": ["torch", 3],
     "b1": [-0.1, 1.0, *NOT_A_NUMBER, None],
     "b2": [-0.1, 1.0, *NOT_A_NUMBER, None],
     "block_size": [0, -1, *NOT_A_NUMBER],
@@ -49,6 +51,7 @@ BAD = {
     "coupling": POSITIVE,
     "damping": POSITIVE,
     "decay": [-0.1, 1.0, np.float32(1.0), *NOT_A_NUMBER],
+    "decay_in_metric": FLAG,
     "default": NO_TRANSFORMATION,
     "down": NOT_NEGATIVE,
     "deviation_rate": POSITIVE,
@@ -64,7 +67,8 @@ BAD = {
     "first": [*COUNT[:-1], 1.5],
     "form": CHOICE,
     "fraction": [0.0, 1.1, -1.0, *NOT_A_NUMBER, None],
-    "frozen_from": [1.0, *NOT_A_NUMBER, None],
+    "frozen_from": [1.0, 0.1, *NOT_A_NUMBER, None],
+    "from_start": FLAG,
     "function": [2.0, None],
     "high": [0.0, -1.0, *NOT_A_NUMBER],
     "initial_deviation": [0.0, -1.0, *NOT_A_NUMBER],
@@ -76,6 +80,7 @@ BAD = {
     "key": ["0", None, 0.5],
     "kind": CHOICE,
     "largest_change": POSITIVE,
+    "leak": FLAG,
     "learning_rate": NOT_NEGATIVE,
     "learning_rate_sgd": POSITIVE,
     "linear_fields": ["mu", 3, ["mu", 3]],
@@ -95,6 +100,9 @@ BAD = {
     "mixing": SHARE,
     "momentum": [-0.1, 1.0, *NOT_A_NUMBER],
     "mu_dtype": [jnp.int32, jnp.complex64, "float31"],
+    "multiply_by_parameter_scale": FLAG,
+    "nesterov": FLAG,
+    "one_sided": FLAG,
     "outgoing": ["head", 3],
     "over": CHOICE,
     "percentile": [0.0, 1.1, *NOT_A_NUMBER, None],
@@ -106,8 +114,10 @@ BAD = {
     "ratio": [0.0, 1.1, *NOT_A_NUMBER, None],
     "quantiles": [[-0.1], [1.1], [math.nan], ["0.5"], 0.5],
     "rate": NOT_NEGATIVE,
+    "record": FLAG,
     "reference": NO_TRANSFORMATION,
     "role": [*CHOICE, None],
+    "running": FLAG,
     "rule": [None, abs, "dormant", ro.dormant_units],
     "samples": [-1, 1.5, *NOT_A_NUMBER, None],
     "scale": NOT_NEGATIVE,
@@ -115,6 +125,7 @@ BAD = {
     "sides": CHOICE,
     "smallest_log_rate": [-100.0, 100.0, *NOT_A_NUMBER, None],
     "state_dtype": [jnp.int32, jnp.complex64, "float31"],
+    "staggered": FLAG,
     "storage": CHOICE,
     "steps": [*COUNT, 1.5],
     "squared_fields": ["nu", 3, ["nu", 3]],
@@ -125,6 +136,7 @@ BAD = {
     "precondition_frequency": [*COUNT, 1.5],
     "refresh_budget": POSITIVE[:-1],
     "refresh_together": [*COUNT[:-1], 1.5],
+    "settling_steps": [-1, 1.5, *NOT_A_NUMBER],
     "shampoo_beta": [-0.1, 1.0, *NOT_A_NUMBER],
     "tau": SHARE,
     "tx": NO_TRANSFORMATION,
@@ -167,20 +179,7 @@ OWN = {
     ("memory_aware_synapses", "decay"): SHARE,
     ("online_ewc", "decay"): SHARE,
 }
-# Any value has a meaning: flags are read as Python reads them, the rest goes to Optax as it is.
-UNCHECKED = {
-    "multiply_by_parameter_scale",
-    "nesterov",
-    "mask",
-    "decay_in_metric",
-    "record",
-    "running",
-    "leak",
-    "one_sided",
-    "staggered",
-    "from_start",
-    "axes",
-}
+UNCHECKED = {"mask"}  # goes to Optax as it is
 NEEDED = {
     "rate": 0.1, "anchor": ro.anchor.initial_weights(), "learning_rate": 0.1, "scale": 0.1,
     "temperature": 0.1,

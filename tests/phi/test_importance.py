@@ -358,3 +358,17 @@ def test_numbers_of_a_boundary_are_as_wide_as_64_bit_types_allow():
         numbers = [getattr(state, name) for name in ("memory", "damping", "mixing") if hasattr(state, name)]
         assert {n.dtype for n in numbers} == {jnp.dtype(jnp.float64)}
         assert float(state.memory) == 0.7
+
+
+def test_an_importance_that_is_measured_is_given_where_there_may_be_a_boundary():
+    phi, params = ro.phi.online_ewc(running=False), jnp.zeros(2)
+    ones, measured = jnp.ones(2), jnp.array([3.0, 5.0])
+    state = phi.init(params)
+    _, state = phi.update(ones, state, params, task_boundary=False)  # no boundary, and nothing to measure
+    values, state = phi.update(ones, state, params, task_boundary=True, task_importance=measured)
+    np.testing.assert_array_equal(values, measured)
+    with pytest.raises(ValueError, match="each update whose task_boundary may be true"):
+        phi.update(ones, state, params, task_boundary=jnp.asarray(True))
+    for one in (phi, ro.phi.online_ewc()):
+        with pytest.raises(ValueError, match=r"^task_importance is taken in at a task boundary"):
+            one.update(ones, one.init(params), params, task_importance=measured)

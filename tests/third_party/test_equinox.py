@@ -300,6 +300,10 @@ OF_WHOLE_MODELS = {
     ),
     "soft resets": ro.soft_resets(ro.riemannian_sgd(0.1), 0.1),
     "restart": ro.restart_at_boundary(ro.riemannian_sgd(0.1), ro.anchor.initial_weights()),
+    "relative steps": ro.riemannian_adamw(0.1, axes="equinox", multiply_by_parameter_scale=True),
+    "resets": ro.reset_units(ro.riemannian_sgd(0.1), ro.dormant_units(0.1), axes="equinox"),
+    "guard": ro.skip_nonfinite(ro.scale_by_metric(ro.phi.synaptic_intelligence())),
+    "metric": optax.chain(METRIC, ro.on_metric(optax.scale_by_param_block_rms()), INVERSE),
 }
 
 
@@ -309,7 +313,20 @@ def test_a_whole_model_of_equinox_passes_for_its_parameters(name):
     model = eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0))
     params = eqx.filter(model, eqx.is_inexact_array)
     gradients = jax.tree.map(jnp.ones_like, params)
-    loss = {"obj_fn": lambda m: jnp.sum(m.layers[0].weight)} if name == "soft resets" else {}
-    expected, _ = tx.update(gradients, tx.init(params), params, **loss)
-    found, _ = tx.update(gradients, tx.init(params), model, **loss)
+    more = {
+        "soft resets": {"obj_fn": lambda m: jnp.sum(m.layers[0].weight)},
+        "guard": {"task_boundary": True},
+        "resets": {"activities": jax.tree.map(lambda w: jnp.ones([2, w.shape[0]]), params)},
+    }.get(name, {})
+    expected, _ = tx.update(gradients, tx.init(params), params, **more)
+    found, _ = tx.update(gradients, tx.init(params), model, **more)
     assert eqx.tree_equal(found, expected)
+    if not more:
+        assert str(ro.describe(tx, model)) == str(ro.describe(tx, params))
+
+
+def test_neurons_of_a_matrix_of_equinox_are_its_rows():
+    gradients = {"weight": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+    tx = ro.riemannian_sgd(0.1, conformal="neuron", axes="equinox")
+    found = ro.metric_at(tx, gradients, tx.init(gradients), gradients)["weight"]
+    np.testing.assert_allclose(found, (np.array([[1.5], [3.5]]) + gradients["weight"]) / 2, rtol=1e-6)
