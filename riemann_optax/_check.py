@@ -150,6 +150,18 @@ def check_gradients(updates: Any, params: Any) -> None:
     )
 
 
+def check_mean_moves(argument: str, decay: Any, dtype_argument: str, dtype: Any) -> None:
+    """Raise ``ValueError`` if a known decay moves a mean by less than a unit in the last place of 1."""
+    if dtype is None or not is_concrete_number(decay):
+        return
+    unit = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    if 1 - float(decay) < unit:
+        raise ValueError(
+            f"{argument}={float(decay):g}: a running mean in {jnp.dtype(dtype)} stalls, as what is new is "
+            f'rounded off: keep it below {1 - unit:.4g}, or give {dtype_argument}="float32".'
+        )
+
+
 def check_flag(argument: str, value: Any) -> None:
     """Raise ``TypeError`` unless ``value`` is a boolean."""
     if not isinstance(value, bool | np.bool_):

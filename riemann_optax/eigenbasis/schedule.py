@@ -69,6 +69,16 @@ def schedule(
     return list(groups.values()), period
 
 
+def refreshes(last: int, period: int, settling: int = 0) -> int:
+    """Return how often the jobs of slot 0 run in the steps 1 to ``last``.
+
+    Until the step ``settling`` the distance between two runs grows to the period in proportion to the step.
+    """
+    early = range(1, min(last, settling) + 1)
+    while_settling = sum(step % max(step * period // settling, 1) == 0 for step in early)
+    return while_settling + max(last // period - settling // period, 0)
+
+
 def alike_groups(groups: list[list[Job]]) -> list[list[list[Job]]]:
     """Return lists of the groups that one computation can refresh.
 

@@ -262,6 +262,7 @@ def in_eigenbasis(
     _check.check_choice("second_moments", second_moments, ("mix", "keep"))
     if state_dtype is not None:
         _check.check_real_dtype("state_dtype", state_dtype)
+        _check.check_mean_moves("decay", decay, "state_dtype", state_dtype)
     _check.check_names("linear_fields", linear_fields)
     _check.check_names("squared_fields", squared_fields)
     extra = fields_of(inner, linear_fields, squared_fields)

@@ -12,6 +12,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax.boundary import is_nnx_optimizer, trained
 from riemann_optax.eigenbasis import InEigenbasisState
+from riemann_optax.eigenbasis.schedule import refreshes
 from riemann_optax.inspect.energy import SynapticCachingState, TrackEnergyState
 from riemann_optax.inspect.recording import RecordMetricState, check_readable, metric_statistics
 
@@ -25,6 +26,7 @@ def metric_scalars(
     quantiles: Sequence[float] = (),
     rigid_above: float = 2.0,
     update_every: int | None = None,
+    settling_steps: int = 0,
 ) -> dict[str, float]:
     """Return what the recorders in an optimiser's state know, as a flat dictionary of Python numbers.
 
@@ -52,6 +54,7 @@ def metric_scalars(
       update_every: the steps between two refreshes that ``in_eigenbasis(update_every=...)`` was made with,
         which its state does not hold; with it, the refreshes of a basis are given. Under a ``refresh_budget``
         it is the longer period that :func:`describe` shows.
+      settling_steps: likewise the steps until then, 300 of :func:`riemannian_eigenbasis` by default.
 
     Returns:
       ``E_min/LEAF``, ``E_mean/LEAF``, ``E_max/LEAF``, and likewise ``rate`` for the effective rate ``1/E``;
@@ -60,8 +63,9 @@ def metric_scalars(
       ``caching/consolidations``, summed over the parts of a partition;
       ``bad_steps`` and ``bad_steps_in_a_row``, skipped by ``skip_nonfinite`` or ``optax.apply_if_finite``;
       ``eigenbasis/updates`` and ``eigenbasis/kept_bases`` of ``in_eigenbasis``, how often a basis was due and
-      none was found; ``eigenbasis/refreshes``, how often a refresh of each basis was due (they take turns, so
-      of some it was once more; with ``tau`` one that has not turned stays as it is); ``hyperparams/NAME`` of
+      none was found; ``eigenbasis/refreshes``, how often a refresh of the first basis was due (they take
+      turns, so of others it was once or, while they settle, a few times more; with ``tau`` one that has not
+      turned stays as it is); ``hyperparams/NAME`` of
       ``optax.inject_hyperparams``, and of several with one name ``hyperparams/LABEL/NAME`` with the label of
       ``optax.partition``, or with their number.
 
@@ -89,6 +93,7 @@ def metric_scalars(
     _check.check_number("rigid_above", rigid_above)
     if update_every is not None:
         _check.check_count("update_every", update_every)
+    _check.check_count("settling_steps", settling_steps, low=0)
     if isinstance(state, optax.GradientTransformation):
         raise TypeError("metric_scalars: state is the transformation: pass the state that update returns.")
     if params is None:
@@ -115,9 +120,8 @@ def metric_scalars(
         scalars["eigenbasis/updates"] = float(max(int(one.count) for one in turned))
         scalars["eigenbasis/kept_bases"] = float(sum(int(one.kept_bases) for one in turned))
         if update_every is not None:
-            # The first update finds the bases; of any update_every steps after it each basis has one.
-            last = max(int(scalars["eigenbasis/updates"]) - 1, 0)
-            scalars["eigenbasis/refreshes"] = float(last // update_every)
+            last = max(int(scalars["eigenbasis/updates"]) - 1, 0)  # the first update finds the bases
+            scalars["eigenbasis/refreshes"] = float(refreshes(last, update_every, settling_steps))
     scalars |= _hyperparams(state)
     if not scalars:
         raise ValueError(

@@ -224,6 +224,7 @@ def riemannian_adamw(
     _check.check_schedulable("weight_decay", weight_decay)
     _check.check_decay(b1, "b1")
     _check.check_state_dtype(mu_dtype, "mu_dtype")
+    _check.check_mean_moves("b1", b1, "mu_dtype", mu_dtype)
     _check.check_flag("multiply_by_parameter_scale", multiply_by_parameter_scale)
     _check_axes(phi, axes)
     stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes)

@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check
@@ -135,7 +134,8 @@ def riemannian_eigenbasis(
     _check.check_state_dtype(mu_dtype, "mu_dtype")
     _check.check_state_dtype(nu_dtype, "nu_dtype")
     _check.check_state_dtype(basis_dtype, "basis_dtype")
-    _check_that_means_move("b1", b1, "mu_dtype", mu_dtype)
+    _check.check_mean_moves("b1", b1, "mu_dtype", mu_dtype)
+    _check.check_mean_moves("basis_decay", basis_decay, "basis_dtype", basis_dtype)
     _check.check_choice("correlate", correlate, ("gradients", "whitened_gradients"))
     if correlate == "whitened_gradients" and sides in ("smaller", "input", "output"):
         raise ValueError(
@@ -143,7 +143,7 @@ def riemannian_eigenbasis(
             f'sides="{sides}" turns one of them: give sides="both".'
         )
     if phi is None:
-        _check_that_means_move("b2", b2, "nu_dtype", nu_dtype)
+        _check.check_mean_moves("b2", b2, "nu_dtype", nu_dtype)
         phi = activity(decay=b2, state_dtype=nu_dtype)
     metric = optax.chain(
         *adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes),
@@ -167,15 +167,3 @@ def riemannian_eigenbasis(
         optax.add_decayed_weights(weight_decay, _check.mask_of_decay(mask)),
         optax.scale_by_learning_rate(learning_rate),
     )
-
-
-def _check_that_means_move(argument: str, decay: Any, dtype_argument: str, dtype: Any) -> None:
-    """Raise ``ValueError`` if a known decay moves a mean by less than a unit in the last place of 1."""
-    if dtype is None or not _check.is_concrete_number(decay):
-        return
-    unit = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
-    if 1 - float(decay) < unit:
-        raise ValueError(
-            f"riemannian_eigenbasis: running means of {jnp.dtype(dtype)} stall at {argument}="
-            f'{float(decay):g}: keep {argument} below {1 - unit:.4g}, or give {dtype_argument}="float32".'
-        )

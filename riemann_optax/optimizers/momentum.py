@@ -63,6 +63,7 @@ def ema(
     _check.check_decay(decay)
     _check.check_flag("nesterov", nesterov)
     _check.check_state_dtype(accumulator_dtype, "accumulator_dtype")
+    _check.check_mean_moves("decay", decay, "accumulator_dtype", accumulator_dtype)
 
     def init(params: optax.Params) -> optax.EmaState:
         _tree.check_inexact(params, "params")

@@ -112,8 +112,9 @@ def silent_units(
     A unit is silent at an update if :math:`h_i \le 0` for all examples. Each unit has its own limit. Every
     ``every`` updates it becomes a percentile of the lengths of the unit's silences since the last change,
     including silences that ended in a reset. If this percentile is not below the old limit, the limit is
-    doubled instead. A unit that was never silent for a whole update gets the limit 1. The rule is for
-    rectified units.
+    doubled instead. A unit that was never silent for a whole update, or whose only silence goes on, gets
+    the limit 1, as in the authors' program; so let ``every`` be at least ``first``. The rule is for rectified
+    units.
 
     State: ``longest + 3`` integers per unit, and a count.
 

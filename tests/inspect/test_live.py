@@ -98,6 +98,19 @@ def test_refreshes_of_each_basis_are_counted(updates, budget):
     assert "eigenbasis/refreshes" not in ro.metric_scalars(state, params)
 
 
+@pytest.mark.parametrize("updates", [1, 5, 12, 30])
+def test_refreshes_are_counted_while_bases_settle(updates):
+    params, changes = {"w": jnp.ones([3, 3])}, 0
+    tx = ro.riemannian_eigenbasis(0.1, update_every=4, settling_steps=11)
+    state, update = tx.init(params), jax.jit(tx.update)
+    for number in range(updates):
+        before = state[0].left_bases["w"]
+        _, state = update({"w": jax.random.normal(jax.random.key(number), [3, 3])}, state, params)
+        changes += number > 0 and not np.array_equal(before, state[0].left_bases["w"])
+    scalars = ro.metric_scalars(state, params, update_every=4, settling_steps=11)
+    assert scalars["eigenbasis/refreshes"] == changes
+
+
 RECORDERS = {
     "record": ro.riemannian_sgd(0.1, record=True),
     "energy": optax.chain(optax.sgd(0.1), ro.track_energy()),

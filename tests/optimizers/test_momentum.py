@@ -284,3 +284,21 @@ def test_what_scales_steps_refuses_an_average_inside():
     tx = ro.norm_matched_base(ro.riemannian_schedule_free(0.1), optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"^norm_matched_base: schedule_free puts weights .* put it around"):
         tx.init(params)
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda: ro.ema(0.999, accumulator_dtype="bfloat16"), "decay"),
+        (lambda: ro.riemannian_adamw(0.1, b1=0.999, mu_dtype="bfloat16"), "b1"),
+        (lambda: ro.riemannian_eigenbasis(0.1, b1=0.999), "b1"),
+        (lambda: ro.riemannian_eigenbasis(0.1, b2=0.999), "b2"),
+        (lambda: ro.riemannian_eigenbasis(0.1, basis_decay=0.999), "basis_decay"),
+        (lambda: ro.in_eigenbasis(optax.sgd(0.1), decay=0.999, state_dtype=jnp.bfloat16), "decay"),
+    ],
+)
+def test_a_mean_that_would_stall_is_refused(make, argument):
+    """What a step of 0.001 of the way adds to 1 is less than half of bfloat16's last place."""
+    assert jnp.bfloat16(0.999) + jnp.bfloat16(0.001) * 2 == jnp.bfloat16(0.999)
+    with pytest.raises(ValueError, match=rf"^{argument}=0\.999: a running mean in bfloat16 stalls"):
+        make()
