@@ -250,6 +250,17 @@ def consolidating_states(state: Any) -> list[Any]:
     return found
 
 
+def one_boolean(task_boundary: Any) -> jax.Array:
+    """Return ``task_boundary`` as a boolean scalar, which it must be; None says no."""
+    boundary = jnp.asarray(False if task_boundary is None else task_boundary)
+    if boundary.shape or boundary.dtype != jnp.bool_:
+        raise ValueError(
+            f"task_boundary must be one boolean, got shape {boundary.shape} and dtype {boundary.dtype}: it "
+            "says whether this update is the first of a new task."
+        )
+    return boundary
+
+
 def consolidated_where(
     task_boundary: Any, state: State, params: optax.Params, task_importance: optax.Params | None = None
 ) -> State:
@@ -260,12 +271,7 @@ def consolidated_where(
         )
     if task_boundary is None or (isinstance(task_boundary, bool | np.bool_) and not task_boundary):
         return state
-    boundary = jnp.asarray(task_boundary)
-    if boundary.shape or boundary.dtype != jnp.bool_:
-        raise ValueError(
-            f"task_boundary must be one boolean, got shape {boundary.shape} and dtype {boundary.dtype}: it "
-            "says whether this update is the first of a new task."
-        )
+    boundary = one_boolean(task_boundary)
     after = state.consolidated(params, task_importance)
     merged: State = jax.tree.map(lambda new, old: jnp.where(boundary, new, old), after, state)
     return merged

@@ -387,8 +387,5 @@ def _cast(tree: Any, reference: Any) -> Any:
 
 
 def _sum(tree: Any) -> jax.Array:
-    leaves = jax.tree.leaves(tree)
-    if not leaves:
-        return jnp.zeros([], jnp.float32)
-    dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize)
-    return sum((jnp.sum(leaf, dtype=dtype) for leaf in leaves), start=jnp.zeros([], dtype))
+    dtype = _tree.widest_dtype(tree)
+    return sum((jnp.sum(leaf, dtype=dtype) for leaf in jax.tree.leaves(tree)), start=jnp.zeros([], dtype))

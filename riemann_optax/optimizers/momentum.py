@@ -66,14 +66,9 @@ def ema(
     _check.check_mean_moves("decay", decay, "accumulator_dtype", accumulator_dtype)
 
     def init(params: optax.Params) -> optax.EmaState:
-        _tree.check_inexact(params, "params")
-
-        def zeros(leaf: Any) -> jax.Array:
-            real = _tree.working_dtype(leaf) if accumulator_dtype is None else jnp.dtype(accumulator_dtype)
-            is_complex = jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating)
-            return jnp.zeros_like(leaf, dtype=np.promote_types(real, jnp.complex64) if is_complex else real)
-
-        return optax.EmaState(count=jnp.zeros([], jnp.int32), ema=jax.tree.map(zeros, params))
+        return optax.EmaState(
+            count=jnp.zeros([], jnp.int32), ema=_tree.vectors_like(params, accumulator_dtype)
+        )
 
     def update(
         updates: optax.Updates,

@@ -99,7 +99,7 @@ def schedule_free(
         return ScheduleFreeState(
             count=jnp.zeros([], jnp.int32),
             weight_sum=jnp.zeros([], jnp.float32),
-            iterate=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_wide(p)), params),
+            iterate=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_tree.wide_dtype(p)), params),
             # A copy: the caller's own array may lie in another state, and both be donated.
             momentum=jnp.array(b1, jnp.float32, copy=True),
             base=base_state,
@@ -275,8 +275,3 @@ def _warn_of_narrow_weights(params: optax.Params) -> None:
                 "ro.master_weights(ro.riemannian_schedule_free(rate))."
             )
             return
-
-
-def _wide(leaf: Any) -> Any:
-    is_complex = jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating)
-    return _tree.dtype_of(leaf) if is_complex else _tree.working_dtype(leaf)

@@ -114,9 +114,8 @@ def wide_scalar(value: Any) -> jax.Array:
 
 def extreme(reduction: Callable[..., jax.Array], tree: Any, empty: float) -> jax.Array:
     """Return ``jnp.min`` or ``jnp.max`` of a whole tree in its widest dtype; ``empty`` without leaves."""
-    leaves = jax.tree.leaves(tree)
-    dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
-    each = [reduction(leaf, initial=empty).astype(dtype) for leaf in leaves]
+    dtype = _tree.widest_dtype(tree)
+    each = [reduction(leaf, initial=empty).astype(dtype) for leaf in jax.tree.leaves(tree)]
     return reduction(jnp.stack(each)) if each else jnp.asarray(empty, dtype)
 
 

@@ -237,9 +237,7 @@ def surprise(
         count = optax.safe_increment(state.count)
 
         def expect(gradient: jax.Array, mean: jax.Array) -> jax.Array:
-            wide = jnp.asarray(gradient).astype(
-                np.promote_types(gradient.dtype, _tree.working_dtype(gradient))
-            )
+            wide = jnp.asarray(gradient).astype(_tree.wide_dtype(gradient))
             rate = jnp.asarray(expected_decay).astype(_tree.working_dtype(gradient))
             return rate * mean.astype(wide.dtype) + (1 - rate) * wide
 

@@ -9,7 +9,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Declared
 from riemann_optax._population import when
-from riemann_optax.boundary import check_outermost
+from riemann_optax.boundary import check_outermost, one_boolean
 
 
 class RestartAtBoundaryState(NamedTuple):
@@ -93,11 +93,7 @@ def restart_at_boundary(
     ) -> tuple[optax.Updates, RestartAtBoundaryState]:
         _tree.check_inexact(updates, "gradients")
         params = _check.require_params(_tree.trained(params, updates), "restart_at_boundary")
-        boundary = jnp.asarray(False if task_boundary is None else task_boundary)
-        if boundary.shape or boundary.dtype != jnp.bool_:
-            raise ValueError(
-                f"task_boundary must be one boolean, got shape {boundary.shape} and dtype {boundary.dtype}."
-            )
+        boundary = one_boolean(task_boundary)
 
         def anchored(params: optax.Params, anchor_state: optax.OptState) -> tuple[Any, optax.OptState]:
             target, anchor_state = anchor.update(
