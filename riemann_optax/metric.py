@@ -95,7 +95,8 @@ def compute_metric(
       TypeError: for a ``phi`` that is no gradient transformation, or a leaf without a gradient.
 
     Warns:
-      UserWarning: at ``init``, for ``conformal`` with an importance that is 0 until the first task boundary.
+      UserWarning: for a phi that can be negative without a limit; at ``init``, for ``conformal`` with an
+        importance that is 0 until the first task boundary.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -204,11 +205,12 @@ def _check_that_metric_is_positive(
         )
     lowest = 1 + float(alpha) * least if _check.is_concrete_number(alpha) else 1.0
     if lowest == -math.inf:
-        raise ValueError(
-            f"phi: {name} can be {low}, and so can 1 + alpha*phi: multiply only what is never negative, and "
-            "give weighted_sum no negative weights."
+        _check.warn(
+            f"compute_metric: {name} can be {low}, and so can 1 + alpha*phi: a weight would then climb. "
+            "Multiply only what is never negative, give weighted_sum no negative weights, or put "
+            "check_metric() behind and run the step under checkify."
         )
-    if lowest < 0 or (lowest == 0 and role == "metric"):
+    elif lowest < 0 or (lowest == 0 and role == "metric"):
         limit = round(-1 / least, 9)
         reached = 1 + limit * least <= 0
         below = f"below {limit:g}, such as {limit / 2:g}" if reached else f"of at most {limit:g}"

@@ -218,6 +218,7 @@ def test_second_order_step_of_a_coupled_field_matches_its_geodesic_to_third_orde
         assert slope(errors) == pytest.approx(order, abs=0.15)
 
 
+@pytest.mark.filterwarnings("ignore:.*negative without a limit")  # a field less 1 is not
 def test_fields_combine_with_phis_and_metrics():
     """One metric, 1 + 3 w**2, attached in the five ways there are."""
     field = ro.fields.Quadratic(3.0)
