@@ -246,10 +246,10 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         ),
         Sentence(
             ("README.md",),
-            "On a small GPT each step takes {} of AdamW's time, and compilation {}. With nothing tuned, at "
-            "`ro.starting_rate`, it needs {} of the steps of tuned AdamW, "
-            '`ro.riemannian_schedule_free(sides="smaller")` {}, SOAP {}; `ro.riemannian_adamw` needs {} and '
-            "misses {} targets of {}:",
+            "On a small GPT each step of `ro.riemannian_eigenbasis` takes {} of AdamW's time, and compilation "
+            "{}. - With nothing tuned, at `ro.starting_rate`, `ro.riemannian_eigenbasis` needs {} of the steps "
+            'of tuned AdamW, `ro.riemannian_schedule_free(sides="smaller")` {}, SOAP {}. - There '
+            "`ro.riemannian_adamw` needs {} and misses {} targets of {}:",
             lambda: [*step_of_one_sided(), *untuned_steps()],
         ),
         Sentence(
