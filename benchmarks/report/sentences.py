@@ -327,18 +327,18 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
             turning,
         ),
         Sentence(
-            ("docs/optimisers.md",),
+            ("docs/evidence.md",),
             "Byte-level language model, {} steps, loss over {} fresh seeds, each rate tuned alike on "
             "{} other seed:",
             language_model,
         ),
         Sentence(
-            ("docs/optimisers.md",),
+            ("docs/evidence.md",),
             "and peers at a smaller size, where {} leads: {} steps, {} fresh seeds,",
             lambda: forms("eigenbasis_forms.json"),
         ),
         Sentence(
-            ("docs/optimisers.md",),
+            ("docs/evidence.md",),
             "a network of five times as many weights: {} steps, {} fresh seeds.",
             lambda: forms("eigenbasis_forms_full.json")[1:],
         ),
