@@ -356,8 +356,8 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         Sentence(("docs/recipes/training.md",), "no longer AdamW's: begin at {}.", relative_rate),
         Sentence(
             ("docs/recipes/training.md",),
-            "one rate for all of them costs at most {} nats per byte, not {}. At each network's own "
-            "best rate the loss is the same to {} with the rule and without:",
+            "One rate for all six networks costs at most {} nats per byte with the rule, and {} without. At each "
+            "network's own best rate the loss is the same to {} with the rule and without:",
             lambda: [*relative_loss(), *relative()],
         ),
     )
