@@ -246,10 +246,10 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         ),
         Sentence(
             ("README.md",),
-            "On a small GPT each step takes {} of AdamW's time, and compilation {}. With nothing tuned, at "
-            "`ro.starting_rate`, it needs {} of the steps of tuned AdamW, "
-            '`ro.riemannian_schedule_free(sides="smaller")` {}, SOAP {}; `ro.riemannian_adamw` needs {} and '
-            "misses {} targets of {}:",
+            "On a small GPT each step of `ro.riemannian_eigenbasis` takes {} of AdamW's time, and "
+            "compilation {}. - With nothing tuned, at `ro.starting_rate`, `ro.riemannian_eigenbasis` needs "
+            '{} of the steps of tuned AdamW, `ro.riemannian_schedule_free(sides="smaller")` {}, SOAP {}. - '
+            "There `ro.riemannian_adamw` needs {} and misses {} targets of {}:",
             lambda: [*step_of_one_sided(), *untuned_steps()],
         ),
         Sentence(
@@ -327,18 +327,18 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
             turning,
         ),
         Sentence(
-            ("docs/optimisers.md",),
+            ("docs/evidence.md",),
             "Byte-level language model, {} steps, loss over {} fresh seeds, each rate tuned alike on "
             "{} other seed:",
             language_model,
         ),
         Sentence(
-            ("docs/optimisers.md",),
+            ("docs/evidence.md",),
             "and peers at a smaller size, where {} leads: {} steps, {} fresh seeds,",
             lambda: forms("eigenbasis_forms.json"),
         ),
         Sentence(
-            ("docs/optimisers.md",),
+            ("docs/evidence.md",),
             "a network of five times as many weights: {} steps, {} fresh seeds.",
             lambda: forms("eigenbasis_forms_full.json")[1:],
         ),
@@ -356,8 +356,8 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         Sentence(("docs/recipes/training.md",), "no longer AdamW's: begin at {}.", relative_rate),
         Sentence(
             ("docs/recipes/training.md",),
-            "one rate for all of them costs at most {} nats per byte, not {}. At each network's own "
-            "best rate the loss is the same to {} with the rule and without:",
+            "One rate for all six networks costs at most {} nats per byte with the rule, and {} without. At "
+            "each network's own best rate the loss is the same to {} with the rule and without:",
             lambda: [*relative_loss(), *relative()],
         ),
     )

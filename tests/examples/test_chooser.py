@@ -1,6 +1,8 @@
 import re
 from pathlib import Path
 
+import optax
+
 from riemann_optax import phi as phis
 from riemann_optax.examples.train import chooser
 from riemann_optax.examples.train.phis import PHIS, Phi
@@ -15,6 +17,25 @@ def test_every_need_has_a_cost():
     """Two that come with another are counted there."""
     needs = {need for phi in PHIS.values() for need in getattr(phi.factory(), "needs", ())}
     assert needs - set(chooser.COSTS) == {"outputs_loss_fn", "perturbations"}
+
+
+def test_the_table_says_which_phis_read_the_weights():
+    reading = {entry.name for entry in chooser.entries() if entry.reads.endswith("the weights")}
+    assert reading == {
+        *("metaplasticity", "utility_gate", "sparse_change", "plasticity_and_energy", "maintenance_energy"),
+        *("modification_energy", "multiplicative_geometry", "secant_curvature", "hutchinson_curvature"),
+        *("gauss_newton_curvature", "synaptic_intelligence", "rwalk"),
+    }
+
+
+def test_a_phi_that_reads_weights_by_name_has_them_in_the_table():
+    def own():
+        def update(gradients, state, params=None):
+            return {"w": abs(params["w"])}, state
+
+        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+    assert chooser.costs(Phi(own, "my own")) == "the weights"
 
 
 def test_a_phi_of_ones_own_appears_by_itself():

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from riemann_optax.examples.train.phis import PHIS, Phi, find
+from riemann_optax.testing._needs import made
 
 # A question that somebody has, and the phis that answer it, the first to be tried first.
 QUESTIONS: dict[str, tuple[str, ...]] = {
-    "I want a drop-in for AdamW": ("factored_activity", "activity", "per_neuron", "accumulated_activity"),
+    "I want a drop-in for AdamW": ("factored_activity", "activity", "per_neuron"),
     "my memory is tight": ("momentum_activity", "factored_activity"),
     "my gradients are noisy": ("surprise", "bayesian_synapse", "autostep"),
     "one axis is steep": (
@@ -109,9 +111,31 @@ def _state_per_weight(phi: Phi) -> float:
 
 
 def costs(phi: Phi) -> str:
-    """Return what a phi reads beside the gradient, and what making it costs."""
-    needs = [need for need in getattr(phi.factory(), "needs", ()) if need in COSTS]
-    return "; ".join(f"{need}: {COSTS[need]}" for need in needs) or "nothing but the gradient"
+    """Return what a phi reads beside the gradient, and what making it costs.
+
+    Examples:
+      >>> costs(find("activity")), costs(find("maintenance_energy"))
+      ('nothing but the gradient', 'the weights')
+      >>> costs(find("secant_curvature"))
+      'gradients_at_previous_params: 1 gradient; the weights'
+    """
+    transformation = phi.factory()
+    reads = [f"{need}: {COSTS[need]}" for need in getattr(transformation, "needs", ()) if need in COSTS]
+    if _reads_weights(transformation):
+        reads.append("the weights")
+    return "; ".join(reads) or "nothing but the gradient"
+
+
+def _reads_weights(phi: optax.GradientTransformation) -> bool:
+    """Whether an update does not run without the weights."""
+    weights = jnp.ones([4, 4])
+    extra = made(getattr(phi, "needs", ()), weights, weights, jnp.asarray(False))
+    update = optax.with_extra_args_support(phi).update
+    try:
+        jax.eval_shape(lambda gradients: update(gradients, phi.init(gradients), **extra), weights)
+    except Exception:  # whatever a phi of one's own raises without them
+        return True
+    return False
 
 
 @functools.cache
