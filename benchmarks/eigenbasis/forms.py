@@ -27,7 +27,8 @@ from benchmarks.shared.records import Records
 from benchmarks.shared.statistics import numbers, standard_error
 from riemann_optax.examples import data
 
-ADAMW, MUON, ONE_SIDED = "AdamW", "Muon", "eigenbasis, one-sided"
+ADAMW, MUON = "AdamW", "Muon"
+ONE_SIDED, BOTH_SIDES = "eigenbasis, one-sided", "eigenbasis, both sides"
 DECAY = 1e-4  # of weights, in all
 NEVER = 10**6  # steps between two refreshes where only the other steps are timed
 
@@ -72,11 +73,12 @@ def kl(**options: Any) -> Form:
     )
 
 
-def in_eight_bits() -> Form:
-    """Return the recommended form whose momentum and mean squares take eight bits of each weight."""
+def in_eight_bits(**options: Any) -> Form:
+    """Return a form whose momentum and mean squares take eight bits of each weight."""
+    narrow = {"mu_dtype": None, "nu_dtype": None}
 
     def make(schedule: optax.Schedule, **more: Any) -> optax.GradientTransformation:
-        wide = ro.riemannian_eigenbasis(schedule, weight_decay=DECAY, mu_dtype=None, nu_dtype=None, **more)
+        wide = ro.riemannian_eigenbasis(schedule, weight_decay=DECAY, **narrow | options | more)
         return ro.low_precision_state(wide, "int8")
 
     return Form(make, "update_every")
@@ -105,10 +107,20 @@ FORMS = {
     ONE_SIDED: ours(),
     f"{ONE_SIDED}, row times column": ours(**FACTORED),
     f"{ONE_SIDED}, eight bits": in_eight_bits(),
-    "eigenbasis, both sides": ours(sides="both"),
-    "eigenbasis, both sides, row times column": ours(sides="both", **FACTORED),
-    "eigenbasis, both sides, row times column, whitened": ours(
+    BOTH_SIDES: ours(sides="both"),
+    f"{BOTH_SIDES}, row times column": ours(sides="both", **FACTORED),
+    f"{BOTH_SIDES}, row times column, whitened": ours(
         sides="both", correlate="whitened_gradients", **FACTORED
+    ),
+    # The same from the first step on as after 300.
+    f"{ONE_SIDED}, no Nesterov, no settling": ours(nesterov=False, settling_steps=0),
+    f"{ONE_SIDED}, no settling": ours(settling_steps=0),
+    f"{ONE_SIDED}, row times column, no settling": ours(settling_steps=0, **FACTORED),
+    f"{ONE_SIDED}, eight bits, no settling": in_eight_bits(settling_steps=0),
+    f"{BOTH_SIDES}, no settling": ours(sides="both", settling_steps=0),
+    f"{BOTH_SIDES}, row times column, no settling": ours(sides="both", settling_steps=0, **FACTORED),
+    f"{BOTH_SIDES}, row times column, whitened, no settling": ours(
+        sides="both", correlate="whitened_gradients", settling_steps=0, **FACTORED
     ),
 }
 
