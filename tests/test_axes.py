@@ -195,8 +195,8 @@ def test_axes_that_cannot_be_are_refused(make, axes, message):
 # --- what reduces, by the same reading ---
 
 
-def stage_1(phi=None, **options):
-    return ro.compute_metric(phi or ro.phi.activity(decay=0.5), 3.0, **options)
+def stage_1(phi=None, alpha=3.0, **options):
+    return ro.compute_metric(phi or ro.phi.activity(decay=0.5), alpha, **options)
 
 
 # Each as a chain that ends with a metric, made with ``axes``.
@@ -204,14 +204,14 @@ REDUCING = {
     "factored_activity": lambda axes: stage_1(ro.phi.factored_activity(decay=0.5, axes=axes)),
     "per_neuron": lambda axes: stage_1(ro.phi.per_neuron(decay=0.5, axes=axes)),
     "unit_mean": lambda axes: stage_1(ro.phi.unit_mean(ro.phi.activity(), over="neuron", axes=axes)),
-    "idbd:gradients": lambda axes: stage_1(ro.phi.idbd(form="gradients", meta_rate=0.1, axes=axes)),
+    "idbd:gradients": lambda axes: stage_1(ro.phi.idbd(form="gradients", meta_rate=0.1, axes=axes), 1.0),
     "conformal": lambda axes: stage_1(conformal="neuron", axes=axes),
     "normalize_metric": lambda axes: optax.chain(stage_1(), ro.normalize_metric("neuron", axes=axes)),
     "competitive_plasticity": lambda axes: optax.chain(
         stage_1(), ro.competitive_plasticity(0.4, "neuron", axes=axes)
     ),
     "sliding_threshold": lambda axes: stage_1(ro.phi.sliding_threshold(decay=0.5, axes=axes)),
-    "idbd": lambda axes: stage_1(ro.phi.idbd(meta_rate=0.1, axes=axes)),
+    "idbd": lambda axes: stage_1(ro.phi.idbd(meta_rate=0.1, axes=axes), 1.0),
 }
 reducing = pytest.mark.parametrize("rule", REDUCING)
 
