@@ -242,6 +242,8 @@ def in_eigenbasis(
     _check.check_decay(decay)
     _check.check_count("update_every", update_every)
     _check.check_count("settling_steps", settling_steps, low=0)
+    if settling_steps * update_every >= 2**31:  # their product is counted in int32
+        raise ValueError("settling_steps must be below 2**31 / update_every.")
     for name, value in (("max_size", max_size), ("refresh_together", refresh_together)):
         if value is not None:
             _check.check_count(name, value)

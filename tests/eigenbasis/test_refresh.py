@@ -51,3 +51,9 @@ def test_what_is_compiled_for_refreshes_does_not_grow_with_the_leaves(method):
 
     # Of 15 leaves two are due at some steps, and one at the others.
     assert decompositions(2) == decompositions(8) == decompositions(15) == 1
+
+
+def test_a_settling_that_int32_cannot_count_is_refused():
+    with pytest.raises(ValueError, match=r"^settling_steps must be below 2\*\*31 / update_every"):
+        ro.in_eigenbasis(optax.identity(), update_every=10_000, settling_steps=300_000)
+    ro.in_eigenbasis(optax.identity(), update_every=10**9)
