@@ -269,3 +269,12 @@ def test_an_injected_argument_that_is_no_hyperparameter_is_named(argument):
     """The message says how to keep it from becoming an array."""
     with pytest.raises((TypeError, ValueError), match=rf'name "{argument}" in its static_args'):
         INJECTED[argument](optax.inject_hyperparams).init({"kernel": jnp.ones([4, 4])})
+
+
+def test_a_phi_may_return_numbers_of_python_for_scalars():
+    tx = optax.chain(
+        ro.compute_metric(phi_of(lambda g: {"scalar": 2.0}), alpha=1.0), ro.scale_by_inverse_metric()
+    )
+    gradients = {"scalar": jnp.asarray(6.0)}
+    updates, _ = tx.update(gradients, tx.init(gradients), gradients)
+    assert float(updates["scalar"]) == 2.0

@@ -185,7 +185,7 @@ def measure(form: Form, length: dict[str, Any], text: Path | None = None, period
 
     def stepper(**options: Any) -> tuple[Any, Any, float]:
         if form.every == "update_every":
-            options["settling_steps"] = 0  # the cost of the steps after the first
+            options["settling_steps"] = 0  # the cost of a step once the bases have settled
         tx = optax.with_extra_args_support(form.make(0.003, **options))
 
         def loss(params: Any, indices: jax.Array) -> jax.Array:

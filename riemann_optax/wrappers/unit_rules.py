@@ -113,8 +113,7 @@ def silent_units(
     ``every`` updates it becomes a percentile of the lengths of the unit's silences since the last change,
     including silences that ended in a reset. If this percentile is not below the old limit, the limit is
     doubled instead. A unit that was never silent for a whole update, or whose only silence goes on, gets
-    the limit 1, as in the authors' program; so let ``every`` be at least ``first``. The rule is for rectified
-    units.
+    the limit 1, as in the authors' program. The rule is for rectified units.
 
     State: ``longest + 3`` integers per unit, and a count.
 

@@ -372,3 +372,15 @@ def test_an_importance_that_is_measured_is_given_where_there_may_be_a_boundary()
     for one in (phi, ro.phi.online_ewc()):
         with pytest.raises(ValueError, match=r"^task_importance is taken in at a task boundary"):
             one.update(ones, one.init(params), params, task_importance=measured)
+
+
+@pytest.mark.parametrize(
+    "name", ["modification_energy", "rwalk", "synaptic_intelligence", "secant_curvature"]
+)
+def test_the_state_of_a_weakly_typed_scalar_keeps_its_type(name):
+    """A state that changes it once is traced twice."""
+    phi, params = getattr(ro.phi, name)(), {"scalar": jnp.asarray(1.0)}
+    state = phi.init(params)
+    more = {"per_example_gradients": {"scalar": jnp.ones(2)}} if name == "rwalk" else {}
+    _, after = phi.update({"scalar": jnp.ones([])}, state, params, **more)
+    assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
