@@ -28,7 +28,7 @@ class AnchorState(NamedTuple):
 
 
 def initial_weights() -> optax.GradientTransformationExtraArgs:
-    """Anchor: the parameters as they are at the first update.
+    """Anchor: the parameters as they are at the first update, :math:`a = w_0`.
 
     State: 1 value per weight, in the dtype of the parameters. No collective. Needs ``params``.
 
@@ -244,11 +244,10 @@ class TaskBoundaryState(NamedTuple):
 
 
 def task_boundary_weights(*, from_start: bool = False) -> optax.GradientTransformationExtraArgs:
-    """Anchor: the parameters at the last task boundary.
+    """Anchor: the parameters at the last task boundary, :math:`a = w_k` from the end of task ``k`` on.
 
     A boundary is announced by the extra argument ``task_boundary`` of ``update`` (one boolean: this update is
-    the first of a new task) or by :func:`riemann_optax.consolidate`. One before the first update is
-    ignored.
+    the first of a new task) or by :func:`riemann_optax.consolidate`. One before the first update is ignored.
     Weighted by a precision, the pull is that of elastic weight consolidation, or of the Laplace rule:
     ``add_anchored_weights(rate, task_boundary_weights(), precision="phi")`` between the stages.
 

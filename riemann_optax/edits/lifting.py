@@ -15,7 +15,10 @@ from riemann_optax.phi import from_weights
 
 
 def on_metric(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Apply an Optax transformation to the metric ``E`` and leave the gradient alone.
+    r"""Apply an Optax transformation to the metric ``E`` and leave the gradient alone.
+
+    .. math::
+      (\nabla f,\, E) \;\mapsto\; (\nabla f,\, \mathrm{tx}(E))
 
     For example ``on_metric(optax.ema(0.9))`` smooths the metric over time. ``tx`` sees the tree of ``E`` in
     float32 (or wider), with 1 for Euclidean leaves, which stay Euclidean. Keeping ``E > 0`` is up to ``tx``.
@@ -64,10 +67,13 @@ def on_metric(tx: optax.GradientTransformation) -> optax.GradientTransformationE
 
 
 def on_gradient(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Apply an Optax transformation to the gradient and leave the metric attached to it alone.
+    r"""Apply an Optax transformation to the gradient and leave the metric attached to it alone.
 
-    ``on_gradient(optax.trace(0.9))`` is momentum on the covector: unlike the same transform before stage 1,
-    phi goes on seeing the raw gradient.
+    .. math::
+      (\nabla f,\, E) \;\mapsto\; (\mathrm{tx}(\nabla f),\, E)
+
+    ``on_gradient(optax.trace(0.9))`` is momentum on the covector. Before stage 1 the same momentum would also
+    change what phi sees; here phi sees the raw gradient.
 
     Args:
       tx: any transformation whose result has the structure of its input; Euclidean leaves are included. It

@@ -56,9 +56,13 @@ def normalize_metric(over: Group = "tree", *, axes: Axes = "flax") -> optax.Grad
 
 
 def clip_metric(low: float | None = None, high: float | None = None) -> optax.GradientTransformationExtraArgs:
-    """Clip the metric to ``low <= E <= high``, the effective rates to ``1/high`` and ``1/low``.
+    r"""Clip the metric to ``low <= E <= high``, and so the effective rates to ``1/high`` and ``1/low``.
 
-    Place it before :func:`competitive_plasticity`: an infinite ``E`` becomes ``high``, too, and moves again.
+    .. math::
+      E_i \leftarrow \min\big(\max(E_i, \mathrm{low}), \mathrm{high}\big)
+
+    Place it before :func:`competitive_plasticity`, which stops weights by an infinite ``E``: clipped to
+    ``high`` they would move again.
 
     Args:
       low: the smallest ``E``, positive, or None.

@@ -136,7 +136,7 @@ class SeparableField(MetricField):
 
 @dataclass(frozen=True)
 class Elementwise(SeparableField):
-    """The separable field of any positive function of a weight array.
+    r"""The separable field of any positive function of a weight array, :math:`E_i = e(w_i)`.
 
     Its integrals are by quadrature with points dense at 0: accurate where ``E`` varies little between the two
     points, or is sharp at 0 only and not very, such as ``1/(w**2 + eps**2)`` from 0 to 1: with ``eps=0.01``
@@ -167,7 +167,7 @@ class Elementwise(SeparableField):
 
 @dataclass(frozen=True)
 class Coupled(MetricField):
-    """The field of a function of all parameters, each ``E_i`` of all weights.
+    r"""The field of any function of all parameters, :math:`E_i = E_i(w_1, \dots, w_n)`.
 
     Args:
       function: maps the tree of parameters to the tree of ``E``.

@@ -231,7 +231,9 @@ def exponential_map(field: MetricField, params: optax.Params, tangent: optax.Upd
 
 
 def logarithm_map(field: MetricField, params: optax.Params, displacement: optax.Updates) -> optax.Updates:
-    """Return the initial velocity of the geodesic over a displacement: :func:`exponential_map`'s inverse.
+    r"""Return the initial velocity of the geodesic over a displacement: :func:`exponential_map`'s inverse.
+
+    In each weight's chart, :math:`u = \frac{1}{\sqrt{E(w)}} \int_w^{w+d} \sqrt{E}`.
 
     Args:
       field: a separable metric field.

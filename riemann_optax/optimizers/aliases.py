@@ -259,9 +259,16 @@ def riemannian_schedule_free(
 ) -> optax.GradientTransformationExtraArgs:
     r"""The same metric without a schedule: no end of the run to choose, no decay of the rate.
 
-    The metric of :func:`riemannian_adamw` inside :func:`schedule_free`, whose averaging takes the place of
-    momentum and of the schedule. **Evaluate and keep** ``ro.eval_params(state, params)``: the parameters that
-    are trained are not the average.
+    .. math::
+      z_{t+1} &= z_t - \eta_t\,\Big(\frac{\nabla f(y_t)}{E + \epsilon} + \lambda y_t\Big), \qquad
+      E = \frac{\mu + \alpha\,\varphi}{1 + \alpha}, \quad \mu = \mathrm{mean}(\varphi) \\
+      x_{t+1} &= (1 - c_t)\,x_t + c_t\,z_{t+1}, \qquad c_t = \frac{(t+1)^r}{\sum_{s \le t} (s+1)^r} \\
+      y_{t+1} &= (1 - \beta_1)\,z_{t+1} + \beta_1\,x_{t+1}, \qquad
+      \eta_t = \eta\,\min(1, (t+1)/\mathrm{warmup})
+
+    The metric is that of :func:`riemannian_adamw`. It stands inside :func:`schedule_free`, whose averaging
+    takes the place of momentum and of the schedule. The parameters that are trained are ``y``. **Evaluate and
+    keep** the average ``x``, which ``ro.eval_params(state, params)`` returns.
 
     **Rates** have the units of ``optax.adamw``, at their peak: begin at 0.003 for about a million weights
     (:func:`starting_rate` for another size). The rate rises linearly over the first ``warmup_steps`` and then

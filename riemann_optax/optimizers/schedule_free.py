@@ -143,20 +143,25 @@ def schedule_free(
 
 
 def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
-    """Return the weights to evaluate, and to keep, after schedule-free training: ``x``, the average.
+    r"""Return the weights to evaluate, and to keep, after schedule-free training: the average.
+
+    .. math::
+      x = \frac{y - (1 - \beta_1)\,z}{\beta_1}
+
+    with ``y`` the parameters that are trained and ``z`` the ``iterate`` in the state of
+    :func:`schedule_free`; before the first update it is ``y``. It is the average only if the updates alone
+    move the weights. After a projection, a clip of weights, or a scaling of the updates that follows the
+    averaging, such as ``optax.contrib.reduce_on_plateau``, it drifts away, as in ``optax.contrib``. Running
+    statistics of BatchNorm belong to ``y``: compute them anew for the average.
 
     Args:
       state: the state of an optimiser with :func:`schedule_free` in it, as
         :func:`riemannian_schedule_free` makes it, or with several under ``optax.partition``; or an
         ``nnx.Optimizer``, whose averages ``nnx.update(evaluated, ro.eval_params(optimizer, model))`` puts
-        into ``evaluated = nnx.clone(model)``. Put into the model itself they would end the training.
+        into ``evaluated = nnx.clone(model)``. Do not put them into the model itself: training goes on
+        from ``y``.
       params: the parameters that are trained with this state, after its last update; with an
         ``nnx.Optimizer`` the model. What ``optax.partition`` keeps from the averaging is returned as it is.
-
-    The average is a function of the weights and the state. Weights that something else than the updates has
-    changed, such as a projection or a clip, or by updates that something has scaled on their way, such as
-    ``optax.contrib.reduce_on_plateau`` behind it, have none: it drifts away, as in ``optax.contrib``. Running
-    statistics of BatchNorm belong to the weights that are trained: make them anew for the average.
 
     Returns:
       The averaged weights, in structure and dtypes of ``params``; of a model its trained variables.
@@ -166,7 +171,7 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         inside of an eigenbasis, or those of several runs.
 
     Warns:
-      UserWarning: where something behind the averaging is known to scale its updates.
+      UserWarning: where something after the averaging is known to scale its updates.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

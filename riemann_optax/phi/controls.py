@@ -82,12 +82,16 @@ def permuted(phi: optax.GradientTransformation, *, key: jax.Array | int = 0) -> 
 def leaf_mean(phi: optax.GradientTransformation) -> Phi:
     r"""Give all weights of a leaf their mean phi: one learning rate per leaf.
 
-    An identification control, weaker than :func:`permuted`: it keeps the schedule of the rates and their
-    balance between leaves. If it does as well as ``phi``, the metric helped by adapting the
-    rate of each leaf, and differences *within* leaves did nothing.
+    .. math::
+      \varphi_i \leftarrow \frac{1}{n} \sum_{j = 1}^{n} \varphi_j
 
-    ``phi >= 0`` where ``phi`` is. State: phi's. Under sharding one all-reduce of a scalar per leaf,
-    which XLA combines.
+    over the ``n`` weights of the leaf that holds ``i``. An identification control, weaker than
+    :func:`permuted`: it keeps the schedule of the rates and their balance between leaves. If it does as well
+    as ``phi``, the metric helped by adapting the rate of each leaf, and differences *within* leaves did
+    nothing.
+
+    ``phi >= 0`` where ``phi`` is. State: phi's. Under sharding one all-reduce of a scalar per leaf, which XLA
+    combines.
 
     Args:
       phi: any phi.

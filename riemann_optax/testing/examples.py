@@ -23,7 +23,10 @@ def check_examples(
     rtol: float = 1e-4,
     has_aux: bool = False,
 ) -> None:
-    """Check that the loss of a batch is the mean of the losses of its examples, each alone.
+    r"""Check that the loss of a batch is the mean of the losses of its examples, each alone.
+
+    .. math::
+      L(b_1, \dots, b_B) = \frac{1}{B} \sum_{k=1}^{B} L(b_k)
 
     Where it is not, a gradient of a single example is that of another network: a statistic is taken over the
     batch, or the loss is a sum. Dropout must be switched off, for it draws other masks. Call it outside of

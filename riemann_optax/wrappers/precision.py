@@ -73,7 +73,7 @@ def low_precision_state(
     r"""Keep the state of ``tx`` in one or two bytes per value, without stalling.
 
     A running mean rounded to the nearest bfloat16 stops when its increments are smaller than half a unit in
-    the last place: with decay 0.999 the mean of a constant 1 never passes 0.5. Here rounding is stochastic.
+    the last place: with decay 0.999 the mean of a constant 1 stops at 0.25. Here rounding is stochastic.
     The probability of rounding up makes it right on average,
 
     .. math::
@@ -233,13 +233,15 @@ def _master(remainder: Any, params: optax.Params) -> optax.Params:
 def master_weights(
     tx: optax.GradientTransformation, dtype: Any = jnp.float32
 ) -> optax.GradientTransformationExtraArgs:
-    """Train weights of low precision as if they were of high precision.
+    r"""Train weights of low precision as if they were of high precision.
 
-    A bfloat16 weight does not move at all if a step is smaller than 1/512 of it. Here the state holds a
-    remainder; narrow weight plus remainder is the *master weight*. The steps of ``tx`` are added to the
-    master weight, and the update moves the narrow weight to its rounded value. ``tx`` sees gradients and
-    weights in ``dtype``. Wrap the whole optimiser, including weight decay: the remainder is right only if the
-    updates are applied unchanged.
+    .. math::
+      m \leftarrow w + r + u, \qquad w \leftarrow \mathrm{round}(m), \qquad r \leftarrow m - w
+
+    with ``w`` the narrow weight, ``r`` its remainder in the state, ``m`` the *master weight* and ``u`` the
+    step of ``tx``, which sees gradients and master weights in ``dtype``. Without a remainder a bfloat16
+    weight does not move at all if a step is smaller than 1/512 of it. Wrap the whole optimiser, including
+    weight decay: the remainder is right only if the updates are applied unchanged.
 
     The state holds the remainder, not the weights: it starts at zero, other changes of the weights are
     respected, and weights that are already wide need no state and do not change.
