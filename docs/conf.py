@@ -1,5 +1,6 @@
 """Sphinx settings. The sources are the pages of ``docs/``, the notebooks and the reports where they lie."""
 
+import inspect
 import sys
 from pathlib import Path
 
@@ -63,8 +64,11 @@ pygments_dark_style = "monokai"
 
 
 def fields_without_types(app, what, name, obj, options, signature, arguments):
-    fields = getattr(obj, "_fields", None)
-    return (f"({', '.join(fields)})", None) if what == "class" and fields else None
+    if what != "class" or not hasattr(obj, "_fields"):
+        return ("", None) if getattr(obj, "_is_protocol", False) else None
+    empty, made = inspect.Signature.empty, inspect.signature(obj)
+    parameters = [parameter.replace(annotation=empty) for parameter in made.parameters.values()]
+    return str(made.replace(parameters=parameters, return_annotation=empty)), None
 
 
 def setup(app):

@@ -70,7 +70,7 @@ def undescribed(value: Any) -> set[str]:
     """Return the arguments of a function, or the fields of a state, that its docstring leaves out."""
     docstring = inspect.getdoc(value) or ""
     if inspect.isclass(value):
-        fields = set(getattr(value, "_fields", ()))
+        fields = set(inspect.signature(value).parameters) if hasattr(value, "_fields") else set()
         return fields - documented(docstring, "Attributes") - documented(docstring, "Args")
     if not callable(value):
         return set()

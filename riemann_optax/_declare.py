@@ -118,8 +118,11 @@ class Phi(Declared):
     Args:
       init: builds the state from the parameters, with ``jnp.zeros_like`` so that shardings carry over.
       update: ``(updates, state, params=None, **extra_args) -> (phi, new_state)``, one real value per weight.
-      name: what :func:`riemann_optax.describe` and messages call it.
+      name: what :func:`riemann_optax.describe` and messages call it. Always give one: without it the
+        arguments below are not read.
       needs: the extra arguments that ``update`` reads, from ``riemann_optax.phi.EXTRA_ARGUMENTS``.
+      update_with_means: None; or, for a phi that knows the means of its groups at less cost than a pass over
+        its values, ``(over, updates, state, params, **extra_args) -> (phi, means, new_state)``.
       least: what its values do not fall below; where it is negative, ``alpha`` has a limit.
 
     Raises:

@@ -13,10 +13,10 @@ from riemann_optax.edits._edit import stateless_edit
 def check_metric() -> optax.GradientTransformationExtraArgs:
     """Pass updates through and, under ``checkify``, report an ``E`` that is not positive and finite.
 
-    A phi that turns negative or NaN in the middle of a run shows in values alone, which a compiled step
-    cannot raise about. Wrapped in ``jax.experimental.checkify`` a step returns the first such error beside
-    its result, with the name of the leaf and its smallest and largest ``E``. **Without ``checkify`` this
-    stage does nothing** and costs nothing, so that it may stay in the chain.
+    A phi may turn negative or NaN in the middle of a run. A compiled step cannot raise an error for a value.
+    Wrapped in ``jax.experimental.checkify`` it returns the first such error with its result: the name of the
+    leaf, and its smallest and largest ``E``. **Not wrapped, this stage does nothing** and costs nothing, so
+    it may stay in the chain.
 
     Returns:
       A gradient transformation without state, to be placed between the two stages, and before

@@ -132,7 +132,7 @@ def rwalk(
 
     .. math::
       \varphi = [F] + [s], \qquad [x] = \frac{x - \min x}{\max x - \min x}, \qquad
-      s_\mathrm{task} = \sum_\mathrm{windows} \max\Big(0,\
+      s_\mathrm{task} = \sum_\mathrm{windows} \max\Big(0,\;
       \frac{\sum_t -g_t\,\Delta w_t}{\tfrac12 F\,\Delta^2 + \epsilon}\Big), \qquad
       s \leftarrow \gamma\,s + (1 - \gamma)\,s_\mathrm{task}
 

@@ -55,8 +55,8 @@ def soft_resets(
     one gradient step from 1 on the predictive likelihood of the batch, clipped to [0, 1],
 
     .. math::
-      \gamma = 1 - \mathrm{rate}\cdot\mathrm{mean}\,\Big\langle \nabla L(\theta + s\,\sigma_0\,\epsilon),\;
-      \theta - \theta_0 - \tfrac{1 - s^2}{s}\,\sigma_0\,\epsilon \Big\rangle, \qquad \epsilon \sim N(0, 1)
+      \gamma = 1 - \mathrm{rate}\cdot\mathrm{mean}\,\left\langle \nabla L(\theta + s\,\sigma_0\,\epsilon),\;
+      \theta - \theta_0 - \tfrac{1 - s^2}{s}\,\sigma_0\,\epsilon \right\rangle, \qquad \epsilon \sim N(0, 1)
 
     The mean is the derivative by reparametrisation; it averages the loss over samples instead of taking the
     logarithm of a mean, which is the same for one sample. While the data stay the same, ``gamma`` is near 1.

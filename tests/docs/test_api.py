@@ -40,6 +40,17 @@ def test_an_unlisted_name_and_a_silent_argument_are_seen(strict, monkeypatch):
     ]
 
 
+def test_a_formula_that_is_not_drawn_whole_is_seen(monkeypatch):
+    pytest.importorskip("latex2mathml")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from mathml import mathml
+
+    assert mathml(r"a &= b \\ c &= d", "block").count("<mtr>") == 2
+    for formula in (r"\Big\langle 1", "a & b"):
+        with pytest.raises(ValueError, match="is left over"):
+            mathml(formula, "inline")
+
+
 def test_what_users_call_comes_before_states(strict):
     index = (ROOT / "docs" / "api" / "index.md").read_text()
     places = [index.index(f"\n{page}\n") for page in ("optimisers", "stages", "phi", "states")]
