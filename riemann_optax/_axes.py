@@ -25,6 +25,12 @@ class MatrixAxes(NamedTuple):
       lookup: whether one row at a time is looked up, as in an embedding. A row, not a column, is then the
         group called "neuron": the memory of a rare token is its own.
       window: those of the inputs that are places in the window of a convolution, not channels.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.per_neuron(axes={"w": ro.MatrixAxes(inputs=(1,), outputs=(0,))})  # as in PyTorch
+      >>> print(phi.init({"w": jnp.zeros([5, 3])}).second_moment["w"].shape)  # five outputs, five neurons
+      (5, 1)
     """
 
     inputs: tuple[int, ...]

@@ -15,6 +15,12 @@ class ExtraArgument(NamedTuple):
         has no meaning in other coordinates; ``"other"``, which has nothing to do with them.
       shape: what its leaves look like.
       made: an expression that makes it from ``loss(params, batch)``.
+
+    Examples:
+      >>> import riemann_optax as ro
+      >>> argument = ro.phi.EXTRA_ARGUMENTS["per_example_gradients"]
+      >>> argument.kind
+      'vectors'
     """
 
     name: str

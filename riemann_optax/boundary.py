@@ -15,7 +15,18 @@ State = TypeVar("State", bound="ConsolidatingState")
 
 
 class ConsolidatingState(Protocol):
-    """A state that has something to do at a task boundary; :func:`consolidate` finds it by its method."""
+    """A state that has something to do at a task boundary; :func:`consolidate` finds it by its method.
+
+    Examples:
+      >>> from typing import Any, NamedTuple
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> class Start(NamedTuple):  # the weights at which the task began
+      ...     weights: Any
+      ...     def consolidated(self, params, task_importance=None):
+      ...         return Start(params)
+      >>> print(ro.consolidate((Start(jnp.zeros(2)),), jnp.ones(2))[0].weights)
+      [1. 1.]
+    """
 
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
         """Return the state after the task that ended with ``params``."""

@@ -18,7 +18,18 @@ _HELP = (
 
 
 class MetricAttachedError(ValueError):
-    """A transformation that knows nothing of metrics was applied between the two stages."""
+    """A transformation that knows nothing of metrics was applied between the two stages.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> stages = ro.compute_metric(ro.phi.activity()), ro.scale_by_inverse_metric()
+      >>> tx = optax.chain(stages[0], optax.scale(2.0), stages[1])
+      >>> tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+      Traceback (most recent call last):
+          ...
+      riemann_optax.covector.MetricAttachedError: the only leaf: the metric is still attached: move this
+      transformation before compute_metric or after scale_by_inverse_metric, which the chain must have.
+    """
 
 
 class _CovectorType(type):
@@ -47,6 +58,14 @@ class Covector(metaclass=_CovectorType):
       phi: the values of phi that stage 1 made the metric from, where it was stage 1.
       momentum: the momentum that phi keeps of these components, where it keeps one: a function of whether to
         look ahead (Nesterov).
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> covector = ro.Covector(jnp.array([2.0, 6.0]), jnp.array([1.0, 4.0]))
+      >>> print(covector.metric, covector.raise_index())  # E, and the gradient divided by it
+      [1. 4.] [2.  1.5]
+      >>> print(covector.to_frame())  # the gradient divided by the root of E
+      [2. 3.]
     """
 
     __slots__ = ("_inverted", "_path", "_values", "components", "momentum", "phi")

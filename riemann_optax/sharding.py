@@ -79,8 +79,8 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
 def init(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptState:
     """Return ``tx.init(params)`` with every array of the state beside the parameter it belongs to.
 
-    Call it outside of ``jit``. Inside of one, on a mesh with Auto axes, JAX does not tell how parameters are
-    sharded: compute :func:`state_shardings` before.
+    Call it outside of ``jit``. Inside of ``jit``, on a mesh with Auto axes, JAX does not tell how parameters
+    are sharded: compute :func:`state_shardings` before.
 
     Args:
       tx: any Optax transformation.
@@ -88,14 +88,20 @@ def init(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptSta
         ``nnx.Param`` count.
 
     Returns:
-      The state; each device holds its share of it and nothing twice that the parameters do not hold twice.
+      The state. Each array is split over the devices as its parameter is, and copied only where that is
+      copied; what belongs to no parameter, such as a counter, is on every device.
 
     Raises:
-      ValueError: as :func:`state_shardings`.
+      ValueError, TypeError: as :func:`state_shardings`.
 
     Examples:
-      >>> import jax.numpy as jnp, riemann_optax as ro
-      >>> state = ro.sharding.init(ro.riemannian_sgd(0.1), {"w": jnp.zeros(3)})
+      >>> import jax, jax.numpy as jnp, riemann_optax as ro
+      >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+      >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
+      >>> params = jax.device_put(jnp.zeros([8, 4]), NamedSharding(mesh, P("x", None)))
+      >>> state = ro.sharding.init(ro.phi.activity(), params)
+      >>> print(tuple(state.second_moment.sharding.spec))
+      ('x', None)
     """
     params = parameters_of(params)
     return jax.device_put(tx.init(params), state_shardings(tx, params))

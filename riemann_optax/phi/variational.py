@@ -181,8 +181,8 @@ def mesu(
       ...     )
       ...     print(values, state.deviation)
       [3.] [0.519]
-      [2.71] [0.538]
-      [2.46] [0.557]
+      [2.716] [0.538]
+      [2.459] [0.557]
 
     References:
       Bonnet et al, `Bayesian continual learning and forgetting in neural networks

@@ -107,19 +107,31 @@ def value_and_grad(
       >>> def loss(w, batch):
       ...     return 0.5 * jnp.mean((batch["x"] @ w - batch["y"]) ** 2)
       >>> batch = {"x": jnp.array([[1.0, 0.0], [0.0, 4.0]]), "y": jnp.array([1.0, 2.0])}
-      >>> for phi in (ro.phi.hutchinson_curvature(), ro.phi.secant_curvature(), ro.phi.idbd()):
-      ...     tx = ro.riemannian_sgd(0.1, momentum=None, phi=phi, alpha=1.0, conformal=None)
+      >>> w = jnp.zeros(2)
+      >>> for phi in (ro.phi.hutchinson_curvature(), ro.phi.secant_curvature()):
+      ...     tx = ro.riemannian_sgd(0.1, phi=phi)
       ...     step = ro.value_and_grad(loss, needs=tx)
-      ...     w = jnp.zeros(2)
-      ...     try:
-      ...         value, gradients, extra = step(w, batch, state=tx.init(w))
-      ...     except ValueError as error:
-      ...         print(str(error)[:63])
-      ...     else:
-      ...         print(value, gradients, sorted(extra))
+      ...     value, gradients, extra = step(w, batch, state=tx.init(w))
+      ...     print(value, gradients, sorted(extra))
       1.25 [-0.5 -4. ] ['obj_fn']
       1.25 [-0.5 -4. ] ['gradients_at_previous_params']
-      inputs: the layers of the only leaf cannot be observed: they ar
+
+      A need that cannot be met is an error, and the message names the remedy:
+
+      >>> step = ro.value_and_grad(loss, needs=ro.riemannian_sgd(1.0, phi=ro.phi.idbd()))
+      >>> step(w, batch)
+      Traceback (most recent call last):
+          ...
+      ValueError: inputs: the layers of the only leaf cannot be observed: they are no layers that
+      riemann_optax.supply knows, were not called, or were called with arrays that are computed from these
+      parameters. Tell it where they are used in the loss function, riemann_optax.supply.observe(parameter,
+      inputs=...), keep it from this phi with optax.partition, or choose a phi that does not read inputs.
+      >>> def told(w, batch):
+      ...     ro.supply.observe(w, inputs=batch["x"])
+      ...     return loss(w, batch)
+      >>> print(ro.value_and_grad(told, needs="inputs")(w, batch)[2]["inputs"])
+      [[1. 0.]
+       [0. 4.]]
     """
     check_loss_function(loss_fn)
     if chunk_size is not None:

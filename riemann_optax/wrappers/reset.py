@@ -113,7 +113,7 @@ def reset_units(
         ``params`` or ``activities`` are missing, or a state in ``inner`` cannot be reset for one unit.
 
     Examples:
-      >>> import jax.numpy as jnp, optax, riemann_optax as ro
+      >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
       >>> tx = ro.reset_units(optax.sgd(0.1), ro.dormant_units(every=1))
       >>> params = {"hidden": {"kernel": jnp.ones([3, 2])}, "out": {"kernel": jnp.ones([2, 1])}}
       >>> gradients = jax.tree.map(jnp.zeros_like, params)

@@ -21,6 +21,15 @@ class UnitRule(NamedTuple):
       update: the function ``(activities, outgoing, state) -> (chosen, state)``. ``activities`` is a tree of
         units with arrays ``[examples, units]`` instead; ``outgoing`` is a tree of units with the sum of the
         magnitudes of each unit's outgoing weights; ``chosen`` is a tree of units with booleans.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
+      >>> def choose(activities, outgoing, state):  # the units that are 0 for all examples
+      ...     return jax.tree.map(lambda h: (h == 0).all(0), activities), state
+      >>> rule = ro.UnitRule(init=lambda units: (), update=choose)
+      >>> print(rule.update(jnp.array([[1.0, 0.0], [2.0, 0.0]]), jnp.ones(2), ())[0])
+      [False  True]
+      >>> tx = ro.reset_units(optax.adam(1e-3), rule)
     """
 
     init: Callable[[Any], Any]

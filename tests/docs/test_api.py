@@ -1,5 +1,9 @@
 """The API pages are complete, and what is missing would be seen."""
 
+import ast
+import builtins
+import doctest
+import inspect
 import sys
 from pathlib import Path
 
@@ -38,6 +42,28 @@ def test_an_unlisted_name_and_a_silent_argument_are_seen(strict, monkeypatch):
         "riemann_optax.describe is on a page of docs/api and not public",
         "riemann_optax.silent: its docstring does not describe second",
     ]
+
+
+def names_without_an_import(docstring):
+    """Names that the examples of a docstring use and neither import nor make."""
+    examples = doctest.DocTestParser().get_examples(docstring)
+    used, made = set(), set(dir(builtins))
+    for node in ast.walk(ast.parse("".join(example.source for example in examples))):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                used.add(name)
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                made.add(name)
+            case ast.alias(name=name, asname=other):
+                made.add(other or name.split(".")[0])
+    return used - made
+
+
+def test_an_example_can_be_copied_by_itself(strict):
+    """The names of its module would be there in a doctest, and not where somebody pastes it."""
+    for name, value in strict.public().items():
+        assert not names_without_an_import(inspect.getdoc(value) or ""), name
+    assert names_without_an_import(">>> import jax.numpy as jnp\n>>> jax.tree.map(jnp.ones, 3)") == {"jax"}
 
 
 def test_a_formula_that_is_not_drawn_whole_is_seen(monkeypatch):
