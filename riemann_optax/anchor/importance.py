@@ -84,7 +84,7 @@ def importance_weighted_weights(*, memory: float = 1.0) -> optax.GradientTransfo
 
     Raises:
       ValueError: for a concrete ``memory`` outside [0, 1]; at ``update``, where ``params`` or the precision
-        are missing.
+        are missing, or ``task_boundary`` is no single boolean.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

@@ -35,6 +35,9 @@ def initial_weights() -> optax.GradientTransformationExtraArgs:
     Returns:
       An anchor with state :class:`AnchorState`.
 
+    Raises:
+      ValueError: at ``update``, where ``params`` are missing.
+
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
       >>> anchor = ro.anchor.initial_weights()
@@ -79,7 +82,7 @@ def slow_weights(*, decay: float = 0.999, state_dtype: Any = None) -> optax.Grad
 
     Raises:
       ValueError: for a concrete ``decay`` outside [0, 1) or a ``state_dtype`` that is not real floating
-        point.
+        point; at ``update``, where ``params`` are missing.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -159,7 +162,7 @@ def benna_fusi_chain(
 
     Raises:
       ValueError: for ``copies`` below 1, a concrete ``coupling`` outside (0, 1] or a ``state_dtype`` that is
-        not real floating point.
+        not real floating point; at ``update``, where ``params`` are missing.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -260,6 +263,10 @@ def task_boundary_weights(*, from_start: bool = False) -> optax.GradientTransfor
 
     Returns:
       An anchor with state :class:`TaskBoundaryState`.
+
+    Raises:
+      TypeError: where ``from_start`` is no boolean.
+      ValueError: at ``update``, where ``params`` are missing, or ``task_boundary`` is no single boolean.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

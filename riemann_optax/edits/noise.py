@@ -72,7 +72,7 @@ def add_metric_noise(
     Raises:
       ValueError: for a negative concrete ``learning_rate`` or ``temperature``; at ``update``, where no leaf
         carries a metric, or where ``field`` is given and ``params`` are missing or complex.
-      TypeError: for a ``field`` that is no function.
+      TypeError: for a ``field`` that is no function, or a ``key`` that is neither a random key nor an integer.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
@@ -159,6 +159,7 @@ def add_idle_noise(
     Raises:
       ValueError: for a negative concrete ``learning_rate`` or ``scale``; at ``update``, where no leaf carries
         a metric.
+      TypeError: for a ``key`` that is neither a random key nor an integer.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro

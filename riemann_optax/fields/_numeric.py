@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from riemann_optax import _tree
+
 Density = Callable[[jax.Array], jax.Array]
 
 
@@ -163,3 +165,13 @@ def asinh_difference(x: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Arra
     cosh_difference = (1 + jnp.square(x) + jnp.square(end)) / cosh_sum
     share = (1 + cosh_difference) / (here + there)
     return share, step * share, cosh_sum
+
+
+def asinh_ratio(x: jax.Array) -> jax.Array:
+    """Return ``asinh(x) / x``, which is 1 at 0."""
+    return _tree.divided(jnp.arcsinh(x), x, 1.0)
+
+
+def sinh_ratio(x: jax.Array) -> jax.Array:
+    """Return ``sinh(x) / x``, which is 1 at 0."""
+    return _tree.divided(jnp.sinh(x), x, 1.0)

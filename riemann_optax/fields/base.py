@@ -148,6 +148,9 @@ class Elementwise(SeparableField):
       function: maps a weight array to ``E`` of its shape, each ``E_i`` from ``w_i`` alone, such as
         ``lambda w: 1 + w**4``. ``riemann_optax.testing.check_field`` tells whether it is a metric.
 
+    Raises:
+      TypeError: where ``function`` is not callable.
+
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
       >>> field = ro.fields.Elementwise(lambda w: 1 + w**4)
@@ -171,6 +174,9 @@ class Coupled(MetricField):
 
     Args:
       function: maps the tree of parameters to the tree of ``E``.
+
+    Raises:
+      TypeError: where ``function`` is not callable.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

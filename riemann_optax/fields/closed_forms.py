@@ -22,6 +22,9 @@ class Constant(SeparableField):
     Args:
       value: ``c``, positive.
 
+    Raises:
+      ValueError: for a ``value`` that is not positive and finite.
+
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
       >>> print(ro.fields.Constant(4.0).arc_length(jnp.zeros(1), jnp.array([3.0])))
@@ -86,23 +89,18 @@ class _EvenField(SeparableField):
         """Return the integral of ``(x + y - s) * e(s)`` from x to x + y."""
 
     def arc_length(self, weights: jax.Array, displacement: jax.Array) -> jax.Array:
-        """Return the closed form."""
         return _through_zero(self._half_arc, weights, displacement)
 
     def geodesic_displacement(self, weights: jax.Array, arc_length: jax.Array) -> jax.Array:
-        """Return the inverse of :meth:`arc_length`."""
         return _back_through_zero(self._half_arc, self._half_geodesic, weights, arc_length)
 
     def dual_displacement(self, weights: jax.Array, displacement: jax.Array) -> jax.Array:
-        """Return the closed form."""
         return _through_zero(self._half_dual, weights, displacement)
 
     def mirror_displacement(self, weights: jax.Array, dual_displacement: jax.Array) -> jax.Array:
-        """Return the inverse of :meth:`dual_displacement`."""
         return _back_through_zero(self._half_dual, self._half_mirror, weights, dual_displacement)
 
     def bregman_divergence(self, weights: jax.Array, displacement: jax.Array) -> jax.Array:
-        """Return the closed form."""
         side = _side(weights, displacement)
         x, y = jnp.abs(side * weights), side * displacement
         beyond = jnp.maximum(-(x + y), 0)
@@ -122,6 +120,9 @@ class Absolute(_EvenField):
 
     Args:
       strength: ``a``, at least 0; at 0 the metric is Euclidean.
+
+    Raises:
+      ValueError: for a negative ``strength``.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -170,6 +171,9 @@ class Quadratic(_EvenField):
     Args:
       strength: ``a``, at least 0; at 0 the metric is Euclidean.
 
+    Raises:
+      ValueError: for a negative ``strength``.
+
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
       >>> field, zero = ro.fields.Quadratic(3.0), jnp.zeros(1)
@@ -192,7 +196,7 @@ class Quadratic(_EvenField):
         # With sqrt(a) w = sinh t the chart is (sinh(2 t) / 2 + t) / (2 sqrt(a)).
         scale = jnp.sqrt(jnp.asarray(self.strength, x.dtype))
         share, sinh, cosh_sum = asinh_difference(scale * x, scale * y)
-        return y * share * (cosh_sum + _asinh_ratio(sinh)) / 2
+        return y * share * (cosh_sum + _numeric.asinh_ratio(sinh)) / 2
 
     def _half_dual(self, x: jax.Array, y: jax.Array) -> jax.Array:
         return y * (1 + self.strength * (jnp.square(x) + x * y + jnp.square(y) / 3))
@@ -203,9 +207,9 @@ class Quadratic(_EvenField):
         scaled = scale * x
         argument = 1.5 * scaled + scaled**3 / 2
         share, sinh, _ = asinh_difference(argument, 1.5 * scale * dual)
-        slope = share * _asinh_ratio(sinh)
+        slope = share * _numeric.asinh_ratio(sinh)
         half = 1.5 * scale * dual * slope / 6
-        return dual * slope * jnp.cosh(jnp.arcsinh(argument) / 3 + half) * _sinh_ratio(half)
+        return dual * slope * jnp.cosh(jnp.arcsinh(argument) / 3 + half) * _numeric.sinh_ratio(half)
 
     def _half_moment(self, x: jax.Array, y: jax.Array) -> jax.Array:
         mean = jnp.square(x) + 2 * x * y / 3 + jnp.square(y) / 6
@@ -223,6 +227,9 @@ class Multiplicative(_EvenField):
 
     Args:
       eps: at least 0, in the units of the weights.
+
+    Raises:
+      ValueError: for a negative ``eps``.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -276,12 +283,14 @@ class LogNormal(_EvenField):
     orthonormal frame makes weights log-normally distributed, as those of synapses are, and 0 is infinitely
     far: geodesics keep signs here. With ``eps > 0`` the chart is :math:`\mathrm{asinh}(w/\epsilon)`, which
     passes smoothly through 0; zero-initialised weights need it. (Exponentiated gradient, the mirror step of
-    ``1/abs(w)``, leads to log-normal weights as well: :class:`Multiplicative`.)
-
-    The dual variable is bounded, :math:`-1/w`: a mirror step beyond infinity is infinite.
+    :class:`Multiplicative`, leads to log-normal weights as well.) The dual variable is bounded,
+    :math:`-1/w`: a mirror step beyond infinity is infinite.
 
     Args:
       eps: at least 0, in the units of the weights.
+
+    Raises:
+      ValueError: for a negative ``eps``.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -327,9 +336,8 @@ class LogNormal(_EvenField):
 
     def _half_mirror(self, x: jax.Array, dual: jax.Array) -> jax.Array:
         if self.eps == 0:
-            remaining = 1 - x * dual
+            remaining, tangent = 1 - x * dual, dual
             reached = remaining > 0
-            tangent = dual
         else:
             angle = self.eps * dual
             reached = angle < jnp.arctan2(jnp.full_like(x, self.eps), x)
@@ -390,11 +398,3 @@ def _side(weights: jax.Array, displacement: jax.Array) -> jax.Array:
     """
     sign = jnp.where(weights == 0, displacement, weights)
     return jnp.where(sign < 0, -jnp.ones_like(sign), jnp.ones_like(sign))
-
-
-def _asinh_ratio(x: jax.Array) -> jax.Array:
-    return _tree.divided(jnp.arcsinh(x), x, 1.0)
-
-
-def _sinh_ratio(x: jax.Array) -> jax.Array:
-    return _tree.divided(jnp.sinh(x), x, 1.0)

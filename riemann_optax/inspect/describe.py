@@ -175,6 +175,7 @@ def describe(
 
     Raises:
       TypeError: where ``tx_or_phi`` is no gradient transformation.
+      ValueError: where ``gradients`` differ from ``params``, or an extra argument is missing.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro

@@ -50,7 +50,7 @@ def permuted(phi: optax.GradientTransformation, *, key: jax.Array | int = 0) -> 
       A phi with state :class:`PermutedState`.
 
     Raises:
-      TypeError: where ``phi`` is no gradient transformation.
+      TypeError: where ``phi`` is no gradient transformation, or ``key`` neither a random key nor an integer.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

@@ -193,6 +193,7 @@ def hutchinson_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, state
     Raises:
       ValueError: for a concrete ``decay`` outside [0, 1); at ``update``, where ``params`` or ``obj_fn`` are
         missing.
+      TypeError: for a ``key`` that is neither a random key nor an integer.
 
     Examples:
       >>> import jax, jax.numpy as jnp, riemann_optax as ro

@@ -61,6 +61,7 @@ def gauss_newton_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, sta
     Raises:
       ValueError: for a concrete ``decay`` outside [0, 1); at ``update``, where ``params`` or an extra
         argument are missing.
+      TypeError: for a ``key`` that is neither a random key nor an integer.
 
     Examples:
       >>> import jax, jax.numpy as jnp, riemann_optax as ro

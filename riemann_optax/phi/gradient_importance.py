@@ -119,7 +119,8 @@ def online_ewc(
 
     Raises:
       ValueError: for a concrete ``memory`` or ``decay`` outside [0, 1]; at ``update``, for
-        ``per_example_gradients`` that lack the batch axis.
+        ``per_example_gradients`` that lack the batch axis, for a ``task_boundary`` that is no single boolean,
+        or where ``running=False`` and ``task_importance`` is missing.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -197,7 +198,7 @@ def laplace(
 
     Raises:
       ValueError: for a concrete ``examples_per_task`` that is not positive, or ``memory`` or ``decay``
-        outside [0, 1]; at ``update``, for ``per_example_gradients`` that lack the batch axis.
+        outside [0, 1]; at ``update`` as :func:`online_ewc`.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -263,7 +264,8 @@ def memory_aware_synapses(
 
     Raises:
       ValueError: for a concrete ``memory`` or ``decay`` outside [0, 1]; at ``update``, where
-        ``output_norm_gradients`` are missing or lack the batch axis.
+        ``output_norm_gradients`` are missing or lack the batch axis, for a ``task_boundary`` that is no
+        single boolean, or where ``running=False`` and ``task_importance`` is missing.
 
     Examples:
       >>> import jax, jax.numpy as jnp, riemann_optax as ro

@@ -104,7 +104,7 @@ def synaptic_intelligence(*, damping: float = 0.1, memory: float = 1.0, state_dt
 
     Raises:
       ValueError: for a ``damping`` that is not positive or a concrete ``memory`` outside [0, 1]; at
-        ``update``, where ``params`` are missing.
+        ``update``, where ``params`` are missing or ``task_boundary`` is no single boolean.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

@@ -170,8 +170,8 @@ def rwalk(
       A phi with state :class:`RWalkState`, without units.
 
     Raises:
-      ValueError: for a concrete argument outside its range; at ``update``, where ``params`` are missing, or
-        for ``per_example_gradients`` that lack the batch axis.
+      ValueError: for a concrete argument outside its range; at ``update``, where ``params`` are missing, for
+        ``per_example_gradients`` that lack the batch axis, or a ``task_boundary`` that is no single boolean.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

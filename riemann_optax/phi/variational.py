@@ -77,6 +77,7 @@ def bayesian_gradient_descent(
     Raises:
       ValueError: for an ``initial_deviation`` that is not positive; at ``update``, where an extra argument is
         missing or has other shapes.
+      TypeError: for a ``key`` that is neither a random key nor an integer.
 
     Examples:
       >>> import jax, jax.numpy as jnp, riemann_optax as ro
@@ -169,6 +170,7 @@ def mesu(
     Raises:
       ValueError: for an argument outside its range; at ``update``, where an extra argument is missing or has
         other shapes.
+      TypeError: for a ``key`` that is neither a random key nor an integer.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

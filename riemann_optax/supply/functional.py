@@ -78,15 +78,19 @@ def functional(model: Any, wrt: Any = None) -> Any:
 def watch(model: T) -> T:
     """Let the layers of an NNX module be observed that the loss function itself has put together.
 
-    For loops in functional form: ``model = ro.supply.watch(nnx.merge(graph, params))``. A module that is the
-    first argument of the loss function needs no such line. Outside of :func:`riemann_optax.value_and_grad`
-    this does nothing.
+    Use it for loops in functional form: ``model = ro.supply.watch(nnx.merge(graph, params))``. A module that
+    is the first argument of the loss function needs no such line. Outside of
+    :func:`riemann_optax.value_and_grad`, and for a model that is no NNX module, it does nothing.
 
     Args:
       model: a module that belongs to this evaluation alone, as ``nnx.merge`` makes it.
 
     Returns:
       The same module.
+
+    Raises:
+      flax.errors.TraceContextError: (from Flax) inside of a ``vmap`` or another transformation, for a module
+        from outside of it.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

@@ -80,18 +80,22 @@ def outputs_seen(value: Any) -> Any:
 def outputs(value: Any) -> Any:
     """Mark the outputs of a model inside of a loss function, and return them.
 
-    For the phis that differentiate the outputs and the loss apart (``gauss_newton_curvature``,
-    ``memory_aware_synapses``). The result of one call of an NNX or Linen model is seen without; a model of
-    Haiku, of Equinox or of plain functions needs this mark. It also says where the model ends: of a model
-    without it a function of single outputs in the loss, such as their ``tanh``, counts as the nonlinearity of
-    the last layer (``activities``); powers, absolute values and logarithms there are the loss's own. Outside
-    of :func:`riemann_optax.value_and_grad` it does nothing.
+    Use it for the phis that differentiate the outputs and the loss apart (``gauss_newton_curvature``,
+    ``memory_aware_synapses``). The result of one call of an NNX or Linen model is seen without the mark; a
+    model of Haiku, of Equinox or of plain functions needs it. The mark also says where the model ends.
+    Without it, a function of single outputs in the loss, such as their ``tanh``, counts as the nonlinearity
+    of the last layer (``activities``); powers, absolute values and logarithms count as part of the loss.
+    Outside of :func:`riemann_optax.value_and_grad` it does nothing.
 
     Args:
       value: the outputs, an array or a tree, with examples along the first axis; outside of any ``vmap``.
 
     Returns:
       The same value.
+
+    Raises:
+      ValueError: not here, but where the outputs are needed: for a loss that marks them several times, or
+        inside of a ``vmap``, ``jit`` or loop only.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -148,17 +152,22 @@ def record(
 
 
 def observe(parameter: Any, *, inputs: Any = None, activities: Any = None) -> None:
-    """Tell, where a layer of one's own is used, what it receives and what its neurons send on.
+    """Tell what a layer of your own receives and what its neurons send on, where the loss uses the layer.
 
-    For the phis that read ``inputs`` (``idbd``, ``autostep``) or ``activities`` (``sliding_threshold``). The
-    usual layers of NNX, Linen, Haiku and Equinox are observed without. May stand inside of ``vmap``, ``jit``,
-    ``remat`` and ``scan``; outside of :func:`riemann_optax.value_and_grad` it does nothing.
+    Use it for the phis that read ``inputs`` (``idbd``, ``autostep``) or ``activities``
+    (``sliding_threshold``). The usual layers of NNX, Linen, Haiku and Equinox are observed without it. It may
+    stand inside of ``vmap``, ``jit``, ``remat`` and ``scan``; outside of
+    :func:`riemann_optax.value_and_grad` it does nothing.
 
     Args:
       parameter: the weights, the very array (or NNX variable) that the loss function was given.
       inputs: what each of them multiplies, shaped like the weights without the axes of the fan-out, with any
         batch axes in front; the number 1 for a bias.
       activities: those of the neurons, shaped like the weights without the axes of the fan-in, likewise.
+
+    Raises:
+      ValueError: while a signal is recorded, where ``parameter`` is none of the arrays that the loss function
+        was given.
 
     Examples:
       >>> import jax, jax.numpy as jnp, riemann_optax as ro
