@@ -93,9 +93,9 @@ def gradient_flow(
 
     References:
       Kang, Son and Joel, *Biological Synaptic Plasticity Based Riemannian Geometry AI Learning Optimization
-      Mechanism*: Eqs. 1 and 2.
+      Mechanism* (in Korean; the text names no venue and no year): Eqs. 1 and 2.
 
-      Kidger, `On Neural Differential Equations <https://arxiv.org/abs/2202.02435>`_, 2022: diffrax.
+      Kidger, `On Neural Differential Equations <https://arxiv.org/abs/2202.02435>`_, Oxford, 2021: diffrax.
     """
     if field is not None:
         check_field_type(field)

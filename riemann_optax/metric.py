@@ -112,7 +112,7 @@ def compute_metric(
 
     References:
       Kang, Son and Joel, *Biological Synaptic Plasticity Based Riemannian Geometry AI Learning Optimization
-      Mechanism*: Eqs. 2 and 3.
+      Mechanism* (in Korean; the text names no venue and no year): Eqs. 2 and 3.
 
       Amari, `Natural Gradient Works Efficiently in Learning
       <https://doi.org/10.1162/089976698300017746>`_, Neural Computation, 1998: steepest descent on a

@@ -78,7 +78,7 @@ def add_anchored_weights(
 
     References:
       Kumar, Marklund and Van Roy, `Maintaining Plasticity in Continual Learning via Regenerative
-      Regularization <https://arxiv.org/abs/2308.11958>`_, 2023: the pull to initial weights
+      Regularization <https://arxiv.org/abs/2308.11958>`_, arXiv, 2023: the pull to initial weights
 
       Kirkpatrick et al, `Overcoming catastrophic forgetting in neural networks
       <https://doi.org/10.1073/pnas.1611835114>`_, PNAS, 2017: the pull weighted by precision

@@ -50,7 +50,7 @@ def initial_weights() -> optax.GradientTransformationExtraArgs:
 
     References:
       Kumar, Marklund and Van Roy, `Maintaining Plasticity in Continual Learning via Regenerative
-      Regularization <https://arxiv.org/abs/2308.11958>`_, 2023
+      Regularization <https://arxiv.org/abs/2308.11958>`_, arXiv, 2023
     """
 
     def init(params: optax.Params) -> AnchorState:

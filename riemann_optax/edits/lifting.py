@@ -150,7 +150,7 @@ def multiply_metric(
 
     References:
       Cornford et al, `Brain-like learning with exponentiated gradients
-      <https://doi.org/10.1101/2024.10.25.620272>`_, 2024
+      <https://doi.org/10.1101/2024.10.25.620272>`_, bioRxiv, 2024
     """
     if callable(factor) and not isinstance(factor, optax.GradientTransformation):
         factor = from_weights(factor)

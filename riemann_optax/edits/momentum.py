@@ -48,7 +48,7 @@ def momentum_from_phi(nesterov: bool = False) -> optax.GradientTransformationExt
 
     References:
       Jiang and Xiao, `Stochastic Approximation with Block Coordinate Optimal Stepsizes
-      <https://arxiv.org/abs/2507.08963>`_, 2025
+      <https://arxiv.org/abs/2507.08963>`_, arXiv, 2025
     """
     check_flag("nesterov", nesterov)
 

@@ -72,7 +72,8 @@ def add_metric_noise(
     Raises:
       ValueError: for a negative concrete ``learning_rate`` or ``temperature``; at ``update``, where no leaf
         carries a metric, or where ``field`` is given and ``params`` are missing or complex.
-      TypeError: for a ``field`` that is no function, or a ``key`` that is neither a random key nor an integer.
+      TypeError: for a ``field`` that is no function, or a ``key`` that is neither a random key nor an
+        integer.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro

@@ -227,7 +227,7 @@ def in_eigenbasis(
       ICLR, 2025
 
       Eschenhagen et al, `Purifying Shampoo: Investigating Shampoo's Heuristics by Decomposing its
-      Preconditioner <https://arxiv.org/abs/2506.03595>`_, 2025: ``tau``
+      Preconditioner <https://arxiv.org/abs/2506.03595>`_, arXiv, 2025: ``tau``
 
       Fukaya et al, `Shifted Cholesky QR for Computing the QR Factorization of Ill-Conditioned Matrices
       <https://doi.org/10.1137/18M1218212>`_, SIAM Journal on Scientific Computing, 2020

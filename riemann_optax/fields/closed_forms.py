@@ -244,7 +244,7 @@ class Multiplicative(_EvenField):
       <https://doi.org/10.1006/inco.1996.2612>`_, Information and Computation, 1997
 
       Cornford et al, `Brain-like learning with exponentiated gradients
-      <https://doi.org/10.1101/2024.10.25.620272>`_, 2024
+      <https://doi.org/10.1101/2024.10.25.620272>`_, bioRxiv, 2024
     """
 
     eps: float = 0.0

@@ -64,7 +64,8 @@ def retract(field: MetricField, kind: Retraction = "geodesic") -> optax.Gradient
 
     References:
       Transtrum and Sethna, `Improvements to the Levenberg-Marquardt algorithm for nonlinear least-squares
-      minimization <https://arxiv.org/abs/1201.5885>`_, 2012: the acceptance of the second-order correction.
+      minimization <https://arxiv.org/abs/1201.5885>`_, arXiv, 2012: when to
+      accept the second-order correction.
 
       Song, Song and Ermon, `Accelerating Natural Gradient with Higher-Order Invariance
       <https://arxiv.org/abs/1803.01273>`_, ICML, 2018

@@ -117,7 +117,8 @@ def preconditioned_spectrum(
       1.0 0.5
 
     References:
-      Lehoucq, Sorensen and Yang, `ARPACK Users' Guide <https://doi.org/10.1137/1.9780898719628>`_, 1998
+      Lehoucq, Sorensen and Yang, `ARPACK Users' Guide <https://doi.org/10.1137/1.9780898719628>`_, SIAM,
+      1998
     """
     _check.check_choice("method", method, METHODS)
     _check.check_count("number", number)

@@ -100,7 +100,7 @@ def riemannian_sgd(
 
     References:
       Kang, Son and Joel, *Biological Synaptic Plasticity Based Riemannian Geometry AI Learning Optimization
-      Mechanism*: Eqs. 2 and 3.
+      Mechanism* (in Korean; the text names no venue and no year): Eqs. 2 and 3.
     """
     _check.check_schedulable("learning_rate", learning_rate)
     _check.check_state_dtype(state_dtype)
@@ -212,7 +212,7 @@ def riemannian_adamw(
 
     References:
       Kang, Son and Joel, *Biological Synaptic Plasticity Based Riemannian Geometry AI Learning Optimization
-      Mechanism*: the metric.
+      Mechanism* (in Korean; the text names no venue and no year): the metric.
 
       Shazeer and Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost
       <https://arxiv.org/abs/1804.04235>`_, ICML, 2018: rows times columns.

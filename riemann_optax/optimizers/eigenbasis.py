@@ -118,7 +118,7 @@ def riemannian_eigenbasis(
 
     References:
       Kang, Son and Joel, *Biological Synaptic Plasticity Based Riemannian Geometry AI Learning Optimization
-      Mechanism*: the metric.
+      Mechanism* (in Korean; the text names no venue and no year): the metric.
 
       Vyas et al, `SOAP: Improving and Stabilizing Shampoo using Adam <https://arxiv.org/abs/2409.11321>`_,
       ICLR, 2025: the eigenbasis, one-sided and with a factored second moment among its variants.

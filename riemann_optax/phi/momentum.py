@@ -75,9 +75,9 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
 
     References:
       Jiang and Xiao, `Stochastic Approximation with Block Coordinate Optimal Stepsizes
-      <https://arxiv.org/abs/2507.08963>`_, 2025 (BCOS): the
-      second moment from one momentum. There momentum and second moment have no bias correction; both have
-      the same here, so that their quotient, the step at an infinite alpha, is the published one.
+      <https://arxiv.org/abs/2507.08963>`_, arXiv, 2025: BCOS, the second moment from one momentum.
+      There momentum and second moment have no bias correction; both have the same here, so that their
+      quotient, the step at an infinite alpha, is the published one.
     """
     _check.check_number("decay", decay, low=0.0, high=1.0, low_open=True, high_open=True)
     _check.check_state_dtype(state_dtype)

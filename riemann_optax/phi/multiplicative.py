@@ -67,7 +67,7 @@ def multiplicative_geometry(*, eps: float = 1e-3, anchor: optax.GradientTransfor
 
     References:
       Cornford et al, `Brain-like learning with exponentiated gradients
-      <https://doi.org/10.1101/2024.10.25.620272>`_, 2024
+      <https://doi.org/10.1101/2024.10.25.620272>`_, bioRxiv, 2024
 
       Pogodin et al, `Synaptic Weight Distributions Depend on the Geometry of Plasticity
       <https://arxiv.org/abs/2305.19394>`_, ICLR, 2024

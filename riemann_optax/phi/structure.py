@@ -193,7 +193,7 @@ def per_neuron(
 
     References:
       Zhang et al, `Adam-mini: Use Fewer Learning Rates To Gain More <https://arxiv.org/abs/2406.16793>`_,
-      2024
+      arXiv, 2024
     """
     _check.check_decay(decay)
     _check.check_number("power", power, low=0.0, low_open=True)

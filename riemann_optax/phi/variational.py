@@ -94,7 +94,7 @@ def bayesian_gradient_descent(
 
     References:
       Zeno et al, `Task Agnostic Continual Learning Using Online Variational Bayes
-      <https://arxiv.org/abs/1803.10123>`_, 2018
+      <https://arxiv.org/abs/1803.10123>`_, arXiv, 2018
 
       Zeno et al, `Task-Agnostic Continual Learning Using Online Variational Bayes With Fixed-Point Updates
       <https://doi.org/10.1162/neco_a_01430>`_, Neural Computation, 2021
