@@ -73,19 +73,22 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
     ============================================================  ==========================================
     ``(n,)``                                                      a vector
     ``(..., n)`` named ``bias`` or ``scale``                      a vector for each layer of a scan
-    ``(..., rows, features)`` named ``embedding``                 a matrix of which rows are looked up
+    ``(..., rows, features)`` named ``embedding``                 a matrix whose rows are looked up
     ``(in, out)``                                                 a matrix
     ``(..., in, heads, size)`` under query, key or value          ``(in, heads * size)``
     ``(..., heads, size, out)`` under out                         ``(heads * size, out)``
+    the last two with a stack on axis 1, if sizes fit better so   a matrix for each layer of a scan
     ``(window, in, out)`` where the module's name has "conv"      ``(window * in, out)``
     ``(..., in, out)`` under "einsum", "expert" or "moe"          a matrix for each layer, head or expert
     ``(stack, in, out)``                                          a matrix for each layer of a scan
     ``(..., height, width, in, out)``                             ``(height * width * in, out)``
     ============================================================  ==========================================
 
-    The first line that fits counts. The names of attention fit only where the numbers of inputs and outputs
-    do (outputs at most 8 times the inputs; of ``out``, at least half of them). The last two lines are
-    defaults: of such arrays neither name nor shape tells what they are, and :func:`describe` lists them.
+    The first line that fits counts. The names of attention count only where the sizes fit too: at most 8
+    times as many outputs as inputs, and under ``out`` at least half as many. The line with a stack on axis 1
+    and the last two lines are defaults: neither name nor shape tells for sure what such arrays are, and
+    :func:`describe` lists them.
+
     For other conventions there are further presets, a function such as this one, or a dictionary of these by
     the names of modules: what it does not name is read as ``"flax"`` does, and a name that the parameters do
     not have is an error. A module that is named counts as confirmed: nothing warns of it. The presets:

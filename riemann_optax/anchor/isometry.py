@@ -40,8 +40,9 @@ def add_isometry_pull(
 
         optax.chain(optax.scale_by_adam(), ro.add_isometry_pull(1e-2), optax.scale_by_learning_rate(lr))
 
-    A step is stable for ``lr * rate * s**2 < 1/2`` with ``s`` the largest singular value. Inside of
-    :func:`in_eigenbasis` it is exact: it commutes with rotations of rows and columns.
+    After stage 2 a step is stable for ``lr * rate < 1/4`` and ``lr * rate * s**2 < 1/2``, with ``s`` the
+    largest singular value. Inside of :func:`in_eigenbasis` the pull is exact: it commutes with rotations of
+    rows and columns.
 
     State: a count. Under sharding an all-reduce of a matrix as large as the shorter side squared.
 

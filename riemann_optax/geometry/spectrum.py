@@ -83,7 +83,8 @@ def preconditioned_spectrum(
 
     There the step :math:`w - r\,g^{-1}\nabla f` multiplies the error along the i-th eigenvector by
     :math:`1 - r\lambda_i`: it converges for rates below :math:`2/\lambda_{\max}`, and slowest where
-    :math:`|1 - r\lambda_i|` is largest. The Hessian is never formed but column by column.
+    :math:`|1 - r\lambda_i|` is largest. All comes from Hessian-vector products; only ``"dense"`` keeps the
+    whole matrix.
 
     Args:
       loss: a function of the parameters, twice differentiable; jit it where calls are slow.

@@ -16,11 +16,11 @@ NAME = "from_value"
 def from_value(function: Callable[[jax.Array], jax.Array]) -> Phi:
     r"""Make a phi that is a function of the batch's loss, the same for all weights, :math:`\varphi_i = f(L)`.
 
-    Besides the activities on its two sides a synapse obeys a third factor, which all synapses share: a
-    signal of reward, surprise or error. As plasticity, ``compute_metric(from_value(lambda loss: loss), alpha,
-    "inverse_metric")``, errors teach: the rate grows with the loss, and what is known moves nothing. This
-    saves energy where examples come one by one, see ``python -m benchmarks.energy``. As a metric the same phi
-    slows down where the loss is large.
+    A synapse follows the activities on its two sides and a third factor that all synapses share: a signal of
+    reward, surprise or error. As plasticity, ``compute_metric(from_value(lambda loss: loss), alpha,
+    "inverse_metric")``, the rate grows with the loss: errors teach most, and examples that are known change
+    little. This saves energy where examples come one by one, see ``python -m benchmarks.energy``. As a metric
+    the same phi slows learning down where the loss is large.
 
     ``phi >= 0`` where the function is. No state. No collective. Needs ``value``.
 
