@@ -48,8 +48,8 @@ def annotated_axes(params: Any, names: Mapping[Any, str | None] | None = None) -
 
     Neighbours with the same word and different names are one side. The first side is the inputs and the
     second the outputs, as in Flax; a side alone is a vector. An axis that says nothing is a side of its own;
-    where this makes more than two, and in a bias or scale, the array is left out of the result. Of what is
-    left out, and of arrays without names, name and shape tell, as for :func:`kernel_axes`.
+    where this makes more than two, and in a bias or scale, the array is left out of the result. Arrays that
+    are left out, and arrays without names, are then read by name and shape, as by :func:`kernel_axes`.
 
     Args:
       params: the parameters with their metadata, arrays or shapes: what a Linen ``init`` returns, before

@@ -64,10 +64,9 @@ def consolidate(
 
     Raises:
       ValueError: where there is no consolidating state, or one that restarts in an update; where a state
-        still waits for the update after the last boundary; where the model
-        has none of the variables that an ``nnx.Optimizer`` trains; where ``task_importance`` is given and
-        nothing takes it, or is missing where it is needed; where ``params`` have other leaves or shapes than
-        the state.
+        still waits for the update after the last boundary; where the model has none of the variables that an
+        ``nnx.Optimizer`` trains; where ``task_importance`` is given and nothing takes it, or is missing where
+        it is needed; where ``params`` have other leaves or shapes than the state.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro

@@ -65,18 +65,18 @@ def compute_metric(
     ``phi >= 0``. With ``role="inverse_metric"`` the same formula gives ``1/E``.
 
     Under ``shard_map`` or ``pmap``, average gradients over devices *before* this stage: phi is not linear in
-    the gradient, and replicas that see different gradients compute different metrics, and their weights
-    diverge without any error. Weights that are themselves shared out there have the means of their own part
-    alone, and what is replicated beside them diverges: under ``jit`` on sharded arrays all means are whole.
+    the gradient, so replicas that see different gradients compute different metrics, and their weights
+    diverge without any error. If the weights themselves are split there, each device takes the means of its
+    own part, and replicated weights diverge too. Under ``jit`` on sharded arrays all means are whole.
 
     Args:
       phi: a transformation from the gradient tree to the tree of phi values, real and of the same shapes.
         Extra arguments of ``update`` are passed on to it.
       alpha: the scaling factor, at least 0: a number, a schedule of the update count, or a traced scalar. At
         0 the metric is 1, whatever phi is (infinite and NaN included), and the update is that of the base
-        optimiser bit for bit; only under ``jit``, and where a schedule or a traced scalar is 0, may the
-        compiler order the operations of an Adam behind it differently (last bit). The derivative at a traced
-        0 is still that of ``1 + alpha*phi``.
+        optimiser bit for bit. One exception: under ``jit``, where a schedule or a traced scalar is 0, the
+        compiler may order the operations of an Adam that follows differently (last bit). The derivative at a
+        traced 0 is still that of ``1 + alpha*phi``.
       role: which of the two readings.
       conformal: None, or the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA
         combines), ``"leaf"`` or ``"neuron"`` (the fan-in of each output, by ``axes``).
@@ -89,9 +89,9 @@ def compute_metric(
 
     Raises:
       ValueError: for a negative or non-finite concrete ``alpha``, or one at which a phi that can be negative
-        makes ``E`` 0; an unknown ``role`` or group, a phi whose
-        result differs from the gradients in structure or shape, gradients that differ from ``params``, or one
-        that already carries a metric.
+        makes ``E`` 0; for an unknown ``role`` or group; at ``update``, where the result of phi differs from
+        the gradients in structure or shape, gradients differ from ``params``, or a gradient already carries a
+        metric.
       TypeError: for a ``phi`` that is no gradient transformation, or a leaf without a gradient.
 
     Warns:

@@ -37,11 +37,11 @@ def add_spectral_pull(
       u \propto W v, \quad \sigma v = W^\top u
 
     with steps of the power iteration from the vector of the last update, so that it follows the weights.
-    Vectors are left out; published is a pull of biases to 0 as well:
-    ``optax.add_decayed_weights(rate, mask=...)``. :func:`add_isometry_pull` pulls all singular values.
+    Vectors are left out. The paper also pulls biases to 0: ``optax.add_decayed_weights(rate, mask=...)`` does
+    that. :func:`add_isometry_pull` pulls all singular values.
 
-    Where it stands means what it means for :func:`add_anchored_weights`; published is the front, as a penalty
-    of the loss. Inside of :func:`in_eigenbasis` it is exact: the vector turns with the basis.
+    Where it stands means what it means for :func:`add_anchored_weights`. In the paper it is a penalty of the
+    loss: put it before stage 1. Inside of :func:`in_eigenbasis` it is exact: the vector turns with the basis.
 
     State: a vector as long as the outputs of each matrix, and a count. Under sharding two all-reduces of a
     vector for each step.

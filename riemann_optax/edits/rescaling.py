@@ -14,8 +14,9 @@ from riemann_optax.edits._edit import stateless_edit
 def normalize_metric(over: Group = "tree", *, axes: Axes = "flax") -> optax.GradientTransformationExtraArgs:
     r"""Divide the metric by its mean, :math:`E_i \leftarrow E_i/\mathrm{mean}(E)`.
 
-    The metric then redistributes the rate among weights and leaves its size to the learning rate. Place it
-    before :func:`competitive_plasticity`, whose ``E`` of the losers is infinite, and so is its mean.
+    The metric then divides the rate among the weights, and the learning rate alone sets its size. Place it
+    before :func:`competitive_plasticity`, which gives losing weights an infinite ``E``: the mean would be
+    infinite too.
 
     Args:
       over: the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA combines),

@@ -157,8 +157,8 @@ def describe(
 ) -> Description:
     """Describe what a transformation does to each leaf: its phi, range of ``E``, effective rate and state.
 
-    Runs one update and throws its result away; compiles it, where it can be read so. Leaves without a metric
-    are called Euclidean.
+    Runs one update and throws its result away; for a large model the update is compiled. Leaves without a
+    metric are called Euclidean.
 
     Args:
       tx_or_phi: an optimiser with both stages in it; or a phi, described as ``compute_metric(phi, alpha)``.
@@ -166,8 +166,8 @@ def describe(
       gradients: the gradients to evaluate ``E`` at; by default 1 for every weight, which shows the structure
         but not the numbers of a run.
       state: the state of ``tx_or_phi``; by default that of ``init``.
-      alpha: the scaling factor for a phi; giving one says that ``tx_or_phi`` is a phi. A declared
-        :class:`riemann_optax.phi.Phi` is recognised without, and described at alpha 1.
+      alpha: the scaling factor for a phi; giving one says that ``tx_or_phi`` is a phi. A
+        :class:`riemann_optax.phi.Phi` is recognised without it, and described at alpha 1.
       **extra_args: the extra arguments of ``update``, such as ``obj_fn``.
 
     Returns:

@@ -39,14 +39,14 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
       M_t = M_{t-1} + \sum_i |\Delta w_i|, \qquad m_t = \sum_i |w_i|, \qquad S_t = \sum_{s \le t} m_s
 
     ``M`` is the published energy of plasticity, and ``M + c * S`` the published sum of modification and
-    maintenance over a run, with ``c`` the cost of maintenance per update. Li and van Rossum maintain the
-    transient part of a weight alone and write down what is consolidated; here a weight has no such part, and
-    all of it is maintained.
+    maintenance over a run, with ``c`` the cost of maintenance per update. Li and van Rossum charge
+    maintenance for the transient part of a weight only (:func:`synaptic_caching`); here it is charged for the
+    whole weight.
 
-    Passes updates through, so it must see them as they will be applied: after the learning rate, and behind
-    what changes them, such as :func:`in_eigenbasis` and :func:`schedule_free`, which refuse it inside. Of
-    weights of bfloat16 it counts the steps before they are rounded to them. Needs ``params``. Under sharding
-    one all-reduce per leaf and sum, which XLA combines.
+    It passes updates through, so it must see them as they will be applied: after the learning rate, and after
+    what changes them, such as :func:`in_eigenbasis` and :func:`schedule_free`, which refuse it inside. For
+    bfloat16 weights it counts the steps before they are rounded. Needs ``params``. Under sharding one
+    all-reduce per leaf and sum, which XLA combines.
 
     Returns:
       A gradient transformation with state :class:`TrackEnergyState`; find it with
@@ -129,7 +129,7 @@ def synaptic_caching(
     The network computes with both parts of a weight together. So with ``fading=0`` the updates pass
     unchanged, and this only keeps the account; what fades of the transient part is taken from the weight.
 
-    It must see the updates as they will be applied: after the learning rate, and behind what changes them,
+    It must see the updates as they will be applied: after the learning rate, and after what changes them,
     such as :func:`in_eigenbasis` and :func:`schedule_free`, which refuse it inside. State: 1 value per
     weight, float32 or wider, and 6 numbers. Under sharding one all-reduce per leaf and sum, and one for the
     largest change, which XLA combines.

@@ -27,7 +27,7 @@ class RecordMetricState(NamedTuple):
       rate_mean: mean effective rate of each leaf.
       rate_max: largest effective rate of each leaf.
       metric_quantiles: shape (leaves, number of quantiles), the quantiles of ``E`` asked for; ``()`` where
-        none are, for Orbax refuses to save an array without elements.
+        none are, because Orbax refuses to save an array without elements.
       leaf_ids: uint32, shape (leaves, 2), a hash of the name of each leaf: under ``optax.partition`` a record
         has some of the leaves of the parameters only, and has to say which.
     """

@@ -92,10 +92,10 @@ def riemannian_eigenbasis(
       basis_dtype: of factors and bases; None means float32, or wider where the parameter is.
       correlate: ``"gradients"``, or ``"whitened_gradients"`` for the bases of KL-Shampoo; it needs
         ``sides="both"``.
-      update_every: steps between two refreshes of a basis; None means 10, and ``optax.inject_hyperparams``
-        makes no array of it.
+      update_every: steps between two refreshes of a basis. None means 10: ``optax.inject_hyperparams`` would
+        make an array of a number.
       settling_steps: steps until that is so; before, bases are refreshed more often, at first in every step.
-        None means 300, likewise.
+        None means 300.
       tau: refresh a basis only if it has turned by this much; see :func:`in_eigenbasis`.
       refresh_budget: the most operations that refreshes may take in one step; see :func:`in_eigenbasis`.
       axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name

@@ -25,7 +25,7 @@ def ema(
       \hat u_t = \frac{\beta\,m_t}{1 - \beta^{t+1}} + \frac{(1 - \beta)\,u_t}{1 - \beta^t}
 
     A steady update keeps its size. ``optax.trace``, the momentum of ``optax.sgd``, makes it ``1/(1 - decay)``
-    times as large: with that momentum a rate of Adam's is ten times too high. Without Nesterov this is
+    times as large: at decay 0.9 a rate of Adam's would be ten times too high for it. Without Nesterov this is
     ``optax.ema``; with it, it is what ``optax.nadam`` does to its first moment.
 
     Between the stages it may stand **in the place of** :func:`scale_by_inverse_metric`: of covectors it

@@ -50,10 +50,10 @@ def schedule_free(
 
     The parameters that are trained are ``y``, where gradients are taken. **Evaluate at x**, which
     :func:`eval_params` returns. ``base`` includes its learning rate and its sign; weight decay inside it acts
-    on ``y``, as published. Nothing behind it may change its updates: what scales them, such as
-    ``optax.contrib.reduce_on_plateau``, belongs into ``base``. State: the base's, and 1 value per weight. No
-    collective. Weights of bfloat16 or float16 want :func:`riemann_optax.master_weights` around it: ``x`` is
-    found as the difference of ``y`` and ``z``, and with a ``y`` that is rounded at each step it drifts.
+    on ``y``, as published. Nothing after it may change its updates: put what scales them, such as
+    ``optax.contrib.reduce_on_plateau``, into ``base``. State: the base's, and 1 value per weight. No
+    collective. Put :func:`riemann_optax.master_weights` around it for weights of bfloat16 or float16: ``x``
+    is found as the difference of ``y`` and ``z``, and drifts if ``y`` is rounded at each step.
 
     Args:
       base: a whole optimiser without momentum, such as RMSprop or a metric with its learning rate.

@@ -84,8 +84,8 @@ def soap(
       mask: which leaves decay: a tree of booleans or a function of the parameters.
       nesterov: whether to use Nesterov momentum, as in ``optax.nadamw``; published without.
       shampoo_beta: decay of the correlations, in [0, 1); None means ``b2``, as published.
-      precondition_frequency: steps between two refreshes of the bases; None means 10, as published, and
-        ``optax.inject_hyperparams`` makes no array of it.
+      precondition_frequency: steps between two refreshes of the bases. None means 10, as published:
+        ``optax.inject_hyperparams`` would make an array of a number.
       max_precondition_dim: the longest side that is turned; None means 10,000, as published.
       one_sided: whether only the shorter side is turned; the inputs of a convolution, window and channels,
         are then one side.

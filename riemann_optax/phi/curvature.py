@@ -45,10 +45,9 @@ def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtyp
       \varphi = \frac{\overline{|\Delta g\,\Delta w|}}{\overline{|\Delta w|^2}}
 
     with bars for running means over the updates that moved the weight, and deltas for changes since the last
-    update. On a quadratic with a diagonal
-    Hessian it is exact after one step. At the first update, and for a weight that has never moved, nothing is
-    known and ``phi = initial_phi``: choose it above any expected curvature, so that the first update is a
-    small probe.
+    update. On a quadratic with a diagonal Hessian it is exact after one step. At the first update, and for a
+    weight that has never moved, nothing is known and ``phi = initial_phi``: choose it above any expected
+    curvature, so that the first update is a small probe.
 
     **Deterministic gradients only**: with minibatches ``dg`` is mostly the change of batch, and phi grows
     without bound. With minibatches pass ``gradients_at_previous_params``, the gradient of the *current*

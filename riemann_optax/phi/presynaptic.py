@@ -46,7 +46,8 @@ def presynaptic_release(
       \end{cases}
 
     clipped to ``[minimum, maximum]``, starting at ``minimum`` and frozen once it reaches ``frozen_from``. The
-    weight moves with the release probability from before its change. With ``form="constant"`` the steps do
+    weight moves with the release probability from before its change. The defaults come from the published
+    experiments. With ``form="constant"`` the steps do
     not shrink towards ``maximum``; only the clip bounds them:
 
     .. math::
@@ -74,8 +75,6 @@ def presynaptic_release(
       frozen_from: the probability from which a synapse is frozen, between ``minimum`` and ``maximum``.
       form: ``"proportional"`` to the distance to ``maximum``, or ``"constant"`` steps.
       state_dtype: of ``p``; None means float32, or wider where the parameter is wider.
-
-    The defaults come from the published experiments.
 
     Returns:
       A phi with state :class:`PresynapticReleaseState`.

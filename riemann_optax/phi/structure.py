@@ -247,9 +247,8 @@ def sliding_threshold(*, decay: float = 0.99, axes: Axes = "flax", state_dtype: 
 
     Needs the extra argument ``activities``: a tree like the parameters, at each leaf the activities of its
     neurons, shaped like the weights without the axes of the fan-in (biases like themselves), with any batch
-    axes in front. In a Flax NNX loop: ``optimizer.update(model,
-    gradients, activities={"kernel": y, "bias": y})``, with ``y`` from the forward pass (``self.sow`` for
-    inner layers).
+    axes in front. In a Flax NNX loop: ``optimizer.update(model, gradients, activities={"kernel": y, "bias":
+    y})``, with ``y`` from the forward pass (``self.sow`` for inner layers).
 
     ``phi >= 0``. State: 1 value per neuron. No collective of its own; under data parallelism the mean over
     the batch is one all-reduce of a value per neuron.

@@ -80,17 +80,14 @@ def watch(model: T) -> T:
 
     Use it for loops in functional form: ``model = ro.supply.watch(nnx.merge(graph, params))``. A module that
     is the first argument of the loss function needs no such line. Outside of
-    :func:`riemann_optax.value_and_grad`, and for a model that is no NNX module, it does nothing.
+    :func:`riemann_optax.value_and_grad`, and for a model that is no NNX module, it does nothing. Inside of a
+    ``vmap`` Flax refuses it for a module from outside (``TraceContextError``).
 
     Args:
       model: a module that belongs to this evaluation alone, as ``nnx.merge`` makes it.
 
     Returns:
       The same module.
-
-    Raises:
-      flax.errors.TraceContextError: (from Flax) inside of a ``vmap`` or another transformation, for a module
-        from outside of it.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

@@ -97,9 +97,8 @@ def value_and_grad(
 
     Raises:
       ValueError: for a need that is not in the vocabulary; at the step, where one cannot be met, where an
-        argument by name is one of both the loss and the optimiser, or
-        ``optax.MultiSteps`` would put it beside gradients of other batches: the message says why, and what to
-        do.
+        argument by name is one of both the loss and the optimiser, or where ``optax.MultiSteps`` would put it
+        beside gradients of other batches. The message says why, and what to do.
       TypeError: where ``loss_fn`` does not take what the step was given, or does not return one number.
 
     Examples:

@@ -54,8 +54,8 @@ def norm_matched_base(
 
     Raises:
       TypeError: where one of the two is no gradient transformation.
-      ValueError: for an unknown ``over``; at ``init``, where ``base`` resets units, restarts or averages,
-        which belongs around, or one of the two counts energy, which belongs behind.
+      ValueError: for an unknown ``over``; at ``init``, where ``base`` resets units, restarts or averages (put
+        that around this one), or one of the two counts energy (put that after this one).
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro

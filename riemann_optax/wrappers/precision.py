@@ -95,10 +95,10 @@ def low_precision_state(
     add up like the increments of the running mean itself, in bfloat16 to a standard deviation of about ``0.25
     * step / sqrt(1 - decay)``.
 
-    Of what a phi takes small differences, such as the weights at the last update, a rounded copy would be
-    mostly its rounding. A state class declares such fields by its class attribute ``exact_fields``, and they
-    stay as they are: ``secant_curvature``, ``modification_energy``, ``synaptic_intelligence``, ``rwalk`` and
-    the iterate of schedule-free training have some.
+    Some phis take small differences of what they keep, such as the weights at the last update. The difference
+    of a rounded copy would be mostly its rounding. A state class declares such fields by its class attribute
+    ``exact_fields``, and they stay as they are: ``secant_curvature``, ``modification_energy``,
+    ``synaptic_intelligence``, ``rwalk`` and schedule-free training have some.
 
     Only float32 arrays with at least one axis are compressed (two for ``"int8"``: biases are small, and a
     mesh would cut their blocks). Counters, scalars, complex and float64 arrays, and arrays of fewer than four

@@ -69,9 +69,12 @@ def reset_units(
     :func:`least_useful_units` (continual backpropagation), or a :class:`UnitRule` of your own. After the step
     of ``inner``, each chosen unit is reset:
 
+    .. math::
+      W_{\cdot i} \sim N(0, \sigma_0^2), \qquad b_i = 0, \qquad W^\mathrm{out}_{i \cdot} = 0
+
     - its incoming weights are redrawn, and its bias and outgoing weights become 0 (a weight from one chosen
       unit to another is redrawn). So the network's outputs lose what the unit sent on, which is nothing if it
-      was silent; a norm behind the layer spreads the change over its other units;
+      was silent; a norm after the layer spreads the change over its other units;
     - the state of ``inner`` for these weights (momenta, averages, importances) becomes what ``inner.init``
       returns; in a factored state this is the row or column of the unit. Stored weights, such as an anchor,
       become the new weights. State shared with other units does not change: update counts, the other factor.

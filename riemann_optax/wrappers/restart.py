@@ -35,14 +35,14 @@ class RestartAtBoundaryState(NamedTuple):
 def restart_at_boundary(
     inner: optax.GradientTransformation, anchor: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """Restart from the weights of an anchor at each task boundary, with a fresh optimiser state.
+    r"""Restart from the weights of an anchor at each task boundary, with a fresh optimiser state.
 
     With ``anchor.nearest_isometry()`` a network keeps its directions and gets back its scales; with
     ``anchor.initial_weights()`` every task is trained from scratch. At a boundary the update leads exactly to
-    the anchor; it ignores the gradient, which belongs to the old weights. The state of ``inner`` becomes what
-    ``inner.init`` returns, with all momenta and averages, also inside of :func:`in_eigenbasis`; only keys of
-    random numbers go on. So put ``optax.inject_hyperparams`` around: inside it would begin again with its
-    first rate.
+    the anchor, :math:`w \leftarrow a`. It ignores the gradient, which belongs to the old weights. The state
+    of ``inner`` becomes what ``inner.init`` returns, with all momenta and averages, also inside of
+    :func:`in_eigenbasis`; only keys of random numbers go on. So put ``optax.inject_hyperparams`` around:
+    inside it would begin again with its first rate.
 
     State: the states of ``anchor`` and ``inner``. Needs ``params``. The extra argument ``task_boundary`` of
     ``update`` announces a boundary; in a Flax NNX loop ``optimizer.update(model, gradients,

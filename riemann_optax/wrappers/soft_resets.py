@@ -85,8 +85,8 @@ def soft_resets(
 
     Raises:
       TypeError: if ``inner`` is not a gradient transformation, or ``key`` not a key.
-      ValueError: for an argument outside its range; at ``init``, if ``inner`` resets units or restarts, which
-        belongs around; at ``update``, if ``params`` or ``obj_fn`` are missing.
+      ValueError: for an argument outside its range; at ``init``, if ``inner`` resets units or restarts (put
+        that around this one); at ``update``, if ``params`` or ``obj_fn`` are missing.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
