@@ -58,7 +58,7 @@ def flow(program: Program, leads: list[Lead]) -> Flow:
     ends = [pair for pair in zip(program.outvars, leads, strict=True) if is_variable(pair[0])]
     learned, stopped = ({one for one, lead in ends if lead[place]} for place in (0, 1))
     found = Flow(learned, stopped, *(_reaching(program, way, leads) for way in _ENDS))
-    for equation in reversed(program.eqns):
+    for equation in reversed(program.taken_apart):
         if mark_name(equation) is not None or any(one in copies for one in equation.outvars):
             continue
         given = equation.read
@@ -87,7 +87,7 @@ def _reaching(program: Program, way: str, leads: list[Lead]) -> set[Any]:
     names, kinds = _ENDS[way]
     pairs = zip(program.outvars, leads, strict=True)
     reaching = {one for one, lead in pairs if is_variable(one) and getattr(lead, way)}
-    for equation in reversed(program.eqns):
+    for equation in reversed(program.taken_apart):
         name = mark_name(equation)
         if name is None:
             by_hand = equation.primitive.name in kinds and not equation.derived
@@ -152,13 +152,13 @@ def _past(
             own[one] = own.get(one, 0) | 1 << leaf
     every = sum(1 << leaf for leaf in made)
     past = {one: every & ~own.get(one, 0) for one in results}
-    for equation in reversed(program.eqns):
+    for equation in reversed(program.taken_apart):
         if mark_name(equation) is None and equation.primitive.name != "stop_gradient":
             some = functools.reduce(operator.or_, (past.get(one, 0) for one in equation.outvars), 0)
             for one in equation.read if some else ():
                 past[one] = past.get(one, 0) | some & ~own.get(one, 0)
     behind = dict(own)
-    for equation in program.eqns:
+    for equation in program.taken_apart:
         some = functools.reduce(operator.or_, (behind.get(one, 0) for one in equation.read), 0)
         for one in equation.outvars if some else ():
             behind[one] = behind.get(one, 0) | some

@@ -8,6 +8,8 @@ import jax.extend.core
 from riemann_optax.supply.marks import CALLS, has_marks, inner, mark_name, opened
 
 _MADE = re.compile(r"\b(jvp|transpose)\(")  # in the name stack of what differentiation makes
+# What passes several values on, each as it is: what becomes of one says nothing of the others.
+PASSING_EACH = {"device_put", "optimization_barrier", "shard_alike"}
 _RULED = re.compile("^custom_")  # functions with derivatives of their own, such as a relu
 
 
@@ -36,13 +38,15 @@ class Equation(NamedTuple):
 class Program(NamedTuple):
     """A jaxpr, in its terms, without the calls.
 
-    A function that is traced once and called twice stands here twice.
+    A function that is traced once and called twice stands here twice. ``taken_apart`` has, in place of an
+    equation that passes several values on, one for each.
     """
 
     invars: list[Any]
     constvars: list[Any]
     consts: list[Any]
     eqns: list[Equation]
+    taken_apart: list[Equation]
     outvars: list[Any]
 
 
@@ -53,7 +57,7 @@ def is_variable(one: Any) -> bool:
 
 def inlined(jaxpr: Any, consts: Any, derived: bool = False) -> Program:
     """Return a jaxpr, which JAX may have made by differentiating another, with its calls written out."""
-    program = Program([Variable(one.aval) for one in jaxpr.invars], [], [], [], [])
+    program = Program([Variable(one.aval) for one in jaxpr.invars], [], [], [], [], [])
     program.outvars.extend(_write_out(jaxpr, consts, program.invars, program, derived))
     return program
 
@@ -76,24 +80,44 @@ def _write_out(jaxpr: Any, consts: Any, arguments: list[Any], program: Program, 
             results = _write_out(opened(called), getattr(called, "consts", ()), given, program, made)
         else:
             results = [Variable(one.aval) for one in equation.outvars]
-            variables = [one for one in given if is_variable(one)]
-            program.eqns.append(
-                Equation(equation.primitive, given, results, equation.params, equation.ctx, made, variables)
+            whole = Equation(
+                equation.primitive, given, results, equation.params, equation.ctx, made, _variables(given)
             )
+            program.eqns.append(whole)
+            program.taken_apart.extend(_apart(whole))
         names.update(zip(equation.outvars, results, strict=True))
     return [read(one) for one in jaxpr.outvars]
 
 
+def _variables(given: list[Any]) -> list[Any]:
+    return [one for one in given if is_variable(one)]
+
+
+def _apart(equation: Equation) -> list[Equation]:
+    """Return, for what passes several values on, an equation of each; else the one equation."""
+    if equation.primitive.name not in PASSING_EACH or len(equation.invars) != len(equation.outvars):
+        return [equation]
+    return [
+        equation._replace(invars=[given], outvars=[result], read=_variables([given]))
+        for given, result in zip(equation.invars, equation.outvars, strict=True)
+    ]
+
+
 def copies_for_marks(program: Any) -> dict[Any, Any]:
-    """Return, by their results, the equations that only marks read: they bring axes into order."""
+    """Return, by their results, the equations that only marks read: they bring axes into order.
+
+    What a program returns is no such copy, even if no equation reads it.
+    """
     readers: dict[Any, list[Any]] = {}
     for equation in program.eqns:
         for variable in equation.read:
             readers.setdefault(variable, []).append(equation)
     copies: dict[Any, Any] = {}
+    returned = set(_variables(program.outvars))
     for equation in reversed(program.eqns):
         result = equation.outvars[0] if equation.outvars else None
-        if equation.primitive.name in ("transpose", "stop_gradient") and all(
+        own = equation.primitive.name in ("transpose", "stop_gradient") and result not in returned
+        if own and all(
             mark_name(reader) is not None or reader.outvars[0] in copies for reader in readers.get(result, [])
         ):
             copies[result] = equation

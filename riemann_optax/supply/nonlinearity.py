@@ -21,13 +21,15 @@ from riemann_optax.supply.marks import (
     number_stacked,
     opened,
 )
+from riemann_optax.supply.places import STAYING
 
-_LINEAR = {*("add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "broadcast_in_dim", "name")}
+_LINEAR = STAYING | {*("add", "sub", "mul", "div", "neg", "convert_element_type", "broadcast_in_dim")}
 # What a loss has of errors, rather than a neuron of what it receives.
 _MEASURING = {*("abs", "integer_pow", "log", "log1p", "pow", "sqrt", "square")}
-_CONVERTING = {"convert_element_type", "copy", "reduce_precision", "reshape"}
+_PLAIN = OF_ONE_VALUE | STAYING
+_UNCHANGED = STAYING | {"convert_element_type"}
 # What may stand between a layer and its nonlinearity: pooling, a residual sum, a mask, a flattening, others
-# beside it, another order of axes.
+# beside it, another order of axes, and what leaves a value as it is.
 _POOLING = re.compile("^reduce_window(_(max|min|sum))?$")
 _WITH_OTHERS = {"add", "sub", "add_any", "mul", "div", "select_n"}
 
@@ -84,7 +86,7 @@ class Reading:
     def __init__(
         self, jaxpr: Any, copies: dict[Any, Any], results: set[Any], reaching: set[Any], going_on: set[Any]
     ) -> None:
-        every = [one for one in jaxpr.eqns if not _is_observation(one, copies)]
+        every = [one for one in jaxpr.taken_apart if not _is_observation(one, copies)]
         self.results, self.going_on = results, going_on
         self.equations = _leading_to(results, every)
         # Arrays of one number, such as zeros, and those of one number for each unit, such as learned slopes.
@@ -120,7 +122,7 @@ class Reading:
             yield one
             readers = [equation for equation in self.equations if one in equation.read]
             alone = len(readers) == 1 and one not in self.results
-            one = readers[0].outvars[0] if alone and readers[0].primitive.name in _CONVERTING else None
+            one = readers[0].outvars[0] if alone and _converts(readers[0]) else None
 
     def _after(self, carried: dict[Any, Units], closed: set[Any]) -> Piece | None:
         first = next(iter(carried))
@@ -300,14 +302,27 @@ def _carried_on(equation: Any, variable: Any, units: Units, derived: set[Any]) -
     before, after = variable.aval.shape, equation.outvars[0].aval.shape
     if _POOLING.match(kind):
         return None if units.back else Units(after)
-    if kind == "reshape" or (kind == "broadcast_in_dim" and math.prod(before) == math.prod(after)):
+    if _reshapes(equation):
         return units.behind(functools.partial(jnp.reshape, shape=before))
     if kind == "transpose":
         inverse = tuple(parameters["permutation"].index(axis) for axis in range(len(before)))
         return units.behind(functools.partial(jnp.transpose, axes=inverse))
     if kind in ("concatenate", "stack") and len(others) == len(equation.invars) - 1:
         return units.behind(_own_part(equation, equation.invars.index(variable)))
-    return units if after == before and _joins_others(equation) else None
+    return units if after == before and (kind in _UNCHANGED or _joins_others(equation)) else None
+
+
+def _reshapes(equation: Any) -> bool:
+    """Return whether an equation only gives a value another shape, its entries in their order."""
+    kind = equation.primitive.name
+    if kind == "broadcast_in_dim":
+        before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+        return bool(math.prod(before) == math.prod(after))
+    return bool(kind == "squeeze" or (kind == "reshape" and equation.params["dimensions"] is None))
+
+
+def _converts(equation: Any) -> bool:
+    return equation.primitive.name in _UNCHANGED or _reshapes(equation)
 
 
 def _own_part(equation: Any, place: int) -> Callable[[Any], Any]:
@@ -330,9 +345,8 @@ def _joins_others(equation: Any) -> bool:
 
 
 def _is_observation(equation: Any, copies: dict[Any, Any]) -> bool:
-    """Return whether an equation belongs to a mark, and not to the model."""
-    is_mark = equation.primitive.name == "name" or mark_name(equation) is not None
-    return is_mark or any(one in copies for one in equation.outvars)
+    """Return whether an equation belongs to a mark, and not to the model, which may have names of its own."""
+    return mark_name(equation) is not None or any(one in copies for one in equation.outvars)
 
 
 def _is_elementwise(equation: Any, variable: Any, own: Any) -> bool:
@@ -359,4 +373,4 @@ def _plain(equation: Any) -> bool:
     inside = inner(equation)
     if inside and CALLS.match(equation.primitive.name):
         return all(map(_plain, opened(inside[0]).eqns))
-    return equation.primitive.name in OF_ONE_VALUE
+    return equation.primitive.name in _PLAIN

@@ -3,15 +3,18 @@
 import math
 from typing import Any
 
+from riemann_optax.supply.inlining import PASSING_EACH
 from riemann_optax.supply.marks import OF_ONE_VALUE
 
-# What takes entries of one value, in any order.
-TAKING = {
-    *("reshape", "squeeze", "slice", "dynamic_slice", "gather", "split", "rev", "transpose"),
-    *("sharding_constraint", "reshard", "optimization_barrier", "reduce_precision", "device_put", "pvary"),
+# What leaves a value as it is, but for its rounding: a name, where it is kept, what the compiler is told.
+STAYING = PASSING_EACH | {
+    *("copy", "copy_p", "layout_constraint", "name", "pvary", "reduce_precision", "reshard"),
+    "sharding_constraint",
 }
-# What leaves the entries of one value where they are.
-_STAYING = {*("copy", "copy_p", "sharding_constraint", "reshard", "reduce_precision", "pvary")}
+# What takes entries of one value, in any order.
+TAKING = STAYING | {
+    *("reshape", "squeeze", "slice", "dynamic_slice", "gather", "split", "rev", "transpose"),
+}
 # What puts other entries into a value, its first operand.
 WRITING = {*("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "dynamic_update_slice")}
 # What has entries of what it is given, at other places or beside others.
@@ -57,7 +60,7 @@ def place_kept(equation: Any, operand: int, result: int, repeated: int) -> int |
         return repeated if before == after or parameters["dimension"] < repeated else None
     if kind == "pad":
         return repeated if set(map(tuple, parameters["padding_config"])) == {(0, 0, 0)} else None
-    return repeated if kind in _STAYING else None
+    return repeated if kind in STAYING else None
 
 
 def _stretched(before: tuple[int, ...], after: tuple[int, ...], repeated: int) -> int | None:

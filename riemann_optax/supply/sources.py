@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from riemann_optax.supply.inlining import Program, before_copies, copies_for_marks, inlined, is_variable
 from riemann_optax.supply.marks import OF_ONE_VALUE, OWN, inner, mark_name, opened
-from riemann_optax.supply.places import TAKING, holds_entries, place_kept
+from riemann_optax.supply.places import STAYING, TAKING, holds_entries, place_kept
 from riemann_optax.supply.stacks import keeps_stack
 
 _NOTHING = frozenset[int]()
@@ -94,7 +94,7 @@ def origins_of(program: Program, sources: list[Sources], depth: int = 0) -> dict
     """Return the sources of all variables of a program, which stands in so many scans, by its arguments'."""
     origins: dict[Any, Sources] = dict(zip(program.invars, sources, strict=True))
     copies = copies_for_marks(program)
-    for equation in program.eqns:
+    for equation in program.taken_apart:
         name = mark_name(equation)
         if name is None:
             given = [
@@ -109,16 +109,13 @@ def origins_of(program: Program, sources: list[Sources], depth: int = 0) -> dict
 
 
 # What leaves a value as it is, but for its dtype.
-_SAME = {"convert_element_type", "copy", "copy_p", "stop_gradient"}
-_EACH_ITS_OWN = {"optimization_barrier", "device_put"}
+_SAME = STAYING | {"convert_element_type", "stop_gradient"}
 _CALLING = re.compile("^custom_([jv]{1,2}[jv]?p|vmap)_call(_jaxpr)?$")
 
 
 def of_results(sources: list[Sources], equation: Any, depth: int = 0) -> list[Sources]:
     """Return the sources of each result of an equation that is given values with these."""
     kind = equation.primitive.name
-    if kind in _EACH_ITS_OWN and len(sources) == len(equation.outvars):
-        return sources
     if kind == "scan":
         return _of_scan(sources, equation.params, depth)
     if kind == "while":

@@ -3,12 +3,10 @@
 from typing import Any
 
 from riemann_optax.supply.marks import OF_ONE_VALUE
-from riemann_optax.supply.places import WRITING
+from riemann_optax.supply.places import STAYING, WRITING
 
 # What leaves the order of the first axis, if that is as long as before.
-_IN_ORDER = OF_ONE_VALUE | {
-    *("reshape", "slice", "dynamic_slice", "sharding_constraint", "reshard", "reduce_precision", "pvary"),
-}
+_IN_ORDER = OF_ONE_VALUE | STAYING | {"reshape", "slice", "dynamic_slice"}
 
 
 def keeps_stack(equation: Any, operand: int, result: int) -> bool:
