@@ -4,7 +4,7 @@ import importlib
 
 from riemann_optax import anchor, checkpoint, fields, geometry, phi, sharding, supply, testing
 from riemann_optax._annotated import annotated_axes
-from riemann_optax._axes import MatrixAxes, kernel_axes
+from riemann_optax._conventions import MatrixAxes, kernel_axes
 from riemann_optax._version import __version__ as __version__
 from riemann_optax.anchor.isometry import IsometryPullState, add_isometry_pull
 from riemann_optax.anchor.pull import AnchoredWeightsState, add_anchored_weights

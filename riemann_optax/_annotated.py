@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from riemann_optax import _axes, _tree
-from riemann_optax._axes import MatrixAxes
+from riemann_optax._conventions import MatrixAxes
 
 _STACK, _EXPERTS, _LOOKUP, _WINDOW = "stack", "experts", "lookup", "window"
 

@@ -1,124 +1,21 @@
-"""What the axes of an array mean: fan-in, fan-out, and stacks of layers, known here and nowhere else."""
+"""How the arrays of a tree are read: fan-in, fan-out, and stacks of layers, by axes= or by convention."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._conventions import PRESETS, MatrixAxes, Preset, Reading, by_convention
 from riemann_optax._tree import Group
 
-
-class MatrixAxes(NamedTuple):
-    """Which axes of an array are the inputs of its layer and which the outputs.
-
-    Attributes:
-      inputs: the axes of the fan-in, merged into the rows of a matrix.
-      outputs: the axes of the fan-out, merged into columns; none for a vector, such as a bias. All other axes
-        stack matrices, as a scan over layers does.
-      lookup: whether one row at a time is looked up, as in an embedding. A row, not a column, is then the
-        group called "neuron": the memory of a rare token is its own.
-      window: those of the inputs that are places in the window of a convolution, not channels.
-
-    Examples:
-      >>> import jax.numpy as jnp, riemann_optax as ro
-      >>> phi = ro.phi.per_neuron(axes={"w": ro.MatrixAxes(inputs=(1,), outputs=(0,))})  # as in PyTorch
-      >>> print(phi.init({"w": jnp.zeros([5, 3])}).second_moment["w"].shape)  # five outputs, five neurons
-      (5, 1)
-    """
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    lookup: bool = False
-    window: tuple[int, ...] = ()
-
-
-Preset = Literal["flax", "equinox", "haiku", "scanned", "convolution"]
-PRESETS: tuple[str, ...] = get_args(Preset)
 ChooseAxes = Callable[[str, Any], MatrixAxes | None]
 Axes = Preset | ChooseAxes | MatrixAxes | Mapping[Any, Any] | None
-
-_WORDS = re.compile(r"""\[['"]([^'"]*)['"]\]|\.(\w+)|\[(\d+)\]""")
-_VECTORS = {"flax": {"bias", "scale"}, "haiku": {"b", "scale", "offset"}}
-_STACKED = re.compile("einsum|expert|moe", re.IGNORECASE)
-# A projection of Flax's attention has about as many outputs as inputs; a scan over layers, or a convolution,
-# that goes by the same name has axes that would be far from it.
-_WIDEST_PROJECTION = 8
-_PROJECTIONS = ("query", "key", "value", "out")
-
-
-class Reading(NamedTuple):
-    """How an array is read.
-
-    Attributes:
-      axes: None for an array that is no matrix.
-      certain: whether name and shape leave no other way, or the user has said so.
-    """
-
-    axes: MatrixAxes | None
-    certain: bool = True
-
-
-def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
-    """Return the matrix axes of an array by Flax's conventions: the preset ``"flax"``, which is the default.
-
-    ============================================================  ==========================================
-    array                                                         read as
-    ============================================================  ==========================================
-    ``(n,)``                                                      a vector
-    ``(..., n)`` named ``bias`` or ``scale``                      a vector for each layer of a scan
-    ``(..., rows, features)`` named ``embedding``                 a matrix whose rows are looked up
-    ``(in, out)``                                                 a matrix
-    ``(..., in, heads, size)`` under query, key or value          ``(in, heads * size)``
-    ``(..., heads, size, out)`` under out                         ``(heads * size, out)``
-    the last two with a stack on axis 1, if sizes fit better so   a matrix for each layer of a scan
-    ``(window, in, out)`` where the module's name has "conv"      ``(window * in, out)``
-    ``(..., in, out)`` under "einsum", "expert" or "moe"          a matrix for each layer, head or expert
-    ``(stack, in, out)``                                          a matrix for each layer of a scan
-    ``(..., height, width, in, out)``                             ``(height * width * in, out)``
-    ============================================================  ==========================================
-
-    The first line that fits counts. The names of attention count only where the sizes fit too: at most 8
-    times as many outputs as inputs, and under ``out`` at least half as many. The line with a stack on axis 1
-    and the last two lines are defaults: neither name nor shape tells for sure what such arrays are, and
-    :func:`describe` lists them.
-
-    For other conventions there are further presets, a function such as this one, or a dictionary of these by
-    the names of modules: what it does not name is read as ``"flax"`` does, and a name that the parameters do
-    not have is an error. A module that is named counts as confirmed: nothing warns of it. The presets:
-
-    - ``"equinox"``: ``weight`` is ``(out, in)`` or ``(out, in, *window)``, with the layers of a
-      ``filter_vmap`` in front; the weight of a module with "norm" in its name is a vector, with "embed" one
-      whose rows are looked up.
-    - ``"haiku"``: vectors are named ``b``, ``scale`` and ``offset``, and an embedding ``embeddings``.
-    - ``"scanned"``: the first axis of every array stacks layers (or members of a population), what is left is
-      read as ``"flax"`` does.
-    - ``"convolution"``: of every array that is no vector the last axis is the outputs, and all others are
-      inputs: a convolution whose module is not called so.
-
-    Args:
-      name: the path of the leaf, as ``jax.tree_util.keystr`` writes it.
-      leaf: the parameter, of which only the shape is read.
-
-    Returns:
-      The axes.
-
-    Examples:
-      >>> import jax.numpy as jnp, riemann_optax as ro
-      >>> ro.kernel_axes("['conv']['kernel']", jnp.zeros([3, 3, 16, 32]))
-      MatrixAxes(inputs=(0, 1, 2), outputs=(3,), lookup=False, window=(0, 1))
-      >>> ro.kernel_axes("['attention']['query']['kernel']", jnp.zeros([64, 4, 16]))
-      MatrixAxes(inputs=(0,), outputs=(1, 2), lookup=False, window=())
-      >>> ro.kernel_axes("['layers']['bias']", jnp.zeros([12, 64]))  # twelve layers
-      MatrixAxes(inputs=(1,), outputs=(), lookup=False, window=())
-    """
-    return _by_convention("flax", _words(name), np.shape(leaf))[0]
 
 
 def check_axes(axes: Any) -> None:
@@ -270,7 +167,7 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
     if isinstance(axes, Mapping):  # no name is left to look up
         axes, named = "flax", False
     if isinstance(axes, str):
-        conventional, certain = _by_convention(axes, _words(name), shape)
+        conventional, certain = by_convention(axes, name, shape)
         return Reading(conventional, certain or named)
     chosen = axes(name, leaf) if callable(axes) else axes
     if chosen is not None:
@@ -325,76 +222,3 @@ def _check_names_below(
             )
         if isinstance(part, Mapping):
             _check_names_below(part, below, f"{place}[{name!r}]")
-
-
-def _words(name: str) -> list[str]:
-    found = ["".join(groups) for groups in _WORDS.findall(name.removesuffix(".value"))]
-    return [word for part in found for word in part.split("/")]
-
-
-def _by_convention(preset: str, words: list[str], shape: tuple[int, ...]) -> tuple[MatrixAxes, bool]:
-    """Return the axes by the conventions of a preset, and whether name and shape leave no other way."""
-    ndim = len(shape)
-    if preset == "scanned" and ndim:
-        one, certain = _by_convention("flax", words, shape[1:])
-        inputs, outputs, window = (
-            tuple(axis + 1 for axis in side) for side in (one.inputs, one.outputs, one.window)
-        )
-        return MatrixAxes(inputs, outputs, one.lookup, window), certain
-    if ndim < 2:
-        return MatrixAxes(tuple(range(ndim)), ()), True
-    last, module = words[-1] if words else "", words[-2] if len(words) > 1 else ""
-    if preset == "equinox":
-        return _of_equinox(last, module, words, shape)
-    if last in _VECTORS.get(preset, _VECTORS["flax"]):
-        return MatrixAxes((ndim - 1,), ()), True
-    if preset == "convolution":
-        inputs = tuple(range(ndim - 1))
-        return MatrixAxes(inputs, (ndim - 1,), window=inputs[:-1]), True
-    if re.search("embeddings?$", last):
-        return MatrixAxes((ndim - 2,), (ndim - 1,), lookup=True), True
-    if ndim == 2:
-        return MatrixAxes((0,), (1,)), True
-    first, second, third = shape[-3:]
-    if ndim == 4 and module in _PROJECTIONS and _is_scanned_behind(module, shape):
-        return (MatrixAxes((0, 2), (3,)) if module == "out" else MatrixAxes((0,), (2, 3))), False
-    if module in ("query", "key", "value") and second * third <= _WIDEST_PROJECTION * first:
-        return MatrixAxes((ndim - 3,), (ndim - 2, ndim - 1)), True
-    merged = first * second
-    if module == "out" and merged <= 2 * third and third <= _WIDEST_PROJECTION * merged:
-        return MatrixAxes((ndim - 3, ndim - 2), (ndim - 1,)), True
-    if any(map(_STACKED.search, words)):
-        return MatrixAxes((ndim - 2,), (ndim - 1,)), True
-    convolution = "conv" in module.lower()
-    places = 2 if ndim > 3 else int(convolution)
-    inputs = tuple(range(ndim - 2 - places, ndim - 1))
-    return MatrixAxes(inputs, (ndim - 1,), window=inputs[:-1]), convolution
-
-
-def _is_scanned_behind(module: str, shape: tuple[int, ...]) -> bool:
-    """Return whether attention's kernel fits better with the layers of a scan on axis 1 than on axis 0."""
-
-    def unlike(inputs: int, outputs: int) -> float:
-        return max(inputs, outputs) / max(min(inputs, outputs), 1)
-
-    a, b, c, d = shape
-    if module == "out":
-        return unlike(a * c, d) < unlike(b * c, d) and unlike(a * c, d) <= 2
-    return unlike(a, c * d) < unlike(b, c * d) and unlike(a, c * d) <= _WIDEST_PROJECTION
-
-
-def _of_equinox(last: str, module: str, words: list[str], shape: tuple[int, ...]) -> tuple[MatrixAxes, bool]:
-    ndim = len(shape)
-    near = f"{module} {last}".lower()
-    convolution = any("conv" in word.lower() for word in words)
-    if last == "bias" or "norm" in near:
-        first = ndim - 1
-        while (convolution or ndim > 2) and shape[first] == 1 and first > 0:
-            first -= 1  # the bias of a convolution is (out, 1, 1)
-        return MatrixAxes(tuple(range(first, ndim)), ()), True
-    if "embed" in near:
-        return MatrixAxes((ndim - 2,), (ndim - 1,), lookup=True), True
-    if ndim == 2 or (ndim == 3 and not convolution):
-        return MatrixAxes((ndim - 1,), (ndim - 2,)), ndim == 2
-    out = max(ndim - 4, 0)
-    return MatrixAxes(tuple(range(out + 1, ndim)), (out,), window=tuple(range(out + 2, ndim))), convolution

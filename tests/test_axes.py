@@ -45,6 +45,7 @@ LOOKED_UP, CHANNELS = True, False  # whether rows are looked up; a convolution's
         ("['layers']['out']['kernel']", (12, 24, 64, 768), ((0, 2), (3,))),
         ("['moe']['experts']['kernel']", (12, 8, 64, 256), ((2,), (3,))),
         ("['q_einsum']['w']", (8, 64, 16), ((1,), (2,))),
+        ("['conv1d']['kernel']", (12, 3, 8, 8), ((1, 2), (3,), CHANNELS, (1,))),  # twelve of one dimension
     ],
 )
 def test_conventions_of_flax(name, shape, axes):

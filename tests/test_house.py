@@ -14,7 +14,17 @@ CAN_RUN_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib",
 # the stations of the chain and the rooms, as updates pass them. Names with an underscore are not public.
 ORDER = {
     "": (
-        *("_version", "_vocabulary", "_state_fields", "_tree", "_declare", "_check", "_axes", "_annotated"),
+        *(
+            "_version",
+            "_vocabulary",
+            "_state_fields",
+            "_tree",
+            "_declare",
+            "_check",
+            "_conventions",
+            "_axes",
+            "_annotated",
+        ),
         "_population",
         *("boundary", "phi", "covector", "_observe", "metric", "edits", "scaling", "eigenbasis", "anchor"),
         *("wrappers",),

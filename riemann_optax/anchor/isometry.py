@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _axes, _check, _tree
-from riemann_optax._axes import Axes, MatrixAxes
+from riemann_optax._axes import Axes
+from riemann_optax._conventions import MatrixAxes
 from riemann_optax._declare import Declared
 from riemann_optax._tree import wide_dtype
 from riemann_optax.covector import check_leaves, plus

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _axes, _check, _tree
-from riemann_optax._axes import Axes, MatrixAxes
+from riemann_optax._axes import Axes
+from riemann_optax._conventions import MatrixAxes
 from riemann_optax._state_fields import declare_fields
 from riemann_optax._tree import wide_dtype
 from riemann_optax.covector import Covector, check_leaves, plus

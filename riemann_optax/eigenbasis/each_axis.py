@@ -6,7 +6,8 @@ import jax
 import optax
 
 from riemann_optax import _axes, _tree
-from riemann_optax._axes import Axes, MatrixAxes
+from riemann_optax._axes import Axes
+from riemann_optax._conventions import MatrixAxes
 from riemann_optax.eigenbasis.coordinates import OfOtherAxes
 from riemann_optax.eigenbasis.transform import InEigenbasisState, in_eigenbasis
 

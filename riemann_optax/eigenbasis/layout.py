@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from riemann_optax import _axes, _check, _tree
-from riemann_optax._axes import Axes, MatrixAxes
+from riemann_optax._axes import Axes
+from riemann_optax._conventions import MatrixAxes
 
 Side = Literal["both", "smaller", "input", "output", "none", "vector"]
 SIDES: tuple[str, ...] = get_args(Side)

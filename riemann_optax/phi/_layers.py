@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from riemann_optax import _axes, _tree
-from riemann_optax._axes import Axes, MatrixAxes
+from riemann_optax._axes import Axes
+from riemann_optax._conventions import MatrixAxes
 from riemann_optax._declare import required
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from riemann_optax import _axes, _check, _tree
-from riemann_optax._axes import Axes, MatrixAxes
+from riemann_optax._axes import Axes
+from riemann_optax._conventions import MatrixAxes
 from riemann_optax._declare import Phi
 from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state

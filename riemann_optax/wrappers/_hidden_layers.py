@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from riemann_optax import _axes, _tree
-from riemann_optax._axes import Axes, MatrixAxes
+from riemann_optax._axes import Axes
+from riemann_optax._conventions import MatrixAxes
 
 Outgoing = Mapping[str, str | Sequence[str]]
 _BIASES = ("bias", "b")

@@ -1,0 +1,225 @@
+"""What the shape and the name of an array tell of its axes, by the conventions of Flax, Equinox and Haiku."""
+
+import re
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+
+class MatrixAxes(NamedTuple):
+    """Which axes of an array are the inputs of its layer and which the outputs.
+
+    Attributes:
+      inputs: the axes of the fan-in, merged into the rows of a matrix.
+      outputs: the axes of the fan-out, merged into columns; none for a vector, such as a bias. All other axes
+        stack matrices, as a scan over layers does.
+      lookup: whether one row at a time is looked up, as in an embedding. A row, not a column, is then the
+        group called "neuron": the memory of a rare token is its own.
+      window: those of the inputs that are places in the window of a convolution, not channels.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> phi = ro.phi.per_neuron(axes={"w": ro.MatrixAxes(inputs=(1,), outputs=(0,))})  # as in PyTorch
+      >>> print(phi.init({"w": jnp.zeros([5, 3])}).second_moment["w"].shape)  # five outputs, five neurons
+      (5, 1)
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    lookup: bool = False
+    window: tuple[int, ...] = ()
+
+
+Preset = Literal["flax", "equinox", "haiku", "scanned", "convolution"]
+PRESETS: tuple[str, ...] = get_args(Preset)
+
+_WORDS = re.compile(r"""\[['"]([^'"]*)['"]\]|\.(\w+)|\[(\d+)\]""")
+_VECTORS = {"flax": {"bias", "scale"}, "haiku": {"b", "scale", "offset"}}
+_STACKED = re.compile("einsum|expert|moe", re.IGNORECASE)
+# A projection of Flax's attention has about as many outputs as inputs; a scan over layers, or a convolution,
+# that goes by the same name has axes that would be far from it.
+_WIDEST_PROJECTION = 8
+_PROJECTIONS = ("query", "key", "value", "out")
+_DIMENSIONS = re.compile("conv_?([123])_?d", re.IGNORECASE)  # in the name of a convolution
+_LIFTED = re.compile("^(Scan|Vmap)[A-Z]")  # Linen's own names of what it stacks
+_WIDEST_WINDOW = 32
+
+
+class Reading(NamedTuple):
+    """How an array is read.
+
+    Attributes:
+      axes: None for an array that is no matrix.
+      certain: whether name and shape leave no other way, or the user has said so.
+    """
+
+    axes: MatrixAxes | None
+    certain: bool = True
+
+
+def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
+    """Return the matrix axes of an array by Flax's conventions: the preset ``"flax"``, which is the default.
+
+    ============================================================  ==========================================
+    array                                                         read as
+    ============================================================  ==========================================
+    ``(n,)``                                                      a vector
+    ``(..., n)`` named ``bias`` or ``scale``                      a vector for each layer of a scan
+    ``(..., rows, features)`` named ``embedding``                 a matrix whose rows are looked up
+    ``(in, out)``                                                 a matrix
+    ``(..., in, heads, size)`` under query, key or value          ``(in, heads * size)``
+    ``(..., heads, size, out)`` under out                         ``(heads * size, out)``
+    the last two with a stack on axis 1, if sizes fit better so   a matrix for each layer of a scan
+    ``(window, in, out)`` where the module's name has "conv"      ``(window * in, out)``
+    ``(..., in, out)`` under "einsum", "expert" or "moe"          a matrix for each layer, head or expert
+    ``(stack, in, out)``                                          a matrix for each layer of a scan
+    ``(..., depth, height, width, in, out)``, see below           ``(depth * height * width * in, out)``
+    ``(..., height, width, in, out)``                             ``(height * width * in, out)``
+    ============================================================  ==========================================
+
+    The first line that fits counts. The names of attention count only where the sizes fit too: at most 8
+    times as many outputs as inputs, and under ``out`` at least half as many. Of five axes and more the first
+    of the last five is a depth where it is no longer than height or width, or 3, 5 or 7 where these are 1;
+    and no side of the window is longer than 32. Else it stacks layers, as it does under Linen's names
+    ``Scan...`` and ``Vmap...``. A module that is called "conv1d", "conv2d" or "conv3d" (or "conv3_d") is what
+    it says.
+
+    The line with a stack on axis 1 and the last three lines are defaults, but for ``(height, width, in,
+    out)`` under "conv": neither name nor shape tells for sure what such arrays are, and :func:`describe`
+    lists them.
+
+    For other conventions there are further presets, a function such as this one, or a dictionary of these by
+    the names of modules: what it does not name is read as ``"flax"`` does, and a name that the parameters do
+    not have is an error. A module that is named counts as confirmed: nothing warns of it. The presets:
+
+    - ``"equinox"``: ``weight`` is ``(out, in)`` or ``(out, in, *window)``, with the layers of a
+      ``filter_vmap`` in front, and a window of three axes as above; the weight of a module with "norm" in its
+      name is a vector, with "embed" one whose rows are looked up.
+    - ``"haiku"``: vectors are named ``b``, ``scale`` and ``offset``, and an embedding ``embeddings``.
+    - ``"scanned"``: the first axis of every array stacks layers (or members of a population), what is left is
+      read as ``"flax"`` does.
+    - ``"convolution"``: of every array that is no vector the last axis is the outputs, and all others are
+      inputs: a convolution whose module is not called so.
+
+    Args:
+      name: the path of the leaf, as ``jax.tree_util.keystr`` writes it.
+      leaf: the parameter, of which only the shape is read.
+
+    Returns:
+      The axes.
+
+    Examples:
+      >>> import jax.numpy as jnp, riemann_optax as ro
+      >>> ro.kernel_axes("['conv']['kernel']", jnp.zeros([3, 3, 16, 32]))
+      MatrixAxes(inputs=(0, 1, 2), outputs=(3,), lookup=False, window=(0, 1))
+      >>> ro.kernel_axes("['attention']['query']['kernel']", jnp.zeros([64, 4, 16]))
+      MatrixAxes(inputs=(0,), outputs=(1, 2), lookup=False, window=())
+      >>> ro.kernel_axes("['layers']['bias']", jnp.zeros([12, 64]))  # twelve layers
+      MatrixAxes(inputs=(1,), outputs=(), lookup=False, window=())
+    """
+    return by_convention("flax", name, np.shape(leaf))[0]
+
+
+def _words(name: str) -> list[str]:
+    found = ["".join(groups) for groups in _WORDS.findall(name.removesuffix(".value"))]
+    return [word for part in found for word in part.split("/")]
+
+
+def by_convention(preset: str, name: str, shape: tuple[int, ...]) -> tuple[MatrixAxes, bool]:
+    """Return the axes by the conventions of a preset, and whether name and shape leave no other way."""
+    return _of_words(preset, _words(name), shape)
+
+
+def _of_words(preset: str, words: list[str], shape: tuple[int, ...]) -> tuple[MatrixAxes, bool]:
+    ndim = len(shape)
+    if preset == "scanned" and ndim:
+        one, certain = _of_words("flax", words, shape[1:])
+        inputs, outputs, window = (
+            tuple(axis + 1 for axis in side) for side in (one.inputs, one.outputs, one.window)
+        )
+        return MatrixAxes(inputs, outputs, one.lookup, window), certain
+    if ndim < 2:
+        return MatrixAxes(tuple(range(ndim)), ()), True
+    last, module = words[-1] if words else "", words[-2] if len(words) > 1 else ""
+    if preset == "equinox":
+        return _of_equinox(last, module, words, shape)
+    if last in _VECTORS.get(preset, _VECTORS["flax"]):
+        return MatrixAxes((ndim - 1,), ()), True
+    if preset == "convolution":
+        inputs = tuple(range(ndim - 1))
+        return MatrixAxes(inputs, (ndim - 1,), window=inputs[:-1]), True
+    if re.search("embeddings?$", last):
+        return MatrixAxes((ndim - 2,), (ndim - 1,), lookup=True), True
+    if ndim == 2:
+        return MatrixAxes((0,), (1,)), True
+    first, second, third = shape[-3:]
+    if ndim == 4 and module in _PROJECTIONS and _is_scanned_behind(module, shape):
+        return (MatrixAxes((0, 2), (3,)) if module == "out" else MatrixAxes((0,), (2, 3))), False
+    if module in ("query", "key", "value") and second * third <= _WIDEST_PROJECTION * first:
+        return MatrixAxes((ndim - 3,), (ndim - 2, ndim - 1)), True
+    merged = first * second
+    if module == "out" and merged <= 2 * third and third <= _WIDEST_PROJECTION * merged:
+        return MatrixAxes((ndim - 3, ndim - 2), (ndim - 1,)), True
+    if any(map(_STACKED.search, words)):
+        return MatrixAxes((ndim - 2,), (ndim - 1,)), True
+    places, certain = _window([module], words, shape[:-2])
+    inputs = tuple(range(ndim - 2 - places, ndim - 1))
+    return MatrixAxes(inputs, (ndim - 1,), window=inputs[:-1]), certain
+
+
+def _window(called: list[str], words: list[str], sizes: tuple[int, ...]) -> tuple[int, bool]:
+    """Return how many axes are the window of a convolution, and whether that is certain.
+
+    Args:
+      called: the names of modules that tell that there is one.
+      words: all names on the way to the array.
+      sizes: of all axes but inputs and outputs: what stacks layers, then the window.
+    """
+    told = [int(found[1]) for found in map(_DIMENSIONS.search, called) if found]
+    if told and told[-1] <= len(sizes):
+        return told[-1], True
+    convolution = any("conv" in one.lower() for one in called)
+    if len(sizes) < 3:
+        return len(sizes) if convolution or len(sizes) == 2 else 0, convolution
+    return 3 if _is_volume(sizes[-3:]) and not any(map(_LIFTED.match, words)) else 2, False
+
+
+def _is_volume(sizes: tuple[int, ...]) -> bool:
+    """Return whether three axes are rather the window of a convolution than a stack of two-dimensional ones.
+
+    Windows in time or depth are about as long as wide, or have one long side; a stack mostly has more layers
+    than a window has places along a side.
+    """
+    depth, *others = sizes
+    alone = set(others) == {1} and depth in (3, 5, 7)
+    return max(sizes) <= _WIDEST_WINDOW and (alone or depth <= max(others))
+
+
+def _is_scanned_behind(module: str, shape: tuple[int, ...]) -> bool:
+    """Return whether attention's kernel fits better with the layers of a scan on axis 1 than on axis 0."""
+
+    def unlike(inputs: int, outputs: int) -> float:
+        return max(inputs, outputs) / max(min(inputs, outputs), 1)
+
+    a, b, c, d = shape
+    if module == "out":
+        return unlike(a * c, d) < unlike(b * c, d) and unlike(a * c, d) <= 2
+    return unlike(a, c * d) < unlike(b, c * d) and unlike(a, c * d) <= _WIDEST_PROJECTION
+
+
+def _of_equinox(last: str, module: str, words: list[str], shape: tuple[int, ...]) -> tuple[MatrixAxes, bool]:
+    ndim = len(shape)
+    near = f"{module} {last}".lower()
+    convolution = any("conv" in word.lower() for word in words)
+    if last == "bias" or "norm" in near:
+        first = ndim - 1
+        while (convolution or ndim > 2) and shape[first] == 1 and first > 0:
+            first -= 1  # the bias of a convolution is (out, 1, 1)
+        return MatrixAxes(tuple(range(first, ndim)), ()), True
+    if "embed" in near:
+        return MatrixAxes((ndim - 2,), (ndim - 1,), lookup=True), True
+    if ndim == 2 or (ndim == 3 and not convolution):
+        return MatrixAxes((ndim - 1,), (ndim - 2,)), ndim == 2
+    places, certain = _window(words, words, shape[2:])
+    out = ndim - 2 - places
+    return MatrixAxes(tuple(range(out + 1, ndim)), (out,), window=tuple(range(out + 2, ndim))), certain
