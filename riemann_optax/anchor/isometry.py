@@ -144,7 +144,7 @@ def nearest_isometry(*, steps: int = 10, axes: Axes = "flax") -> optax.GradientT
         if not matrix.size:
             return matrix
         scale = jnp.sqrt(columns / rows).astype(matrix.real.dtype)
-        norm = jnp.sqrt(jnp.sum(_tree.squared_magnitude(matrix), axis=(-2, -1), keepdims=True))
+        norm = _tree.power(jnp.sum(_tree.squared_magnitude(matrix), axis=(-2, -1), keepdims=True), 0.5)
         factor = matrix / jnp.where(norm == 0, 1, norm).astype(matrix.real.dtype)
 
         def step(number: Any, x: jax.Array) -> jax.Array:

@@ -139,7 +139,7 @@ def _largest(
     """
 
     def unit(x: jax.Array, along: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        size = jnp.sqrt(jnp.sum(_tree.squared_magnitude(x), axis=along, keepdims=True))
+        size = _tree.power(jnp.sum(_tree.squared_magnitude(x), axis=along, keepdims=True), 0.5)
         return size, x / jnp.where(size == 0, jnp.ones_like(size), size).astype(x.dtype)
 
     def step(right: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -14,7 +14,7 @@ from riemann_optax._conventions import MatrixAxes
 from riemann_optax._declare import Phi
 from riemann_optax._state_fields import declare_fields
 from riemann_optax.phi import _state
-from riemann_optax.phi._factors import Pair, group_means
+from riemann_optax.phi._factors import Pair, group_means, share
 from riemann_optax.phi._layers import fan_in, mean_square_activities
 
 
@@ -341,7 +341,7 @@ def _factors(
 def _share(sides: _axes.Sides, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Return each column's mean square divided by the matrix's mean square; 0 where all are 0."""
     mean = _tree.mean(rows, sides[0])
-    return columns / jnp.maximum(mean, np.finfo(mean.dtype).tiny)
+    return share(columns, jnp.where(mean < np.finfo(mean.dtype).tiny, 0, mean))
 
 
 def _row_axes(read: MatrixAxes | None) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -108,4 +107,4 @@ def _norms(tree: Any, over: str) -> Any:
     means = _tree.group_mean(
         jax.tree.map(_tree.squared_magnitude, tree), "tree" if over == "tree" else "leaf"
     )
-    return jax.tree.map(jnp.sqrt, means)
+    return _tree.power(means, 0.5)
