@@ -234,3 +234,50 @@ def test_the_strength_of_a_pull_is_learned_with_matrices_of_zeros(pull, dtype):
     assert abs(expected) > 0.1
     for found in slopes(final, 0.1, dtype):  # in float32 the search for a largest value begins elsewhere
         np.testing.assert_allclose(found, expected, rtol=1e-2 if dtype == "float32" else 1e-6)
+
+
+FULL = {"mu_dtype": None, "nu_dtype": None, "basis_dtype": None}
+IN_EIGENBASES = {
+    "riemannian_eigenbasis": lambda rate: ro.riemannian_eigenbasis(rate, **FULL),
+    "both sides": lambda rate: ro.riemannian_eigenbasis(rate, sides="both", **FULL),
+    "in_eigenbasis": lambda rate: ro.in_eigenbasis(riemannian_sgd(rate), update_every=2),
+    "soap": lambda rate: ro.soap(rate),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", IN_EIGENBASES)
+def test_through_eigenbases_there_is_forward_mode(name, dtype):
+    """docs/limits.md says so, and that reverse mode is refused, by JAX."""
+    inputs, outputs = (
+        np.random.default_rng(seed).normal(size=shape) for seed, shape in ((1, [5, 4]), (2, [5, 3]))
+    )
+
+    def final(rate):
+        tx = IN_EIGENBASES[name](rate)
+        params = {"kernel": jnp.zeros([4, 3], rate.dtype), "bias": jnp.zeros(3, rate.dtype)}
+        if name != "soap":  # as under optax.adam, the root of 0 has an infinite slope
+            params["idle"] = jnp.zeros([3, 2], rate.dtype)
+
+        def loss(params):
+            given = jnp.tanh(jnp.asarray(inputs, rate.dtype) @ params["kernel"] + params["bias"])
+            error = jnp.sum((given - jnp.asarray(outputs, rate.dtype)) ** 2)
+            return error + jnp.sum(params.get("idle", jnp.zeros([])) ** 2)
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=4)
+        return loss(params)
+
+    expected = difference(jax.jit(final), 0.03)
+    assert abs(expected) > 1
+    with jax.enable_x64(dtype == "float64"):
+        rate = jnp.asarray(0.03, dtype)
+        found = float(jax.jit(jax.jacfwd(final))(rate))
+        with pytest.raises(ValueError, match="Reverse-mode differentiation does not work for"):
+            jax.grad(final)(rate)
+    # The first steps of SOAP, of one length each, show the rounding of a basis.
+    np.testing.assert_allclose(found, expected, rtol=2e-2 if dtype == "float32" else 1e-6)

@@ -80,9 +80,32 @@ def product(subscripts: str, first: jax.Array, second: jax.Array, precision: Any
     return result_array.reshape(*stack, *(sizes[name] for name in result))
 
 
+@jax.custom_jvp
 def decompose(correlation: jax.Array) -> jax.Array:
-    """Return the eigenvectors of ``[..., n, n]`` as columns, largest eigenvalue first."""
+    """Return the eigenvectors of ``[..., n, n]`` as columns, largest eigenvalue first.
+
+    Vectors of equal eigenvalues, as of a matrix without gradients, have no derivative: they do not turn.
+    """
     return jnp.flip(jnp.linalg.eigh(correlation)[1], -1)
+
+
+@decompose.defjvp
+def _derivative_of_decompose(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (correlation,), (tangent,) = primals, tangents
+    vectors = decompose(correlation)
+    there = jnp.conj(jnp.swapaxes(vectors, -1, -2))
+    turned, moved = (
+        jnp.matmul(jnp.matmul(there, one, precision=EXACT), vectors, precision=EXACT)
+        for one in (correlation, (tangent + jnp.conj(jnp.swapaxes(tangent, -1, -2))) / 2)
+    )
+    values = jnp.diagonal(turned, axis1=-2, axis2=-1)
+    gap = values[..., None, :] - values[..., :, None]
+    rotation = jnp.where(
+        gap == 0, jnp.zeros_like(moved), moved / jnp.where(gap == 0, jnp.ones_like(gap), gap)
+    )
+    return vectors, jnp.matmul(vectors, rotation, precision=EXACT)
 
 
 def iterate(
