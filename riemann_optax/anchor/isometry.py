@@ -85,6 +85,7 @@ def add_isometry_pull(
         **extra_args: Any,
     ) -> tuple[optax.Updates, IsometryPullState]:
         del extra_args
+        updates = _tree.arrays(updates)
         params = _check.require_params(_tree.trained(params, updates), "add_isometry_pull")
         check_leaves(updates, params)
         strength = _tree.at_count(rate, state.count)

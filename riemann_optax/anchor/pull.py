@@ -105,6 +105,7 @@ def add_anchored_weights(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AnchoredWeightsState]:
+        updates = _tree.arrays(updates)
         params = _check.require_params(_tree.trained(params, updates), "add_anchored_weights")
         components = map_covectors(lambda c: c.components, updates)
         phi_state = state.precision

@@ -95,6 +95,7 @@ def add_spectral_pull(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SpectralPullState]:
         del extra_args
+        updates = _tree.arrays(updates)
         params = _check.require_params(_tree.trained(params, updates), "add_spectral_pull")
         strength = _tree.at_count(rate, state.count)
         bare = _tree.bare(params)

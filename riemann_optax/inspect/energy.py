@@ -80,6 +80,7 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
         **extra_args: Any,
     ) -> tuple[optax.Updates, TrackEnergyState]:
         del extra_args
+        updates = _tree.arrays(updates)
         params = _check.require_params(_tree.trained(params, updates), "track_energy")
         return updates, TrackEnergyState(**_account(state, updates, params))
 
@@ -182,7 +183,7 @@ def synaptic_caching(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SynapticCachingState]:
         del params, extra_args
-        updates = jax.tree.map(faded, updates, state.transient)
+        updates = jax.tree.map(faded, _tree.arrays(updates), state.transient)
         # What the weights are given, rounded to their dtype: the parts add up to the weight.
         transient = jax.tree.map(lambda s, u: s + u.astype(s.dtype), state.transient, updates)
         full, some = _crossed(transient, threshold, over)
