@@ -193,6 +193,11 @@ def check_names(argument: str, value: Any) -> None:
 def check_transformation(argument: str, value: Any) -> None:
     """Raise ``TypeError`` unless ``value`` is a gradient transformation."""
     if not isinstance(value, optax.GradientTransformation):
+        if isinstance(getattr(value, "tx", None), optax.GradientTransformation):
+            raise TypeError(
+                f"{argument} must be an optax.GradientTransformation, got {type(value).__name__}: pass its "
+                "tx."
+            )
         if callable(getattr(value, "gradient_transformation", None)):  # of optax.MultiSteps
             raise TypeError(
                 f"{argument} must be an optax.GradientTransformation, got {type(value).__name__}: pass what "

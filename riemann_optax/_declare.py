@@ -63,7 +63,7 @@ class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # 
       least: what the values of a phi do not fall below.
 
     Raises:
-      ValueError: for a name that is not in the vocabulary.
+      ValueError: for a name that is not in the vocabulary; for a declaration without a ``name``.
     """
 
     def __new__(
@@ -77,6 +77,11 @@ class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # 
         least: float = 0.0,
     ) -> Self:
         """Make a transformation whose two functions report to whoever listens."""
+        if name is None and (tuple(needs) or update_with_means is not None or least != 0.0):
+            raise ValueError(
+                f"{cls.__name__}: needs, update_with_means and least are declared under a name: give one, "
+                'name="...", which messages and tables use.'
+            )
         if name is None:  # rebuilt, as jax.tree.map rebuilds a NamedTuple: the functions know it already
             rebuilt: Self = super().__new__(cls, init, update)
             return rebuilt
@@ -118,15 +123,14 @@ class Phi(Declared):
     Args:
       init: builds the state from the parameters, with ``jnp.zeros_like`` so that shardings carry over.
       update: ``(updates, state, params=None, **extra_args) -> (phi, new_state)``, one real value per weight.
-      name: what :func:`riemann_optax.describe` and messages call it. Always give one: without it the
-        arguments below are not read.
+      name: what :func:`riemann_optax.describe` and messages call it. The arguments below want one.
       needs: the extra arguments that ``update`` reads, from ``riemann_optax.phi.EXTRA_ARGUMENTS``.
       update_with_means: None; or, for a phi that knows the means of its groups at less cost than a pass over
         its values, ``(over, updates, state, params, **extra_args) -> (phi, means, new_state)``.
       least: what its values do not fall below; where it is negative, ``alpha`` has a limit.
 
     Raises:
-      ValueError: for a need that is not in the vocabulary.
+      ValueError: for a need that is not in the vocabulary; for one of the arguments below without a ``name``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro

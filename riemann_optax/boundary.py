@@ -220,6 +220,24 @@ def trained(name: str, optimizer: Any, model: Any) -> Any:
     return params
 
 
+def taken_apart(name: str, argument: str, tx: Any, params: Any) -> tuple[Any, Any, Any]:
+    """Return a transformation, parameters and None; of an ``nnx.Optimizer`` and a model also the state.
+
+    Args:
+      name: the function that is called.
+      argument: that of its transformation.
+      tx: what stands there.
+      params: parameters, or a model of Flax NNX or Equinox.
+
+    Raises:
+      TypeError: where ``tx`` is neither.
+    """
+    if not is_nnx_optimizer(tx):
+        return _check.transformation(argument, tx), parameters_of(params), None
+    own = params if parameters_of(params) is params else trained(name, tx, params)
+    return tx.tx, own, tx.opt_state
+
+
 def _graph(optimizer: Any) -> dict[str, Any]:
     return {"graph": optimizer.graph} if hasattr(optimizer, "graph") else {}  # not in older Flax
 

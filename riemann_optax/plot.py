@@ -80,7 +80,7 @@ def metric(
 
     Raises:
       ImportError: at ``riemann_optax.plot`` itself, without matplotlib.
-      TypeError: where ``history`` is one dictionary.
+      TypeError: where ``history`` is one dictionary, or ``axes`` are no axes of matplotlib.
       ValueError: where ``history`` has no ``E_mean``, or ``steps`` has another length.
 
     Examples:
@@ -118,6 +118,8 @@ def metric(
             "history must have E_mean of a leaf or a group: give the dictionaries of metric_scalars, of an "
             "optimiser with record_metric() between the stages (record=True of the aliases)."
         )
+    if axes is not None:
+        _check_axes("metric", axes)
     if axes is None:
         axes = pyplot.subplots(layout="constrained")[1]
     for name, parts in curves.items():
@@ -132,6 +134,14 @@ def metric(
     return axes
 
 
+def _check_axes(name: str, axes: Any) -> None:
+    if not isinstance(axes, Axes):
+        raise TypeError(
+            f"{name}: axes must be axes of matplotlib, got {type(axes).__name__}: give one, such as the "
+            "second value of pyplot.subplots()."
+        )
+
+
 def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
     """Write the label of each line at its right end, in its colour; call it last, when the limits are set.
 
@@ -144,6 +154,7 @@ def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
 
     Raises:
       ImportError: at ``riemann_optax.plot`` itself, without matplotlib.
+      TypeError: where ``axes`` are no axes of matplotlib.
 
     Examples:
       >>> import riemann_optax as ro
@@ -154,6 +165,7 @@ def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
       >>> [text.get_text() for text in axes.texts]
       ['AdamW', 'metric']
     """
+    _check_axes("name_lines", axes)
     figure = cast("Figure", axes.get_figure(root=True))
     figure.draw_without_rendering()  # so that the height of the axes is known
     box, points = axes.get_position(), fontsize / 72

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from riemann_optax import _tree
-from riemann_optax.boundary import parameters_of
+from riemann_optax.boundary import taken_apart
 
 
 def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> Any:
@@ -21,7 +21,8 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
     sharding of their parameter, factored ones its projection, counters are replicated. Nothing is allocated.
 
     Args:
-      tx: any Optax transformation whose state has arrays of the parameters, and not one array of them all.
+      tx: any Optax transformation whose state has arrays of the parameters, and not one array of them all; or
+        an ``nnx.Optimizer``, with its model as ``params``.
       params: the parameters, or ``jax.ShapeDtypeStruct`` with shardings, or a model of Flax NNX. All on one
         mesh; arrays on one device give state on that device.
 
@@ -32,7 +33,7 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
       ValueError: where the parameters lie on different meshes, or a leaf has a sharding that is neither a
         ``NamedSharding`` nor of one device; where ``tx.init`` joins parameters of different shardings to one
         array, as that of ``optax.flatten`` does.
-      TypeError: inside of ``jit`` or ``vmap``.
+      TypeError: inside of ``jit`` or ``vmap``; where ``tx`` is no gradient transformation.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
@@ -45,7 +46,7 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
       >>> print(tuple(optax.tree.get(state, "trace").sharding.spec))
       ('x', None)
     """
-    params = parameters_of(params)
+    tx, params, _ = taken_apart("state_shardings", "tx", tx, params)
     _check_concrete(params)
     mesh = _common_mesh(params)
     if mesh is None:
@@ -83,7 +84,7 @@ def init(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptSta
     are sharded: compute :func:`state_shardings` before.
 
     Args:
-      tx: any Optax transformation.
+      tx: any Optax transformation, or an ``nnx.Optimizer`` with its model as ``params``.
       params: the parameters, arrays on one mesh or on one device; or a model of Flax NNX, of which the
         ``nnx.Param`` count.
 
@@ -103,7 +104,7 @@ def init(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptSta
       >>> print(tuple(state.second_moment.sharding.spec))
       ('x', None)
     """
-    params = parameters_of(params)
+    tx, params, _ = taken_apart("sharding.init", "tx", tx, params)
     return jax.device_put(tx.init(params), state_shardings(tx, params))
 
 

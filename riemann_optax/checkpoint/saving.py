@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import optax
 
-from riemann_optax import _check, _tree, sharding
+from riemann_optax import _tree, sharding
 from riemann_optax._version import __version__
-from riemann_optax.boundary import parameters_of
+from riemann_optax.boundary import taken_apart
 
 # Increase by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint of
 # an older format can be restored unless it holds one of the states that have changed since.
@@ -156,7 +156,7 @@ def target(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptS
       >>> print(target.second_moment["w"].shape)
       (3, 2)
     """
-    tx, params = _check.transformation("tx", tx), parameters_of(params)
+    tx, params, _ = taken_apart("checkpoint.target", "tx", tx, params)
     if params is None:
         raise ValueError("params must be the parameters of tx, got None: give them, or their shapes.")
     return jax.tree.map(

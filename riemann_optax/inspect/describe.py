@@ -10,19 +10,18 @@ import optax
 
 from riemann_optax import _axes, _tree
 from riemann_optax import _observe as observe
-from riemann_optax._check import transformation
 from riemann_optax._declare import Phi
-from riemann_optax.boundary import parameters_of
+from riemann_optax.boundary import taken_apart
 from riemann_optax.inspect._evaluate import evaluate, is_small
 from riemann_optax.inspect.live import eigenbases
-from riemann_optax.metric import compute_metric
+from riemann_optax.metric import ComputeMetricState, compute_metric
 from riemann_optax.scaling import scale_by_inverse_metric
 
 
 def metric_at(
     tx: optax.GradientTransformation,
     gradients: optax.Updates,
-    state: optax.OptState,
+    state: optax.OptState | None = None,
     params: optax.Params | None = None,
     **extra_args: Any,
 ) -> optax.Updates:
@@ -31,13 +30,13 @@ def metric_at(
     Runs ``tx.update`` and throws its result away; ``E`` is read at stage 2, after every edit of the metric.
     Works with the chain inside ``masked``, ``partition``, ``inject_hyperparams`` and, outside of ``jit``,
     inside wrappers that branch, such as ``MultiSteps`` or ``apply_if_finite``. Takes the variables of Flax
-    NNX as they are: ``metric_at(tx, gradients, optimizer.opt_state, nnx.state(model, nnx.Param))``.
+    NNX as they are, and an ``nnx.Optimizer``: ``metric_at(optimizer, gradients, params=model)``.
 
     Args:
-      tx: a transformation that contains both stages.
+      tx: a transformation that contains both stages, or an ``nnx.Optimizer`` of one.
       gradients: the gradients, as they would be given to ``tx.update``.
-      state: the state of ``tx``.
-      params: the parameters.
+      state: the state of ``tx``; None for that of an ``nnx.Optimizer``.
+      params: the parameters, or a model of Flax NNX.
       **extra_args: the extra arguments of ``tx.update``.
 
     Returns:
@@ -47,6 +46,7 @@ def metric_at(
     Raises:
       ValueError: where ``tx`` applied no metric in this update, applied it inside a traced branch, or to
         other leaves than those of ``gradients``, as in ``optax.contrib.split_real_and_imaginary``.
+      TypeError: where ``tx`` is no gradient transformation, or has no state.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -55,6 +55,10 @@ def metric_at(
       >>> print(ro.metric_at(tx, jnp.ones(2), tx.init(params), params))
       [1. 4.]
     """
+    tx, params, own = taken_apart("metric_at", "tx", tx, params)
+    state = own if state is None else state
+    if state is None:
+        raise TypeError("metric_at: state must be the state of tx, got None: give what its init returns.")
     tx = optax.with_extra_args_support(tx)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((gradients, state, params)))
     bare = _tree.bare(gradients)
@@ -161,11 +165,12 @@ def describe(
     metric are called Euclidean.
 
     Args:
-      tx_or_phi: an optimiser with both stages in it; or a phi, described as ``compute_metric(phi, alpha)``.
+      tx_or_phi: an optimiser with both stages in it, also as an ``nnx.Optimizer``; or a phi, described as
+        ``compute_metric(phi, alpha)``.
       params: the parameters, any tree of arrays; or a model of Flax NNX, of which the ``nnx.Param`` count.
       gradients: the gradients to evaluate ``E`` at; by default 1 for every weight, which shows the structure
         but not the numbers of a run.
-      state: the state of ``tx_or_phi``; by default that of ``init``.
+      state: the state of ``tx_or_phi``; by default that of the ``nnx.Optimizer``, or of ``init``.
       alpha: the scaling factor for a phi; giving one says that ``tx_or_phi`` is a phi. A
         :class:`riemann_optax.phi.Phi` is recognised without it, and described at alpha 1.
       **extra_args: the extra arguments of ``update``, such as ``obj_fn``.
@@ -175,7 +180,8 @@ def describe(
 
     Raises:
       TypeError: where ``tx_or_phi`` is no gradient transformation.
-      ValueError: where ``gradients`` differ from ``params``, or an extra argument is missing.
+      ValueError: where ``gradients`` differ from ``params``, or an extra argument is missing; for an
+        ``alpha`` with an optimiser that has a metric of its own.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -193,7 +199,10 @@ def describe(
       ['kernel']  (1, 2)  maintenance_energy  1 to 4  0.25 to 1           8
       shared state: 4 bytes; E at gradients of 1
     """
-    tx_or_phi, params = transformation("tx_or_phi", tx_or_phi), parameters_of(params)
+    tx_or_phi, params, own = taken_apart("describe", "tx_or_phi", tx_or_phi, params)
+    state = own if state is None else state
+    if alpha is not None and not isinstance(tx_or_phi, Phi):
+        _check_no_metric(tx_or_phi, params)
     if alpha is not None or isinstance(tx_or_phi, Phi):
         tx = optax.chain(
             compute_metric(tx_or_phi, 1.0 if alpha is None else alpha), scale_by_inverse_metric()
@@ -215,6 +224,15 @@ def describe(
     ]
     bases += _kept_bases(state)
     return Description(tuple(rows), shared, where, _axes.remarks(params, readings), tuple(bases))
+
+
+def _check_no_metric(tx: optax.GradientTransformation, params: optax.Params) -> None:
+    """Raise ``ValueError`` where what is given with an alpha has a metric: then it is no phi."""
+    if _tree.find_states(jax.eval_shape(tx.init, params), ComputeMetricState):
+        raise ValueError(
+            "alpha: tx_or_phi has a metric of its own, with an alpha of its own, and is no phi: leave alpha "
+            "out, or give the phi alone."
+        )
 
 
 def _kept_bases(state: optax.OptState) -> list[str]:

@@ -168,6 +168,7 @@ def observe(parameter: Any, *, inputs: Any = None, activities: Any = None) -> No
     Raises:
       ValueError: while a signal is recorded, where ``parameter`` is none of the arrays that the loss function
         was given.
+      TypeError: where a signal is no array.
 
     Examples:
       >>> import jax, jax.numpy as jnp, riemann_optax as ro
@@ -184,6 +185,12 @@ def observe(parameter: Any, *, inputs: Any = None, activities: Any = None) -> No
       [[1. 2.]
        [3. 4.]]
     """
+    for name, signal in (("inputs", inputs), ("activities", activities)):
+        if not (signal is None or hasattr(signal, "dtype") or isinstance(signal, int | float | list | tuple)):
+            raise TypeError(
+                f"observe: {name} must be an array, or the number 1, got {signal!r}: give the values "
+                "themselves, such as inputs=x."
+            )
     recorder = _recorder.get()
     if recorder is None:
         return

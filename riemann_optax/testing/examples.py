@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from riemann_optax.supply.checking import (
+    check_loss_function,
     check_result,
     check_that_data_is_in_the_batch,
     number_of_examples,
@@ -44,7 +45,7 @@ def check_examples(
       AssertionError: where the two differ.
       ValueError: where arrays of the batch have other first axes, or a further argument has as many rows as
         the batch has examples; where the loss of the batch is not finite.
-      TypeError: where the loss does not return one number.
+      TypeError: where ``loss_fn`` is no function, or does not return one number.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -56,6 +57,7 @@ def check_examples(
           ...
       AssertionError: the loss of the batch is 18.6667, the mean of those of its examples 0...
     """
+    check_loss_function(loss_fn)
     parts = functional(model)
 
     def loss(batch: Any) -> float:
