@@ -86,6 +86,8 @@ def in_eight_bits(**options: Any) -> Form:
 
 # Means of rows and columns instead of a mean square of each weight; momentum in float32.
 FACTORED = {"phi": ro.phi.factored_activity(decay=0.97), "mu_dtype": None}
+PLAIN = {"correlate": "gradients"}
+UNSETTLED = PLAIN | {"settling_steps": 0}
 FORMS = {
     ADAMW: Form(lambda schedule: optax.adamw(schedule, b2=0.95, weight_decay=DECAY)),
     "NAdamW": Form(lambda schedule: optax.nadamw(schedule, b2=0.95, weight_decay=DECAY)),
@@ -105,20 +107,25 @@ FORMS = {
     "no basis": Form(lambda schedule: ro.riemannian_adamw(schedule, weight_decay=DECAY)),
     f"{ONE_SIDED}, no Nesterov": ours(nesterov=False),
     ONE_SIDED: ours(),
+    f"{ONE_SIDED}, metric of the momentum": ours(measure="momentum"),
     f"{ONE_SIDED}, row times column": ours(**FACTORED),
     f"{ONE_SIDED}, eight bits": in_eight_bits(),
     BOTH_SIDES: ours(sides="both"),
+    f"{BOTH_SIDES}, metric of the momentum": ours(sides="both", measure="momentum"),
     f"{BOTH_SIDES}, row times column": ours(sides="both", **FACTORED),
     f"{BOTH_SIDES}, row times column, whitened": ours(
         sides="both", correlate="whitened_gradients", **FACTORED
     ),
-    # The same from the first step on as after 300.
-    f"{ONE_SIDED}, no Nesterov, no settling": ours(nesterov=False, settling_steps=0),
-    f"{ONE_SIDED}, no settling": ours(settling_steps=0),
-    f"{ONE_SIDED}, row times column, no settling": ours(settling_steps=0, **FACTORED),
-    f"{ONE_SIDED}, eight bits, no settling": in_eight_bits(settling_steps=0),
-    f"{BOTH_SIDES}, no settling": ours(sides="both", settling_steps=0),
-    f"{BOTH_SIDES}, row times column, no settling": ours(sides="both", settling_steps=0, **FACTORED),
+    # What was recommended before correlations were of normalised gradients.
+    f"{ONE_SIDED}, plain correlations": ours(**PLAIN),
+    f"{BOTH_SIDES}, row times column, plain correlations": ours(sides="both", **PLAIN, **FACTORED),
+    # And before that: the same from the first step on as after 300.
+    f"{ONE_SIDED}, no Nesterov, no settling": ours(nesterov=False, **UNSETTLED),
+    f"{ONE_SIDED}, no settling": ours(**UNSETTLED),
+    f"{ONE_SIDED}, row times column, no settling": ours(**UNSETTLED, **FACTORED),
+    f"{ONE_SIDED}, eight bits, no settling": in_eight_bits(**UNSETTLED),
+    f"{BOTH_SIDES}, no settling": ours(sides="both", **UNSETTLED),
+    f"{BOTH_SIDES}, row times column, no settling": ours(sides="both", **UNSETTLED, **FACTORED),
     f"{BOTH_SIDES}, row times column, whitened, no settling": ours(
         sides="both", correlate="whitened_gradients", settling_steps=0, **FACTORED
     ),

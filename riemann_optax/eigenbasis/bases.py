@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from riemann_optax.eigenbasis.mesh import ANYWHERE, Places, placed
 from riemann_optax.eigenbasis.orthonormal import EXACT, Method, orthonormalise
 
+_FLOOR = 0.01  # of the mean square of a matrix; a row or column below it is hardly more than noise
+
 
 def turn(
     matrices: jax.Array, left: Any, right: Any, precision: Any = None, places: Places = ANYWHERE
@@ -53,6 +55,19 @@ def correlations(matrices: jax.Array, side: Literal["left", "right"], places: Pl
     matrices = placed(matrices, getattr(places, side))
     subscripts = "...paqc,...pdqc->...pad" if side == "left" else "...paqc,...paqe->...qce"
     return product(subscripts, matrices, matrices, EXACT)
+
+
+def normalised(matrices: jax.Array, side: Literal["left", "right"]) -> jax.Array:
+    """Return blocks whose columns (left; rows for the right side) have a root mean square of 1.
+
+    Those below the floor are divided by its root alone, so that rounding errors stay small.
+    """
+    own = -3 if side == "left" else -1
+    squares = jnp.square(matrices)
+    lines = jnp.mean(squares, axis=own, keepdims=True)
+    block = (-3, -2, -1) if side == "left" else (-4, -3, -1)
+    divisor = jnp.maximum(lines, _FLOOR * jnp.mean(squares, axis=block, keepdims=True))
+    return matrices * jax.lax.rsqrt(jnp.where(divisor > 0, divisor, 1))
 
 
 def product(subscripts: str, first: jax.Array, second: jax.Array, precision: Any) -> jax.Array:

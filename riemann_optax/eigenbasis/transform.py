@@ -16,7 +16,6 @@ from riemann_optax.eigenbasis.account import account
 from riemann_optax.eigenbasis.coordinates import Coordinates, coordinate_arrays, fields_of
 from riemann_optax.eigenbasis.frame import (
     Frame,
-    averaged,
     check_made_for,
     decompose_first,
     differences_of,
@@ -31,9 +30,9 @@ from riemann_optax.eigenbasis.refresh import Refresh, refresh_group, saturated_s
 from riemann_optax.eigenbasis.schedule import alike_groups, schedule
 from riemann_optax.eigenbasis.stack import RefreshRules
 from riemann_optax.eigenbasis.task_boundary import consolidated_if, enclosed, enclosed_like, opened
-from riemann_optax.eigenbasis.whitening import whitened_averages
+from riemann_optax.eigenbasis.whitening import averaged_factors
 
-Correlate = Literal["gradients", "gradient_differences", "whitened_gradients"]
+Correlate = Literal["gradients", "normalised_gradients", "whitened_gradients", "gradient_differences"]
 CORRELATED: tuple[str, ...] = get_args(Correlate)
 MATRICES = ("left_factors", "right_factors", "left_bases", "right_bases")
 
@@ -124,12 +123,13 @@ def in_eigenbasis(
     attributes ``linear_fields`` and ``squared_fields``; a table declares those of Optax.
     Momentum after ``in_eigenbasis`` equals momentum inside, if the metric comes before it.
 
-    **Whitened gradients.** With ``correlate="whitened_gradients"`` each side's correlations are those of
-    gradients that the other side has whitened, :math:`L = \overline{G R^{-1} G^\top}` and
-    :math:`R = \overline{G^\top L^{-1} G}`, each up to a factor. They are the Kronecker product nearest to the
-    gradients' covariance in the Kullback-Leibler divergence: a few large columns do not drown the others.
-    Where only one side is turned nothing is whitened. It costs two more products per side and update, ``8
-    n**3`` for an ``n x n`` matrix, and no state.
+    **Normalised gradients.** A few large columns drown the others in :math:`G G^\top`. With
+    ``correlate="normalised_gradients"`` each column is first divided by its root mean square (or a tenth of
+    the matrix's, if that is more), and for :math:`G^\top G` each row: a spatial sign covariance. With
+    ``"whitened_gradients"`` the other side's eigenvalues divide, :math:`L = \overline{G R^{-1} G^\top}` and
+    :math:`R = \overline{G^\top L^{-1} G}`, each up to a factor: the Kronecker product nearest to the covariance
+    in the Kullback-Leibler divergence. A side alone is not whitened. It takes two more products per side and
+    update, ``8 n**3`` for an ``n x n`` matrix. Neither takes more state.
 
     **Which arrays.** Axes are read as rows and columns by ``axes``, by default :func:`kernel_axes`: dense,
     convolutional, attention and stacked kernels. Vectors, and stacks of them, stay diagonal unless
@@ -176,10 +176,11 @@ def in_eigenbasis(
         by the names of modules.
       state_dtype: dtype of factors and bases; None means float32, or wider where the parameter is wider.
         Products are computed in float32 or wider.
-      correlate: ``"gradients"``, or ``"gradient_differences"`` from one update to the next. Differences
-        have the correlations of the Hessian's own factors: **for gradients without noise only**. The first
-        update is then made in the original coordinates, and later each basis is refreshed before its use,
-        not after; the state holds the last gradient as well. Or ``"whitened_gradients"``, see above.
+      correlate: ``"gradients"``; ``"normalised_gradients"`` or ``"whitened_gradients"``, see above; or
+        ``"gradient_differences"`` from one update to the next. Differences have the correlations of the
+        Hessian's own factors: **for gradients without noise only**. The first update is then made in the
+        original coordinates, and later each basis is refreshed before its use, not after; the state holds the
+        last gradient as well.
       second_moments: ``"mix"`` or ``"keep"``, see above.
       linear_fields: names of further state fields that are linear in gradients or weights, for state classes
         that you cannot change.
@@ -234,6 +235,9 @@ def in_eigenbasis(
 
       Lin et al, `Understanding and Improving Shampoo and SOAP via Kullback-Leibler Minimization
       <https://arxiv.org/abs/2509.03378>`_, ICLR, 2026: whitened gradients
+
+      Dürre, Fried and Vogel, `The spatial sign covariance matrix and its application for robust correlation
+      estimation <https://arxiv.org/abs/1606.02274>`_, arXiv, 2016: normalised gradients
 
       Gupta, Koren and Singer, `Shampoo: Preconditioned Stochastic Tensor Optimization
       <https://arxiv.org/abs/1802.09568>`_, ICML, 2018
@@ -328,13 +332,8 @@ def in_eigenbasis(
         matrices = {name: _leaves_up_to(structure, getattr(state, name)) for name in MATRICES}
         previous = _leaves_up_to(structure, state.previous_gradients)
         sources = differences_of(gradients, previous, state.count) if differences else gradients
-        if whitened:
-            both = whitened_averages(sources, layouts, matrices, state.count, decay)
-            matrices["left_factors"], matrices["right_factors"] = both
-        else:
-            for side in ("left", "right"):
-                factors = matrices[f"{side}_factors"]
-                matrices[f"{side}_factors"] = averaged(sources, layouts, factors, side, decay)
+        both = averaged_factors(correlate, sources, layouts, matrices, state.count, decay)
+        matrices["left_factors"], matrices["right_factors"] = both
         dtypes = [_tree.working_dtype(gradient) for gradient in gradients]
         groups, period = schedule(layouts, dtypes, update_every, refresh_together, refresh_budget)
         observe.basis_used(lambda: account(bare, rules, state_dtype, period))

@@ -1,4 +1,4 @@
-"""Correlations of gradients that the other side has whitened: factors fitted by the KL divergence."""
+"""The running means of correlations: plain, of normalised gradients, or fitted by the KL divergence."""
 
 from typing import Any, Literal
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from riemann_optax import _tree
 from riemann_optax.eigenbasis import bases
+from riemann_optax.eigenbasis.frame import averaged
 from riemann_optax.eigenbasis.layout import Layout
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
 from riemann_optax.eigenbasis.orthonormal import EXACT
@@ -14,7 +15,25 @@ from riemann_optax.eigenbasis.orthonormal import EXACT
 _FLOOR = 1e-6  # of the mean eigenvalue; directions without gradients would divide by 0
 
 
-def whitened_averages(
+def averaged_factors(
+    correlate: str,
+    gradients: list[Any],
+    layouts: list[Layout | None],
+    squares: dict[str, list[Any]],
+    count: jax.Array,
+    decay: Any,
+) -> tuple[list[Any], list[Any]]:
+    """Return the running means of both sides' correlations, updated with these gradients."""
+    if correlate == "whitened_gradients":
+        return _whitened_averages(gradients, layouts, squares, count, decay)
+    normalised = correlate == "normalised_gradients"
+    return (
+        averaged(gradients, layouts, squares["left_factors"], "left", decay, normalised),
+        averaged(gradients, layouts, squares["right_factors"], "right", decay, normalised),
+    )
+
+
+def _whitened_averages(
     gradients: list[Any],
     layouts: list[Layout | None],
     squares: dict[str, list[Any]],
