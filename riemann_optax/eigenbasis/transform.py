@@ -127,9 +127,9 @@ def in_eigenbasis(
     ``correlate="normalised_gradients"`` each column is first divided by its root mean square (or a tenth of
     the matrix's, if that is more), and for :math:`G^\top G` each row: a spatial sign covariance. With
     ``"whitened_gradients"`` the other side's eigenvalues divide, :math:`L = \overline{G R^{-1} G^\top}` and
-    :math:`R = \overline{G^\top L^{-1} G}`, each up to a factor: the Kronecker product nearest to the covariance
-    in the Kullback-Leibler divergence. A side alone is not whitened. It takes two more products per side and
-    update, ``8 n**3`` for an ``n x n`` matrix. Neither takes more state.
+    :math:`R = \overline{G^\top L^{-1} G}`, each up to a factor: the Kronecker product nearest to the
+    covariance in the Kullback-Leibler divergence. A side alone is not whitened. It takes two more products
+    per side and update, ``8 n**3`` for an ``n x n`` matrix. Neither takes more state.
 
     **Which arrays.** Axes are read as rows and columns by ``axes``, by default :func:`kernel_axes`: dense,
     convolutional, attention and stacked kernels. Vectors, and stacks of them, stay diagonal unless

@@ -37,9 +37,7 @@ def riemannian_eigenbasis(
     sides: Side | ChooseSide = "smaller",
     basis_decay: float = 0.95,
     basis_dtype: Any = "bfloat16",
-    correlate: Literal[
-        "gradients", "normalised_gradients", "whitened_gradients"
-    ] = "normalised_gradients",
+    correlate: Literal["gradients", "normalised_gradients", "whitened_gradients"] = "normalised_gradients",
     update_every: int | None = None,
     settling_steps: int | None = None,
     tau: float = 0.0,
@@ -53,11 +51,11 @@ def riemannian_eigenbasis(
       w \leftarrow w - \eta\,(u + \lambda w), \qquad
       E = \frac{\mu + \alpha\,\varphi}{1 + \alpha}, \quad \mu = \mathrm{mean}(\varphi)
 
-    with ``Q`` the eigenvectors of the running mean of :math:`G G^\top` (of :math:`G^\top G` where the columns
-    are fewer), columns of ``G`` normalised (or rows), :math:`\varphi` the running root mean square of each component of :math:`Q^\top G`, and
-    :math:`\hat m` the bias-corrected running mean of Nesterov's kind. The chain: :func:`in_eigenbasis` of
-    :func:`compute_metric` (conformal), ``on_gradient(ema(b1))`` and :func:`scale_by_inverse_metric`; then
-    decoupled weight decay and ``optax.scale_by_learning_rate``.
+    with ``Q`` the eigenvectors of the running mean of :math:`G G^\top`, the columns of ``G`` normalised (of
+    :math:`G^\top G` and its rows where the columns are fewer), :math:`\varphi` the running root mean square
+    of each component of :math:`Q^\top G`, and :math:`\hat m` the bias-corrected running mean of Nesterov's
+    kind. The chain: :func:`in_eigenbasis` of :func:`compute_metric` (conformal), ``on_gradient(ema(b1))`` and
+    :func:`scale_by_inverse_metric`; then decoupled weight decay and ``optax.scale_by_learning_rate``.
 
     **Momentum** is that of the covector: the gradient is averaged before the metric divides it. It is kept in
     the eigenbasis and turned when the basis is, which is exact and costs one product per refresh; kept in the

@@ -1,4 +1,4 @@
-"""Correlations of normalised gradients: against NumPy in float64, and as an estimate of known eigenvectors."""
+"""Correlations of normalised gradients: NumPy in float64, and the known eigenvectors of heavy tails."""
 
 import jax
 import jax.numpy as jnp
@@ -106,13 +106,14 @@ def test_a_turn_of_the_rows_turns_the_path(gradients):
     q = np.linalg.qr(np.random.default_rng(1).standard_normal((5, 5)))[0]
     with jax.enable_x64(True):
         here, there = (
-            walk(turned(sides="input"), jnp.asarray(g), jnp.zeros([5, 4]))[0] for g in (gradients, q @ gradients)
+            walk(turned(sides="input"), jnp.asarray(g), jnp.zeros([5, 4]))[0]
+            for g in (gradients, q @ gradients)
         )
     np.testing.assert_allclose(there, q @ np.asarray(here), rtol=1e-7, atol=1e-9)
 
 
 def test_heavy_tails_do_not_spoil_the_eigenvectors():
-    """Columns of N(0, A) times a random length: normalised, they have the eigenvectors of A; see the paper."""
+    """Columns of N(0, A), each times a random length, have the eigenvectors of A once normalised."""
     random = np.random.default_rng(1)
     q = np.linalg.qr(random.standard_normal((16, 6, 6)))[0]
     a = q @ np.diag(2.0 ** np.arange(6)) @ q.mT

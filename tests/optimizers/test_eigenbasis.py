@@ -91,7 +91,9 @@ def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov, measure):
 
     with jax.enable_x64(True):
         path = walk(tx, gradients, start)
-    np.testing.assert_allclose(path, by_hand(gradients, start, nesterov, measure=measure), rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(
+        path, by_hand(gradients, start, nesterov, measure=measure), rtol=1e-8, atol=1e-10
+    )
 
 
 def test_schedule_free_in_the_eigenbasis_by_hand():
