@@ -116,7 +116,7 @@ FORMS = {
     f"{BOTH_SIDES}, row times column, whitened": ours(
         sides="both", correlate="whitened_gradients", **FACTORED
     ),
-    # What was recommended before correlations were of normalised gradients.
+    # What was recommended before correlations were of tempered gradients.
     f"{ONE_SIDED}, plain correlations": ours(**PLAIN),
     f"{BOTH_SIDES}, row times column, plain correlations": ours(sides="both", **PLAIN, **FACTORED),
     # And before that: the same from the first step on as after 300.

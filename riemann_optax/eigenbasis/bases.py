@@ -8,8 +8,6 @@ import jax.numpy as jnp
 from riemann_optax.eigenbasis.mesh import ANYWHERE, Places, placed
 from riemann_optax.eigenbasis.orthonormal import EXACT, Method, orthonormalise
 
-_FLOOR = 0.01  # of the mean square of a matrix; a row or column below it is hardly more than noise
-
 
 def turn(
     matrices: jax.Array, left: Any, right: Any, precision: Any = None, places: Places = ANYWHERE
@@ -57,17 +55,13 @@ def correlations(matrices: jax.Array, side: Literal["left", "right"], places: Pl
     return product(subscripts, matrices, matrices, EXACT)
 
 
-def normalised(matrices: jax.Array, side: Literal["left", "right"]) -> jax.Array:
-    """Return blocks whose columns (left; rows for the right side) have a root mean square of 1.
+def tempered(matrices: jax.Array, side: Literal["left", "right"]) -> jax.Array:
+    """Return blocks with each column (left; row for the right side) over the root of its own size.
 
-    Those below the floor are divided by its root alone, so that rounding errors stay small.
+    In correlations it then counts by its size, and not by its square.
     """
-    own = -3 if side == "left" else -1
-    squares = jnp.square(matrices)
-    lines = jnp.mean(squares, axis=own, keepdims=True)
-    block = (-3, -2, -1) if side == "left" else (-4, -3, -1)
-    divisor = jnp.maximum(lines, _FLOOR * jnp.mean(squares, axis=block, keepdims=True))
-    return matrices * jax.lax.rsqrt(jnp.where(divisor > 0, divisor, 1))
+    squares = jnp.mean(jnp.square(matrices), axis=-3 if side == "left" else -1, keepdims=True)
+    return matrices * jnp.where(squares > 0, squares, 1) ** -0.25
 
 
 def product(subscripts: str, first: jax.Array, second: jax.Array, precision: Any) -> jax.Array:

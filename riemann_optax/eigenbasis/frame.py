@@ -135,7 +135,7 @@ def averaged(
     factors: list[Any],
     side: Literal["left", "right"],
     decay: Any,
-    normalised: bool,
+    tempered: bool,
 ) -> list[Any]:
     """Return the running means of one side's correlations, updated with these gradients."""
     where = [places(*pair) for pair in zip(gradients, layouts, strict=True)]
@@ -148,8 +148,8 @@ def averaged(
                 continue
             matrices = layout.matrices(_tree.to_working_dtype(gradient))
             rate = jnp.asarray(decay).astype(matrices.dtype)
-            if normalised:
-                matrices = bases.normalised(matrices, side)
+            if tempered:
+                matrices = bases.tempered(matrices, side)
             correlation = bases.correlations(matrices, side, place)
             mean = rate * factor.astype(matrices.dtype) + (1 - rate) * correlation
             new.append(mean.astype(factor.dtype))

@@ -32,7 +32,7 @@ from riemann_optax.eigenbasis.stack import RefreshRules
 from riemann_optax.eigenbasis.task_boundary import consolidated_if, enclosed, enclosed_like, opened
 from riemann_optax.eigenbasis.whitening import averaged_factors
 
-Correlate = Literal["gradients", "normalised_gradients", "whitened_gradients", "gradient_differences"]
+Correlate = Literal["gradients", "tempered_gradients", "whitened_gradients", "gradient_differences"]
 CORRELATED: tuple[str, ...] = get_args(Correlate)
 MATRICES = ("left_factors", "right_factors", "left_bases", "right_bases")
 
@@ -123,13 +123,14 @@ def in_eigenbasis(
     attributes ``linear_fields`` and ``squared_fields``; a table declares those of Optax.
     Momentum after ``in_eigenbasis`` equals momentum inside, if the metric comes before it.
 
-    **Normalised gradients.** A few large columns drown the others in :math:`G G^\top`. With
-    ``correlate="normalised_gradients"`` each column is first divided by its root mean square (or a tenth of
-    the matrix's, if that is more), and for :math:`G^\top G` each row: a spatial sign covariance. With
-    ``"whitened_gradients"`` the other side's eigenvalues divide, :math:`L = \overline{G R^{-1} G^\top}` and
-    :math:`R = \overline{G^\top L^{-1} G}`, each up to a factor: the Kronecker product nearest to the
-    covariance in the Kullback-Leibler divergence. A side alone is not whitened. It takes two more products
-    per side and update, ``8 n**3`` for an ``n x n`` matrix. Neither takes more state.
+    **Tempered gradients.** A few large columns, and gradients of the past that were larger, drown the others
+    in :math:`\overline{G G^\top}`. With ``correlate="tempered_gradients"`` each column is first divided by
+    the root of its root mean square, so that it counts by its size and not by its square (each row in
+    :math:`G^\top G`). With ``"whitened_gradients"`` the other side's eigenvalues divide,
+    :math:`L = \overline{G R^{-1} G^\top}` and :math:`R = \overline{G^\top L^{-1} G}`, each up to a factor:
+    the Kronecker product nearest to the covariance in the Kullback-Leibler divergence. A side alone is not
+    whitened. It takes two more products per side and update, ``8 n**3`` for an ``n x n`` matrix. Neither
+    takes more state.
 
     **Which arrays.** Axes are read as rows and columns by ``axes``, by default :func:`kernel_axes`: dense,
     convolutional, attention and stacked kernels. Vectors, and stacks of them, stay diagonal unless
@@ -176,7 +177,7 @@ def in_eigenbasis(
         by the names of modules.
       state_dtype: dtype of factors and bases; None means float32, or wider where the parameter is wider.
         Products are computed in float32 or wider.
-      correlate: ``"gradients"``; ``"normalised_gradients"`` or ``"whitened_gradients"``, see above; or
+      correlate: ``"gradients"``; ``"tempered_gradients"`` or ``"whitened_gradients"``, see above; or
         ``"gradient_differences"`` from one update to the next. Differences have the correlations of the
         Hessian's own factors: **for gradients without noise only**. The first update is then made in the
         original coordinates, and later each basis is refreshed before its use, not after; the state holds the
@@ -236,8 +237,8 @@ def in_eigenbasis(
       Lin et al, `Understanding and Improving Shampoo and SOAP via Kullback-Leibler Minimization
       <https://arxiv.org/abs/2509.03378>`_, ICLR, 2026: whitened gradients
 
-      Dürre, Fried and Vogel, `The spatial sign covariance matrix and its application for robust correlation
-      estimation <https://arxiv.org/abs/1606.02274>`_, arXiv, 2016: normalised gradients
+      Raymaekers and Rousseeuw, `A Generalized Spatial Sign Covariance Matrix
+      <https://arxiv.org/abs/1805.01417>`_, Journal of Multivariate Analysis, 2019: tempered gradients
 
       Gupta, Koren and Singer, `Shampoo: Preconditioned Stochastic Tensor Optimization
       <https://arxiv.org/abs/1802.09568>`_, ICML, 2018

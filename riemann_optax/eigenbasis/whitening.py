@@ -1,4 +1,4 @@
-"""The running means of correlations: plain, of normalised gradients, or fitted by the KL divergence."""
+"""The running means of correlations: plain, of tempered gradients, or fitted by the KL divergence."""
 
 from typing import Any, Literal
 
@@ -26,10 +26,10 @@ def averaged_factors(
     """Return the running means of both sides' correlations, updated with these gradients."""
     if correlate == "whitened_gradients":
         return _whitened_averages(gradients, layouts, squares, count, decay)
-    normalised = correlate == "normalised_gradients"
+    tempered = correlate == "tempered_gradients"
     return (
-        averaged(gradients, layouts, squares["left_factors"], "left", decay, normalised),
-        averaged(gradients, layouts, squares["right_factors"], "right", decay, normalised),
+        averaged(gradients, layouts, squares["left_factors"], "left", decay, tempered),
+        averaged(gradients, layouts, squares["right_factors"], "right", decay, tempered),
     )
 
 

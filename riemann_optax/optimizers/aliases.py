@@ -328,7 +328,7 @@ def riemannian_schedule_free(
         stages = [
             in_eigenbasis(
                 optax.chain(*stages),
-                correlate="normalised_gradients",
+                correlate="tempered_gradients",
                 settling_steps=SETTLING_STEPS,
                 sides=sides,
                 axes=axes,

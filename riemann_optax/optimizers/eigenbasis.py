@@ -37,7 +37,7 @@ def riemannian_eigenbasis(
     sides: Side | ChooseSide = "smaller",
     basis_decay: float = 0.95,
     basis_dtype: Any = "bfloat16",
-    correlate: Literal["gradients", "normalised_gradients", "whitened_gradients"] = "normalised_gradients",
+    correlate: Literal["gradients", "tempered_gradients", "whitened_gradients"] = "tempered_gradients",
     update_every: int | None = None,
     settling_steps: int | None = None,
     tau: float = 0.0,
@@ -51,8 +51,8 @@ def riemannian_eigenbasis(
       w \leftarrow w - \eta\,(u + \lambda w), \qquad
       E = \frac{\mu + \alpha\,\varphi}{1 + \alpha}, \quad \mu = \mathrm{mean}(\varphi)
 
-    with ``Q`` the eigenvectors of the running mean of :math:`G G^\top`, the columns of ``G`` normalised (of
-    :math:`G^\top G` and its rows where the columns are fewer), :math:`\varphi` the running root mean square
+    with ``Q`` the eigenvectors of the running mean of :math:`G G^\top`, each column by its size (of
+    :math:`G^\top G`, each row, where the columns are fewer), :math:`\varphi` the running root mean square
     of each component of :math:`Q^\top G`, and :math:`\hat m` the bias-corrected running mean of Nesterov's
     kind. The chain: :func:`in_eigenbasis` of :func:`compute_metric` (conformal), ``on_gradient(ema(b1))`` and
     :func:`scale_by_inverse_metric`; then decoupled weight decay and ``optax.scale_by_learning_rate``.
@@ -95,7 +95,7 @@ def riemannian_eigenbasis(
       sides: ``"smaller"``, ``"both"`` (for more state) or another choice of :func:`in_eigenbasis`.
       basis_decay: of the running means of the correlations, in [0, 1).
       basis_dtype: of factors and bases; None means float32, or wider where the parameter is.
-      correlate: ``"normalised_gradients"``, so that a few large columns do not drown the others;
+      correlate: ``"tempered_gradients"``, where a column counts by its size, and not by its square;
         ``"gradients"``, as in SOAP; or ``"whitened_gradients"`` for the bases of KL-Shampoo, which needs
         ``sides="both"``.
       update_every: steps between two refreshes of a basis. None means 10: ``optax.inject_hyperparams`` would
@@ -143,7 +143,7 @@ def riemannian_eigenbasis(
     _check.check_mean_moves("b1", b1, "mu_dtype", mu_dtype)
     _check.check_mean_moves("basis_decay", basis_decay, "basis_dtype", basis_dtype)
     _check.check_choice("measure", measure, ("gradients", "momentum"))
-    _check.check_choice("correlate", correlate, ("gradients", "normalised_gradients", "whitened_gradients"))
+    _check.check_choice("correlate", correlate, ("gradients", "tempered_gradients", "whitened_gradients"))
     if correlate == "whitened_gradients" and sides in ("smaller", "input", "output"):
         raise ValueError(
             f'riemannian_eigenbasis: correlate="whitened_gradients" whitens each side by the other, and '

@@ -37,7 +37,7 @@ def by_hand(
     row_means, column_means = np.zeros(rows), np.zeros(columns)
     path = []
     for t, g in enumerate(gradients, 1):
-        lines = g / np.sqrt(np.maximum(np.mean(g**2, axis=0), 0.01 * np.mean(g**2)))
+        lines = g / np.mean(g**2, axis=0) ** 0.25
         factor = basis_decay * factor + (1 - basis_decay) * lines @ lines.T
         if basis is None:
             basis = np.linalg.eigh(factor)[1][:, ::-1]
