@@ -273,7 +273,8 @@ def riemannian_schedule_free(
     **Rates** have the units of ``optax.adamw``, at their peak: begin at 0.003 for about a million weights
     (:func:`starting_rate` for another size). The rate rises linearly over the first ``warmup_steps`` and then
     stays. State: one value per weight of a matrix and one per row and column; with ``sides="smaller"``, in
-    the bases of :func:`riemannian_eigenbasis`, 1.5 times the weights of a Transformer.
+    bases as those of :func:`riemannian_eigenbasis`, of plain correlations, 1.5 times the weights of a
+    Transformer.
 
     Args:
       learning_rate: a number; a schedule is multiplied by the warm-up.
@@ -328,7 +329,6 @@ def riemannian_schedule_free(
         stages = [
             in_eigenbasis(
                 optax.chain(*stages),
-                correlate="tempered_gradients",
                 settling_steps=SETTLING_STEPS,
                 sides=sides,
                 axes=axes,

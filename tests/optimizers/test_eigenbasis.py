@@ -25,6 +25,7 @@ def by_hand(
     settling=SETTLING,
     factored=False,
     measure="gradients",
+    tempered=True,
 ):
     """One matrix with fewer rows than columns: momentum lives in the axes of the weights here.
 
@@ -37,7 +38,7 @@ def by_hand(
     row_means, column_means = np.zeros(rows), np.zeros(columns)
     path = []
     for t, g in enumerate(gradients, 1):
-        lines = g / np.mean(g**2, axis=0) ** 0.25
+        lines = g / np.mean(g**2, axis=0) ** 0.25 if tempered else g
         factor = basis_decay * factor + (1 - basis_decay) * lines @ lines.T
         if basis is None:
             basis = np.linalg.eigh(factor)[1][:, ::-1]
@@ -102,7 +103,16 @@ def test_schedule_free_in_the_eigenbasis_by_hand():
     start = random.standard_normal((4, 6))
     gradients = random.standard_normal((30, 4, 4)) @ random.standard_normal((30, 4, 6))
     path = by_hand(
-        gradients, start, False, b1=0.0, decay=0.0, basis_decay=0.95, every=10, settling=300, factored=True
+        gradients,
+        start,
+        False,
+        b1=0.0,
+        decay=0.0,
+        basis_decay=0.95,
+        every=10,
+        settling=300,
+        factored=True,
+        tempered=False,
     )
     tangents = np.diff(np.stack([start, *path]), axis=0) / RATE
     iterate, average, trained, expected, total = start, start, start, [], 0.0
