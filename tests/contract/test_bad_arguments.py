@@ -97,6 +97,7 @@ BAD = {
     "meta_rate": NOT_NEGATIVE,
     "minimum": [-0.1, 1.1, *NOT_A_NUMBER, None],
     "mean_rate": POSITIVE,
+    "measure": CHOICE,
     "mixing": SHARE,
     "momentum": [-0.1, 1.0, *NOT_A_NUMBER],
     "mu_dtype": [jnp.int32, jnp.complex64, "float31"],

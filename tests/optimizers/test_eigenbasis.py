@@ -97,6 +97,24 @@ def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov, measure):
     )
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_steps_in_pure_noise_are_as_long_as_the_metric_says(nesterov):
+    """White noise through a filter has the root of the sum of its squared weights: 0.23, with Nesterov's 0.27."""
+    weights = 0.1 * 0.9 ** np.arange(400)
+    if nesterov:
+        weights = 0.9 * weights + 0.1 * (np.arange(400) == 0)
+    noise = jax.random.normal(jax.random.key(0), (3000, 64))
+    lengths = {}
+    for measure in ("gradients", "momentum"):
+        tx = ro.riemannian_eigenbasis(
+            1.0, b2=0.99, nu_dtype=None, nesterov=nesterov, measure=measure, weight_decay=0.0, mu_dtype=None
+        )
+        steps = jnp.diff(jnp.stack(walk(tx, noise, jnp.zeros(64))), axis=0)
+        lengths[measure] = float(jnp.sqrt(jnp.mean(steps[500:] ** 2)))
+    assert lengths["gradients"] == pytest.approx(np.sqrt(np.sum(weights**2)), rel=0.03)
+    assert lengths["momentum"] == pytest.approx(1.0, rel=0.03)
+
+
 def test_schedule_free_in_the_eigenbasis_by_hand():
     """Without momentum tangents depend on gradients alone; the averaging, by hand, is around them."""
     random = np.random.default_rng(1)
