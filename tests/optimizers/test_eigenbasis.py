@@ -99,7 +99,7 @@ def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov, measure):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_steps_in_pure_noise_are_as_long_as_the_metric_says(nesterov):
-    """White noise through a filter has the root of the sum of its squared weights: 0.23, with Nesterov's 0.27."""
+    """White noise has the root of the sum of the filter's squared weights: 0.23, with Nesterov's 0.27."""
     weights = 0.1 * 0.9 ** np.arange(400)
     if nesterov:
         weights = 0.9 * weights + 0.1 * (np.arange(400) == 0)
