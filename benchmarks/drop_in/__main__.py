@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from benchmarks.drop_in.picture import draw
 from benchmarks.drop_in.report import curves_table, million_table, relative_rows
-from benchmarks.drop_in.runs import ADAMW, NADAMW, OURS, RATES, RELATIVE, Laboratory, Run, rates_of
+from benchmarks.drop_in.runs import ADAMW, AT_ONE_RATE, OURS, RATES, RELATIVE, Laboratory, Run, rates_of
 from benchmarks.drop_in.shapes import MILLION, SEEDS, SHAPES, TUNING_SEED, Shape
 from benchmarks.shared import terminal
 from benchmarks.shared.command import RESULTS, parse_with_folder, wide_console
@@ -42,9 +42,7 @@ def million(laboratory: Laboratory, shape: Shape) -> tuple[float, dict[str, list
     """Return AdamW's best rate, of a seed that is not reported, and all optimisers at it on fresh seeds."""
     tuning = [laboratory.run(shape, ADAMW, rate, TUNING_SEED).validation for rate in RATES]
     rate = RATES[int(np.argmin(tuning))]
-    return rate, {
-        name: [laboratory.run(shape, name, rate, seed) for seed in SEEDS] for name in (ADAMW, NADAMW, OURS)
-    }
+    return rate, {name: [laboratory.run(shape, name, rate, seed) for seed in SEEDS] for name in AT_ONE_RATE}
 
 
 def main(arguments: list[str]) -> None:

@@ -5,7 +5,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from benchmarks.drop_in.report import relative_rows
-from benchmarks.drop_in.runs import ADAMW, NADAMW, OURS, RATES, RELATIVE, Laboratory, Run, rates_of
+from benchmarks.drop_in.runs import (
+    ADAMW,
+    AT_ONE_RATE,
+    OURS,
+    RATES,
+    RELATIVE,
+    Laboratory,
+    Run,
+    called,
+    rates_of,
+)
 from benchmarks.drop_in.shapes import MILLION, SEEDS, SHAPES, TUNING_SEED, Shape
 from benchmarks.shared.markdown import table
 from benchmarks.shared.records import Records
@@ -73,9 +83,10 @@ def _at_one_rate(records: Records) -> tuple[float, dict[str, list[Run]]]:
         return 0.0, {}
     rate = RATES[int(np.argmin(losses(tuning[ADAMW])))]
     laboratory = Laboratory(records, refuse)
-    names = (ADAMW, NADAMW, OURS)
     try:
-        return rate, {name: [laboratory.run(MILLION, name, rate, seed) for seed in SEEDS] for name in names}
+        return rate, {
+            name: [laboratory.run(MILLION, name, rate, seed) for seed in SEEDS] for name in AT_ONE_RATE
+        }
     except NotRecordedError:
         return 0.0, {}
 
@@ -88,7 +99,7 @@ def million_table(records: Records) -> str:
     base = losses(found[ADAMW])
     rows = [
         [
-            f"`{name}({rate:g})`",
+            f"`{called(name, rate)}`",
             f"{losses(runs).mean():.3f}",
             f"{(losses(runs) - base).mean():+.3f} ± {standard_error(losses(runs) - base):.3f}",
             f"{4 * runs[0].state:.1f}",
