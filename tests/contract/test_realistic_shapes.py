@@ -66,15 +66,34 @@ def replayed(name, dtype, jit):
     return history
 
 
+def resolved(gradient):
+    """Return which lines of a matrix have no component at the limit of what its first basis resolves.
+
+    Below four epsilons of bfloat16 of the largest a component is set to 0, which is a jump.
+    """
+    wide = gradient if gradient.shape[0] <= gradient.shape[1] else gradient.T
+    lines = wide / np.mean(wide**2, axis=0) ** 0.25
+    stored = jnp.asarray(0.05 * lines @ lines.T, jnp.bfloat16)
+    basis = jnp.asarray(np.linalg.eigh(np.asarray(stored, np.float64))[1], jnp.bfloat16)
+    components = np.abs(np.asarray(basis, np.float64).T @ wide)
+    limit = 4 * float(jnp.finfo(jnp.bfloat16).eps) * components.max()
+    kept = np.all(np.abs(components / limit - 1) > SENSITIVE["riemannian_eigenbasis"] / 4, axis=0)
+    assert np.mean(kept) > 0.9
+    return kept if wide is gradient else kept[:, None]
+
+
 @pytest.mark.parametrize("name", [name for name in ENTRIES if name not in SAMPLED])
 def test_compiled_float32_is_eager_float64(name):
     found = replayed(name, jnp.float32, as_users.jit)
     with jax.enable_x64(True), jax.disable_jit():
         expected = replayed(name, jnp.float64, lambda update: update)
     tolerance = {**ROUNDED, **SENSITIVE}.get(name, 1e-4)
+    first = problem.gradients(host_params(), 0) if name == "riemannian_eigenbasis" else {}
+    shown = {leaf: resolved(np.asarray(first[leaf])) for leaf in ("kernel", "wide") if first}
     for step, (a, b) in enumerate(zip(found, expected, strict=True)):
         for leaf in TREE:
-            assert_near(a[leaf], b[leaf], tolerance, f"{leaf}, step {step}")
+            mask = shown.get(leaf, True)
+            assert_near(mask * a[leaf], mask * b[leaf], tolerance, f"{leaf}, step {step}")
 
 
 # --- what reduces over axes against NumPy ---
