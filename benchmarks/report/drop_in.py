@@ -111,14 +111,13 @@ def million_table(records: Records) -> str:
 
 
 def _million(records: Records) -> str:
-    _, found = _at_one_rate(records)
+    rate, found = _at_one_rate(records)
     if not found:
         return ""
+    shown = "; ".join(f"`{called(name, rate)}` {losses(runs).mean():.3f}" for name, runs in found.items())
     return f"""
 A Transformer of {found[ADAMW][0].weights:,} weights at AdamW's best rate, which was chosen on another seed;
-the loss on text that was not trained on, mean of {len(SEEDS)} fresh seeds:
-
-{million_table(records)}
+the loss on text that was not trained on, mean of {len(SEEDS)} fresh seeds: {shown}.
 """
 
 

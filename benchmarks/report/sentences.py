@@ -279,7 +279,11 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
             "metric {}.",
             lambda: modern("competition by layer", "multiplicative metric + competition"),
         ),
-        Sentence(("README.md",), "A Transformer of a million weights, {} seeds:", lambda: [word(len(SEEDS))]),
+        Sentence(
+            ("README.md",),
+            "A Transformer of a million weights, all at AdamW's best rate, {} seeds:",
+            lambda: [word(len(SEEDS))],
+        ),
         Sentence(("docs/evidence.md",), "Means of {} fresh seeds, on text", lambda: [word(len(SEEDS))]),
         Sentence(
             ("docs/evidence.md",),
