@@ -104,10 +104,9 @@ def _derivative_of_decompose(
 ) -> tuple[jax.Array, jax.Array]:
     (correlation,), (tangent,) = primals, tangents
     vectors = decompose(correlation)
-    there = jnp.conj(jnp.swapaxes(vectors, -1, -2))
     turned, moved = (
-        jnp.matmul(jnp.matmul(there, one, precision=EXACT), vectors, precision=EXACT)
-        for one in (correlation, (tangent + jnp.conj(jnp.swapaxes(tangent, -1, -2))) / 2)
+        jnp.matmul(jnp.matmul(vectors.mT, one, precision=EXACT), vectors, precision=EXACT)
+        for one in (correlation, (tangent + tangent.mT) / 2)
     )
     values = jnp.diagonal(turned, axis1=-2, axis2=-1)
     gap = values[..., None, :] - values[..., :, None]

@@ -61,8 +61,8 @@ def riemannian_eigenbasis(
     the eigenbasis and turned when the basis is, which is exact and costs one product per refresh; kept in the
     axes of the weights it would cost one more product per step. With ``measure="momentum"`` it stands before
     the metric, so that phi sees :math:`\hat m` instead of the gradient. A component that is mostly noise is
-    then less stiff, and its steps are up to four times as long: better for language models, at half of the
-    rate; worse where directions oscillate, because the mean of an oscillation is small.
+    then less stiff, and its steps about four times as long: better for language models, where the best rate
+    is the same or lower; worse where directions oscillate, because the mean of an oscillation is small.
 
     **Rates** are those of ``optax.adamw``: take the one you have; this optimiser often bears twice as much.
     If you have none, begin at 0.003 for about a million weights (:func:`starting_rate` for another size).
