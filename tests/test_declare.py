@@ -271,6 +271,15 @@ def test_a_field_can_be_declared_by_the_caller():
     ro.in_eigenbasis(momentum, squared_fields=("second_moment",)).init(PARAMS)
 
 
+def test_an_array_of_a_plain_tuple_has_no_name_to_declare():
+    momentum = optax.GradientTransformation(
+        lambda params: (jax.tree.map(jnp.zeros_like, params),),
+        lambda updates, state, params=None: (updates, state),
+    )
+    with pytest.raises(ValueError, match=r"array at \[0\]\[0\] of .* make that state a NamedTuple"):
+        ro.in_eigenbasis(optax.chain(momentum)).init(PARAMS)
+
+
 def test_an_undeclared_extra_argument_that_may_turn_is_refused():
     tx = ro.in_eigenbasis(optax.identity())
     state = tx.init(PARAMS)

@@ -126,6 +126,13 @@ def _coordinates(
         )
     if not has_axes:
         return []
+    if owner is None:
+        raise ValueError(
+            f"in_eigenbasis: the array at {jax.tree_util.keystr(path)} of the state has the axes of a weight, "
+            "and no name by which to declare how it changes when a basis does: make that state a NamedTuple "
+            "and name the field in linear_fields or squared_fields, or keep this transformation outside of "
+            "in_eigenbasis."
+        )
     raise ValueError(
         f"in_eigenbasis: nobody has declared how {type(owner).__name__}.{field} changes when a basis does. "
         "If it is linear in gradients or weights (a momentum, a copy of the weights), name it in "
