@@ -17,7 +17,8 @@ from benchmarks.time_to_target.runs import Trainer
 ADAMW, NADAMW, OURS = "optax.adamw", "optax.nadamw", "ro.riemannian_adamw"
 SOAP, MUON = "ro.soap", "optax.contrib.muon, consistent_rms=0.2"  # which takes AdamW's rates
 EIGENBASIS = "ro.riemannian_eigenbasis"
-OF_MOMENTUM = 'ro.riemannian_eigenbasis, measure="momentum"'
+OF_MOMENTUM = "ro.riemannian_eigenbasis, gradient_share=0.0"
+OF_GRADIENTS = "ro.riemannian_eigenbasis, gradient_share=1.0"
 RELATIVE = "ro.riemannian_adamw, multiply_by_parameter_scale"
 METHODS = {
     ADAMW: Method(optax.adamw, ({},)),
@@ -26,13 +27,23 @@ METHODS = {
     MUON: Method(partial(optax.contrib.muon, consistent_rms=0.2), ({},)),
     SOAP: Method(ro.soap, ({},)),
     EIGENBASIS: Method(ro.riemannian_eigenbasis, ({},), "ours"),
-    OF_MOMENTUM: Method(partial(ro.riemannian_eigenbasis, measure="momentum"), ({},), "ours"),
+    OF_MOMENTUM: Method(partial(ro.riemannian_eigenbasis, gradient_share=0.0), ({},), "ours"),
+    OF_GRADIENTS: Method(partial(ro.riemannian_eigenbasis, gradient_share=1.0), ({},), "ours"),
     # At the alpha that was the default when these runs were made: at 10,000 OURS differs by a thousandth.
     RELATIVE: Method(
         partial(ro.riemannian_adamw, multiply_by_parameter_scale=True, alpha=100.0), ({},), "ours"
     ),
 }
-AT_ONE_RATE = (ADAMW, NADAMW, OURS, MUON, SOAP, EIGENBASIS, OF_MOMENTUM)  # on the largest network
+AT_ONE_RATE = (
+    ADAMW,
+    NADAMW,
+    OURS,
+    MUON,
+    SOAP,
+    OF_GRADIENTS,
+    EIGENBASIS,
+    OF_MOMENTUM,
+)  # on the largest network
 RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
 # Of a relative step, as wide a range, 16 times higher: the root mean square of a kernel is about 1/16.
 RELATIVE_RATES = tuple(16 * rate for rate in RATES)

@@ -86,7 +86,8 @@ def in_eight_bits(**options: Any) -> Form:
 
 # Means of rows and columns instead of a mean square of each weight; momentum in float32.
 FACTORED = {"phi": ro.phi.factored_activity(decay=0.97), "mu_dtype": None}
-PLAIN = {"correlate": "gradients"}
+OF_GRADIENTS = {"gradient_share": 1.0}
+PLAIN = OF_GRADIENTS | {"correlate": "gradients"}
 UNSETTLED = PLAIN | {"settling_steps": 0}
 FORMS = {
     ADAMW: Form(lambda schedule: optax.adamw(schedule, b2=0.95, weight_decay=DECAY)),
@@ -107,11 +108,13 @@ FORMS = {
     "no basis": Form(lambda schedule: ro.riemannian_adamw(schedule, weight_decay=DECAY)),
     f"{ONE_SIDED}, no Nesterov": ours(nesterov=False),
     ONE_SIDED: ours(),
-    f"{ONE_SIDED}, metric of the momentum": ours(measure="momentum"),
+    f"{ONE_SIDED}, metric of the momentum": ours(gradient_share=0.0),
+    f"{ONE_SIDED}, metric of the gradient": ours(**OF_GRADIENTS),
     f"{ONE_SIDED}, row times column": ours(**FACTORED),
     f"{ONE_SIDED}, eight bits": in_eight_bits(),
     BOTH_SIDES: ours(sides="both"),
-    f"{BOTH_SIDES}, metric of the momentum": ours(sides="both", measure="momentum"),
+    f"{BOTH_SIDES}, metric of the momentum": ours(sides="both", gradient_share=0.0),
+    f"{BOTH_SIDES}, metric of the gradient": ours(sides="both", **OF_GRADIENTS),
     f"{BOTH_SIDES}, row times column": ours(sides="both", **FACTORED),
     f"{BOTH_SIDES}, row times column, whitened": ours(
         sides="both", correlate="whitened_gradients", **FACTORED

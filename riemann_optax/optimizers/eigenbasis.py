@@ -12,9 +12,11 @@ from riemann_optax.eigenbasis import in_eigenbasis
 from riemann_optax.eigenbasis.layout import ChooseSide, Side
 from riemann_optax.metric import Role
 from riemann_optax.optimizers.adaptive import SETTLING_STEPS, adaptive_metric
-from riemann_optax.optimizers.momentum import ema
+from riemann_optax.optimizers.momentum import ema, measure_with_momentum
 from riemann_optax.phi import activity
 from riemann_optax.scaling import scale_by_inverse_metric
+
+GRADIENT_SHARE = 0.3
 
 
 def riemannian_eigenbasis(
@@ -33,7 +35,7 @@ def riemannian_eigenbasis(
     role: Role = "metric",
     conformal: Group | None = "tree",
     record: bool = False,
-    measure: Literal["gradients", "momentum"] = "gradients",
+    gradient_share: float | None = None,
     sides: Side | ChooseSide = "smaller",
     basis_decay: float = 0.95,
     basis_dtype: Any = "bfloat16",
@@ -52,17 +54,21 @@ def riemannian_eigenbasis(
       E = \frac{\mu + \alpha\,\varphi}{1 + \alpha}, \quad \mu = \mathrm{mean}(\varphi)
 
     with ``Q`` the eigenvectors of the running mean of :math:`G G^\top`, each column by its size (of
-    :math:`G^\top G`, each row, where the columns are fewer), :math:`\varphi` the running root mean square
-    of each component of :math:`Q^\top G`, and :math:`\hat m` the bias-corrected running mean of Nesterov's
-    kind. The chain: :func:`in_eigenbasis` of :func:`compute_metric` (conformal), ``on_gradient(ema(b1))`` and
-    :func:`scale_by_inverse_metric`; then decoupled weight decay and ``optax.scale_by_learning_rate``.
+    :math:`G^\top G`, each row, where the columns are fewer), :math:`\hat m` the bias-corrected running mean
+    of Nesterov's kind, and :math:`\varphi` the root of the running mean of :math:`\sigma\,|Q^\top G|^2 +
+    (1 - \sigma)\,|\hat m|^2` for each component. The chain: :func:`in_eigenbasis` of :func:`compute_metric`
+    (conformal) and :func:`scale_by_inverse_metric`; then decoupled weight decay and
+    ``optax.scale_by_learning_rate``.
 
     **Momentum** is that of the covector: the gradient is averaged before the metric divides it. It is kept in
     the eigenbasis and turned when the basis is, which is exact and costs one product per refresh; kept in the
-    axes of the weights it would cost one more product per step. With ``measure="momentum"`` it stands before
-    the metric, so that phi sees :math:`\hat m` instead of the gradient. A component that is mostly noise is
-    then less stiff, and its steps about four times as long: better for language models, where the best rate
-    is the same or lower; worse where directions oscillate, because the mean of an oscillation is small.
+    axes of the weights it would cost one more product per step.
+
+    **The gradient's share** :math:`\sigma` is what phi still counts of noise. A component that is mostly noise
+    has a small mean: at a share of 1, as in Adam, its steps are a quarter of the rate, at 0.3 half of it, at 0
+    all of it. An oscillation has a small mean as well, and wants a large share. So 0 is best where the noise
+    is large (language models, at half the rate), 1 where directions oscillate, and 0.3 close to the better of
+    the two.
 
     **Rates** are those of ``optax.adamw``: take the one you have; this optimiser often bears twice as much.
     If you have none, begin at 0.003 for about a million weights (:func:`starting_rate` for another size).
@@ -91,7 +97,8 @@ def riemannian_eigenbasis(
       conformal: the group over which the scale of the metric is taken from phi's mean; None for ``1 +
         alpha*phi``, whose rates are not AdamW's.
       record: whether to keep statistics of ``E``, which belongs to eigenvectors.
-      measure: what phi sees of a gradient: ``"gradients"``, itself, or ``"momentum"``, the running mean.
+      gradient_share: ``sigma``, in [0, 1]. None means 0.3, and 1 where ``phi`` is given: such a phi sees the
+        gradient itself. Below 1 it sees the root of the sum of the two squares, which has no sign.
       sides: ``"smaller"``, ``"both"`` (for more state) or another choice of :func:`in_eigenbasis`.
       basis_decay: of the running means of the correlations, in [0, 1).
       basis_dtype: of factors and bases; None means float32, or wider where the parameter is.
@@ -142,7 +149,9 @@ def riemannian_eigenbasis(
     _check.check_state_dtype(basis_dtype, "basis_dtype")
     _check.check_mean_moves("b1", b1, "mu_dtype", mu_dtype)
     _check.check_mean_moves("basis_decay", basis_decay, "basis_dtype", basis_dtype)
-    _check.check_choice("measure", measure, ("gradients", "momentum"))
+    if gradient_share is None:
+        gradient_share = GRADIENT_SHARE if phi is None else 1.0
+    _check.check_number("gradient_share", gradient_share, low=0.0, high=1.0)
     _check.check_choice("correlate", correlate, ("gradients", "tempered_gradients", "whitened_gradients"))
     if correlate == "whitened_gradients" and sides in ("smaller", "input", "output"):
         raise ValueError(
@@ -154,7 +163,9 @@ def riemannian_eigenbasis(
         phi = activity(decay=b2, state_dtype=nu_dtype)
     stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes)
     momentum = ema(b1, nesterov, mu_dtype)
-    averaged = [momentum, *stage_1] if measure == "momentum" else [*stage_1, on_gradient(momentum)]
+    averaged = [*stage_1, on_gradient(momentum)]
+    if not _check.is_concrete_number(gradient_share) or gradient_share != 1:
+        averaged = [measure_with_momentum(optax.chain(*stage_1), momentum, gradient_share)]
     metric = optax.chain(*averaged, scale_by_inverse_metric())
     turned = in_eigenbasis(
         metric,

@@ -117,6 +117,46 @@ def ema(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def measure_with_momentum(
+    stage_1: optax.GradientTransformation, momentum: optax.GradientTransformation, share: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Return a stage 1 that sees gradient and momentum in quadrature, and whose covector is the momentum.
+
+    Phi sees ``sqrt(share |g|**2 + (1 - share) |m|**2)``. Of a stationary gradient with spectrum ``S``,
+    ``g**2`` is the sum of ``S`` and ``m**2`` that of ``|H|**2 S``, with ``H`` the filter of the mean. So the
+    share is the least part of a fast component, noise or oscillation, that phi still counts.
+    """
+    stage_1, momentum = optax.with_extra_args_support(stage_1), optax.with_extra_args_support(momentum)
+
+    def init(params: optax.Params) -> tuple[optax.OptState, optax.OptState]:
+        return momentum.init(params), stage_1.init(params)
+
+    def update(
+        updates: optax.Updates,
+        state: tuple[optax.OptState, optax.OptState],
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, tuple[optax.OptState, optax.OptState]]:
+        means, mean_state = momentum.update(updates, state[0], params, **extra_args)
+
+        def size(gradient: jax.Array, mean: jax.Array) -> jax.Array:
+            square, square_of_mean = _tree.squared_magnitude(gradient), _tree.squared_magnitude(mean)
+            part = jnp.asarray(share).astype(square.dtype)
+            both: jax.Array = _tree.power(part * square + (1 - part) * square_of_mean, 0.5)
+            return both.astype(gradient.dtype)
+
+        sizes = jax.tree.map(size, updates, means)
+        measured, metric_state = stage_1.update(sizes, state[1], params, **extra_args)
+
+        def attach(old: Any, mean: jax.Array) -> Any:
+            return old.with_components(mean) if isinstance(old, Covector) else mean
+
+        covectors = jax.tree.map(attach, measured, means, is_leaf=lambda leaf: isinstance(leaf, Covector))
+        return covectors, (mean_state, metric_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def keep_state_types(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Return ``tx`` with a state whose dtypes stay those of ``init``.
 

@@ -24,7 +24,7 @@ def by_hand(
     every=EVERY,
     settling=SETTLING,
     factored=False,
-    measure="gradients",
+    share=1.0,
     tempered=True,
 ):
     """One matrix with fewer rows than columns: momentum lives in the axes of the weights here.
@@ -46,16 +46,17 @@ def by_hand(
         ahead = mean / (1 - b1**t)
         if nesterov:
             ahead = b1 * mean / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
-        turned = basis.T @ (ahead if measure == "momentum" else g)
-        row_means = B2 * row_means + (1 - B2) * np.mean(turned**2, axis=1)
-        column_means = B2 * column_means + (1 - B2) * np.mean(turned**2, axis=0)
-        squares = B2 * squares + (1 - B2) * turned**2
+        turned, turned_mean = basis.T @ g, basis.T @ ahead
+        seen = share * turned**2 + (1 - share) * turned_mean**2
+        row_means = B2 * row_means + (1 - B2) * np.mean(seen, axis=1)
+        column_means = B2 * column_means + (1 - B2) * np.mean(seen, axis=0)
+        squares = B2 * squares + (1 - B2) * seen
         known = np.outer(row_means, column_means) / np.mean(row_means) if factored else squares
         phi = np.sqrt(known / (1 - B2**t))
         metric = (phi.mean() + ALPHA * phi) / (1 + ALPHA) + EPS
         if factored:
             metric = np.maximum(metric, np.sqrt(1 - B2) * np.abs(turned))
-        w = w - RATE * (basis @ ((basis.T @ ahead) / metric) + decay * w)
+        w = w - RATE * (basis @ (turned_mean / metric) + decay * w)
         path.append(w)
         distance = max(1, min(t - 1, settling) * every // settling)
         if t > 1 and (t - 1) % distance == 0:
@@ -66,9 +67,9 @@ def by_hand(
     return path
 
 
-@pytest.mark.parametrize("measure", ["gradients", "momentum"])
+@pytest.mark.parametrize("share", [None, 0.0, 0.5, 1.0])
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov, measure):
+def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov, share):
     """Momentum in the frame, turned with the basis, is momentum outside of it."""
     random = np.random.default_rng(0)
     start, mixed = random.standard_normal((4, 6)), random.standard_normal((4, 4))
@@ -81,7 +82,7 @@ def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov, measure):
         weight_decay=DECAY,
         alpha=ALPHA,
         nesterov=nesterov,
-        measure=measure,
+        gradient_share=share,
         basis_decay=BASIS_DECAY,
         mu_dtype=None,
         nu_dtype=None,
@@ -92,27 +93,66 @@ def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov, measure):
 
     with jax.enable_x64(True):
         path = walk(tx, gradients, start)
-    np.testing.assert_allclose(
-        path, by_hand(gradients, start, nesterov, measure=measure), rtol=1e-8, atol=1e-10
-    )
+    expected = by_hand(gradients, start, nesterov, share=0.3 if share is None else share)
+    np.testing.assert_allclose(path, expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_steps_in_pure_noise_are_as_long_as_the_metric_says(nesterov):
-    """White noise has the root of the sum of the filter's squared weights: 0.23, with Nesterov's 0.27."""
+@pytest.mark.parametrize("period", [None, 2, 8])
+def test_steps_in_noise_and_in_an_oscillation_are_as_long_as_the_metric_says(period, nesterov):
+    """Of a filter ``H`` the mean has the share ``|H|**2`` of the square: the mean of that over the spectrum."""
     weights = 0.1 * 0.9 ** np.arange(400)
     if nesterov:
         weights = 0.9 * weights + 0.1 * (np.arange(400) == 0)
-    noise = jax.random.normal(jax.random.key(0), (3000, 64))
-    lengths = {}
-    for measure in ("gradients", "momentum"):
+    if period is None:
+        gradients, kept = jax.random.normal(jax.random.key(0), (3000, 64)), np.sum(weights**2)
+    else:
+        turns = 2 * np.pi / period * np.arange(3000)[:, None] + np.linspace(0, np.pi, 64, endpoint=False)
+        gradients = jnp.cos(turns + 0.1)
+        kept = np.abs(np.sum(weights * np.exp(-2j * np.pi / period * np.arange(400)))) ** 2
+    for share in (0.0, 0.3, 1.0):
         tx = ro.riemannian_eigenbasis(
-            1.0, b2=0.99, nu_dtype=None, nesterov=nesterov, measure=measure, weight_decay=0.0, mu_dtype=None
+            1.0,
+            b2=0.99,
+            nu_dtype=None,
+            mu_dtype=None,
+            nesterov=nesterov,
+            gradient_share=share,
+            weight_decay=0.0,
         )
-        steps = jnp.diff(jnp.stack(walk(tx, noise, jnp.zeros(64))), axis=0)
-        lengths[measure] = float(jnp.sqrt(jnp.mean(steps[500:] ** 2)))
-    assert lengths["gradients"] == pytest.approx(np.sqrt(np.sum(weights**2)), rel=0.03)
-    assert lengths["momentum"] == pytest.approx(1.0, rel=0.03)
+        steps = jnp.diff(jnp.stack(walk(tx, gradients, jnp.zeros(64))), axis=0)
+        length = float(jnp.sqrt(jnp.mean(steps[500:] ** 2)))
+        assert length == pytest.approx(np.sqrt(kept / (share + (1 - share) * kept)), rel=0.03)
+
+
+def test_a_phi_of_ones_own_sees_the_gradient_with_its_sign():
+    """A phi that learns rates from the sign of gradients would be another rule on sizes."""
+    seen = []
+    phi = optax.stateless(lambda updates, params: seen.append(updates) or jax.tree.map(jnp.abs, updates))
+    gradient = jnp.array([3.0, -4.0])
+    for share, expected in ((None, [3.0, -4.0]), (1.0, [3.0, -4.0]), (0.0, [3.0, 4.0])):
+        tx = ro.riemannian_eigenbasis(0.1, phi=phi, gradient_share=share, nesterov=False)
+        tx.update(gradient, tx.init(gradient), gradient)
+        np.testing.assert_allclose(seen.pop(), expected, rtol=1e-6)
+
+
+def test_the_share_may_be_injected_and_traced():
+    params, gradient = jnp.ones((3, 2)), jnp.array([[1.0, 2.0], [3.0, -4.0], [0.5, 0.0]])
+
+    def second_update(share):
+        tx = ro.riemannian_eigenbasis(0.1, gradient_share=share)
+        _, state = tx.update(gradient, tx.init(params), params)
+        return tx.update(-gradient, state, params)[0]
+
+    shares = jnp.array([0.0, 0.4, 1.0])
+    mapped = jax.vmap(second_update)(shares)
+    for share, found in zip(shares, mapped, strict=True):
+        np.testing.assert_allclose(found, second_update(float(share)), rtol=1e-4, atol=1e-6)
+    injected = optax.inject_hyperparams(ro.riemannian_eigenbasis)(0.1, gradient_share=0.4)
+    state = injected.init(params)
+    assert state.hyperparams["gradient_share"] == pytest.approx(0.4)
+    _, slope = jax.jvp(second_update, (0.4,), (1.0,))
+    assert np.all(np.isfinite(slope))
 
 
 def test_schedule_free_in_the_eigenbasis_by_hand():
