@@ -71,7 +71,8 @@ def transplant(
     With ``old_params``, arrays of grown parameters grow too: old entries stay at the front of each axis, new
     ones begin as ``tx.init`` makes them, or as the weights themselves if the state holds weights. The result
     equals the state of a run in which the new weights had no gradient, except that values which past updates
-    computed from the whole model (``conformal="tree"``) do not change. So the means over rows and columns of
+    computed from the whole model (``conformal="tree"``), or from the length of the other side
+    (``correlate="whitened_gradients"``), do not change. So the means over rows and columns of
     ``factored_activity`` and ``per_neuron`` shrink by the share of the old weights, and a basis :math:`Q` of
     ``in_eigenbasis`` becomes
 

@@ -58,9 +58,10 @@ def correlations(matrices: jax.Array, side: Literal["left", "right"], places: Pl
 def tempered(matrices: jax.Array, side: Literal["left", "right"]) -> jax.Array:
     """Return blocks with each column (left; row for the right side) over the root of its own size.
 
-    In correlations it then counts by its size, and not by its square.
+    In correlations it then counts by its size, and not by its square. The size is a sum, which is the same
+    when the other side has grown by lines without gradients.
     """
-    squares = jnp.mean(jnp.square(matrices), axis=-3 if side == "left" else -1, keepdims=True)
+    squares = jnp.sum(jnp.square(matrices), axis=-3 if side == "left" else -1, keepdims=True)
     return matrices * jnp.where(squares > 0, squares, 1) ** -0.25
 
 

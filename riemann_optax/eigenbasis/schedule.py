@@ -79,6 +79,11 @@ def refreshes(last: int, period: int, settling: int = 0) -> int:
     return while_settling + max(last // period - settling // period, 0)
 
 
+def fits_one_step(groups: list[list[Job]], budget: float | None) -> bool:
+    """Return whether all refreshes together are within the budget of one step, as early ones have to be."""
+    return budget is None or sum(operations(job) for group in groups for job in group) <= budget
+
+
 def alike_groups(groups: list[list[Job]]) -> list[list[list[Job]]]:
     """Return lists of the groups that one computation can refresh.
 

@@ -27,7 +27,7 @@ from riemann_optax.eigenbasis.frame import (
 from riemann_optax.eigenbasis.layout import SIDES, ChooseSide, LayoutRules, Side
 from riemann_optax.eigenbasis.orthonormal import METHODS, Method
 from riemann_optax.eigenbasis.refresh import Refresh, refresh_group, saturated_sum
-from riemann_optax.eigenbasis.schedule import alike_groups, schedule
+from riemann_optax.eigenbasis.schedule import alike_groups, fits_one_step, schedule
 from riemann_optax.eigenbasis.stack import RefreshRules
 from riemann_optax.eigenbasis.task_boundary import consolidated_if, enclosed, enclosed_like, opened
 from riemann_optax.eigenbasis.whitening import averaged_factors
@@ -125,7 +125,7 @@ def in_eigenbasis(
 
     **Tempered gradients.** A few large columns, and gradients of the past that were larger, drown the others
     in :math:`\overline{G G^\top}`. With ``correlate="tempered_gradients"`` each column is first divided by
-    the root of its root mean square, so that it counts by its size and not by its square (each row in
+    the root of its Euclidean length, so that it counts by its size and not by its square (each row in
     :math:`G^\top G`). With ``"whitened_gradients"`` the other side's eigenvalues divide,
     :math:`L = \overline{G R^{-1} G^\top}` and :math:`R = \overline{G^\top L^{-1} G}`, each up to a factor:
     the Kronecker product nearest to the covariance in the Kullback-Leibler divergence. A side alone is not
@@ -164,7 +164,8 @@ def in_eigenbasis(
       decay: decay of the running means of the correlations, in [0, 1). Default 0.95, as in SOAP.
       update_every: steps between two refreshes of a side.
       settling_steps: steps until that is so; before, the distance grows from 1 in proportion to the step.
-        Bases turn fastest when training begins. A ``refresh_budget`` keeps the distance as it is.
+        Bases turn fastest when training begins. Under a ``refresh_budget`` this is so only if all sides fit
+        into one step; otherwise the distance is the same from the beginning.
       sides: ``"both"``, ``"smaller"`` (only the shorter side, rows if they are equal), ``"input"``,
         ``"output"``, ``"none"``, or ``"vector"`` (both sides, and 1-D arrays as well); or a function of a
         leaf's name (as ``jax.tree_util.keystr`` writes its path) and the leaf that returns one of them.
@@ -276,7 +277,6 @@ def in_eigenbasis(
     inner = optax.with_extra_args_support(inner)
     differences, whitened = correlate == "gradient_differences", correlate == "whitened_gradients"
     rules = LayoutRules(sides, axes, max_size, block_size, max_state, max_operations, update_every, whitened)
-    settling = settling_steps if refresh_budget is None else 0
     refresh_rules = RefreshRules(second_moments == "mix", tau, orthonormalisation, precision)
 
     def init(params: optax.Params) -> InEigenbasisState:
@@ -346,6 +346,7 @@ def in_eigenbasis(
 
         def refresh(inner_state: optax.OptState) -> tuple[optax.OptState, jax.Array]:
             found = coordinates(inner_state)
+            settling = settling_steps if fits_one_step(groups, refresh_budget) else 0
             arrays, inner_structure = jax.tree.flatten(inner_state)
             kept = jnp.zeros([], jnp.int32)
             for alike in alike_groups(groups):

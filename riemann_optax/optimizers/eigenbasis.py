@@ -108,7 +108,7 @@ def riemannian_eigenbasis(
       update_every: steps between two refreshes of a basis. None means 10: ``optax.inject_hyperparams`` would
         make an array of a number.
       settling_steps: steps until that is so; before, bases are refreshed more often, at first in every step.
-        None means 300.
+        None means 300. Without effect if ``refresh_budget`` is too small to refresh all sides in one step.
       tau: refresh a basis only if it has turned by this much; see :func:`in_eigenbasis`.
       refresh_budget: the most operations that refreshes may take in one step; see :func:`in_eigenbasis`.
       axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name

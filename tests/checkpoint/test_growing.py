@@ -114,6 +114,19 @@ def test_bases_are_block_diagonal():
         np.testing.assert_array_equal(now, np.pad(before, [(0, 2), (0, 2)]))
 
 
+@pytest.mark.parametrize("correlate", ["gradients", "tempered_gradients"])
+def test_correlations_are_those_of_a_run_whose_new_weights_had_no_gradient(correlate):
+    tx = ro.riemannian_eigenbasis(0.01, sides="both", conformal=None, correlate=correlate, basis_dtype=None)
+    small = draw(SMALL, 0)
+    old = run(tx, small, lambda gradients: gradients)
+    large = padded(small, draw(LARGE, 9))
+    state, _ = transplant(old, tx, large, old_params=small)
+    expected = run(tx, large, silent)
+    for side in ("left", "right"):
+        got, wanted = (getattr(s[0], f"{side}_factors")["kernel"] for s in (state, expected))
+        np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=1e-7)
+
+
 def test_a_grown_run_in_an_eigenbasis_gives_the_old_weights_the_same_update():
     tx = ro.riemannian_eigenbasis(0.01, sides="both", conformal=None)
     small = draw(SMALL, 0)

@@ -57,3 +57,20 @@ def test_a_settling_that_int32_cannot_count_is_refused():
     with pytest.raises(ValueError, match=r"^settling_steps must be below 2\*\*31 / update_every"):
         ro.in_eigenbasis(optax.identity(), update_every=10_000, settling_steps=300_000)
     ro.in_eigenbasis(optax.identity(), update_every=10**9)
+
+
+@pytest.mark.parametrize(
+    ("budget", "changes"),
+    [(None, 12), (2 * 14 * 8**3, 12), (2 * 14 * 8**3 - 1, 2)],
+    ids=["none", "wide", "tight"],
+)
+def test_early_refreshes_happen_where_the_budget_has_room_for_all_sides_at_once(budget, changes):
+    """Two sides of 8 take ``2 * 14 * 8**3`` operations; under less, one in ten steps, and the first."""
+    tx = ro.riemannian_eigenbasis(0.003, refresh_budget=budget)
+    shapes = {"first": (8, 8), "second": (8, 8)}
+    state, update, changed = tx.init(gradients(0, shapes)), jax.jit(tx.update), 0
+    for step in range(12):
+        before = state[0].left_bases["first"]
+        _, state = update(gradients(step, shapes), state, gradients(0, shapes))
+        changed += bool(jnp.any(before != state[0].left_bases["first"]))
+    assert changed == changes

@@ -9,8 +9,8 @@ from .correlated import DECAY, EVERY, error_of_left_bases, known_left_factors, r
 
 
 def tempered(g):
-    """Return g with each column over the root of its root mean square; a column of zeros stays."""
-    sizes = np.sqrt(np.mean(g**2, axis=0))
+    """Return g with each column over the root of its Euclidean length; a column of zeros stays."""
+    sizes = np.linalg.norm(g, axis=0)
     return g / np.sqrt(np.where(sizes > 0, sizes, 1))
 
 
