@@ -72,11 +72,12 @@ def compute_metric(
     Args:
       phi: a transformation from the gradient tree to the tree of phi values, real and of the same shapes.
         Extra arguments of ``update`` are passed on to it.
-      alpha: the scaling factor, at least 0: a number, a schedule of the update count, or a traced scalar. At
-        0 the metric is 1, whatever phi is (infinite and NaN included), and the update is that of the base
-        optimiser bit for bit. One exception: under ``jit``, where a schedule or a traced scalar is 0, the
-        compiler may order the operations of an Adam that follows differently (last bit). The derivative at a
-        traced 0 is still that of ``1 + alpha*phi``.
+      alpha: the scaling factor, at least 0: a number, a schedule of the update count, or a traced scalar.
+        Without ``conformal`` the metric is 1 at 0, whatever phi is (infinite and NaN included), and the
+        update is that of the base optimiser bit for bit. One exception: under ``jit``, where a schedule or a
+        traced scalar is 0, the compiler may order the operations of an Adam that follows differently (last
+        bit). The derivative at a traced 0 is still that of ``1 + alpha*phi``. With ``conformal`` the metric
+        at 0 is the mean of phi, which has to be finite.
       role: which of the two readings.
       conformal: None, or the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA
         combines), ``"leaf"`` or ``"neuron"`` (the fan-in of each output, by ``axes``).

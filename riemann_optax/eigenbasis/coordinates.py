@@ -128,7 +128,7 @@ def _coordinates(
         return []
     if owner is None:
         raise ValueError(
-            f"in_eigenbasis: the array at {jax.tree_util.keystr(path)} of the state has the axes of a weight, "
+            f"in_eigenbasis: the array at {jax.tree_util.keystr(path)} of the state has the axes of a weight "
             "and no name by which to declare how it changes when a basis does: make that state a NamedTuple "
             "and name the field in linear_fields or squared_fields, or keep this transformation outside of "
             "in_eigenbasis."

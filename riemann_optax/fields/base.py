@@ -260,7 +260,7 @@ def to_working_tree(tree: Any, argument: str) -> Any:
             raise TypeError(
                 f"{argument}: {_tree.leaf_name(path)} has dtype {_tree.dtype_of(leaf)}, and a metric field's "
                 "geometry is defined on real floating-point leaves only: convert this one, or leave it out, "
-                "in an optimiser by optax.masked."
+                "in an optimiser by optax.partition."
             )
     return jax.tree.map(_tree.to_working_dtype, tree)
 

@@ -35,7 +35,7 @@ def metric_at(
     Args:
       tx: a transformation that contains both stages, or an ``nnx.Optimizer`` of one.
       gradients: the gradients, as they would be given to ``tx.update``.
-      state: the state of ``tx``; None for that of an ``nnx.Optimizer``.
+      state: the state of ``tx``, or a ``TrainState`` that holds it; None for that of an ``nnx.Optimizer``.
       params: the parameters, or a model of Flax NNX.
       **extra_args: the extra arguments of ``tx.update``.
 
@@ -56,7 +56,7 @@ def metric_at(
       [1. 4.]
     """
     tx, params, own = taken_apart("metric_at", "tx", tx, params)
-    state = own if state is None else state
+    state = own if state is None else getattr(state, "opt_state", state)
     if state is None:
         raise TypeError("metric_at: state must be the state of tx, got None: give what its init returns.")
     tx = optax.with_extra_args_support(tx)

@@ -115,6 +115,12 @@ def riemannian_sgd(
         raise ValueError('axes is read for conformal="neuron" alone: give it to the phi that has axes.')
     for name, flag in (("nesterov", nesterov), ("decay_in_metric", decay_in_metric), ("record", record)):
         _check.check_flag(name, flag)
+    if nesterov and momentum is None:
+        raise ValueError("nesterov=True is a kind of momentum, and there is none: give momentum.")
+    if state_dtype is not None and momentum is None and phi is not None:
+        raise ValueError(
+            "state_dtype is for momentum and the default phi, and neither is here: give it to phi."
+        )
     if phi is None:
         phi = activity(state_dtype=state_dtype)
     edits: list[optax.GradientTransformation] = [record_metric()] if record else []

@@ -38,7 +38,7 @@ def starting_rate(params: optax.Params) -> float:
 
     Raises:
       ValueError: where ``params`` have no weights.
-      TypeError: for an ``nnx.Optimizer``, whose state is no weight.
+      TypeError: for an ``nnx.Optimizer`` or a ``TrainState``, whose other values are no weights.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -55,6 +55,8 @@ def starting_rate(params: optax.Params) -> float:
     """
     if is_nnx_optimizer(params):
         raise TypeError("params is an nnx.Optimizer: give starting_rate the model, or its parameters.")
+    if hasattr(params, "opt_state"):
+        raise TypeError("params is a whole training state: give starting_rate its params.")
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(parameters_of(params)) if _tree.is_inexact(leaf)]
     count = sum(map(math.prod, shapes))
     if not count:

@@ -120,6 +120,9 @@ def soap(
         _check.check_decay(value, name)
     if shampoo_beta is not None:
         _check.check_decay(shampoo_beta, "shampoo_beta")
+    correlating = ("b2", b2) if shampoo_beta is None else ("shampoo_beta", shampoo_beta)
+    _check.check_state_dtype(state_dtype)
+    _check.check_mean_moves(*correlating, "state_dtype", state_dtype)
     for name, value in (("eps", eps), ("eps_root", eps_root)):
         _check.check_number(name, value, low=0.0)
     precondition_frequency = 10 if precondition_frequency is None else precondition_frequency

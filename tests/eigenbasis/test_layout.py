@@ -281,6 +281,40 @@ def test_a_complex_matrix_is_refused_by_name():
     )
 
 
+def test_what_the_message_of_a_complex_matrix_says_trains_it():
+    """``optax.masked`` passes gradients on as they are: a step of the full gradient uphill."""
+    params = {"a": jnp.ones([2, 3]), "b": jnp.ones([2, 3], jnp.complex64)}
+
+    def kind(name, leaf):
+        return "none" if jnp.iscomplexobj(leaf) else "both"
+
+    def label(params):
+        return jax.tree.map(lambda leaf: "apart" if jnp.iscomplexobj(leaf) else "turned", params)
+
+    rules = {"turned": ro.riemannian_eigenbasis(0.1), "apart": optax.adam(0.1)}
+    for tx in (ro.riemannian_eigenbasis(0.1, sides=kind), optax.partition(rules, label)):
+        weights, state = params, tx.init(params)
+        for _ in range(5):
+            gradients = jax.tree.map(lambda w: w - 2, weights)
+            updates, state = tx.update(gradients, state, weights)
+            weights = optax.apply_updates(weights, updates)
+        for name in params:
+            assert jnp.all(jnp.abs(weights[name] - 2) < 0.9)  # 1 at the start
+
+
+@pytest.mark.parametrize(
+    "other",
+    [ro.riemannian_eigenbasis(0.1, sides="both"), ro.riemannian_eigenbasis(0.1, sides="none"), ro.soap(0.1)],
+)
+def test_a_state_of_other_sides_is_not_called_one_of_another_shape(other):
+    params = {"w": jnp.ones((3, 2))}
+    state = ro.riemannian_eigenbasis(0.1).init(params)
+    with pytest.raises(
+        ValueError, match=r"\['w'\] of shape \(3, 2\) has a basis here for other sides than in"
+    ):
+        other.update(params, state, params)
+
+
 def test_arrays_that_are_read_alike_are_warned_of_together():
     """A model of many blocks would have a warning of thousands of characters."""
     block = {name: jnp.zeros([16, 4, 4]) for name in "qkv"}

@@ -6,8 +6,10 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
+from flax.training.train_state import TrainState
 
 import riemann_optax as ro
 
@@ -97,3 +99,14 @@ def test_the_state_of_an_optimizer_is_not_counted_as_weights():
     optimizer = nnx.Optimizer(model, ro.riemannian_adamw(1e-3), wrt=nnx.Param)
     with pytest.raises(TypeError, match=r"^params is an nnx.Optimizer: give starting_rate the model"):
         ro.starting_rate(optimizer)
+
+
+def test_a_training_state_is_not_counted_as_weights():
+    params = {"kernel": jnp.ones((8, 8))}
+    state = TrainState.create(apply_fn=None, params=params, tx=ro.riemannian_adamw(1e-3))
+    with pytest.raises(TypeError, match=r"^params is a whole training state: give starting_rate its params"):
+        ro.starting_rate(state)
+    metric = ro.metric_at(state.tx, params, state, params)
+    np.testing.assert_array_equal(
+        metric["kernel"], ro.metric_at(state.tx, params, state.opt_state, params)["kernel"]
+    )

@@ -180,3 +180,11 @@ def test_all_bases_on_a_mesh_are_those_of_one_device(kind, shape):
         sharding = NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 2), "rows", "columns"))
         np.testing.assert_allclose(train(lambda array: jax.device_put(array, sharding)), alone, atol=5e-5)
     assert np.abs(alone - 1).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "options", [{"b2": 0.999}, {"shampoo_beta": 0.999}], ids=lambda options: next(iter(options))
+)
+def test_a_mean_that_would_stall_is_refused_by_the_name_it_was_given(options):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))}=0.999: a running mean in bfloat16 stalls"):
+        ro.soap(0.003, **options, state_dtype="bfloat16")
