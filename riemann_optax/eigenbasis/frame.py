@@ -306,9 +306,9 @@ def check_made_for(
         for square, factor in zip(_squares(layout), (left[path], right[path]), strict=True):
             if (square is None) != _tree.is_masked(factor):
                 raise ValueError(
-                    f"in_eigenbasis: {_tree.leaf_name(path)} of shape {given[path].shape} has a basis "
-                    "here for other sides than in the state: give sides, axes and limits as when the state was "
-                    "made; for another choice, or after a parameter has been resized, make the state anew with tx.init "
+                    f"in_eigenbasis: {_tree.leaf_name(path)} of shape {given[path].shape} has a basis here "
+                    "for other sides than in the state: give sides, axes and limits as when it was made; for "
+                    "another choice, or after a parameter has been resized, make the state anew with tx.init, "
                     "or move it with riemann_optax.checkpoint.transplant."
                 )
             if square != (None if _tree.is_masked(factor) else factor.shape):

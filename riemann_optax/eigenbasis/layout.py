@@ -162,8 +162,8 @@ class LayoutRules(NamedTuple):
         if jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating):
             raise TypeError(
                 f"in_eigenbasis: eigenbases need real matrices, and {_tree.leaf_name(path)} is complex: give "
-                "it an optimiser of its own by optax.partition, or, where there is an argument sides, a function "
-                'of the leaf that returns "none" for it.'
+                "it an optimiser of its own by optax.partition, or, where there is an argument sides, a "
+                'function of the leaf that returns "none" for it.'
             )
         left, right = found
         chosen = (*axes.inputs, *axes.outputs)

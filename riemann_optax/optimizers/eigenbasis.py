@@ -64,11 +64,11 @@ def riemannian_eigenbasis(
     the eigenbasis and turned when the basis is, which is exact and costs one product per refresh; kept in the
     axes of the weights it would cost one more product per step.
 
-    **The gradient's share** :math:`\sigma` is what phi still counts of noise. A component that is mostly noise
-    has a small mean: at a share of 1, as in Adam, its steps are a quarter of the rate, at 0.3 half of it, at 0
-    all of it. An oscillation has a small mean as well, and wants a large share. So 0 is best where the noise
-    is large (language models, at half the rate), 1 where directions oscillate, and 0.3 close to the better of
-    the two.
+    **The gradient's share** :math:`\sigma` is what phi still counts of noise. A component that is mostly
+    noise has a small mean: at a share of 1, as in Adam, its steps are a quarter of the rate, at 0.3 half of
+    it, at 0 all of it. An oscillation has a small mean as well, and wants a large share. So 0 is best where
+    the noise is large (language models, at half the rate), 1 where directions oscillate, and 0.3 close to the
+    better of the two.
 
     **Rates** are those of ``optax.adamw``: take the one you have; this optimiser often bears twice as much.
     If you have none, begin at 0.003 for about a million weights (:func:`starting_rate` for another size).

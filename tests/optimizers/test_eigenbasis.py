@@ -100,7 +100,7 @@ def test_by_hand_with_momentum_in_the_axes_of_the_weights(nesterov, share):
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("period", [None, 2, 8])
 def test_steps_in_noise_and_in_an_oscillation_are_as_long_as_the_metric_says(period, nesterov):
-    """Of a filter ``H`` the mean has the share ``|H|**2`` of the square: the mean of that over the spectrum."""
+    """Of the square, a mean with the filter ``H`` keeps the mean of ``|H|**2`` over the spectrum."""
     weights = 0.1 * 0.9 ** np.arange(400)
     if nesterov:
         weights = 0.9 * weights + 0.1 * (np.arange(400) == 0)
