@@ -308,7 +308,7 @@ def check_made_for(
                 raise ValueError(
                     f"in_eigenbasis: {_tree.leaf_name(path)} of shape {given[path].shape} has a basis here "
                     "for other sides than in the state: give sides, axes and limits as when it was made; for "
-                    "another choice, or after a parameter has been resized, make the state anew with tx.init, "
+                    "another choice, or after a parameter has been resized, make it anew with tx.init, "
                     "or move it with riemann_optax.checkpoint.transplant."
                 )
             if square != (None if _tree.is_masked(factor) else factor.shape):
