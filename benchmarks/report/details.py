@@ -117,7 +117,7 @@ Median steps [quartiles] to both targets, the fewest to the far one first, and t
 that were never trained on (of the runs tuned for the far target). On "gpt million" the rates of
 riemannian_adamw and riemannian_schedule_free were tuned at alpha 100, their default before 10,000, and the
 runs on fresh seeds are at 10,000; riemannian_eigenbasis ran without early refreshes of its bases, which were
-of plain correlations."""
+of plain correlations, and with a phi of the gradient alone."""
     return "\n\n".join([about, *tables]) + "\n\n"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.continual.streams import STREAMS
 from benchmarks.continual.summary import Row, rows, sweep_rows
+from benchmarks.eigenbasis.timing import over_adamw
 from benchmarks.report import drop_in, energy, other_losses, packaged, page, short
 from benchmarks.report.continual import BOUNDED, BOUNDED_PENALTY, PENALTY, PERMUTED_DIGITS, SLOW
 from benchmarks.report.streams import every_stream, named
@@ -171,9 +172,6 @@ def forms_table(record: dict[str, Any]) -> str:
     losses = {name: np.array(row["validation_by_seed"]) for name, row in rows.items()}
     base = rows["AdamW"]
 
-    def milliseconds(row: dict[str, Any]) -> float:
-        return float(row["step"] + (row["refresh"] or 0.0))
-
     def held(row: dict[str, Any]) -> float:
         """Not a number in records that are older than this measurement."""
         found = row.get("memory")
@@ -185,8 +183,7 @@ def forms_table(record: dict[str, Any]) -> str:
             f"{row['rate']:g}",
             f"{np.mean(losses[name]):.3f} ± {standard_error(losses[name]):.3f}",
             number(row["state"]),
-            number(milliseconds(row) / milliseconds(base)),
-            number(row["compiling"] / base["compiling"], 1),
+            *(number(ratio, digits) for ratio, digits in zip(over_adamw(row, base), (2, 1), strict=True)),
             number(held(row) / held(base)),
         ]
         for name, row in sorted(rows.items(), key=lambda item: float(losses[item[0]].mean()))
