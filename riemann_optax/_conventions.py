@@ -41,7 +41,10 @@ _STACKED = re.compile("einsum|expert|moe", re.IGNORECASE)
 _WIDEST_PROJECTION = 8
 _PROJECTIONS = ("query", "key", "value", "out")
 _DIMENSIONS = re.compile("conv_?([123])_?d", re.IGNORECASE)  # in the name of a convolution
-_LIFTED = re.compile("^(Scan|Vmap)[A-Z]")  # Linen's own names of what it stacks
+# Linen's own names of modules that it transforms, such as ScanCheckpointBlock_0, and Haiku's of a stack.
+_LIFTED = re.compile("^(?:(?:Scan|Vmap|Remat_scan|Checkpoint|Jit|Map_variables)(?=[A-Z]))+|^__layer_stack_")
+_STACKING = re.compile("Scan|Vmap|Remat_scan|layer_stack")
+_OPEN_ENDED = "Remat_scan"  # it stacks as many axes as it has lengths
 _WIDEST_WINDOW = 32
 
 
@@ -70,8 +73,8 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
     ``(..., in, heads, size)`` under query, key or value          ``(in, heads * size)``
     ``(..., heads, size, out)`` under out                         ``(heads * size, out)``
     the last two with a stack on axis 1, if sizes fit better so   a matrix for each layer of a scan
-    ``(window, in, out)`` where the module's name has "conv"      ``(window * in, out)``
     ``(..., in, out)`` under "einsum", "expert" or "moe"          a matrix for each layer, head or expert
+    ``(window, in, out)`` where the module's name has "conv"      ``(window * in, out)``
     ``(stack, in, out)``                                          a matrix for each layer of a scan
     ``(..., depth, height, width, in, out)``, see below           ``(depth * height * width * in, out)``
     ``(..., height, width, in, out)``                             ``(height * width * in, out)``
@@ -80,13 +83,18 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
     The first line that fits counts. The names of attention count only where the sizes fit too: at most 8
     times as many outputs as inputs, and under ``out`` at least half as many. Of five axes and more the first
     of the last five is a depth where it is no longer than height or width, or 3, 5 or 7 where these are 1;
-    and no side of the window is longer than 32. Else it stacks layers, as it does under Linen's names
-    ``Scan...`` and ``Vmap...``. A module that is called "conv1d", "conv2d" or "conv3d" (or "conv3_d") is what
-    it says.
+    and no side of the window is longer than 32. Else it stacks layers. A module that is called "conv1d",
+    "conv2d" or "conv3d" (or "conv3_d") is what it says.
 
-    The line with a stack on axis 1 and the last three lines are defaults, but for ``(height, width, in,
-    out)`` under "conv": neither name nor shape tells for sure what such arrays are, and :func:`describe`
-    lists them.
+    Linen's own names ``Scan...`` and ``Vmap...`` (and Haiku's ``__layer_stack...``) say that axes in front
+    are stacks, one for each, also of several in one name, such as ``VmapScanBlock_0``. The table reads the
+    axes that are left: ``(4, 3, in, out)`` under ``ScanBlock_0/Conv_0`` are four convolutions of one
+    dimension. Where the last of these axes is as long as the one behind it, all steps may share one window:
+    a kernel ``(3, 3, in, out)`` is read so.
+
+    The line with a stack on axis 1 and the last three lines are defaults, but for a stack under such a name,
+    and for ``(height, width, in, out)`` under "conv" where the sides of the window are equal or one of them
+    is 1: neither name nor shape tells for sure what such arrays are, and :func:`describe` lists them.
 
     For other conventions there are further presets, a function such as this one, or a dictionary of these by
     the names of modules: what it does not name is read as ``"flax"`` does, and a name that the parameters do
@@ -130,10 +138,13 @@ def by_convention(preset: str, name: str, shape: tuple[int, ...]) -> tuple[Matri
     return _of_words(preset, _words(name), shape)
 
 
-def _of_words(preset: str, words: list[str], shape: tuple[int, ...]) -> tuple[MatrixAxes, bool]:
+def _of_words(
+    preset: str, words: list[str], shape: tuple[int, ...], taken: int = 0
+) -> tuple[MatrixAxes, bool]:
+    """Return the axes by the names on the way; ``taken`` stacks that these tell of are taken off already."""
     ndim = len(shape)
     if preset == "scanned" and ndim:
-        one, certain = _of_words("flax", words, shape[1:])
+        one, certain = _of_words("flax", words, shape[1:], taken=1)
         inputs, outputs, window = (
             tuple(axis + 1 for axis in side) for side in (one.inputs, one.outputs, one.window)
         )
@@ -152,36 +163,63 @@ def _of_words(preset: str, words: list[str], shape: tuple[int, ...]) -> tuple[Ma
         return MatrixAxes((ndim - 2,), (ndim - 1,), lookup=True), True
     if ndim == 2:
         return MatrixAxes((0,), (1,)), True
+    stacks, open_ended = _stacks_told(words)
+    stacks = max(stacks - taken, 0)
     first, second, third = shape[-3:]
+    merged = first * second
+    # Dense layers may be called so too: where the first of three axes must be a stack, sizes have to be exact.
+    three_are_left = ndim - stacks >= 3
     if ndim == 4 and module in _PROJECTIONS and _is_scanned_behind(module, shape):
         return (MatrixAxes((0, 2), (3,)) if module == "out" else MatrixAxes((0,), (2, 3))), False
-    if module in ("query", "key", "value") and second * third <= _WIDEST_PROJECTION * first:
+    fits = second * third <= _WIDEST_PROJECTION * first if three_are_left else second * third == first
+    if module in ("query", "key", "value") and fits:
         return MatrixAxes((ndim - 3,), (ndim - 2, ndim - 1)), True
-    merged = first * second
-    if module == "out" and merged <= 2 * third and third <= _WIDEST_PROJECTION * merged:
+    fits = merged <= 2 * third and third <= _WIDEST_PROJECTION * merged
+    if module == "out" and (fits if three_are_left else merged == third):
         return MatrixAxes((ndim - 3, ndim - 2), (ndim - 1,)), True
     if any(map(_STACKED.search, words)):
         return MatrixAxes((ndim - 2,), (ndim - 1,)), True
-    places, certain = _window([module], words, shape[:-2])
+    places, certain = _window([module], shape[:-2], stacks, open_ended)
     inputs = tuple(range(ndim - 2 - places, ndim - 1))
     return MatrixAxes(inputs, (ndim - 1,), window=inputs[:-1]), certain
 
 
-def _window(called: list[str], words: list[str], sizes: tuple[int, ...]) -> tuple[int, bool]:
+def _stacks_told(words: list[str]) -> tuple[int, bool]:
+    """Return how many axes in front names of Linen and Haiku call stacks, and whether it may be more."""
+    lifted = [found[0] for found in map(_LIFTED.match, words) if found]
+    return sum(len(_STACKING.findall(name)) for name in lifted), any(_OPEN_ENDED in name for name in lifted)
+
+
+def _window(
+    called: list[str], sizes: tuple[int, ...], stacks: int = 0, open_ended: bool = False
+) -> tuple[int, bool]:
     """Return how many axes are the window of a convolution, and whether that is certain.
 
     Args:
       called: the names of modules that tell that there is one.
-      words: all names on the way to the array.
       sizes: of all axes but inputs and outputs: what stacks layers, then the window.
+      stacks: how many of these axes stack layers, by the names on the way to the array.
+      open_ended: whether it may be more.
     """
     told = [int(found[1]) for found in map(_DIMENSIONS.search, called) if found]
     if told and told[-1] <= len(sizes):
         return told[-1], True
     convolution = any("conv" in one.lower() for one in called)
-    if len(sizes) < 3:
-        return len(sizes) if convolution or len(sizes) == 2 else 0, convolution
-    return 3 if _is_volume(sizes[-3:]) and not any(map(_LIFTED.match, words)) else 2, False
+    stacks = min(stacks, len(sizes) - convolution)  # a convolution has a window: what is shared is no stack
+    places, certain = _window_of_one(convolution, sizes[stacks:])
+    if stacks and sizes[stacks - 1 : stacks] == sizes[stacks : stacks + 1] != (1,):
+        return max(places, 2), False  # all steps may share one window of equal sides
+    return places, certain and not (open_ended and len(sizes) > stacks)
+
+
+def _window_of_one(convolution: bool, sizes: tuple[int, ...]) -> tuple[int, bool]:
+    """Return the same for the axes that no name tells to be a stack."""
+    if len(sizes) < 2:
+        return (len(sizes), True) if convolution else (0, not sizes)
+    if len(sizes) == 2:
+        # In a stack of convolutions of one dimension the number of layers would be as long as the window.
+        return 2, convolution and (sizes[0] == sizes[1] or 1 in sizes)
+    return 3 if _is_volume(sizes[-3:]) else 2, False
 
 
 def _is_volume(sizes: tuple[int, ...]) -> bool:
@@ -220,6 +258,6 @@ def _of_equinox(last: str, module: str, words: list[str], shape: tuple[int, ...]
         return MatrixAxes((ndim - 2,), (ndim - 1,), lookup=True), True
     if ndim == 2 or (ndim == 3 and not convolution):
         return MatrixAxes((ndim - 1,), (ndim - 2,)), ndim == 2
-    places, certain = _window(words, words, shape[2:])
+    places, certain = _window(words, shape[2:])
     out = ndim - 2 - places
     return MatrixAxes(tuple(range(out + 1, ndim)), (out,), window=tuple(range(out + 2, ndim))), certain
