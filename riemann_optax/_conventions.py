@@ -35,12 +35,19 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 
 _WORDS = re.compile(r"""\[['"]([^'"]*)['"]\]|\.(\w+)|\[(\d+)\]""")
 _VECTORS = {"flax": {"bias", "scale"}, "haiku": {"b", "scale", "offset"}}
-_STACKED = re.compile("einsum|expert|moe", re.IGNORECASE)
+# Such words may be parts of longer ones, but not of amoeba and expertise, nor of convex and conversation.
+_STACKED = re.compile("einsum|expert(?!ise)|moe(?!ba)", re.IGNORECASE)
+_CONVOLUTION = re.compile("(?i:conv)(?!er[gst]|ex(?![a-z])|en[et]|ey)")
 # A projection of Flax's attention has about as many outputs as inputs; a scan over layers, or a convolution,
 # that goes by the same name has axes that would be far from it.
 _WIDEST_PROJECTION = 8
 _PROJECTIONS = ("query", "key", "value", "out")
-_DIMENSIONS = re.compile("conv_?([123])_?d", re.IGNORECASE)  # in the name of a convolution
+# In the name of a convolution: conv1d, conv2_d, Conv3DTranspose, but not conv2_down.
+_DIMENSIONS = re.compile("(?i:conv_?([123])_?d(?:transpose)?)(?![a-z])")
+_PARTS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of a name: layer_norm1, RMSNorm, patch_embed
+_NORM = re.compile("[a-z]*norms?|normali[sz]ation")
+_TABLE = re.compile("(?!(?:un|de|patch)embed)[a-z]*embed(?:s|der|dings?)?")
+_LAYER = re.compile("linear|dense|proj(?:ection|ector)?|conv(?:olution)?|head|fc|patch(?:es)?")
 # Linen's own names of modules that it transforms, such as ScanCheckpointBlock_0, and Haiku's of a stack.
 _LIFTED = re.compile("^(?:(?:Scan|Vmap|Remat_scan|Checkpoint|Jit|Map_variables)(?=[A-Z]))+|^__layer_stack_")
 _STACKING = re.compile("Scan|Vmap|Remat_scan|layer_stack")
@@ -101,8 +108,10 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
     not have is an error. A module that is named counts as confirmed: nothing warns of it. The presets:
 
     - ``"equinox"``: ``weight`` is ``(out, in)`` or ``(out, in, *window)``, with the layers of a
-      ``filter_vmap`` in front, and a window of three axes as above; the weight of a module with "norm" in its
-      name is a vector, with "embed" one whose rows are looked up.
+      ``filter_vmap`` in front, and a window of three axes as above; the weight of a module whose name has the
+      word "norm", such as ``layer_norm1`` or ``RMSNorm``, is a vector, and with "embed" or "embedding" one
+      whose rows are looked up, if it has two axes and is no ``patch_embed`` or ``linear_embed``. A word of a
+      layer behind it counts more: ``norm_head`` and ``embed_proj`` are matrices.
     - ``"haiku"``: vectors are named ``b``, ``scale`` and ``offset``, and an embedding ``embeddings``.
     - ``"scanned"``: the first axis of every array stacks layers (or members of a population), what is left is
       read as ``"flax"`` does.
@@ -159,7 +168,7 @@ def _of_words(
     if preset == "convolution":
         inputs = tuple(range(ndim - 1))
         return MatrixAxes(inputs, (ndim - 1,), window=inputs[:-1]), True
-    if re.search("embeddings?$", last):
+    if re.search("embeddings?$", last, re.IGNORECASE) and _kind(last) == "table":
         return MatrixAxes((ndim - 2,), (ndim - 1,), lookup=True), True
     if ndim == 2:
         return MatrixAxes((0,), (1,)), True
@@ -167,7 +176,7 @@ def _of_words(
     stacks = max(stacks - taken, 0)
     first, second, third = shape[-3:]
     merged = first * second
-    # Dense layers may be called so too: where the first of three axes must be a stack, sizes have to be exact.
+    # Dense layers may be called so too: where a stack is the first of three axes, sizes have to be exact.
     three_are_left = ndim - stacks >= 3
     if ndim == 4 and module in _PROJECTIONS and _is_scanned_behind(module, shape):
         return (MatrixAxes((0, 2), (3,)) if module == "out" else MatrixAxes((0,), (2, 3))), False
@@ -204,7 +213,7 @@ def _window(
     told = [int(found[1]) for found in map(_DIMENSIONS.search, called) if found]
     if told and told[-1] <= len(sizes):
         return told[-1], True
-    convolution = any("conv" in one.lower() for one in called)
+    convolution = any(map(_CONVOLUTION.search, called))
     stacks = min(stacks, len(sizes) - convolution)  # a convolution has a window: what is shared is no stack
     places, certain = _window_of_one(convolution, sizes[stacks:])
     if stacks and sizes[stacks - 1 : stacks] == sizes[stacks : stacks + 1] != (1,):
@@ -245,17 +254,34 @@ def _is_scanned_behind(module: str, shape: tuple[int, ...]) -> bool:
     return unlike(a, c * d) < unlike(b, c * d) and unlike(a, c * d) <= _WIDEST_PROJECTION
 
 
+def _kind(name: str) -> Literal["norm", "table", "layer", ""]:
+    """Return what a name says that it names, by its words: the last one that says something counts.
+
+    An embedding of patches, or a linear one, is a layer: it looks nothing up.
+    """
+    kind: Literal["table", ""] = ""
+    for word in reversed([part.lower() for part in _PARTS.findall(name)]):
+        if _LAYER.fullmatch(word):
+            return "layer"
+        if _NORM.fullmatch(word):
+            return "norm"
+        if _TABLE.fullmatch(word):
+            kind = "table"
+    return kind
+
+
 def _of_equinox(last: str, module: str, words: list[str], shape: tuple[int, ...]) -> tuple[MatrixAxes, bool]:
     ndim = len(shape)
-    near = f"{module} {last}".lower()
-    convolution = any("conv" in word.lower() for word in words)
-    if last == "bias" or "norm" in near:
+    kind = _kind(last) or _kind(module)
+    convolution = any(map(_CONVOLUTION.search, words))
+    if last == "bias" or kind == "norm":
         first = ndim - 1
         while (convolution or ndim > 2) and shape[first] == 1 and first > 0:
             first -= 1  # the bias of a convolution is (out, 1, 1)
         return MatrixAxes(tuple(range(first, ndim)), ()), True
-    if "embed" in near:
-        return MatrixAxes((ndim - 2,), (ndim - 1,), lookup=True), True
+    # An array that is a table itself may have any stack in front; a layer's weight may be a convolution.
+    if kind == "table" and (_kind(last) or ndim == 2 or (ndim == 3 and not convolution)):
+        return MatrixAxes((ndim - 2,), (ndim - 1,), lookup=True), ndim == 2 or bool(_kind(last))
     if ndim == 2 or (ndim == 3 and not convolution):
         return MatrixAxes((ndim - 1,), (ndim - 2,)), ndim == 2
     places, certain = _window(words, shape[2:])

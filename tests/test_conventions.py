@@ -1,4 +1,4 @@
-"""What names and shapes tell: windows of convolutions, stacks of layers, and the words that names are made of."""
+"""What names and shapes tell: windows of convolutions, and stacks of layers."""
 
 import warnings
 
