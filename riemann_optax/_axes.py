@@ -14,8 +14,11 @@ from riemann_optax import _check, _tree
 from riemann_optax._conventions import PRESETS, MatrixAxes, Preset, Reading, by_convention
 from riemann_optax._tree import Group
 
-ChooseAxes = Callable[[str, Any], MatrixAxes | None]
+ChooseAxes = Callable[[str, Any], MatrixAxes | Preset | None]
 Axes = Preset | ChooseAxes | MatrixAxes | Mapping[Any, Any] | None
+
+_PRESETS = ", ".join(map(repr, PRESETS))
+_PAIR = "ro.MatrixAxes of two tuples, such as ro.MatrixAxes((0,), (1,))"
 
 
 def check_axes(axes: Any) -> None:
@@ -26,8 +29,8 @@ def check_axes(axes: Any) -> None:
     elif not (axes is None or callable(axes) or isinstance(axes, MatrixAxes)):
         if not isinstance(axes, str):
             raise ValueError(
-                f"axes must be one of {', '.join(map(repr, PRESETS))}, a function of a leaf's name and the "
-                f"leaf that returns MatrixAxes, or a dictionary of these by name, got {axes!r}."
+                f"axes must be one of {_PRESETS}, None for single weights, {_PAIR}, a function of a leaf's "
+                f"name and the leaf that returns one of these, or a dictionary of these by name, got {axes!r}."
             )
         _check.check_choice("axes", axes, PRESETS)
 
@@ -48,11 +51,13 @@ def read(tree: Any, axes: Axes) -> list[MatrixAxes | None]:
 
     Args:
       tree: parameters or gradients.
-      axes: the argument of that name: a preset, a function of a leaf's name and the leaf, or a dictionary of
-        these by the names of modules, where what is not named is read as ``"flax"`` does.
+      axes: the argument of that name: axes, a preset, a function of a leaf's name and the leaf that returns
+        either or None, or a dictionary of these by the names of modules, where what is not named is read as
+        ``"flax"`` does.
 
     Raises:
-      ValueError: for axes that a leaf does not have, and for a name that the tree does not have.
+      ValueError: for axes that a leaf does not have, for an answer of a function that is no axes, and for a
+        name that the tree does not have.
     """
     if isinstance(axes, Mapping):
         _check_names(tree, axes)
@@ -166,11 +171,12 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
     name = jax.tree_util.keystr(path)
     if isinstance(axes, Mapping):  # no name is left to look up
         axes, named = "flax", False
-    if isinstance(axes, str):
-        conventional, certain = by_convention(axes, name, shape)
-        return Reading(conventional, certain or named)
     chosen = axes(name, leaf) if callable(axes) else axes
+    if isinstance(chosen, str) and chosen in PRESETS:
+        conventional, certain = by_convention(chosen, name, shape)
+        return Reading(conventional, certain or named)
     if chosen is not None:
+        chosen = _well_formed(path, chosen)
         every = (*chosen.inputs, *chosen.outputs)
         if len(set(every)) != len(every) or not set(every) <= set(range(len(shape))):
             raise ValueError(
@@ -183,6 +189,21 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
                 f"{chosen.inputs}."
             )
     return Reading(chosen)
+
+
+def _well_formed(path: tuple[Any, ...], chosen: Any) -> MatrixAxes:
+    """Return axes with tuples, also of lists; raise ``ValueError`` for what is no axes at all."""
+    if isinstance(chosen, MatrixAxes):
+        parts = (chosen.inputs, chosen.outputs, chosen.window)
+        if all(isinstance(part, tuple | list) for part in parts) and all(
+            isinstance(axis, int | np.integer) for part in parts for axis in part
+        ):
+            inputs, outputs, window = map(tuple, parts)
+            return chosen._replace(inputs=inputs, outputs=outputs, window=window)
+    raise ValueError(
+        f"axes of {_tree.leaf_name(path)} must be one of {_PRESETS}, None for single weights, or {_PAIR}, got "
+        f"{chosen!r}."
+    )
 
 
 def entry_key(entry: Any) -> Any:

@@ -103,9 +103,10 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
     and for ``(height, width, in, out)`` under "conv" where the sides of the window are equal or one of them
     is 1: neither name nor shape tells for sure what such arrays are, and :func:`describe` lists them.
 
-    For other conventions there are further presets, a function such as this one, or a dictionary of these by
-    the names of modules: what it does not name is read as ``"flax"`` does, and a name that the parameters do
-    not have is an error. A module that is named counts as confirmed: nothing warns of it. The presets:
+    For other conventions there are further presets, a function such as this one, which returns
+    :class:`MatrixAxes`, the name of a preset, or None for single weights, or a dictionary of all these by the
+    names of modules: what it does not name is read as ``"flax"`` does, and a name that the parameters do not
+    have is an error. A module that is named counts as confirmed: nothing warns of it. The presets:
 
     - ``"equinox"``: ``weight`` is ``(out, in)`` or ``(out, in, *window)``, with the layers of a
       ``filter_vmap`` in front, and a window of three axes as above; the weight of a module whose name has the

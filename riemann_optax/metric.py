@@ -81,8 +81,9 @@ def compute_metric(
       role: which of the two readings.
       conformal: None, or the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA
         combines), ``"leaf"`` or ``"neuron"`` (the fan-in of each output, by ``axes``).
-      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
-        leaf's name and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`,
+        :class:`riemann_optax.MatrixAxes`, a function of a leaf's name and the leaf that returns either, or a
+        dictionary of these by the names of modules.
 
     Returns:
       A gradient transformation with state :class:`ComputeMetricState`. ``E`` is evaluated in float32, or

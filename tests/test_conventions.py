@@ -260,3 +260,67 @@ OF_ONE, OF_TWO, MATRICES, DEEP = (
 )
 def test_names_of_linen_say_which_axes_are_stacked(preset, path, shape, axes, certain):
     assert _axes.read_leaf(keys(preset, path), jnp.zeros(shape), preset) == (ro.MatrixAxes(*axes), certain)
+
+
+# --- what a function may answer ---
+
+
+@pytest.mark.parametrize(
+    "where", [lambda choose: choose, lambda choose: {"blocks": choose}], ids=["alone", "named"]
+)
+@pytest.mark.parametrize("preset", _axes.PRESETS)
+def test_a_function_may_answer_with_the_name_of_a_preset(preset, where):
+    params = {"blocks": {"kernel": jnp.ones([3, 4, 5]), "bias": jnp.ones([3, 5])}}
+    heard = []
+
+    def choose(name, leaf):
+        heard.append((name, leaf.shape))
+        return preset
+
+    assert _axes.read(params, where(choose)) == _axes.read(params, preset)
+    assert heard == [("['blocks']['bias']", (3, 5)), ("['blocks']['kernel']", (3, 4, 5))]
+    ro.riemannian_adamw(0.003, axes=where(choose)).init(params)
+
+
+@pytest.mark.parametrize(
+    ("choose", "warned"),
+    [
+        (lambda name, leaf: "scanned", False),
+        (lambda name, leaf: "convolution", False),
+        (lambda name, leaf: "flax", True),  # it has decided nothing
+        ({"blocks": lambda name, leaf: "flax"}, False),  # who names the module has
+    ],
+)
+def test_the_answer_of_a_function_counts_as_the_preset_does(choose, warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ro.riemannian_eigenbasis(0.003, axes=choose).init({"blocks": {"kernel": jnp.ones([3, 4, 5])}})
+    assert bool(caught) == warned
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (((1,), (2,)), r"\(\(1,\), \(2,\)\)"),
+        ("torch", "'torch'"),
+        ({"kernel": "flax"}, r"\{'kernel': 'flax'\}"),
+        (ro.MatrixAxes(1, 2), r"MatrixAxes\(inputs=1, outputs=2"),
+        (ro.MatrixAxes((0, 1), (2,), window=0), r"MatrixAxes\(inputs=\(0, 1\)"),
+        (ro.MatrixAxes(("in",), (2,)), r"MatrixAxes\(inputs=\('in',\)"),
+        (3, "3"),
+    ],
+)
+@pytest.mark.parametrize("make", [ro.riemannian_adamw, ro.riemannian_eigenbasis, ro.soap])
+def test_another_answer_is_refused_with_the_name_of_the_leaf(make, answer, got):
+    params = {"blocks": {"kernel": jnp.ones([3, 4, 5])}}
+    message = (
+        r"^axes of leaf \['blocks'\]\['kernel'\] must be one of 'flax', 'equinox', .*None for single weights, "
+        r"or ro\.MatrixAxes of two tuples, such as ro\.MatrixAxes\(\(0,\), \(1,\)\), got "
+    )
+    with pytest.raises(ValueError, match=message + got):
+        make(0.003, axes=lambda name, leaf: answer).init(params)
+
+
+def test_lists_of_axes_are_tuples():
+    found = _axes.read({"w": jnp.ones([3, 4, 5])}, ro.MatrixAxes([0, 1], [2], window=[0]))
+    assert found == [ro.MatrixAxes((0, 1), (2,), window=(0,))]

@@ -49,8 +49,9 @@ def add_isometry_pull(
 
     Args:
       rate: strength of the pull, at least 0: a number, a schedule of the update count, or a traced scalar.
-      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
-        leaf's name and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`,
+        :class:`riemann_optax.MatrixAxes`, a function of a leaf's name and the leaf that returns either, or a
+        dictionary of these by the names of modules.
 
     Returns:
       A gradient transformation with state :class:`IsometryPullState`.

@@ -39,8 +39,9 @@ def competitive_plasticity(
       over: the group that competes: ``"leaf"``, ``"neuron"`` (the fan-in of each output, by ``axes``;
         published too) or ``"tree"``, where a layer of small gradients may not move at all. Leaves without a
         metric do not take part.
-      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
-        leaf's name and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`,
+        :class:`riemann_optax.MatrixAxes`, a function of a leaf's name and the leaf that returns either, or a
+        dictionary of these by the names of modules.
 
     Returns:
       A gradient transformation without state.

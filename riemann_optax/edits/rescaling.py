@@ -21,8 +21,9 @@ def normalize_metric(over: Group = "tree", *, axes: Axes = "flax") -> optax.Grad
     Args:
       over: the group of the mean: ``"tree"`` (under sharding one all-reduce per leaf, which XLA combines),
         ``"leaf"`` or ``"neuron"`` (the fan-in of each output, by ``axes``).
-      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
-        leaf's name and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`,
+        :class:`riemann_optax.MatrixAxes`, a function of a leaf's name and the leaf that returns either, or a
+        dictionary of these by the names of modules.
 
     Returns:
       A gradient transformation without state, to be placed between the two stages.

@@ -174,8 +174,8 @@ def in_eigenbasis(
       max_state: the most values of factor and basis per weight, for one side of a matrix.
       max_operations: the most operations per weight and update, for one side of a matrix.
       axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, or a function of a leaf's name
-        and the leaf that returns its :class:`MatrixAxes`, or None to leave it alone; or a dictionary of these
-        by the names of modules.
+        and the leaf that returns its :class:`MatrixAxes`, a preset, or None to leave it alone; or a
+        dictionary of these by the names of modules.
       state_dtype: dtype of factors and bases; None means float32, or wider where the parameter is wider.
         Products are computed in float32 or wider.
       correlate: ``"gradients"``; ``"tempered_gradients"`` or ``"whitened_gradients"``, see above; or

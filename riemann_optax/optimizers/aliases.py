@@ -77,8 +77,9 @@ def riemannian_sgd(
       record: whether to keep statistics of ``E`` for :func:`metric_statistics`.
       state_dtype: of momentum and of the default phi; None means the parameters' own for momentum and float32
         or wider for phi.
-      axes: for ``conformal="neuron"``, which axes are inputs and outputs: a preset of :func:`kernel_axes`, a
-        function of a leaf's name and the leaf, or a dictionary of these by the names of modules.
+      axes: for ``conformal="neuron"``, which axes are inputs and outputs: a preset of :func:`kernel_axes`,
+        :class:`MatrixAxes`, a function of a leaf's name and the leaf that returns either, or a dictionary of
+        these by the names of modules.
 
     Returns:
       A gradient transformation.
@@ -195,8 +196,9 @@ def riemannian_adamw(
         alpha*phi``, whose rates are not AdamW's.
       record: whether to keep statistics of ``E`` for :func:`metric_statistics`.
       axes: which axes are inputs and outputs, for the default phi and ``conformal="neuron"``: a preset of
-        :func:`kernel_axes`, a function of a leaf's name and the leaf, or a dictionary of these by the names
-        of modules. Where ``phi`` is given, ``axes`` is an argument of that phi.
+        :func:`kernel_axes`, :class:`MatrixAxes`, a function of a leaf's name and the leaf that returns
+        either, or a dictionary of these by the names of modules. Where ``phi`` is given, ``axes`` is an
+        argument of that phi.
       multiply_by_parameter_scale: whether the step of each leaf is multiplied by the root mean square of its
         weights, at least 1e-3, as in ``optax.adafactor``. The rate is then the relative change of a leaf,
         and no longer AdamW's. The decay is not multiplied.
@@ -302,8 +304,9 @@ def riemannian_schedule_free(
         another choice of :func:`in_eigenbasis`.
       basis_dtype: of its factors and bases; None means float32, or wider where the parameter is.
       axes: which axes are inputs and outputs, for the default phi, ``conformal="neuron"`` and ``sides``: a
-        preset of :func:`kernel_axes`, a function of a leaf's name and the leaf, or a dictionary of these by
-        the names of modules. Where ``phi`` is given, and not ``sides``, ``axes`` is an argument of that phi.
+        preset of :func:`kernel_axes`, :class:`MatrixAxes`, a function of a leaf's name and the leaf that
+        returns either, or a dictionary of these by the names of modules. Where ``phi`` is given, and not
+        ``sides``, ``axes`` is an argument of that phi.
 
     Returns:
       A gradient transformation with state :class:`ScheduleFreeState`.

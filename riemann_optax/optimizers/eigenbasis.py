@@ -111,8 +111,9 @@ def riemannian_eigenbasis(
         None means 300. Without effect if ``refresh_budget`` is too small to refresh all sides in one step.
       tau: refresh a basis only if it has turned by this much; see :func:`in_eigenbasis`.
       refresh_budget: the most operations that refreshes may take in one step; see :func:`in_eigenbasis`.
-      axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name
-        and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, :class:`MatrixAxes`, a
+        function of a leaf's name and the leaf that returns either, or a dictionary of these by the names of
+        modules.
 
     Returns:
       A gradient transformation.

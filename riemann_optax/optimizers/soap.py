@@ -91,8 +91,9 @@ def soap(
         are then one side.
       staggered: whether to refresh the sides in turn, so that steps take equal time; published without.
       state_dtype: dtype of correlations and bases; None means float32, or wider where the parameter is.
-      axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name
-        and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, :class:`MatrixAxes`, a
+        function of a leaf's name and the leaf that returns either, or a dictionary of these by the names of
+        modules.
 
     Returns:
       A gradient transformation.

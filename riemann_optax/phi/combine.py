@@ -164,8 +164,9 @@ def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree", axes: 
       phi: a phi that is nowhere negative.
       over: the group of the mean: ``"tree"``, ``"leaf"`` or ``"neuron"`` (the fan-in of each output, by
         ``axes``; a vector is one group, and so is each row of an embedding).
-      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
-        leaf's name and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`,
+        :class:`riemann_optax.MatrixAxes`, a function of a leaf's name and the leaf that returns either, or a
+        dictionary of these by the names of modules.
 
     Returns:
       A phi with the state of ``phi``.

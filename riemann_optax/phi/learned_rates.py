@@ -76,8 +76,9 @@ def idbd(
       form: ``"inputs"`` or ``"gradients"``.
       smallest_log_rate: the lower bound of ``beta``, at least -30. Default -10, as the paper advises.
       largest_change: the largest change of ``beta`` in one update, positive. Default 2, as the paper advises.
-      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
-        leaf's name and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`,
+        :class:`riemann_optax.MatrixAxes`, a function of a leaf's name and the leaf that returns either, or a
+        dictionary of these by the names of modules.
       state_dtype: of the state; None means float32, or wider where the parameter is wider. In bfloat16 small
         changes of ``beta`` round away.
 
@@ -196,8 +197,9 @@ def autostep(
       window: ``tau``, at least 1, in updates of an effective rate of 1. Published default 1e4.
       initial_rate: ``a`` at the start, positive. Default 0.05 (the paper leaves it to the user).
       form: ``"inputs"`` or ``"gradients"``.
-      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
-        leaf's name and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`,
+        :class:`riemann_optax.MatrixAxes`, a function of a leaf's name and the leaf that returns either, or a
+        dictionary of these by the names of modules.
       state_dtype: of the state; None means float32, or wider where the parameter is wider.
 
     Returns:

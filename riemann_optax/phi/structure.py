@@ -58,8 +58,9 @@ def factored_activity(
     Args:
       decay: of the running means, in [0, 1), per update; the memory window.
       power: the exponent ``p`` of the mean square, positive; 0.5 makes phi a gradient size.
-      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
-        leaf's name and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`,
+        :class:`riemann_optax.MatrixAxes`, a function of a leaf's name and the leaf that returns either, or a
+        dictionary of these by the names of modules.
       state_dtype: of the running means; None means float32, or wider where the parameter is wider.
 
     Returns:
@@ -173,8 +174,7 @@ def per_neuron(
     Args:
       decay: of the running mean, in [0, 1), per update; the memory window.
       power: the exponent ``p`` of the mean square, positive; 0.5 makes phi a gradient size.
-      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
-        leaf's name and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs, as in :func:`factored_activity`.
       state_dtype: of the running mean; None means float32, or wider where the parameter is wider.
 
     Returns:
@@ -256,8 +256,7 @@ def sliding_threshold(*, decay: float = 0.99, axes: Axes = "flax", state_dtype: 
 
     Args:
       decay: of the running mean, in [0, 1), per update; the memory window.
-      axes: which axes are inputs and outputs: a preset of :func:`riemann_optax.kernel_axes`, a function of a
-        leaf's name and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs, as in :func:`factored_activity`.
       state_dtype: of the running mean; None means float32, or wider where the parameter is wider.
 
     Returns:

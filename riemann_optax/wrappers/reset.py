@@ -104,8 +104,9 @@ def reset_units(
         ``jax.nn.initializers.he_uniform()``; None for normal numbers with mean 0 and the standard deviation
         of the kernel's initial weights.
       key: a random key or an integer seed for the new weights.
-      axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, a function of a leaf's name
-        and the leaf, or a dictionary of these by the names of modules.
+      axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, :class:`MatrixAxes`, a
+        function of a leaf's name and the leaf that returns either, or a dictionary of these by the names of
+        modules.
 
     Returns:
       A gradient transformation with state :class:`ResetUnitsState`.
