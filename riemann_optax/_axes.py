@@ -30,7 +30,8 @@ def check_axes(axes: Any) -> None:
         if not isinstance(axes, str):
             raise ValueError(
                 f"axes must be one of {_PRESETS}, None for single weights, {_PAIR}, a function of a leaf's "
-                f"name and the leaf that returns one of these, or a dictionary of these by name, got {axes!r}."
+                "name and the leaf that returns one of these, or a dictionary of these by name, got "
+                f"{axes!r}."
             )
         _check.check_choice("axes", axes, PRESETS)
 
@@ -148,6 +149,11 @@ def in_words(axes: MatrixAxes | None, shape: tuple[int, ...]) -> str:
     return f"a stack of {size(stack)}: {one}" if stack else one
 
 
+def called(path: tuple[Any, ...]) -> str:
+    """Return how a person is told of a leaf: by its path, which a single array does not have."""
+    return jax.tree_util.keystr(path) or _tree.leaf_name(path)
+
+
 def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str, ...]:
     """Return what is worth telling of how arrays were read: not of a plain matrix or a single vector."""
     found = []
@@ -156,8 +162,9 @@ def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str,
         shape = np.shape(leaf)
         plain = len(shape) < 2 or axes == MatrixAxes((0,), (1,))
         if axes is not None and not plain:
-            default = "" if certain else ", by default: name the module in axes= to confirm or to change it"
-            found.append(f"{jax.tree_util.keystr(path)} {shape}: {in_words(axes, shape)}{default}")
+            remedy = "name the module in axes=" if path else f"give axes=ro.{axes!r}"
+            default = "" if certain else f", by default: {remedy} to confirm or to change it"
+            found.append(f"{called(path)} {shape}: {in_words(axes, shape)}{default}")
     return tuple(found)
 
 
@@ -174,7 +181,8 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
     chosen = axes(name, leaf) if callable(axes) else axes
     if isinstance(chosen, str) and chosen in PRESETS:
         conventional, certain = by_convention(chosen, name, shape)
-        return Reading(conventional, certain or named)
+        # A single array has no name: whoever gives it a preset that is not the default has decided.
+        return Reading(conventional, certain or named or (not path and chosen != "flax"))
     if chosen is not None:
         chosen = _well_formed(path, chosen)
         every = (*chosen.inputs, *chosen.outputs)
@@ -201,8 +209,8 @@ def _well_formed(path: tuple[Any, ...], chosen: Any) -> MatrixAxes:
             inputs, outputs, window = map(tuple, parts)
             return chosen._replace(inputs=inputs, outputs=outputs, window=window)
     raise ValueError(
-        f"axes of {_tree.leaf_name(path)} must be one of {_PRESETS}, None for single weights, or {_PAIR}, got "
-        f"{chosen!r}."
+        f"axes of {_tree.leaf_name(path)} must be one of {_PRESETS}, None for single weights, or {_PAIR}, "
+        f"got {chosen!r}."
     )
 
 
@@ -237,9 +245,13 @@ def _check_names_below(
         below = [(keys[1:], out) for keys, out in paths if keys and name in (keys[0], str(keys[0]))]
         if not below:
             there = ", ".join(dict.fromkeys(repr(keys[0]) for keys, _ in paths if keys))
+            if there:
+                what, remedy = there, "what a dictionary names must be there"
+            else:
+                what = "no names, for they are one array"
+                remedy = 'give ro.MatrixAxes((0,), (1,)), or a preset such as "scanned", and no dictionary'
             raise ValueError(
-                f"axes{place} has the name {name!r}, and the parameters there have "
-                f"{there or 'no names, for they are one array'}: what a dictionary names must be there."
+                f"axes{place} has the name {name!r}, and the parameters there have {what}: {remedy}."
             )
         if isinstance(part, Mapping):
             _check_names_below(part, below, f"{place}[{name!r}]")

@@ -314,8 +314,8 @@ def test_the_answer_of_a_function_counts_as_the_preset_does(choose, warned):
 def test_another_answer_is_refused_with_the_name_of_the_leaf(make, answer, got):
     params = {"blocks": {"kernel": jnp.ones([3, 4, 5])}}
     message = (
-        r"^axes of leaf \['blocks'\]\['kernel'\] must be one of 'flax', 'equinox', .*None for single weights, "
-        r"or ro\.MatrixAxes of two tuples, such as ro\.MatrixAxes\(\(0,\), \(1,\)\), got "
+        r"^axes of leaf \['blocks'\]\['kernel'\] must be one of 'flax', 'equinox', .*None for single "
+        r"weights, or ro\.MatrixAxes of two tuples, such as ro\.MatrixAxes\(\(0,\), \(1,\)\), got "
     )
     with pytest.raises(ValueError, match=message + got):
         make(0.003, axes=lambda name, leaf: answer).init(params)

@@ -29,7 +29,7 @@ def account(params: Any, rules: LayoutRules, state_dtype: Any, period: int) -> l
             for name, side in zip(("inputs", "outputs"), sides, strict=True)
             if side.size > 1
         ]
-        lines.append(f"{jax.tree_util.keystr(path)} {leaf.shape}: {'; '.join(parts) or 'no side to turn'}")
+        lines.append(f"{_axes.called(path)} {leaf.shape}: {'; '.join(parts) or 'no side to turn'}")
     return lines
 
 

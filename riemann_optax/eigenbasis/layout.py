@@ -111,17 +111,24 @@ class LayoutRules(NamedTuple):
             reading = readings[path]
             if layout is not None and not reading.certain:
                 said = _axes.in_words(reading.axes, leaf.shape)
-                doubtful.setdefault(f"{leaf.shape} as {said}", []).append(jax.tree_util.keystr(path))
+                doubtful.setdefault(f"{leaf.shape} as {said}", []).append(_axes.called(path))
         if doubtful:
             shown = "; ".join(
                 f"{first}{f' and {len(others)} more, each' if others else ''} {said}"
                 for said, (first, *others) in doubtful.items()
             )
+            remedy = (
+                'name the module with its preset, such as axes={"block": "flax"}; if not, say what it is: '
+                'axes={"block": "scanned"} for stacked layers, "convolution" for a convolution.'
+            )
+            if () in paths:  # no module could be named
+                remedy = (
+                    f"give axes=ro.{readings[()].axes!r}; if not, say what it is: "
+                    'axes="scanned" for stacked layers, axes="convolution" for a convolution.'
+                )
             _check.warn(
-                f"in_eigenbasis reads {shown}, by default: neither name nor shape tells what "
-                "these axes are. If that is right, name the module with its preset, such as "
-                'axes={"block": "flax"}; if not, say what it is: axes={"block": "scanned"} for '
-                'stacked layers, "convolution" for a convolution.'
+                f"in_eigenbasis reads {shown}, by default: neither name nor shape tells what these axes are. "
+                f"If that is right, {remedy}"
             )
         if (
             layouts == [None]

@@ -1,5 +1,6 @@
 """Which arrays are turned how: kernels of every kind, blocks, one side, vectors, and what is refused."""
 
+import re
 import warnings
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import riemann_optax as ro
 from riemann_optax.eigenbasis.account import account
@@ -327,3 +329,64 @@ def test_arrays_that_are_read_alike_are_warned_of_together():
     )
     assert "; ['odd'] (3, 5, 7) as a stack of 3: inputs 5, outputs 7, by default" in str(warning.message)
     assert len(str(warning.message)) < 600
+
+
+REMEDY = re.compile(r'axes=(ro\.MatrixAxes\(.*?\)\)|"\w+")')
+
+
+def warnings_of(make, axes, params):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make(0.003, axes=axes).init(params)
+    return [str(one.message) for one in caught if "in_eigenbasis reads" in str(one.message)]
+
+
+@pytest.mark.parametrize("box", [lambda leaf: leaf, nnx.Param], ids=["bare", "boxed"])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (4, 3, 8, 8), (3, 3, 3, 4, 5)])
+@pytest.mark.parametrize("make", [ro.riemannian_eigenbasis, ro.soap])
+def test_what_is_said_of_the_only_array_can_be_followed(make, shape, box):
+    """It has no module that could be named: each remedy is tried as it stands in the warning."""
+    params = box(jnp.ones(shape))
+    (said,) = warnings_of(make, "flax", params)
+    assert said.startswith(f"in_eigenbasis reads the only leaf {shape} as ")
+    remedies = [eval(found, {"ro": ro}) for found in REMEDY.findall(said)]
+    assert remedies == [ro.kernel_axes("", jnp.ones(shape)), "scanned", "convolution"]
+    for axes in remedies:
+        assert not warnings_of(make, axes, params)
+    assert shapes_of_bases(params, axes=remedies[0]) == shapes_of_bases(params)
+
+
+def test_what_is_said_of_one_of_several_arrays_can_be_followed():
+    params = {"block": {"kernel": jnp.ones([3, 4, 5])}, "head": {"kernel": jnp.ones([4, 5])}}
+    (said,) = warnings_of(ro.riemannian_eigenbasis, "flax", params)
+    remedies = re.findall(r"axes=(\{.*?\})", said)
+    assert len(remedies) == 2
+    for axes in remedies:
+        assert not warnings_of(ro.riemannian_eigenbasis, eval(axes), params)
+
+
+def test_describe_calls_the_only_array_so():
+    params = jnp.ones([3, 4, 5])
+    tx = ro.riemannian_eigenbasis(0.003)
+    with pytest.warns(UserWarning, match="in_eigenbasis reads the only leaf"):
+        told = ro.describe(tx, params)
+    (remark,), (line,) = told.axes, told.bases
+    assert remark.startswith(
+        "the only leaf (3, 4, 5): a stack of 3: inputs 4, outputs 5, by default: give axes="
+    )
+    assert line.startswith("the only leaf (3, 4, 5): inputs 4 turned")
+    (remedy,) = REMEDY.findall(remark)
+    (confirmed,) = ro.describe(ro.riemannian_eigenbasis(0.003, axes=eval(remedy, {"ro": ro})), params).axes
+    assert confirmed == "the only leaf (3, 4, 5): a stack of 3: inputs 4, outputs 5"
+
+
+def test_names_for_the_only_array_are_refused_with_a_remedy():
+    params = jnp.ones([3, 4, 5])
+    with pytest.raises(
+        ValueError, match=r"^axes has the name 'block', .* have no names, for they are one"
+    ) as caught:
+        ro.riemannian_eigenbasis(0.003, axes={"block": "flax"}).init(params)
+    remedies = re.findall(r'(ro\.MatrixAxes\(.*?\)\)|"\w+")', str(caught.value))
+    assert len(remedies) == 2
+    for axes in remedies:
+        assert not warnings_of(ro.riemannian_eigenbasis, eval(axes, {"ro": ro}), params)
