@@ -244,7 +244,7 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         ),
         Sentence(
             ("README.md",),
-            "On a small GPT each step of `ro.riemannian_eigenbasis` takes {} of AdamW's time, and "
+            "on a small GPT each step of `ro.riemannian_eigenbasis` takes {} of AdamW's time, and "
             "compilation {}. - With nothing tuned, at `ro.starting_rate`, `ro.riemannian_eigenbasis` needs "
             '{} of the steps of tuned AdamW, `ro.riemannian_schedule_free(sides="smaller")` {}, SOAP {}. - '
             "There `ro.riemannian_adamw` needs {} and misses {} targets of {}:",
@@ -279,7 +279,7 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         ),
         Sentence(
             ("README.md",),
-            "A Transformer of a million weights, all at AdamW's best rate, {} seeds:",
+            "A million weights, AdamW's best rate, {} seeds:",
             lambda: [word(len(SEEDS))],
         ),
         Sentence(("docs/evidence.md",), "Means of {} fresh seeds, on text", lambda: [word(len(SEEDS))]),

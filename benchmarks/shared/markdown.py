@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.shared import statistics
 
 # By what is said behind the name of an alias.
-OPTIONS = {"": "", "one-sided": '(sides="smaller")'}
+OPTIONS = {"": "", "one-sided": '(sides="smaller")', "of gradients": "(gradient_share=1.0)"}
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -25,6 +25,7 @@ FACTORED_SCHEDULE_FREE, EIGENBASIS_SCHEDULE_FREE = "factored, schedule-free", "e
 VECTORS_SCHEDULE_FREE = "eigenbasis with vectors, schedule-free"
 DROP_IN, SCHEDULE_FREE = "riemannian_adamw", "riemannian_schedule_free"
 ONE_SIDED, ONE_SIDED_FREE = "riemannian_eigenbasis", "riemannian_schedule_free, one-sided"
+OF_GRADIENTS = "riemannian_eigenbasis, of gradients"
 IN_FRAME = "AdamW in the frame"
 PERMUTED, LEAF_MEAN, NORM_MATCHED = "permuted phi", "leaf-mean phi", "norm-matched base"
 
@@ -259,6 +260,7 @@ ALIASES: dict[str, Method] = {
         partial(ro.riemannian_schedule_free, warmup_steps=0), ({},), "ours", ro.eval_params
     ),
     ONE_SIDED: Method(ro.riemannian_eigenbasis, ({},), "ours"),
+    OF_GRADIENTS: Method(partial(ro.riemannian_eigenbasis, gradient_share=1.0), ({},), "ours"),
     ONE_SIDED_FREE: averaged(
         partial(ro.riemannian_schedule_free, warmup_steps=0, sides="smaller"), ({},), "ours", ro.eval_params
     ),

@@ -67,8 +67,7 @@ def riemannian_eigenbasis(
     **The gradient's share** :math:`\sigma` is what phi still counts of noise. A component that is mostly
     noise has a small mean: at a share of 1, as in Adam, its steps are a quarter of the rate, at 0.3 half of
     it, at 0 all of it. An oscillation has a small mean as well, and wants a large share. So 0 is best where
-    the noise is large (language models, at half the rate), 1 where directions oscillate, and 0.3 close to the
-    better of the two.
+    the noise is large (language models, at a lower rate), 1 where there is none, and 0.3 between the two.
 
     **Rates** are those of ``optax.adamw``: take the one you have; this optimiser often bears twice as much.
     If you have none, begin at 0.003 for about a million weights (:func:`starting_rate` for another size).
