@@ -17,7 +17,7 @@ from benchmarks.shared import terminal
 BASE = "re-tuned base: Nesterov"
 # A steady step of the base is so many rates times the gradient, so that its best rate is near the others'.
 UNIT = 32.0
-B1, B2 = 0.9, 0.97  # the form's own
+B1, B2, SHARE = 0.9, 0.97, 0.3  # the form's own
 
 
 def _phi() -> optax.GradientTransformation:
@@ -50,8 +50,8 @@ def norm_matched(over: str) -> Form:
 
 CONTROLS = {
     BASE: Form(_base),
-    "permuted phi in the basis": ours(phi=ro.phi.permuted(_phi())),
-    "leaf-mean phi in the basis": ours(phi=ro.phi.leaf_mean(_phi())),
+    "permuted phi in the basis": ours(phi=ro.phi.permuted(_phi()), gradient_share=SHARE),
+    "leaf-mean phi in the basis": ours(phi=ro.phi.leaf_mean(_phi()), gradient_share=SHARE),
     "norm-matched base": norm_matched("tree"),
     "norm-matched base, by leaf": norm_matched("leaf"),
     "twin: alpha infinite": ours(alpha=1e8),

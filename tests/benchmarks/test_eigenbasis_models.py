@@ -223,6 +223,6 @@ def test_the_constants_of_the_controls_are_the_forms_own():
     params = {"kernel": jnp.zeros([4, 3])}
     gradients = {"kernel": jax.random.normal(jax.random.key(0), (4, 3))}
     phi = ro.phi.activity(decay=controls.B2, state_dtype="bfloat16")
-    given = first_step(forms.ours(b1=controls.B1, phi=phi), params, gradients)
+    given = first_step(forms.ours(b1=controls.B1, phi=phi, gradient_share=controls.SHARE), params, gradients)
     default = first_step(command.KNOWN[forms.ONE_SIDED], params, gradients)
     np.testing.assert_array_equal(given["kernel"], default["kernel"])
