@@ -214,9 +214,9 @@ def write_page(records: dict[str, Any] | None = None) -> str:
         paragraph(
             "The same seeds give the same bits. Eight devices and the oldest supported releases add in",
             f"another order: the bound is {reproducible.TOLERANCE['eight devices']:g} of the largest",
-            f"distance that a weight moves in {again['steps']} steps. The state of `riemannian_eigenbasis` is",
-            "kept in float32 for this: in bfloat16, its default, a value beside a tie may round the other way,",
-            "by 2**-8 of itself.",
+            f"distance that a weight moves in {again['steps']} steps. The state of `riemannian_eigenbasis`",
+            "is kept in float32 for this: in bfloat16, its default, a value beside a tie may round the other",
+            "way, by 2**-8 of itself.",
         ),
     ]
     return "\n".join(sections)
