@@ -203,3 +203,21 @@ def test_extra_arguments_of_any_name_are_ignored():
         np.testing.assert_array_equal(tx.update(w, tx.init(w), w, **{name: 1})[0], [0.5, 0.5])
     pull = ro.add_anchored_weights(1.0, ro.anchor.initial_weights(), precision=ro.phi.maintenance_energy())
     np.testing.assert_array_equal(pull.update(w, pull.init(w), w, precision=1)[0], w)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nesterov": True}, "nesterov=True is a kind of momentum"),
+        (
+            {"phi": ro.phi.activity(), "state_dtype": jnp.bfloat16},
+            "state_dtype is for momentum and the default",
+        ),
+        ({"mask": {"w": True}}, "mask and decay_in_metric say how weights decay"),
+    ],
+)
+def test_what_nothing_would_read_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ro.riemannian_sgd(0.1, **options)
+    others = {"momentum": 0.9, "weight_decay": 0.1}
+    ro.riemannian_sgd(0.1, **options, **others).init({"w": jnp.ones(3)})

@@ -298,24 +298,6 @@ def test_axes_beside_a_phi_are_refused(make):
     make(0.1, phi=ro.phi.per_neuron(axes="equinox"))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"nesterov": True}, "nesterov=True is a kind of momentum"),
-        (
-            {"phi": ro.phi.activity(), "state_dtype": jnp.bfloat16},
-            "state_dtype is for momentum and the default",
-        ),
-        ({"mask": {"w": True}}, "mask and decay_in_metric say how weights decay"),
-    ],
-)
-def test_what_nothing_would_read_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        ro.riemannian_sgd(0.1, **options)
-    others = {"momentum": 0.9, "weight_decay": 0.1}
-    ro.riemannian_sgd(0.1, **options, **others).init({"w": jnp.ones(3)})
-
-
 OPTIONS = {
     "adamw": {},
     "schedule_free": {"warmup_steps": 3},
