@@ -34,7 +34,7 @@ METHODS = {
         partial(ro.riemannian_adamw, multiply_by_parameter_scale=True, alpha=100.0), ({},), "ours"
     ),
 }
-AT_ONE_RATE = (ADAMW, NADAMW, OURS, MUON, SOAP, EIGENBASIS, OF_MOMENTUM)  # on the largest network
+AT_ONE_RATE = (ADAMW, NADAMW, OURS, MUON, SOAP, OF_GRADIENTS, EIGENBASIS, OF_MOMENTUM)  # on the largest
 RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
 # Of a relative step, as wide a range, 16 times higher: the root mean square of a kernel is about 1/16.
 RELATIVE_RATES = tuple(16 * rate for rate in RATES)

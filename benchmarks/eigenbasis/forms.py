@@ -248,7 +248,7 @@ def table(rows: list[Row]) -> Table:
         f'"steps" to {base.name}\'s training loss at its end; "state" in units of the weights; "MB" that '
         'a training step holds at once, activations and all; "ms" of a '
         'training step without refreshes, what these add to each on average, the longest step of ten; "x" '
-        f"the mean step over {base.name}'s, and the compilation."
+        f"the mean step over {ADAMW}'s in the same process, and the compilation."
     )
     return shown
 

@@ -87,7 +87,9 @@ Loss at the end on examples that were never trained on (of the runs tuned for th
 {parts.records_table(load(folder), folder)}
 
 `python -m benchmarks.time_to_target` goes on where its records end; with `--tasks`, `--optimizers` and
-another `--out` it repeats any cell. On the same machine a repeated cell agrees to the last digit.
+another `--out` it repeats any cell. On the same machine a repeated cell of an unchanged program agrees to the
+last digit. Those of riemannian_eigenbasis are from before lines were tempered by a sum instead of a mean: the
+bases are the same, their roundings are not.
 """
 
 
@@ -116,8 +118,8 @@ def of_other_tasks(folder: Path) -> str:
 Median steps [quartiles] to both targets, the fewest to the far one first, and the loss at the end on examples
 that were never trained on (of the runs tuned for the far target). On "gpt million" the rates of
 riemannian_adamw and riemannian_schedule_free were tuned at alpha 100, their default before 10,000, and the
-runs on fresh seeds are at 10,000; riemannian_eigenbasis ran without early refreshes of its bases, which were
-of plain correlations, and with a phi of the gradient alone."""
+runs on fresh seeds are at 10,000. On both tasks riemannian_eigenbasis of gradients ran without early
+refreshes of its bases, which were of plain correlations."""
     return "\n\n".join([about, *tables]) + "\n\n"
 
 

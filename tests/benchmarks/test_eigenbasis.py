@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.eigenbasis import __main__ as command
-from benchmarks.eigenbasis import cost, forms, problems, report, runs, sizes
+from benchmarks.eigenbasis import cost, forms, problems, report, runs, sizes, timing
 from benchmarks.eigenbasis.methods import METHODS, MUON, OURS, OURS_SELDOM
 from benchmarks.eigenbasis.sizes import SCALES
 from benchmarks.shared.experiment import Size
@@ -141,6 +141,22 @@ def test_the_forms_are_compared_and_a_stopped_comparison_goes_on(tmp_path, capsy
     assert f"{forms.ONE_SIDED}: state" in shown
     command.main(arguments)
     assert kept.read_text().count("\n") == lines
+
+
+def test_a_cost_is_a_ratio_of_the_same_process(monkeypatch):
+    """Between two measurements of AdamW, the second on a machine that has become slower."""
+    costs = iter(
+        [
+            timing.Cost(2.0, 1.0, 4.0, None, 4.0),
+            timing.Cost(1.5, 3.0, 5.0, 1.0, 9.0),
+            timing.Cost(2.0, 1.5, 8.0, None, 8.0),
+        ]
+    )
+    monkeypatch.setattr(timing, "measure", lambda *arguments: next(costs))
+    found = timing.measure_beside(forms.FORMS[forms.ADAMW], forms.FORMS[forms.ONE_SIDED], {})
+    assert found.over(timing.Cost(2.0, 99.0, 99.0, None, 99.0)) == (1.0, 3.0)
+    older = found._replace(step_over_adamw=None, compiling_over_adamw=None)
+    assert older.over(timing.Cost(2.0, 2.0, 3.0, None, 3.0)) == (2.0, 1.5)
 
 
 def test_rows_of_other_forms_stay_in_the_record(tmp_path):
