@@ -19,6 +19,21 @@ def _over_members(size: int, batched: list[bool], predicate: jax.Array) -> tuple
     return for_any(jnp.any(predicate, axis=0)), False
 
 
+@jax.custom_batching.custom_vmap
+def own(predicate: jax.Array) -> jax.Array:
+    """Return which members want what is computed because one of them does: alone, the one that there is.
+
+    A constant, which XLA removes together with the choice.
+    """
+    return jnp.ones_like(predicate)
+
+
+@own.def_vmap
+def _of_each_member(size: int, batched: list[bool], predicate: jax.Array) -> tuple[jax.Array, bool]:
+    del size
+    return predicate, batched[0]
+
+
 def when(
     predicate: jax.Array, function: Callable[..., Any], otherwise: Callable[..., Any], *operands: Any
 ) -> Any:
@@ -31,6 +46,7 @@ def when(
 
     def for_those_who_want_it(*operands: Any) -> Any:
         new, old = function(*operands), otherwise(*operands)
-        return jax.tree.map(lambda new, old: jnp.where(predicate, new, old), new, old)
+        wanted = own(predicate)
+        return jax.tree.map(lambda new, old: jnp.where(wanted, new, old), new, old)
 
     return jax.lax.cond(for_any(predicate), for_those_who_want_it, otherwise, *operands)

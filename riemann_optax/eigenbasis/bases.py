@@ -123,17 +123,17 @@ def iterate(
     """Return an improved basis after one power iteration, the order of its columns, and success.
 
     QR keeps earlier columns and corrects later ones, so the columns are sorted by Rayleigh quotient first,
-    largest first. ``8 epsilon`` of the correlation's size is added to its diagonal. This keeps its
-    eigenvectors, and columns in its null space stay as they were; without it the power iteration would map
-    them to 0.
+    largest first. To the diagonal of the correlation ``8 epsilon sqrt(n)`` of its largest entry are added:
+    more than a product's rounding errors. This keeps its eigenvectors, and columns in its null space stay as
+    they were; without it the power iteration would map them to 0.
     """
     correlation = _of_size_one(correlation)
     product = jnp.matmul(correlation, basis, precision=EXACT)
-    order = jnp.argsort(jnp.sum(basis * product, axis=-2), axis=-1, descending=True)
-    largest = jnp.max(jnp.linalg.norm(product, axis=-2, keepdims=True), axis=-1, keepdims=True)
-    shift = 8 * float(jnp.finfo(product.dtype).eps) * largest  # type: ignore[no-untyped-call]
-    product = product + jnp.where(largest == 0, jnp.ones_like(shift), shift) * basis
-    new, found = orthonormalise(jnp.take_along_axis(product, order[..., None, :], axis=-1), method)
+    order = jnp.argsort(-jnp.sum(basis * product, axis=-2), axis=-1)
+    shift = 8 * float(jnp.finfo(product.dtype).eps) * basis.shape[-1] ** 0.5  # type: ignore[no-untyped-call]
+    product = product + jnp.asarray(shift, product.dtype) * basis
+    product = jnp.take_along_axis(product, order[..., None, :], axis=-1, mode="promise_in_bounds")
+    new, found = orthonormalise(product, method, of_any_size=False)
     return new, order, found
 
 

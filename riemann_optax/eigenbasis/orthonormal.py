@@ -26,7 +26,9 @@ _WIDTHS = (32, 16)
 _ENOUGH = 0.5  # what must be left of a column's length, so that its rounding errors grow at most twofold
 
 
-def orthonormalise(matrices: jax.Array, method: Method = "auto") -> tuple[jax.Array, jax.Array]:
+def orthonormalise(
+    matrices: jax.Array, method: Method = "auto", *, of_any_size: bool = True
+) -> tuple[jax.Array, jax.Array]:
     r"""Return the orthonormal factor of a QR decomposition whose triangle has a positive diagonal.
 
     .. math::
@@ -42,12 +44,14 @@ def orthonormalise(matrices: jax.Array, method: Method = "auto") -> tuple[jax.Ar
       matrices: float32 or float64 ``[..., n, n]``.
       method: ``"householder"``, ``"cholesky"``, or ``"auto"``: on a CPU Householder, from 65 to 576 columns
         panel by panel, and Cholesky on a GPU or TPU, where the batched Householder QR of a library is slow.
+      of_any_size: whether squares of entries may overflow or vanish.
 
     Returns:
       ``(Q, found)``: ``Q`` in the shape of ``matrices``, and booleans ``[...]``, whether it is finite and
       orthonormal. Where columns are zero or dependent to rounding, ``"cholesky"`` may find no ``Q``, and
       ``"householder"`` fills in directions that depend on rounding.
     """
+    matrices = _of_unit_length(matrices, of_any_size)
     if method == "householder":
         return _householder(matrices)
     if method == "cholesky":
@@ -59,7 +63,7 @@ def orthonormalise(matrices: jax.Array, method: Method = "auto") -> tuple[jax.Ar
 
 
 def _householder(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    basis, triangle = jnp.linalg.qr(_of_unit_length(matrices))
+    basis, triangle = jnp.linalg.qr(matrices)
     signs = jnp.where(jnp.diagonal(triangle, axis1=-2, axis2=-1) < 0, -1, 1).astype(basis.dtype)
     basis = basis * signs[..., None, :]
     return basis, jnp.all(jnp.isfinite(basis), axis=(-2, -1))
@@ -81,7 +85,7 @@ def _in_panels(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _householder(matrices)
     number = -(-size // width)
     padding = [(0, 0)] * (matrices.ndim - 1) + [(0, number * width - size)]
-    columns = jnp.pad(_of_unit_length(matrices), padding)
+    columns = jnp.pad(matrices, padding)
 
     def panel_at(index: jax.Array) -> jax.Array:
         panel: jax.Array = jax.lax.dynamic_slice_in_dim(columns, index * width, width, axis=-1)
@@ -103,11 +107,17 @@ def _in_panels(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
         finished = jnp.where(done, panel, jnp.zeros_like(panel))
         basis = jax.lax.dynamic_update_slice_in_dim(basis, finished, index * width, axis=-1)
         rounds = jnp.where(done, 0, rounds + 1)
-        index = index + done
+        index = index + done.astype(index.dtype)
         return index, rounds, jnp.where(done, panel_at(index), panel), basis, state[-1] & (found | ~done)
 
     start = jnp.zeros([], jnp.int32)
-    first: Panels = start, start, panel_at(start), jnp.zeros_like(columns), jnp.isfinite(matrices[..., 0, 0])
+    first: Panels = (
+        start,
+        start,
+        panel_at(start),
+        jnp.zeros_like(columns),
+        jnp.ones_like(matrices[..., 0, 0], dtype=jnp.bool_),
+    )
     _, _, _, basis, found = jax.lax.while_loop(lambda state: state[0] < number, one_round, first)
     return basis[..., :size], found
 
@@ -133,14 +143,17 @@ def _cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
         )
         return together
 
-    first = _of_unit_length(matrices), jnp.zeros_like(matrices[..., 0, 0], dtype=bool)
+    first = matrices, jnp.zeros_like(matrices[..., 0, 0], dtype=bool)
     basis, found = jax.lax.fori_loop(0, _ROUNDS, unless_found, first)
     return basis, found & jnp.all(jnp.isfinite(basis), axis=(-2, -1))
 
 
-def _of_unit_length(matrices: jax.Array) -> jax.Array:
-    """Divide columns by their lengths; first by their largest entry, so that no square overflows."""
-    for size in (jnp.max(jnp.abs(matrices), axis=-2, keepdims=True), None):
-        length = jnp.linalg.norm(matrices, axis=-2, keepdims=True) if size is None else size
-        matrices = matrices / jnp.where(length == 0, jnp.ones_like(length), length)
-    return matrices
+def _of_unit_length(matrices: jax.Array, of_any_size: bool) -> jax.Array:
+    """Divide columns by their lengths; first by their largest entry, if squares of it may overflow."""
+    if of_any_size:
+        matrices = _divided(matrices, jnp.max(jnp.abs(matrices), axis=-2, keepdims=True))
+    return _divided(matrices, jnp.linalg.norm(matrices, axis=-2, keepdims=True))
+
+
+def _divided(matrices: jax.Array, sizes: jax.Array) -> jax.Array:
+    return matrices / jnp.where(sizes == 0, jnp.ones_like(sizes), sizes)

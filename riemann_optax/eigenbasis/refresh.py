@@ -1,8 +1,7 @@
 """Refreshing bases, those of one size by one computation."""
 
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -78,7 +77,9 @@ class Refresh(NamedTuple):
         """
         slots = jnp.asarray([group[0].slot for group in self.groups], count.dtype)
         distance = self.distance(count)
-        is_due = jnp.logical_and(count > 0, count % distance == slots % distance)
+        # Nothing here is negative; of signed numbers ``%`` and ``//`` are three kernels more to compile.
+        of_slots, of_count = (jax.lax.rem(one, jnp.full_like(one, distance)) for one in (slots, count))
+        is_due = (count > 0) & (of_count == of_slots)
         numbers = jnp.arange(len(self.groups), dtype=jnp.int32)
 
         def next_due(after: jax.Array | int) -> jax.Array:
@@ -101,8 +102,8 @@ class Refresh(NamedTuple):
         """Return the steps between two refreshes of a group: it grows to the period while bases settle."""
         if not self.settling:
             return self.period
-        grown = jnp.minimum(count, self.settling) * self.period // self.settling
-        return jnp.maximum(grown, 1)
+        grown = jnp.minimum(count, self.settling) * self.period
+        return jnp.maximum(jax.lax.div(grown, jnp.full_like(grown, self.settling)), 1)
 
     def _refresh_one(
         self,
@@ -112,14 +113,16 @@ class Refresh(NamedTuple):
         arrays: dict[int, jax.Array],
     ) -> tuple[list[list[jax.Array]], dict[int, jax.Array], jax.Array]:
         """Return what :meth:`run` does, after the refresh of one group, unless it has not turned."""
-        given = number, factors, bases
+        dtype = self.groups[0][0].dtype
+        due, length, *stacks = _chosen(number, factors, bases, dtype)
         if self.rules.refreshes_all():
-            some, (new, changes, kept) = jnp.ones([], jnp.bool_), self._refreshed(*given)
+            new, changes, kept = first_refreshed(length, *stacks, dtype, self.rules)
         else:
-            some = self._any_has_turned(*given)
-            new, changes, kept = when(some, self._refreshed, self._unchanged, *given)
+            factors_due, bases_due = (spread(stack).astype(dtype) for stack in stacks)
+            some = jnp.any(has_turned(factors_due, bases_due, self.rules.tau))
+            new, changes, kept = when(some, self._refreshed, self._unchanged, length, *stacks)
+            due = [one & some for one in due]
         arrays, results = dict(arrays), []
-        due = _flags(jnp.where(some, number, len(self.groups)), len(self.groups))
         for one, group, old in zip(due, self.groups, bases, strict=True):
             basis, moved = when(
                 one,
@@ -137,35 +140,18 @@ class Refresh(NamedTuple):
             results.append(basis)
         return results, arrays, kept
 
-    def _any_has_turned(
-        self, number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]]
-    ) -> jax.Array:
-        dtype = self.groups[0][0].dtype
-        _, *stacks = _chosen(number, factors, bases, dtype)
-        factors_due, bases_due = (spread(stack).astype(dtype) for stack in stacks)
-        return jnp.any(has_turned(factors_due, bases_due, self.rules.tau))
+    def _refreshed(self, length: jax.Array, *stacks: jax.Array) -> tuple[jax.Array, Change, jax.Array]:
+        return first_refreshed(length, *stacks, self.groups[0][0].dtype, self.rules)
 
-    def _refreshed(
-        self, number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]]
-    ) -> tuple[jax.Array, Change, jax.Array]:
-        dtype = self.groups[0][0].dtype
-        return first_refreshed(*_chosen(number, factors, bases, dtype), dtype, self.rules)
-
-    def _unchanged(
-        self, number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]]
-    ) -> tuple[jax.Array, Change, jax.Array]:
-        dtype = self.groups[0][0].dtype
-        _, _, like = jax.eval_shape(functools.partial(_chosen, dtype=dtype), number, factors, bases)
-        return *unchanged(like, dtype)[:2], jnp.zeros([], jnp.int32)
+    def _unchanged(self, length: jax.Array, *stacks: jax.Array) -> tuple[jax.Array, Change, jax.Array]:
+        bases = stacks[1]
+        return *unchanged(bases, self.groups[0][0].dtype, self.rules)[:2], jnp.zeros([], jnp.int32)
 
     def _carried(
         self, group: list[Job], stacked: Change, bases: list[jax.Array], arrays: dict[int, jax.Array]
     ) -> dict[int, jax.Array]:
         arrays = dict(arrays)
-        dtype = self.groups[0][0].dtype
-        changes = (unstacked(matrices, bases, dtype) for matrices in stacked)
-        for job, *pair in zip(group, *changes, strict=True):
-            change = Change(*pair)
+        for job, change in zip(group, stacked.unstacked(bases), strict=True):
             layout, shape = self.layouts[job.leaf], self.shapes[job.leaf]
             if layout is None:
                 continue
@@ -179,25 +165,14 @@ class Refresh(NamedTuple):
         return arrays
 
 
-def _flags(number: jax.Array, length: int) -> list[jax.Array]:
-    """Return booleans of which that at ``number`` is True, and none if ``number`` is ``length``.
-
-    Branches of constants: XLA would compile a comparison with each position on its own.
-    """
-
-    def branch(at: int) -> Callable[[], list[jax.Array]]:
-        return lambda: [jnp.asarray(at == other) for other in range(length)]
-
-    flags: list[jax.Array] = jax.lax.switch(number, [branch(at) for at in range(length + 1)])
-    return flags
-
-
 def _chosen(
     number: jax.Array, factors: list[list[jax.Array]], bases: list[list[jax.Array]], dtype: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return how many bases one group has, which is known only at run time, its factors and its bases.
+) -> tuple[list[jax.Array], jax.Array, jax.Array, jax.Array]:
+    """Return one group, whose number is known only at run time: booleans, length, factors and bases.
 
-    The smaller groups are filled up with copies to the length of the largest.
+    The booleans tell which group it is; they are constants of each branch, since XLA would compile a
+    comparison with each number on its own. Smaller groups are filled up with copies to the length of the
+    largest.
     """
     counts = [sum(math.prod(basis.shape[:-2]) for basis in group) for group in bases]
     most = max(counts)
@@ -208,17 +183,17 @@ def _chosen(
         return array if count == most else jnp.concatenate([array, array[: most - count]])
 
     def choose(at: int) -> Any:
-        def branch(
-            factors: list[list[jax.Array]], bases: list[list[jax.Array]]
-        ) -> tuple[jax.Array, jax.Array]:
-            return stack(factors[at], counts[at]), stack(bases[at], counts[at])
+        def branch(factors: list[list[jax.Array]], bases: list[list[jax.Array]]) -> Any:
+            flags = [jnp.asarray(at == other) for other in range(len(counts))]
+            length = jnp.asarray(counts[at], jnp.int32)
+            return flags, length, stack(factors[at], counts[at]), stack(bases[at], counts[at])
 
         return branch
 
-    chosen: tuple[jax.Array, jax.Array] = jax.lax.switch(
+    chosen: tuple[list[jax.Array], jax.Array, jax.Array, jax.Array] = jax.lax.switch(
         number, [choose(at) for at in range(len(counts))], factors, bases
     )
-    return jnp.asarray(counts, jnp.int32)[number], *chosen
+    return chosen
 
 
 def refresh_group(

@@ -1,5 +1,6 @@
 """Bases of one size as one stack: found, improved, and taken apart again."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,11 +39,26 @@ class Change(NamedTuple):
 
     Attributes:
       vectors: ``Q_old^T Q_new``, for arrays linear in the gradient.
-      squares: for second moments.
+      order: where second moments are only reordered, the old place of each column.
     """
 
     vectors: jax.Array
-    squares: jax.Array
+    order: jax.Array | None
+
+    @property
+    def squares(self) -> jax.Array:
+        """The matrix for second moments."""
+        if self.order is None:
+            return jnp.square(self.vectors)
+        return jax.nn.one_hot(self.order, self.vectors.shape[-1], dtype=self.vectors.dtype, axis=-2)
+
+    def unstacked(self, likes: list[jax.Array]) -> list["Change"]:
+        """Return the parts of ``[number, n, n]`` for bases of the shapes of ``likes``."""
+        vectors = unstacked(self.vectors, likes, self.vectors.dtype)
+        if self.order is None:
+            return [Change(one, None) for one in vectors]
+        rows = unstacked(self.order[..., None], [like[..., :1] for like in likes], self.order.dtype)
+        return [Change(one, row[..., 0]) for one, row in zip(vectors, rows, strict=True)]
 
 
 def first_bases(
@@ -111,11 +127,9 @@ def refreshed(
     vectors = jnp.einsum("...ij,...ik->...jk", old, stored.astype(dtype), precision=EXACT)
     vectors = jnp.where(change[:, None, None], vectors, unit)
     if rules.mix:
-        squares = jnp.square(vectors)
-    else:
-        moved = jax.nn.one_hot(order, old.shape[-1], dtype=dtype, axis=-2)
-        squares = jnp.where(change[:, None, None], moved, unit)
-    return stored, Change(vectors, squares), ~found
+        return stored, Change(vectors, None), ~found
+    same = jnp.arange(old.shape[-1], dtype=jnp.int32)
+    return stored, Change(vectors, jnp.where(change[:, None], order.astype(jnp.int32), same)), ~found
 
 
 def first_refreshed(
@@ -136,19 +150,17 @@ def first_refreshed(
     def one_by_one(
         number: jax.Array, factors: jax.Array, bases: jax.Array
     ) -> tuple[jax.Array, Change, jax.Array]:
-        def one(numbered: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
-            at, *pair = numbered
-            return jax.lax.cond(
-                at < number,
-                lambda factor, basis: refreshed(factor, basis, dtype, rules),
-                lambda factor, basis: unchanged(basis, dtype),
-                *pair,
-            )
+        def one(at: jax.Array, sofar: tuple[jax.Array, Change, jax.Array]) -> Any:
+            pair = (jax.lax.dynamic_slice_in_dim(array, at, 1) for array in (factors, bases))
+            *found, kept = refreshed(*pair, dtype, rules)
+            *before, count = sofar
+            put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=0)
+            return *jax.tree.map(put, tuple(before), tuple(found)), count + kept[0].astype(count.dtype)
 
-        order = jnp.arange(most, dtype=number.dtype)
-        new, change, kept = jax.lax.map(one, (order, factors[:, None], bases[:, None]))
-        new, change = jax.tree.map(lambda array: array[:, 0], (new, change))
-        return new, change, jnp.sum(kept, dtype=jnp.int32)
+        nothing: tuple[jax.Array, Change, jax.Array]
+        nothing = *unchanged(bases, dtype, rules)[:2], jnp.zeros([], jnp.int32)
+        done: tuple[jax.Array, Change, jax.Array] = jax.lax.fori_loop(0, number, one, nothing)
+        return done
 
     if most == 1 or rules.method != "auto":
         return together(number, factors, bases)
@@ -159,10 +171,10 @@ def first_refreshed(
     return both
 
 
-def unchanged(bases: jax.Array, dtype: Any) -> tuple[jax.Array, Change, jax.Array]:
-    """Return zeros, which nobody reads, in the form of :func:`refreshed`."""
-    zeros = jnp.zeros(bases.shape, dtype)
-    return zeros.astype(bases.dtype), Change(zeros, zeros), jnp.zeros(bases.shape[0], jnp.bool_)
+def unchanged(bases: jax.Array, dtype: Any, rules: RefreshRules) -> tuple[jax.Array, Change, jax.Array]:
+    """Return the bases and zeros, which nobody reads, in the form of :func:`refreshed`."""
+    order = None if rules.mix else jnp.zeros(bases.shape[:-1], jnp.int32)
+    return bases, Change(jnp.zeros(bases.shape, dtype), order), jnp.zeros(bases.shape[0], jnp.bool_)
 
 
 def stacked(squares: list[jax.Array], dtype: Any) -> jax.Array:

@@ -29,8 +29,8 @@ def test_the_turned_valley_becomes_straight():
         assert statistics.straightness.min() >= 0.9
 
 
-@pytest.mark.parametrize(("share", "where_steps_are_few"), [(None, 10), (1.0, 100)])
-def test_correlated_inputs_cost_many_times_the_loss_without_the_basis(share, where_steps_are_few):
+@pytest.mark.parametrize(("share", "for_half", "for_the_worst"), [(None, 100, 5), (1.0, 1000, 50)])
+def test_correlated_inputs_cost_many_times_the_loss_without_the_basis(share, for_half, for_the_worst):
     """What docs/optimisers.md says of its example: on each of eight other keys, at each of three rates."""
 
     def ratio(key, peak):
@@ -54,5 +54,6 @@ def test_correlated_inputs_cost_many_times_the_loss_without_the_basis(share, whe
 
     keys, rates = jax.random.split(jax.random.key(7), 8), jnp.array([0.1, 0.3, 1.0])
     found = jax.jit(jax.vmap(jax.vmap(ratio, (0, None)), (None, 0)))(keys, rates)
-    assert found[0].max() < 1 / where_steps_are_few
-    assert found[1:].max() < 1 / 100_000
+    assert jnp.median(found[0]) < 1 / for_half
+    assert found[0].max() < 1 / for_the_worst
+    assert found[1:].max() < 1 / 10_000
