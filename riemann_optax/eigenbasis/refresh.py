@@ -114,13 +114,13 @@ class Refresh(NamedTuple):
     ) -> tuple[list[list[jax.Array]], dict[int, jax.Array], jax.Array]:
         """Return what :meth:`run` does, after the refresh of one group, unless it has not turned."""
         dtype = self.groups[0][0].dtype
-        due, length, *stacks = _chosen(number, factors, bases, dtype)
+        due, *chosen = _chosen(number, factors, bases, dtype)
         if self.rules.refreshes_all():
-            new, changes, kept = first_refreshed(length, *stacks, dtype, self.rules)
+            new, changes, kept = self._refreshed(*chosen)
         else:
-            factors_due, bases_due = (spread(stack).astype(dtype) for stack in stacks)
+            factors_due, bases_due = (spread(stack).astype(dtype) for stack in chosen[1:])
             some = jnp.any(has_turned(factors_due, bases_due, self.rules.tau))
-            new, changes, kept = when(some, self._refreshed, self._unchanged, length, *stacks)
+            new, changes, kept = when(some, self._refreshed, self._unchanged, *chosen)
             due = [one & some for one in due]
         arrays, results = dict(arrays), []
         for one, group, old in zip(due, self.groups, bases, strict=True):
@@ -140,11 +140,15 @@ class Refresh(NamedTuple):
             results.append(basis)
         return results, arrays, kept
 
-    def _refreshed(self, length: jax.Array, *stacks: jax.Array) -> tuple[jax.Array, Change, jax.Array]:
-        return first_refreshed(length, *stacks, self.groups[0][0].dtype, self.rules)
+    def _refreshed(
+        self, length: jax.Array, factors: jax.Array, bases: jax.Array
+    ) -> tuple[jax.Array, Change, jax.Array]:
+        return first_refreshed(length, factors, bases, self.groups[0][0].dtype, self.rules)
 
-    def _unchanged(self, length: jax.Array, *stacks: jax.Array) -> tuple[jax.Array, Change, jax.Array]:
-        bases = stacks[1]
+    def _unchanged(
+        self, length: jax.Array, factors: jax.Array, bases: jax.Array
+    ) -> tuple[jax.Array, Change, jax.Array]:
+        del length, factors
         return *unchanged(bases, self.groups[0][0].dtype, self.rules)[:2], jnp.zeros([], jnp.int32)
 
     def _carried(

@@ -151,8 +151,8 @@ def first_refreshed(
         number: jax.Array, factors: jax.Array, bases: jax.Array
     ) -> tuple[jax.Array, Change, jax.Array]:
         def one(at: jax.Array, sofar: tuple[jax.Array, Change, jax.Array]) -> Any:
-            pair = (jax.lax.dynamic_slice_in_dim(array, at, 1) for array in (factors, bases))
-            *found, kept = refreshed(*pair, dtype, rules)
+            factor, basis = (jax.lax.dynamic_slice_in_dim(array, at, 1) for array in (factors, bases))
+            *found, kept = refreshed(factor, basis, dtype, rules)
             *before, count = sofar
             put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=0)
             return *jax.tree.map(put, tuple(before), tuple(found)), count + kept[0].astype(count.dtype)
