@@ -13,6 +13,7 @@ from riemann_optax.boundary import ConsolidatingState, consolidate
 from riemann_optax.covector import Covector, MetricAttachedError
 from riemann_optax.edits import (
     MetricNoiseState,
+    OnMetricState,
     add_idle_noise,
     add_metric_noise,
     check_metric,
@@ -101,6 +102,7 @@ __all__ = [
     "MetricAttachedError",
     "MetricNoiseState",
     "NormMatchedBaseState",
+    "OnMetricState",
     "RecordMetricState",
     "ResetUnitsState",
     "RestartAtBoundaryState",

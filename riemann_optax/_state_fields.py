@@ -77,6 +77,14 @@ def declare_fields(
     return declare
 
 
+def is_of_metric(state: Any) -> bool:
+    """Return whether a state says that its values are of ``E``, by the class attribute of that name.
+
+    A basis mixes them as it mixes diagonals, and a weight without a gradient has no 0 there.
+    """
+    return bool(getattr(type(state), "is_of_metric", False))
+
+
 # What Optax's own state classes hold, by their names: not all of them are public.
 _OPTAX_STATES: dict[str, StateFields] = {
     "ApplyEvery": StateFields(linear=("grad_acc",)),

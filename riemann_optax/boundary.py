@@ -104,8 +104,9 @@ def consolidate(
         )
     if _are_flattened(found, params):
         raise ValueError(
-            "consolidate: inside of optax.flatten the states hold all parameters as one vector: give update "
-            "the extra argument task_boundary=True at the first step of the new task instead."
+            "consolidate: the states hold all parameters as one vector: inside of optax.flatten give update "
+            "the extra argument task_boundary=True at the first step of the new task instead; without it "
+            "pass the parameters that are trained with this state."
         )
     if any(map(_is_pending, found)):
         raise ValueError(
@@ -125,11 +126,16 @@ def _check_params(state: Any, params: optax.Params) -> None:
     fields = [field for field in state if any(map(jnp.ndim, jax.tree.leaves(field)))]
     alike = [field for field in fields if _tree.places(field, numbered) is not None]
     # An array that stands for a tree, such as a random key, is no field of weights.
-    other = [field for field in fields if not jax.tree_util.treedef_is_leaf(jax.tree.structure(field))]
+    other = [field for field in fields if not _is_key(field)]
     pairs = [(_tree.masked_like(params, field), field) for field in alike] or [(params, one) for one in other]
     if pairs and not any(_shapes(given) == _shapes(field) for given, field in pairs):
         remedy = "pass the parameters that are trained with this state."
         _check.check_same_structure(*pairs[0], "consolidate: params", "opt_state", remedy)
+
+
+def _is_key(field: Any) -> bool:
+    one = jax.tree_util.treedef_is_leaf(jax.tree.structure(field))
+    return one and not jnp.issubdtype(_tree.dtype_of(field), jnp.inexact)
 
 
 def _shapes(tree: Any) -> list[Any]:

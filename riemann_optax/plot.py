@@ -55,7 +55,8 @@ STYLE: Mapping[str, Any] = {
 
 _NAMED = 12  # lines with a legend
 _PARTS = ("min", "mean", "max")
-_NAMES = re.compile(r"(.*?)E_(min|mean|max)/(.*)", re.DOTALL)
+# After any prefix; but the E of MSE_mean belongs to a name of its own.
+_NAMES = re.compile(r"(.*?)(?<![A-Z])E_(min|mean|max)/(.*)", re.DOTALL)
 
 
 def metric(
@@ -226,8 +227,16 @@ def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]
     for index, row in enumerate(history):
         for key, value in row.items():
             found = _NAMES.fullmatch(key)
-            if found and np.isfinite(value):
+            if found and _is_finite(key, value):
                 name, part = found[1] + found[3], found[2]
                 parts = curves.setdefault(name, {p: np.full(len(history), np.nan) for p in _PARTS})
                 parts[part][index] = value
     return {name: parts for name, parts in curves.items() if np.isfinite(parts["mean"]).any()}
+
+
+def _is_finite(key: str, value: Any) -> bool:
+    """Return whether a value can be drawn; None is what a record in JSON has in the place of NaN."""
+    try:
+        return value is not None and bool(np.isfinite(value))
+    except TypeError:
+        raise TypeError(f"history must have numbers, got {value!r} as {key!r}.") from None

@@ -329,11 +329,43 @@ def test_a_restart_reads_no_gradient_and_is_made_at_a_skipped_update():
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(after))
 
 
+@pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0)], ids=["typed", "older"])
+def test_a_restart_does_not_repeat_random_numbers(key):
+    stage_1 = ro.compute_metric(ro.phi.activity())
+    noisy = optax.chain(stage_1, ro.add_idle_noise(1.0, 1.0, key), ro.scale_by_inverse_metric())
+    tx, params = ro.restart_at_boundary(noisy, ro.anchor.initial_weights()), jnp.ones(2)
+    state, drawn = tx.init(params), []
+    for boundary in (False, False, True, False, False):
+        updates, state = tx.update(jnp.zeros(2), state, params, task_boundary=boundary)
+        drawn += [] if boundary else [np.asarray(updates)]
+    assert len({tuple(row) for row in drawn}) == 4
+
+
+def test_a_restart_goes_on_with_the_seed_of_rounding():
+    tx = ro.restart_at_boundary(ro.low_precision_state(optax.adam(0.1)), ro.anchor.initial_weights())
+    params = jnp.ones(2)
+    state = tx.init(params)
+    first = state.inner_state.key
+    for boundary in (False, True):
+        _, state = tx.update(jnp.ones(2), state, params, task_boundary=boundary)
+    assert state.inner_state.key != first
+
+
+@pytest.mark.parametrize("other", [{"a": jnp.ones(3)}, None, jnp.ones(4)], ids=["branch", "None", "shape"])
+def test_other_parameters_than_one_array_are_named(other):
+    tx, params = ro.anchor.task_boundary_weights(), jnp.ones(3)
+    _, state = tx.update(params, tx.init(params), params)
+    with pytest.raises(
+        ValueError, match=r"^consolidate: params .* pass the parameters that are trained with"
+    ):
+        ro.consolidate(state, other)
+
+
 def test_a_state_inside_of_flatten_is_refused_by_the_remedy():
     params = {"a": jnp.ones(2), "b": jnp.ones(3)}
     anchored = ro.add_anchored_weights(1.0, ro.anchor.task_boundary_weights())
     tx = optax.flatten(optax.chain(anchored, optax.sgd(0.1)))
-    with pytest.raises(ValueError, match=r"^consolidate: inside of optax.flatten .* task_boundary=True"):
+    with pytest.raises(ValueError, match=r"^consolidate: .* inside of optax.flatten .* task_boundary=True"):
         ro.consolidate(tx.init(params), params)
     _, state = tx.update(params, tx.init(params), params, task_boundary=True)
     assert max(int(leaf) for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.int32) == 1

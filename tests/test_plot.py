@@ -165,3 +165,16 @@ def test_many_leaves_have_no_legend_and_one_row_has_marks(axes):
     drawn = ro.plot.metric([row], axes=axes)
     assert drawn.get_legend() is None
     assert {line.get_marker() for line in drawn.lines} == {"."}
+
+
+def test_other_scalars_whose_names_end_alike_are_left_out():
+    row = {"E_min/w": 1.0, "E_mean/w": 2.0, "E_max/w": 3.0, "validation/MSE_mean/x": 9.0, "run/E_mean/w": 4.0}
+    lines = ro.plot.metric([row]).lines
+    assert {line.get_label(): list(line.get_ydata()) for line in lines} == {"w": [2.0], "run/w": [4.0]}
+
+
+def test_none_is_a_gap_and_a_word_is_named():
+    rows = [{"E_mean/w": 2.0}, {"E_mean/w": None}]
+    np.testing.assert_array_equal(ro.plot.metric(rows).lines[0].get_ydata(), [2.0, np.nan])
+    with pytest.raises(TypeError, match=r"^history must have numbers, got 'two' as 'E_mean/w'"):
+        ro.plot.metric([{"E_mean/w": "two"}])

@@ -149,7 +149,11 @@ def _largest(
         size, right = unit(jnp.sum(jnp.conj(matrix) * left, axis=read.inputs, keepdims=True), read.outputs)
         return size, left, right
 
+    # Of entries near 1 no square overflows or vanishes.
+    largest = jnp.max(_tree.magnitude(matrix), axis=(*read.inputs, *read.outputs), keepdims=True, initial=0)
+    matrix = matrix / jnp.where(largest == 0, jnp.ones_like(largest), largest).astype(matrix.dtype)
     vector = vector.astype(matrix.dtype)
     if steps > 1:
         vector = jax.lax.fori_loop(0, steps - 1, lambda _, right: step(right)[2], vector)
-    return step(vector)
+    size, left, right = step(vector)
+    return size * largest, left, right

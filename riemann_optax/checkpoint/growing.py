@@ -37,6 +37,7 @@ _REFUSED: dict[str, str] = {
     "FactoredState": "its means are of axes that the state does not tell",
     "PermutedState": "another permutation is drawn for another shape",
 }
+_OF_METRIC = jax.tree_util.GetAttrKey("state_of_metric")  # of an OnMetricState
 _SIDES = ("left", "right")
 
 
@@ -107,6 +108,8 @@ def grown(station: Station, place: Path, old: Any, begun: Any, weight: Weight) -
     Raises:
       ValueError: if the old state does not determine the array.
     """
+    if _OF_METRIC in station.path:
+        raise _refusal(station, place, "it holds values of E, which the state does not tell of new weights")
     if station.kind.__name__ in _REFUSED:
         raise _refusal(station, place, _REFUSED[station.kind.__name__])
     shape, new_shape = np.shape(old), np.shape(begun)

@@ -1,7 +1,7 @@
 """Edits that lift an Optax transformation to one half of the covector, or multiply the metric by a phi."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,19 @@ from riemann_optax._check import check_transformation
 from riemann_optax.covector import Covector, map_covectors, require_covectors
 from riemann_optax.metric import check_phi_values
 from riemann_optax.phi import from_weights
+
+
+class OnMetricState(NamedTuple):
+    """State of :func:`on_metric`.
+
+    Attributes:
+      state_of_metric: the state of the transformation, whose values are of ``E`` and not of the gradient.
+    """
+
+    state_of_metric: optax.OptState
+
+
+OnMetricState.is_of_metric = True  # type: ignore[attr-defined]
 
 
 def on_metric(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -27,7 +40,7 @@ def on_metric(tx: optax.GradientTransformation) -> optax.GradientTransformationE
       tx: any transformation whose result has the structure of its input.
 
     Returns:
-      A gradient transformation with the state of ``tx``, to be placed between the two stages.
+      A gradient transformation with state :class:`OnMetricState`, to be placed between the two stages.
 
     Raises:
       TypeError: where ``tx`` is no gradient transformation.
@@ -47,12 +60,12 @@ def on_metric(tx: optax.GradientTransformation) -> optax.GradientTransformationE
     check_transformation("tx", tx)
     tx = optax.with_extra_args_support(tx)
 
-    def init(params: optax.Params) -> optax.OptState:
-        return tx.init(_tree.zeros_like(params))
+    def init(params: optax.Params) -> OnMetricState:
+        return OnMetricState(tx.init(_tree.zeros_like(params)))
 
     def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, optax.OptState]:
+        updates: optax.Updates, state: OnMetricState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, OnMetricState]:
         require_covectors(updates, "on_metric")
         params = _tree.trained(params, updates)
         metric = map_covectors(
@@ -60,8 +73,8 @@ def on_metric(tx: optax.GradientTransformation) -> optax.GradientTransformationE
             updates,
             euclidean=lambda x: jnp.ones_like(x, dtype=_tree.working_dtype(x)),
         )
-        metric, state = tx.update(metric, state, params, **extra_args)
-        return _with_metric(updates, metric), state
+        metric, inner = tx.update(metric, state.state_of_metric, params, **extra_args)
+        return _with_metric(updates, metric), OnMetricState(inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -9,7 +9,13 @@ import numpy as np
 import optax
 
 from riemann_optax import _axes, _tree
-from riemann_optax._state_fields import StateFields, owner_and_field, state_fields
+from riemann_optax._state_fields import (
+    StateFields,
+    is_of_metric,
+    owner_and_field,
+    owners_and_fields,
+    state_fields,
+)
 from riemann_optax.boundary import check_outermost
 
 
@@ -111,12 +117,15 @@ def _coordinates(
     state: optax.OptState, path: tuple[Any, ...], position: int, extra: StateFields, has_axes: bool
 ) -> list[Coordinates]:
     """Return a list with how the array at ``path`` changes; an empty list if it holds no coordinates."""
-    owner, field = owner_and_field(state, path)
+    owners = owners_and_fields(state, path)
+    owner, field = owners[-1] if owners else (None, "")
     if field in extra.invariant:
         return []
     declared = state_fields(type(owner))
     linear, squared = field in declared.linear + extra.linear, field in declared.squared + extra.squared
     if linear or squared:
+        # ``E`` is a diagonal, and means of it are too.
+        linear = linear and not any(is_of_metric(one) for one, _ in owners)
         captured = field in declared.captured + extra.linear
         return [Coordinates(position, linear, captured)] if has_axes else []
     if field in declared.refused:

@@ -233,7 +233,8 @@ def _compensated_sum(
     """Return the new sum and compensation: over a long run each term is below the spacing of the sum."""
     increment = term - compensation
     new = total + increment
-    return new, (new - total) - increment
+    missed = (new - total) - increment
+    return new, jnp.where(jnp.isfinite(new), missed, jnp.zeros_like(missed))
 
 
 def _sum_of_magnitudes(tree: Any) -> jax.Array:

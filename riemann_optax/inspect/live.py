@@ -210,10 +210,13 @@ def _of_leaves(
     rigid_above: float,
 ) -> dict[str, float]:
     named: dict[str, list[tuple[int, dict[str, Any]]]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    short_names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    for (path, leaf), name in zip(leaves, short_names, strict=True):
         row = statistics.get(jax.tree_util.keystr(path))
         if row is not None:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if groups is None and short_names.count(name) > 1:  # of {"a/b": ..., "a": {"b": ...}}
+                name = jax.tree_util.keystr(path)
             named.setdefault(name if groups is None else str(groups(name)), []).append((np.size(leaf), row))
     scalars = {}
     for name, rows in named.items():

@@ -8,7 +8,7 @@ import numpy as np
 
 from riemann_optax import _axes, _tree
 from riemann_optax._axes import Axes
-from riemann_optax._state_fields import owner_and_field, state_fields
+from riemann_optax._state_fields import is_of_metric, owner_and_field, state_fields
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.wrappers.precision import LowPrecisionState
 
@@ -70,13 +70,15 @@ def renewed(state: Any, begun: Any, renewal: Renewal) -> Any:
 
     def is_whole(node: Any) -> bool:
         is_own = isinstance(node, InEigenbasisState | LowPrecisionState)
-        return is_own or _tree.places(node, renewal.numbered) is not None
+        return is_own or is_of_metric(node) or _tree.places(node, renewal.numbered) is not None
 
     def visit(path: tuple[Any, ...], node: Any, new: Any) -> Any:
         if isinstance(node, InEigenbasisState):
             return _in_eigenbasis(node, new, renewal)
         if isinstance(node, LowPrecisionState):
             return node.with_wide(renewed(node.wide(), new.wide(), renewal))
+        if is_of_metric(node):
+            return node  # of a weight without a gradient E is not 0
         is_other = _tree.places(node, renewal.numbered) is None
         if is_other and not (np.shape(node) == (total,) and jnp.issubdtype(node.dtype, jnp.inexact)):
             return node

@@ -111,8 +111,9 @@ def restart_at_boundary(
         begun = inner.init(target)
 
         def choose(restarted: Any, going_on: Any) -> Any:
-            if jnp.issubdtype(going_on.dtype, jax.dtypes.prng_key):
-                return going_on  # or each task would be given the same random numbers
+            # Or each task would be given the same random numbers. Older keys, and seeds, are words.
+            if any(jnp.issubdtype(going_on.dtype, kind) for kind in (jax.dtypes.prng_key, jnp.uint32)):
+                return going_on
             return jnp.where(boundary, restarted, going_on)
 
         # Rounded to the dtype of narrow gradients a jump would not end at the anchor.

@@ -225,3 +225,11 @@ def test_random_numbers_go_on_after_a_restart():
         updates, state = tx.update(jnp.zeros(2), state, params, task_boundary=boundary)
         found.append(tuple(np.asarray(updates).tolist()))
     assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-25])
+def test_the_nearest_isometry_does_not_depend_on_the_size(size):
+    anchor = ro.anchor.nearest_isometry(steps=40)
+    small, weight = (jnp.asarray(matrix(5, 3) * scale, jnp.float32) for scale in (1.0, size))
+    expected, found = (anchor.update(w, anchor.init(w), w)[0] for w in (small, weight))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -118,3 +118,11 @@ def test_a_layer_that_comes_later_is_pulled_as_well():
     state, _ = ro.checkpoint.transplant(state, pull, large, old_params=small)
     found, _ = pull.update(jax.tree.map(jnp.zeros_like, large), state, large)
     np.testing.assert_allclose(found["b"]["kernel"], pull_by_svd(large["b"]["kernel"]), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-25])
+def test_neither_small_nor_large_matrices_are_beyond_float32(size):
+    weight = jnp.asarray(matrix(4, 3) * size, jnp.float32)
+    pull = ro.add_spectral_pull(RATE, steps=100)
+    found, _ = pull.update(weight * 0, pull.init(weight), weight)
+    np.testing.assert_allclose(found, pull_by_svd(np.float64(weight)), rtol=1e-4, atol=1e-4 * max(size, 1))

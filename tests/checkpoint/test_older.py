@@ -30,6 +30,7 @@ CHANGED = {
     "low_precision_state:int8": "arrays stand in place",
     "riemannian_sgd": "the equations alone",
     "riemannian_adamw": "momentum on the tangent",
+    "on_metric:ema": "it says that it is of E",
     "in_eigenbasis": "it counts the bases that were kept because none was found",
 }
 

@@ -69,6 +69,14 @@ PAIR = ["--coordinator", "localhost:1", "--processes", "2"]
         (["--baseline-option", "momentum"], r"argument --baseline-option: expected NAME=VALUE"),
         (["--baseline-option", "b1=nan"], r"argument --baseline-option: expected NAME=VALUE with a finite"),
         (["--baseline-option", "b1=1e400"], r"argument --baseline-option: expected NAME=VALUE with a finite"),
+        (
+            ["--baseline", "none", "--baseline-learning-rate", "1"],
+            r"is not used by --baseline none: leave it",
+        ),
+        (
+            ["--baseline", "none", "--baseline-option", "b1=0.5"],
+            r"--baseline-option is not used by --baseline",
+        ),
         (["--baseline-option", "beta=1"], r"--baseline-option beta is not an argument of adamw"),
         (
             ["--baseline-option", "learning_rate=1"],

@@ -139,3 +139,20 @@ def test_a_picture_of_the_energy_goes_on_with_the_run(copied, capsys):
     assert run(*QUICK, "--steps", "40", "--resume", out=copied) == 0
     assert "energy.png" in capsys.readouterr().out
     assert (copied / "energy.png").read_bytes() != before
+
+
+def test_a_finished_run_draws_its_pictures_again_and_logs_nothing(copied, capsys):
+    (copied / "curves.png").unlink()
+    assert run(*QUICK, "--steps", "20", "--resume", out=copied) == 0
+    assert (copied / "curves.png").exists()
+    capsys.readouterr()
+    assert run(*QUICK, "--steps", "20", "--resume", "--tensorboard", out=copied) == 2
+    assert "has finished without it" in capsys.readouterr().err
+
+
+def test_a_run_that_has_diverged_is_not_extended(tmp_path, capsys):
+    diverging = [*QUICK, "--learning-rate", "1e30"]
+    assert run(*diverging, "--steps", "11", out=tmp_path / "run") == 0
+    capsys.readouterr()
+    assert run(*diverging, "--steps", "30", "--resume", out=tmp_path / "run") == 2
+    assert "has diverged, and more steps would train nothing" in capsys.readouterr().err

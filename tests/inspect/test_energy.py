@@ -187,3 +187,11 @@ def test_what_is_counted_behind_an_average_is_what_the_weights_have_moved():
         moved, params = moved + float(jnp.abs(after["w"] - params["w"]).sum()), after
     energy = optax.tree.get(state, "TrackEnergyState")
     np.testing.assert_allclose(energy.modification, moved, rtol=1e-5)
+
+
+def test_an_account_that_overflows_is_infinite_and_stays_so():
+    tx, params = ro.track_energy(), jnp.full(4, 3e38)
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = tx.update(params, state, params)
+    assert state.modification == state.total_maintenance == jnp.inf

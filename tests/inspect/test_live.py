@@ -217,3 +217,12 @@ def test_python_numbers_are_weights_too():
     tx, params = ro.riemannian_sgd(0.1, record=True), {"a": 1.0}
     assert ro.metric_scalars(tx.init(params), params)["E_mean/a"] == 1.0
     assert ro.describe(tx, params).leaves[0].shape == ()
+
+
+def test_leaves_of_one_short_name_are_told_apart():
+    params = {"a/b": jnp.ones(2), "a": {"b": jnp.full(2, 5.0)}}
+    tx = ro.riemannian_sgd(0.1, phi=ro.phi.maintenance_energy(), alpha=1.0, conformal=None, record=True)
+    _, state = tx.update(params, tx.init(params), params)
+    scalars = ro.metric_scalars(state, params)
+    assert scalars["E_mean/['a/b']"] == 2.0
+    assert scalars["E_mean/['a']['b']"] == 6.0

@@ -268,3 +268,12 @@ def test_a_batch_that_is_no_number_tells_the_rule_nothing(rule):
         jax.tree.leaves((params, state.rule)), jax.tree.leaves((expected, wanted.rule)), strict=True
     ):
         np.testing.assert_array_equal(found, other)
+
+
+@pytest.mark.parametrize("percentile", [0.2, 0.6, 0.8, 1.0])
+def test_a_percentile_of_silences_is_counted_exactly(percentile):
+    """The smallest duration that so many of the silences 1 to 25, one of each, do not exceed."""
+    rule = ro.silent_units(percentile, every=50, longest=60, first=60)
+    state = rule.init(jnp.zeros(1))
+    state = state._replace(count=state.count + 49, durations=jnp.zeros([1, 61], jnp.int32).at[0, 1:26].set(1))
+    assert int(rule.update(jnp.ones([1, 1]), jnp.ones(1), state)[1].limit[0]) == round(percentile * 25)

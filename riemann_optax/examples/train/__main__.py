@@ -94,7 +94,7 @@ def train_all(plan: Plan, console: Console) -> dict[str, Run]:
 
 
 def finish(plan: Plan, runs: dict[str, Run]) -> Record:
-    """Score the held-out part, and write record and pictures; of several processes, the leader does.
+    """Score the held-out part, and write the record; of several processes, the leader does.
 
     Returns:
       The record, as it is written.
@@ -108,16 +108,26 @@ def finish(plan: Plan, runs: dict[str, Run]) -> Record:
     histories = {name: run.history for name, run in runs.items()}
     record = plan.record | {"status": "finished", "results": results, "histories": histories}
     if processes.is_leader():
-        labels = {name: contestant.label for name, contestant in plan.contestants.items()}
-        curves, metric = (plan.out / name for name in PICTURES)
-        pictures.draw_curves(histories, labels, plan.target, record["title"], curves)
-        title = f"The metric E of each layer: {record['title']}"
-        if "metric" in histories:
-            pictures.draw_metric(histories["metric"], title, plan.explanation, metric)
-        else:
-            pictures.draw_metrics(histories, title, plan.explanation, metric)
         write_record(record, plan.out / RECORD)
     return record
+
+
+def draw(plan: Plan, record: Record) -> list[str]:
+    """Draw what a finished run has recorded, and return the names of the files."""
+    histories, title = record["histories"], record["title"]
+    labels = {name: result["label"] for name, result in record["results"].items()}
+    curves, metric = (plan.out / name for name in PICTURES)
+    pictures.draw_curves(histories, labels, plan.target, title, curves)
+    of_metric = f"The metric E of each layer: {title}"
+    if "metric" in histories:
+        pictures.draw_metric(histories["metric"], of_metric, plan.explanation, metric)
+    else:
+        pictures.draw_metrics(histories, of_metric, plan.explanation, metric)
+    # A picture of the energy of an earlier part of this run would else be left as it was.
+    if not plan.energy and not (plan.out / ENERGY).exists():
+        return [*PICTURES]
+    pictures.draw_energy(histories, labels, title, plan.out / ENERGY)
+    return [*PICTURES, ENERGY]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,12 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             record = finish(plan, train_all(plan, console))
         if processes.is_leader():
             print_table(record, console)
-            # A picture of an earlier part of this run would else be left as it was.
-            energy = plan.energy or (plan.out / ENERGY).exists()
-            if energy:
-                labels = {name: result["label"] for name, result in record["results"].items()}
-                pictures.draw_energy(record["histories"], labels, record["title"], plan.out / ENERGY)
-            files = ", ".join((*PICTURES, *((ENERGY,) if energy else ()), RECORD))
+            files = ", ".join((*draw(plan, record), RECORD))
             console.print(f"written to {plan.out}: {files}", soft_wrap=True, highlight=False)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -154,6 +154,10 @@ def _complete_metric(arguments: argparse.Namespace) -> None:
 
 def _complete_baseline(arguments: argparse.Namespace, defaults: Defaults) -> None:
     """Fill in the baseline's rate."""
+    if arguments.baseline == "none":
+        for option in ("baseline_learning_rate", "baseline_option"):
+            if getattr(arguments, option) not in (None, []):
+                raise InputError(f"--{option.replace('_', '-')} is not used by --baseline none: leave it out")
     if arguments.baseline_learning_rate is not None or arguments.baseline == "none":
         return
     if arguments.baseline in _ADAM_KIN:

@@ -94,6 +94,8 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     data = {"name": dataset.name, **dataset.description, "fingerprint": dataset.fingerprint()}
     check_same_data(arguments.out, previous, data)
     extended_at = lengths_before(arguments, previous)
+    if previous is not None:
+        check_can_go_on(arguments, previous)
     if extended_at:
         contestants = build_contestants(arguments, extended_at)
         check_checkpoints(arguments.out / CHECKPOINTS, contestants, extended_at[-1])
@@ -118,6 +120,24 @@ def prepare(arguments: argparse.Namespace) -> Plan:
         extended_at=extended_at,
         **same,
     )
+
+
+def check_can_go_on(arguments: argparse.Namespace, previous: Record) -> None:
+    """Raise ``InputError`` for what a finished run cannot do any more."""
+    if previous.get("status") != "finished":
+        return
+    results = previous.get("results", {}).values()
+    if is_extended(arguments, previous) and all(result["diverged"] is not None for result in results):
+        raise InputError(
+            f"--resume: the run in {arguments.out} has diverged, and more steps would train nothing: train "
+            "anew with --overwrite and another learning rate"
+        )
+    logs = arguments.out / TENSORBOARD
+    if arguments.tensorboard and not is_extended(arguments, previous) and not logs.exists():
+        raise InputError(
+            f"--tensorboard: the run in {arguments.out} has finished without it, and logs are written as it "
+            "trains: leave it out"
+        )
 
 
 def check_checkpoints(folder: Path, names: Iterable[str], step: int) -> None:
