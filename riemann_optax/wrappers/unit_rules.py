@@ -173,7 +173,7 @@ def silent_units(
     def new_limit(durations: jax.Array, limit: jax.Array) -> jax.Array:
         # A duration of 0 is not a silence: the unit keeps firing.
         cumulative = jnp.cumsum(durations[:, 1:], axis=1).astype(jnp.float32)
-        below = 1 - 2 * jnp.finfo(jnp.float32).eps  # 0.6 of 25 are 15, and 15.000001 in float32
+        below = 1 - 2.0**-22  # 0.6 of 25 are 15, and 15.000001 in float32
         reached = cumulative >= below * percentile * cumulative[:, -1:]
         duration = 1 + jnp.argmax(reached, axis=1).astype(limit.dtype)
         duration = jnp.where(cumulative[:, -1] == 0, 0, duration)  # no silence has ended
