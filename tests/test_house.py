@@ -76,6 +76,7 @@ ORDER = {
             "taps",
             "calls",
             "derived",
+            "companions",
             "flax_nnx",
             "flax_linen",
             "haiku_modules",

@@ -105,21 +105,24 @@ class LayoutRules(NamedTuple):
         """Return the layouts; warn of turned arrays with doubtful axes, and of one vector of all weights."""
         with _axes.listen() as readings:
             layouts = self.layouts(params)
-        doubtful: dict[str, list[str]] = {}  # by what is said of them, for blocks repeat themselves
+        doubtful: dict[
+            str, list[tuple[Any, ...]]
+        ] = {}  # by what is said of them, for blocks repeat themselves
         paths, leaves = _axes.leaf_paths(params), jax.tree.leaves(params)
         for path, leaf, layout in zip(paths, leaves, layouts, strict=True):
             reading = readings[path]
             if layout is not None and not reading.certain:
                 said = _axes.in_words(reading.axes, leaf.shape)
-                doubtful.setdefault(f"{leaf.shape} as {said}", []).append(_axes.called(path))
+                doubtful.setdefault(f"{leaf.shape} as {said}", []).append(path)
         if doubtful:
             shown = "; ".join(
-                f"{first}{f' and {len(others)} more, each' if others else ''} {said}"
+                f"{_axes.called(first)}{f' and {len(others)} more, each' if others else ''} {said}"
                 for said, (first, *others) in doubtful.items()
             )
+            named = _named(next(iter(doubtful.values()))[0], "flax")
             remedy = (
-                'name the module with its preset, such as axes={"block": "flax"}; if not, say what it is: '
-                'axes={"block": "scanned"} for stacked layers, "convolution" for a convolution.'
+                f"name the module with its preset, such as axes={named}; if not, say what it is: "
+                '"scanned" in the place of "flax" for stacked layers, "convolution" for a convolution.'
             )
             if () in paths:  # no module could be named
                 remedy = (
@@ -224,3 +227,16 @@ class ReadSide(NamedTuple):
     size: int
     blocks: tuple[int, int] | None
     reason: str = ""
+
+
+def _named(path: tuple[Any, ...], preset: str) -> str:
+    """Return the dictionary of axes that says a preset of the module that an array is in."""
+    keys = [_axes.entry_key(entry) for entry in path]
+    said = f'"{preset}"'
+    for key in reversed(keys[:-1] or keys):
+        said = f"{{{_quoted(key)}: {said}}}"
+    return said
+
+
+def _quoted(key: Any) -> str:
+    return f'"{key}"' if isinstance(key, str) else repr(key)

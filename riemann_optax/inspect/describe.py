@@ -300,8 +300,22 @@ def _state_bytes(
         optax.tree.map_params(tx, count, state, indices, is_leaf=is_masked)
     except ValueError:  # optax.flatten keeps one vector, which belongs to no one parameter
         sizes = [0] * len(leaves)
+    except Exception:  # a function of the user's, for labels or a mask, that reads the parameters
+        sizes = _state_bytes_by_structure(state, params)
     total = sum(_bytes(leaf) for leaf in jax.tree.leaves(state))
     return sizes, total - sum(sizes)
+
+
+def _state_bytes_by_structure(state: optax.OptState, params: optax.Params) -> list[int]:
+    """Return the bytes of state by parameter: of what has the structure of the parameters, masks included."""
+    numbered = _tree.numbered(params)
+    sizes = [0] * len(jax.tree.leaves(params))
+    for part in jax.tree.leaves(state, is_leaf=lambda node: _tree.places(node, numbered) is not None):
+        arrays, numbers = jax.tree.leaves(part, is_leaf=_tree.is_masked), _tree.places(part, numbered)
+        for number, array in [] if numbers is None else zip(numbers, arrays, strict=True):
+            if number >= 0 and not _tree.is_masked(array):
+                sizes[number] += _bytes(array)
+    return sizes
 
 
 def _bytes(leaf: Any) -> int:

@@ -14,7 +14,7 @@ from riemann_optax.supply.calls import Call
 from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once
 from riemann_optax.supply.recorder import Recorder, Weight
 
-_NORMS = (linen.BatchNorm, linen.LayerNorm, linen.RMSNorm, linen.GroupNorm)
+_NORMS = (linen.BatchNorm, linen.LayerNorm, linen.RMSNorm, linen.GroupNorm, linen.InstanceNorm)
 _LAYERS = (linen.Dense, linen.DenseGeneral, linen.Conv, linen.Embed, *_NORMS)
 _WEIGHTS = ("kernel", "scale", "embedding")
 _KNOWN = (linen.Dropout, *_LAYERS)

@@ -15,10 +15,11 @@ from flax import nnx
 from riemann_optax import _tree
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
+from riemann_optax.supply.companions import keys_of
 from riemann_optax.supply.derived import CALL_OF_ITS_OWN, shown_once, watched_class
 from riemann_optax.supply.recorder import Weight
 
-_NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm)
+_NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
 _LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.Embed, *_NORMS)
 _WEIGHTS = ("kernel", "scale", "embedding")
 
@@ -50,24 +51,13 @@ class Functional(NamedTuple):
           params: the parameters.
           example: the number of the example, to have random numbers of its own; None for a batch.
         """
-        rest = self.rest if example is None else self._of_example(example)
-        copy = nnx.merge(self.graph, params, rest)
+        copy = nnx.merge(self.graph, params, keys_of(self.boxed_rest, self.rest, example))
         if calls.is_watched():
             watch(copy, params)
         result = loss(copy)
         rest = nnx.state(copy, self.others(copy))
         known, sown = self._known_and_sown(rest)
         return result, (_tree.bare(known), sown)
-
-    def _of_example(self, example: Any) -> Any:
-        """Return the state with random numbers of one example's own."""
-        boxes = jax.tree.leaves(self.boxed_rest, is_leaf=lambda node: isinstance(node, nnx.Variable))
-        leaves, structure = jax.tree.flatten(self.rest)
-        own = [
-            _folded(leaf, example) if isinstance(box, nnx.RngKey) else leaf
-            for box, leaf in zip(boxes, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(structure, own)
 
     def others(self, copy: Any) -> Any:
         """Return a filter of all variables of a copy but the trained ones."""
@@ -108,18 +98,6 @@ def functional(model: Any, wrt: Any) -> Functional:
     split: Any = nnx.split  # its type does not say that two filters make two states
     graph, boxed, rest = split(model, nnx.Param if wrt is None else wrt, ...)
     return Functional(model, graph, boxed, _tree.bare(boxed), rest, _tree.bare(rest))
-
-
-def _folded(keys: Any, number: Any) -> Any:
-    """Return keys that a number changes; stacked layers have an array of them."""
-    if not keys.ndim:
-        return jax.random.fold_in(keys, number)
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys.reshape(-1)).reshape(keys.shape)
-
-
-def is_model(model: Any) -> bool:
-    """Return whether this is a module of NNX."""
-    return isinstance(model, nnx.Module)
 
 
 def _plain(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -231,7 +209,8 @@ def _call(layer: Any, received: Any, sent: Any, again: Callable[[], Any], statis
     if isinstance(layer, _NORMS):
 
         def normalised() -> Any:
-            with _instead(layer, scale=None, bias=None, **statistics):
+            own = {name: None for name in ("scale", "bias") if name in vars(layer)}  # an RMSNorm has no bias
+            with _instead(layer, **own, **statistics):
                 return again()
 
         axis = getattr(layer, "feature_axes", getattr(layer, "axis", -1))

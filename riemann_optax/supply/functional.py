@@ -56,7 +56,7 @@ def functional(model: Any, wrt: Any = None) -> Any:
     Raises:
       ValueError: where ``wrt`` is given for anything but an NNX module.
     """
-    if "flax.nnx" in sys.modules and _room("flax_nnx").is_model(model):
+    if _is_module(model):
         return _room("flax_nnx").functional(model, wrt)
     if wrt is not None:
         raise ValueError(
@@ -100,7 +100,7 @@ def watch(model: T) -> T:
       >>> print(extra["inputs"]["bias"], extra["inputs"]["kernel"])
       1.0 [[1. 2.]]
     """
-    if calls.is_watched() and "flax.nnx" in sys.modules and _room("flax_nnx").is_model(model):
+    if calls.is_watched() and _is_module(model):
         _room("flax_nnx").watch(model)
     return model
 
@@ -114,6 +114,21 @@ def intercepting() -> Iterator[None]:
                 if library in sys.modules:
                     stack.enter_context(_room(name).watch())
         yield
+
+
+def companions_in(arguments: Any) -> tuple[Any, ...]:
+    """Return the NNX modules in a tree of further arguments, see :mod:`riemann_optax.supply.companions`."""
+    found: tuple[Any, ...] = ()
+    return _room("companions").companions_in(arguments) if "flax.nnx" in sys.modules else found
+
+
+def with_copies(arguments: Any, companions: tuple[Any, ...], copies: list[Any]) -> Any:
+    """Return a tree of further arguments with a copy in the place of each module."""
+    return _room("companions").with_copies(arguments, companions, copies) if companions else arguments
+
+
+def _is_module(model: Any) -> bool:
+    return "flax.nnx" in sys.modules and _room("companions").is_module(model)
 
 
 def _room(name: str) -> Any:

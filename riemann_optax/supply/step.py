@@ -15,7 +15,7 @@ from riemann_optax.boundary import is_nnx_optimizer
 from riemann_optax.supply import making
 from riemann_optax.supply.calls import Statistics
 from riemann_optax.supply.checking import check_accumulation, check_loss_function
-from riemann_optax.supply.functional import functional
+from riemann_optax.supply.functional import companions_in, functional
 from riemann_optax.supply.making import Evaluation, Options
 
 NO_BATCH = making.NoBatch()
@@ -47,8 +47,9 @@ def value_and_grad(
 
     ``extra`` holds what the phis in ``needs`` declare, and nothing else; with another phi the loop stays as
     it is. A pure function for trees (under ``jit``, ``lax.scan``, on any mesh); the variables of an NNX
-    module (statistics, random numbers) are brought up to date in place, under ``nnx.jit`` as without. Compile
-    it together with ``tx.update``: some extra arguments are functions, which cannot leave a compiled one.
+    module (statistics, random numbers) are brought up to date in place, under ``nnx.jit`` as without, and so
+    are those of further modules that the loss is given, such as a generator's critic. Compile it together
+    with ``tx.update``: some extra arguments are functions, which cannot leave a compiled one.
 
     All evaluations of one step take the same random numbers: those of ``key``, or those in the NNX module. So
     a gradient at other weights (``secant_curvature``, the variational phis), or a product with the Hessian,
@@ -153,16 +154,19 @@ def value_and_grad(
         # An nnx.Optimizer knows what it trains.
         trained = state.wrt if wrt is None and is_nnx_optimizer(state) else wrt
         parts = functional(model, trained)
+        others = companions_in((batch, arguments, own))
         evaluation = Evaluation(
-            loss_fn, parts, batch, arguments, key, state, options, tuple(transformations), own
+            loss_fn, parts, batch, arguments, key, state, options, tuple(transformations), own, others
         )
         wanted = list(names)
         for transformation in transformations:
             own_needs = needs_of(transformation, parts.params)
             check_accumulation(transformation, parts.params, set(own_needs) - passed_on.keys())
             wanted += own_needs
-        (value, aux), gradients, rest, extra = _evaluate(evaluation, wanted, passed_on)
+        (value, aux), gradients, (rest, changed), extra = _evaluate(evaluation, wanted, passed_on)
         parts.write_back(rest)
+        for other, change in zip(others, changed, strict=True):
+            other.write_back(change)
         return ((value, aux) if has_aux else value), parts.gradients(gradients), extra
 
     return step

@@ -86,7 +86,7 @@ def test_accuracy_against_energy_is_drawn_on_request(unbroken, capsys, monkeypat
     assert run("--resume", "--energy", out=unbroken) == 0
     assert "energy.png" in capsys.readouterr().out
     assert (unbroken / "energy.png").read_bytes().startswith(b"\x89PNG")
-    by_step, by_energy = drawn[0].axes
+    by_step, by_energy = drawn[-1].axes
     for name, line in zip(("metric", "baseline"), by_energy.lines, strict=True):
         rows = read_record(unbroken)["histories"][name]["validation"][1:]
         np.testing.assert_allclose(line.get_xdata(), [row["energy"] for row in rows])

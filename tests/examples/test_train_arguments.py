@@ -71,7 +71,7 @@ PAIR = ["--coordinator", "localhost:1", "--processes", "2"]
         (["--baseline-option", "b1=1e400"], r"argument --baseline-option: expected NAME=VALUE with a finite"),
         (
             ["--baseline", "none", "--baseline-learning-rate", "1"],
-            r"is not used by --baseline none: leave it",
+            r"--baseline-learning-rate is not used by --baseline none",
         ),
         (
             ["--baseline", "none", "--baseline-option", "b1=0.5"],

@@ -225,3 +225,21 @@ def test_what_a_phi_lacks_is_told_to_who_calls_describe():
         ro.describe(tx, params)
     (leaf,) = ro.describe(tx, params, obj_fn=lambda w: jnp.sum(w**2)).leaves
     assert leaf.phi == "hutchinson_curvature"
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["partition", "masked"])
+def test_labels_and_masks_may_be_functions_that_read_the_parameters(mask):
+    """Optax's count by parameter calls them with a placeholder; the numbers are those of the same tree."""
+    params = {"torso": {"kernel": jnp.ones((4, 8))}, "head": {"kernel": jnp.ones((8, 3))}}
+
+    def made(by):
+        if mask:
+            return optax.chain(optax.masked(optax.trace(0.9), by), ro.riemannian_adamw(0.1))
+        return optax.partition({"t": ro.riemannian_adamw(0.1), "h": optax.sgd(0.1, momentum=0.9)}, by)
+
+    def read(params):
+        return {name: name == "torso" if mask else name[0] for name in params}
+
+    by_function, by_tree = (ro.describe(made(by), params) for by in (read, read(params)))
+    assert by_function == by_tree
+    assert by_tree.leaves[1].state_bytes > 0

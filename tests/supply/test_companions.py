@@ -1,0 +1,116 @@
+"""Modules beside the model: what nnx.value_and_grad does with them, value_and_grad does too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import riemann_optax as ro
+
+
+class Changing(nnx.Module):
+    """Its statistics and its random numbers change with each call."""
+
+    def __init__(self, rngs):
+        self.linear, self.norm = nnx.Linear(4, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.norm(self.linear(x)))
+
+
+X = jnp.arange(32.0).reshape(8, 4) / 32
+
+
+def modules():
+    return nnx.Linear(4, 4, rngs=nnx.Rngs(0)), Changing(nnx.Rngs(1))
+
+
+def loss(model, x, other):
+    return jnp.mean((model(x) - other(x)) ** 2)
+
+
+def of_any_order(model, other, x):
+    return loss(model, x, other)
+
+
+def in_a_tuple(model, x, others):
+    return loss(model, x, others["critic"][0])
+
+
+GIVEN = {
+    "further": (loss, lambda other: (X, other)),
+    "second": (of_any_order, lambda other: (other, X)),
+    "nested": (in_a_tuple, lambda other: (X, {"critic": (other, 1.0)})),
+}
+
+
+def same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        a, b = (jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b))
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("compile_it", [lambda f: f, nnx.jit], ids=["eager", "nnx.jit"])
+@pytest.mark.parametrize("given", GIVEN)
+def test_a_module_beside_the_model_changes_as_under_nnx(given, compile_it):
+    loss_fn, arguments = GIVEN[given]
+    results = []
+    for differentiate in (nnx.value_and_grad, ro.value_and_grad):
+        model, other = modules()
+
+        def step(model, other, differentiate=differentiate):
+            return differentiate(loss_fn)(model, *arguments(other))[:2]
+
+        found = [compile_it(step)(model, other) for _ in range(2)]
+        results.append((found, nnx.state(other)))
+    same(*results)
+
+
+def test_several_evaluations_of_a_step_are_one_call_of_it():
+    """At a rate of 0 the weights stay, and the gradient there is the same: with the same masks."""
+    model, other = modules()
+    tx = nnx.Optimizer(model, ro.riemannian_sgd(0.0, phi=ro.phi.secant_curvature()), wrt=nnx.Param)
+    step = ro.value_and_grad(loss, needs=tx)
+    for _ in range(2):
+        calls = int(other.dropout.rngs.count[...])
+        _, gradients, extra = step(model, X, other=other, state=tx)
+        tx.update(model, gradients, **extra)
+    assert int(other.dropout.rngs.count[...]) == calls + 1
+    same(extra["gradients_at_previous_params"], gradients)
+
+
+def test_a_module_that_nothing_changes_may_come_from_outside_of_jit():
+    model, teacher = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+    graph, params = nnx.split(model)
+
+    @jax.jit
+    def step(params):
+        return ro.value_and_grad(loss)(nnx.merge(graph, params), X, teacher)[0]
+
+    np.testing.assert_allclose(step(params), loss(model, X, teacher), rtol=1e-6)
+    assert not isinstance(teacher.kernel[...], jax.core.Tracer)
+
+
+def test_single_examples_meet_the_whole_module_beside_them():
+    """Its kernel has as many rows as the batch has examples, and is no data."""
+    model, teacher = nnx.Linear(8, 4, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(1))
+    x = jax.random.normal(jax.random.key(0), (8, 8))
+    found = ro.value_and_grad(loss, needs="per_example_gradients")(model, x, teacher)
+    each = [nnx.grad(loss)(model, x[n : n + 1], teacher)["kernel"][...] for n in range(8)]
+    np.testing.assert_allclose(
+        found[2]["per_example_gradients"]["kernel"], jnp.stack(each), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_linen_loss_may_be_given_a_module_of_nnx():
+    other = Changing(nnx.Rngs(1))
+    before = other.norm.mean[...]
+    _, gradients, _ = ro.value_and_grad(lambda w, x, other: jnp.mean((x @ w - other(x)) ** 2))(
+        jnp.ones([4, 4]), X, other
+    )
+    assert gradients.shape == (4, 4)
+    assert (other.norm.mean[...] != before).any()
+    assert optax.tree.norm(gradients) > 0
