@@ -26,6 +26,13 @@ def _free(**settings: float) -> Method:
 METHODS: dict[str, Method] = {
     "optax.adamw": Method(optax.adamw, ({},)),
     "ro.riemannian_adamw": Method(ro.riemannian_adamw, ({},)),
+    "ro.riemannian_adamw, phi=activity(decay=0.999)": Method(
+        functools.partial(ro.riemannian_adamw, phi=ro.phi.activity(decay=0.999)), ({},)
+    ),
+    "ro.riemannian_eigenbasis": Method(ro.riemannian_eigenbasis, ({},)),
+    "ro.riemannian_eigenbasis, gradient_share=1.0": Method(
+        functools.partial(ro.riemannian_eigenbasis, gradient_share=1.0), ({},)
+    ),
     "optax schedule_free_adamw": averaged(optax.contrib.schedule_free_adamw, ({},)),
     "optax schedule_free_adamw, b1=0.5": averaged(
         functools.partial(optax.contrib.schedule_free_adamw, b1=0.5), ({},)

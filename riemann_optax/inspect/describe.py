@@ -213,6 +213,8 @@ def describe(
     else:
         tx = optax.with_extra_args_support(tx_or_phi)
     where = "gradients of 1" if gradients is None else "the given gradients"
+    if gradients is None and state is not None:
+        where += ": give gradients for those of the run"
     params, gradients, state, extra_args = _tree.bare((params, gradients, state, extra_args))
     phis, extremes, readings, bases = _read(tx, params, gradients, state, extra_args)
     sizes, shared = _state_bytes(tx, jax.eval_shape(tx.init, params) if state is None else state, params)

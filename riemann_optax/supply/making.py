@@ -184,12 +184,21 @@ def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]
         with single_examples(evaluation.options.statistics):
             return _gradient(function)(params, jax.tree.unflatten(structure, one), number)
 
+    explicit = any(any(_explicit_spec(leaf)[:1]) for leaf in mapped)
     if evaluation.options.chunk_size is None:
         # The place on the axis, not an array of numbers: its sharding could be another than the batch's.
-        return jax.vmap(lambda parts: gradient(jax.lax.axis_index(_EXAMPLES), parts), axis_name=_EXAMPLES)(
-            mapped
-        )
-    if any(any(_explicit_spec(leaf)[:1]) for leaf in mapped):
+        each = jax.vmap(lambda parts: gradient(jax.lax.axis_index(_EXAMPLES), parts), axis_name=_EXAMPLES)
+        try:
+            return each(mapped)
+        except Exception as error:
+            if explicit and "shard" in str(error).lower():
+                raise ValueError(
+                    "the gradient of a single example: the mesh axis of the batch is no axis of its arrays, and "
+                    "the loss must not name it (out_sharding, reshard). Leave that to JAX, use a mesh with Auto "
+                    "axes, or a phi that reads no per-example gradients."
+                ) from error
+            raise
+    if explicit:
         raise ValueError(
             "chunk_size: the examples of the batch are spread over the devices of an Explicit mesh, which do "
             "not take them in chunks: leave chunk_size out, or use a mesh with Auto axes."

@@ -120,3 +120,16 @@ def test_a_single_example_has_a_mask_of_its_own():
     masks = np.asarray(extra["per_example_gradients"]["weight"])
     assert set(np.unique(masks)) == {0.0, 2.0}
     assert len({row.tobytes() for row in masks}) == 3
+
+
+def test_a_loss_that_names_the_batchs_axis_of_the_mesh_is_told_that_one_example_has_none():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    spec = jax.sharding.PartitionSpec
+    with jax.set_mesh(mesh):
+        batch = jax.device_put(jnp.ones([4, 3]), spec("data"))
+        step = ro.value_and_grad(
+            lambda w, x: jnp.mean(jnp.dot(x, w, out_sharding=spec("data", None)) ** 2),
+            needs="per_example_gradients",
+        )
+        with pytest.raises(ValueError, match=r"^the gradient of a single example: .* must not name it"):
+            jax.jit(step)(jnp.ones([3, 2]), batch)
