@@ -1,8 +1,5 @@
 """One reading of axes for everything that reduces: layers, heads and tokens do not see each other."""
 
-import ast
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -381,43 +378,3 @@ def test_layers_of_a_scan_on_the_second_axis_are_told_of_and_turned_one_by_one()
     with pytest.warns(UserWarning, match=r"reads .*query.* as a stack of 3: inputs 16, outputs 4\*4"):
         behind = updates_of(1)
     np.testing.assert_allclose(behind, updates_of(0), rtol=2e-4, atol=1e-5)
-
-
-def test_a_warning_is_at_the_line_of_who_calls():
-    """Not at a line of Optax, whose ``chain`` stands between."""
-    tx = optax.chain(optax.clip(1.0), ro.riemannian_eigenbasis(0.1))
-    with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
-        tx.init({"kernel": jnp.zeros([4, 6, 8])})
-    assert caught[0].filename == __file__
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"first": {"kernel": jnp.ones([3, 3, 4, 8])}},
-        {"encoder": {"stem": {"kernel": jnp.ones([3, 3, 4, 8])}, "head": {"kernel": jnp.ones([4, 4])}}},
-        {"layers": [{"down": {"kernel": jnp.ones([3, 3, 4, 8])}}]},
-        {"kernel": jnp.ones([3, 3, 4, 8])},
-    ],
-    ids=["module", "nested", "list", "array"],
-)
-def test_the_dictionary_that_a_warning_shows_settles_it(params, recwarn):
-    with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
-        ro.riemannian_eigenbasis(0.1).init(params)
-    shown = re.search(r"such as axes=(\{.*?\});", str(caught[0].message))[1]
-    recwarn.clear()
-    for preset in ("flax", "convolution"):
-        axes = ast.literal_eval(shown.replace("flax", preset))
-        ro.riemannian_eigenbasis(0.1, axes=axes).init(params)
-    assert not recwarn.list
-
-
-def test_a_module_that_is_named_is_confirmed(recwarn):
-    """A preset that was right could not be told from one that nobody had thought of."""
-    params = {"first": {"kernel": jnp.ones([3, 3, 4, 8])}}
-    ro.riemannian_eigenbasis(0.1, axes={"first": "flax"}).init(params)
-    assert not recwarn.list
-    with pytest.warns(
-        UserWarning, match=r'name the module with its preset, such as axes=\{"first": "flax"\}'
-    ):
-        ro.riemannian_eigenbasis(0.1).init(params)

@@ -193,9 +193,9 @@ def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]
         except Exception as error:
             if explicit and "shard" in str(error).lower():
                 raise ValueError(
-                    "the gradient of a single example: the mesh axis of the batch is no axis of its arrays, and "
-                    "the loss must not name it (out_sharding, reshard). Leave that to JAX, use a mesh with Auto "
-                    "axes, or a phi that reads no per-example gradients."
+                    "the gradient of a single example: the mesh axis of the batch is no axis of its arrays, "
+                    "and the loss must not name it (out_sharding, reshard). Leave that to JAX, use a mesh "
+                    "with Auto axes, or a phi that reads no per-example gradients."
                 ) from error
             raise
     if explicit:
