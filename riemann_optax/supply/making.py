@@ -187,9 +187,11 @@ def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]
     explicit = any(any(_explicit_spec(leaf)[:1]) for leaf in mapped)
     if evaluation.options.chunk_size is None:
         # The place on the axis, not an array of numbers: its sharding could be another than the batch's.
-        each = jax.vmap(lambda parts: gradient(jax.lax.axis_index(_EXAMPLES), parts), axis_name=_EXAMPLES)
+        def of_one(parts: list[Any]) -> Any:
+            return gradient(jax.lax.axis_index(_EXAMPLES), parts)
+
         try:
-            return each(mapped)
+            return jax.vmap(of_one, axis_name=_EXAMPLES)(mapped)
         except Exception as error:
             if explicit and "shard" in str(error).lower():
                 raise ValueError(
