@@ -3,6 +3,9 @@
 import inspect
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -239,8 +242,23 @@ def check_share(argument: str, value: Any) -> None:
     check_number(argument, value, low=0.0, high=1.0)
 
 
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Make no warnings: of a state that the package makes in the abstract the user has been warned."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
 def warn(message: str) -> None:
     """Warn at the line of whoever has called this package, straight or through Optax, Flax or JAX."""
+    if _quiet.get():
+        return
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back

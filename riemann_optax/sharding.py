@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.boundary import taken_apart
 
 
@@ -53,7 +53,9 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
         leaves = jax.tree.leaves(params)
         # NumPy arrays and Python numbers are put on the default device, as tx.init puts its zeros.
         everywhere = getattr(leaves[0], "sharding", jnp.zeros([]).sharding) if leaves else None
-        return jax.tree.map(lambda _: everywhere, jax.eval_shape(tx.init, params))
+        with _check.quiet():  # ``tx.init`` itself warns
+            state = jax.eval_shape(tx.init, params)
+        return jax.tree.map(lambda _: everywhere, state)
     explicit = AbstractMesh(mesh.axis_sizes, mesh.axis_names, (AxisType.Explicit,) * len(mesh.axis_names))
     abstract = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(
@@ -63,7 +65,8 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
     )
     with jax.sharding.use_abstract_mesh(explicit):
         try:
-            state = jax.eval_shape(tx.init, abstract)
+            with _check.quiet():
+                state = jax.eval_shape(tx.init, abstract)
         except Exception as error:
             if type(error).__name__ != "ShardingTypeError":  # its class is not public
                 raise

@@ -48,3 +48,17 @@ def test_a_module_that_is_named_is_confirmed(recwarn):
         UserWarning, match=r'name the module with its preset, such as axes=\{"first": "flax"\}'
     ):
         ro.riemannian_eigenbasis(0.1).init(params)
+
+
+def test_a_loop_warns_once():
+    """The needs of an optimiser are read from its state in the abstract, and that is not news."""
+    params, batch = {"stem": {"kernel": jnp.ones([3, 3, 2, 2])}}, jnp.ones(4)
+    tx = optax.chain(ro.in_eigenbasis(ro.scale_by_metric(ro.phi.online_ewc())), optax.sgd(0.1))
+    step = ro.value_and_grad(lambda p, x: jnp.mean(x * jnp.sum(p["stem"]["kernel"] ** 2)), needs=tx)
+
+    def loop():
+        step(params, batch, state=ro.sharding.init(tx, params))
+
+    with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
+        loop()
+    assert len(caught) == 1

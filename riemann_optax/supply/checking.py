@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax.phi import SecantCurvatureState, VariationalState
 from riemann_optax.wrappers import SoftResetsState
 
@@ -92,7 +92,8 @@ def check_accumulation(transformation: Any, params: Any, needs: Iterable[str]) -
     kinds = {need: _OF_ONE_BATCH[need] for need in needs if need in _OF_ONE_BATCH}
     if not kinds:
         return
-    state = jax.eval_shape(lambda p: transformation.init(p), params)
+    with _check.quiet():
+        state = jax.eval_shape(lambda p: transformation.init(p), params)
     for several in _tree.find_states(state, optax.MultiStepsState):
         for need, kind in kinds.items():
             if _tree.find_states(several.inner_opt_state, kind):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from riemann_optax import _tree
+from riemann_optax import _check, _tree
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 from riemann_optax.boundary import completed
 from riemann_optax.phi import SecantCurvatureState, VariationalState, draw_perturbations
@@ -69,7 +69,8 @@ class Evaluation(NamedTuple):
     def is_partitioned(self) -> bool:
         """Return whether ``optax.partition`` or ``optax.masked`` keep a weight from a transformation."""
         params = self.model.params
-        states = [jax.eval_shape(lambda p, tx=tx: tx.init(p), params) for tx in self.transformations]
+        with _check.quiet():
+            states = [jax.eval_shape(lambda p, tx=tx: tx.init(p), params) for tx in self.transformations]
         return any(map(_tree.has_masked, states))
 
     def loss_and_rest(self, params: Any, batch: Any = None, example: Any = None) -> tuple[Any, Any]:

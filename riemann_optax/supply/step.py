@@ -160,7 +160,8 @@ def value_and_grad(
         )
         wanted = list(names)
         for transformation in transformations:
-            own_needs = needs_of(transformation, parts.params)
+            with _check.quiet():
+                own_needs = needs_of(transformation, parts.params)
             check_accumulation(transformation, parts.params, set(own_needs) - passed_on.keys())
             wanted += own_needs
         (value, aux), gradients, (rest, changed), extra = _evaluate(evaluation, wanted, passed_on)
