@@ -243,7 +243,8 @@ def opening(suite: Suite, everything: Suite, entries: continual.Entries, targets
 # Where the metric wins, where it does not, and why
 
 Written by `python -m benchmarks.report` from `benchmarks/results/` alone. Every number is of fresh seeds that
-no tuning has seen, all optimisers had as many trials, and a run that does not arrive counts as a miss.
+no tuning has seen, unless a table says that it is of one seed. All optimisers had 42 to 48 trials. A run that
+does not arrive counts as a miss.
 
 ## What to use when
 

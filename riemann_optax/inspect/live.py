@@ -54,7 +54,7 @@ def metric_scalars(
       update_every: the steps between two refreshes that ``in_eigenbasis(update_every=...)`` was made with,
         which its state does not hold; with it, the refreshes of a basis are given. Under a ``refresh_budget``
         it is the longer period that :func:`describe` shows.
-      settling_steps: likewise the steps until then, 300 of :func:`riemannian_eigenbasis` by default.
+      settling_steps: likewise its steps until then: give 300 for :func:`riemannian_eigenbasis`. Default 0.
 
     Returns:
       ``E_min/LEAF``, ``E_mean/LEAF``, ``E_max/LEAF``, and likewise ``rate`` for the effective rate ``1/E``;

@@ -312,7 +312,7 @@ def riemannian_schedule_free(
       A gradient transformation with state :class:`ScheduleFreeState`.
 
     Raises:
-      ValueError, TypeError: as the parts do; where both ``phi`` and ``axes`` are given.
+      ValueError, TypeError: as the parts do; where ``phi`` and ``axes`` are given and no ``sides``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro
