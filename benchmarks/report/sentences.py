@@ -240,7 +240,7 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         ),
         Sentence(
             ("README.md",),
-            "on a small GPT each step of `ro.riemannian_eigenbasis` takes {} of AdamW's time, and "
+            "on a small GPT, on a CPU, each step of `ro.riemannian_eigenbasis` takes {} of AdamW's time, and "
             "compilation {}. - With nothing tuned, at `ro.starting_rate`, `ro.riemannian_eigenbasis` needs "
             '{} of the steps of tuned AdamW, SOAP {}, `ro.riemannian_schedule_free(sides="smaller")` {}; '
             "`ro.riemannian_adamw` {}, with {} misses",

@@ -144,9 +144,9 @@ def in_eigenbasis(
 
     **Cost.** State of a square matrix, factors and bases: 16 bytes per weight, 8 with
     ``state_dtype=jnp.bfloat16``, half of either for one side. For an ``n x n`` matrix an update takes ``12
-    n**3`` operations, and the refresh of both sides ``28 n**3 / update_every``; a training step on ``T``
-    tokens takes ``6 n**2 T``: see ``python -m benchmarks.eigenbasis``. Under ``vmap`` the members of a
-    population that have made as many updates refresh at the same steps.
+    n**3`` operations, and the refresh of both sides ``20 n**3 / update_every`` (28 with products alone); a
+    training step on ``T`` tokens takes ``6 n**2 T``: see ``python -m benchmarks.eigenbasis``. Under ``vmap``
+    the members of a population that have made as many updates refresh at the same steps.
 
     **Sharding.** Factors and bases are spread over the same devices as their leaf, wherever sizes divide (as
     ``tx.init`` outside of ``jit``, an Explicit mesh or :func:`sharding.init` place them). The bases of
