@@ -116,10 +116,8 @@ def of_other_tasks(folder: Path) -> str:
 ### Tasks that only some optimisers have run
 
 Median steps [quartiles] to both targets, the fewest to the far one first, and the loss at the end on examples
-that were never trained on (of the runs tuned for the far target). On "gpt million" the rates of
-riemannian_adamw and riemannian_schedule_free were tuned at alpha 100, their default before 10,000, and the
-runs on fresh seeds are at 10,000. On both tasks riemannian_eigenbasis of gradients ran without early
-refreshes of its bases, which were of plain correlations."""
+that were never trained on (of the runs tuned for the far target). On both tasks riemannian_eigenbasis of
+gradients ran without early refreshes of its bases, which were of plain correlations."""
     return "\n\n".join([about, *tables]) + "\n\n"
 
 
