@@ -116,7 +116,7 @@ def of_other_tasks(folder: Path) -> str:
 ### Tasks that only some optimisers have run
 
 Median steps [quartiles] to both targets, the fewest to the far one first, and the loss at the end on examples
-that were never trained on (of the runs tuned for the far target). On both tasks riemannian_eigenbasis of
+that were never trained on (of the runs tuned for the far target). On "mnist convnet" riemannian_eigenbasis of
 gradients ran without early refreshes of its bases, which were of plain correlations."""
     return "\n\n".join([about, *tables]) + "\n\n"
 
