@@ -103,9 +103,10 @@ def invert(
     steps. A fixed number of iterations: a stopping test would be a collective under sharding.
     """
     sign = jnp.where(amount < 0, -jnp.ones_like(amount), jnp.ones_like(amount))
-    target = jnp.abs(amount)
+    target = sign * amount  # its size, with a derivative at 0
     rate = density(start)
     usable = jnp.logical_and(rate > 0, jnp.isfinite(rate))
+    at_rest = jnp.logical_and(amount == 0, ~usable)
     guess = jnp.where(usable, target / jnp.where(usable, rate, jnp.ones_like(rate)), target)
 
     def iterate(_: int, carry: Any) -> Any:
@@ -131,7 +132,7 @@ def invert(
     found = sign * (integral(start, half) + integral(start + half, half))
     reached = jnp.abs(target - found) <= _REACHED * target
     length = jnp.where(reached, length, jnp.full_like(length, jnp.inf))
-    return jnp.where(amount == 0, jnp.zeros_like(amount), sign * length)
+    return jnp.where(at_rest, jnp.zeros_like(amount), sign * length)
 
 
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -331,8 +331,10 @@ def bregman_divergence(field: MetricField, params: optax.Params, displacement: o
 
 def _times(metric: jax.Array, values: jax.Array) -> jax.Array:
     """Multiply, with 0 where the values are 0: beside a weight at rest in a pole, lengths are finite."""
-    zero = values == 0
-    return jnp.where(zero, jnp.zeros_like(values), values * jnp.where(zero, jnp.ones_like(metric), metric))
+    at_rest = jnp.logical_and(values == 0, ~jnp.isfinite(metric))
+    return jnp.where(
+        at_rest, jnp.zeros_like(values), values * jnp.where(at_rest, jnp.ones_like(metric), metric)
+    )
 
 
 def scale_velocity(velocity: jax.Array, factor: jax.Array) -> jax.Array:
@@ -341,7 +343,7 @@ def scale_velocity(velocity: jax.Array, factor: jax.Array) -> jax.Array:
     Without momentum it has no velocity, since stage 2 divides by its ``E``; a momentum from before the weight
     underflowed to 0 must not move it either, nor give NaN.
     """
-    at_rest = jnp.logical_or(velocity == 0, jnp.isinf(factor))
+    at_rest = jnp.logical_or(jnp.isinf(factor), jnp.logical_and(velocity == 0, jnp.isnan(factor)))
     return jnp.where(at_rest, jnp.zeros_like(velocity), velocity * jnp.where(at_rest, 1.0, factor))
 
 

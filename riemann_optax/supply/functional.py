@@ -116,19 +116,14 @@ def intercepting() -> Iterator[None]:
         yield
 
 
-def companions_in(arguments: Any) -> tuple[Any, ...]:
-    """Return the NNX modules in a tree of further arguments, see :mod:`riemann_optax.supply.companions`."""
-    found: tuple[Any, ...] = ()
-    return _room("companions").companions_in(arguments) if "flax.nnx" in sys.modules else found
-
-
-def with_copies(arguments: Any, companions: tuple[Any, ...], copies: list[Any]) -> Any:
-    """Return a tree of further arguments with a copy in the place of each module."""
-    return _room("companions").with_copies(arguments, companions, copies) if companions else arguments
+def companions_in(arguments: Any, model: Any) -> Any:
+    """Return the objects of NNX in further arguments, see :mod:`riemann_optax.supply.companions`, or None."""
+    return _room("companions").companions_in(arguments, model) if "flax.nnx" in sys.modules else None
 
 
 def _is_module(model: Any) -> bool:
-    return "flax.nnx" in sys.modules and _room("companions").is_module(model)
+    """Return whether a model is of NNX: a module, or Python's containers of some."""
+    return "flax.nnx" in sys.modules and _room("companions").holds_modules(model)
 
 
 def _room(name: str) -> Any:

@@ -21,7 +21,7 @@ from riemann_optax.supply.checking import (
     check_that_data_is_in_the_batch,
     number_of_examples,
 )
-from riemann_optax.supply.functional import intercepting, with_copies
+from riemann_optax.supply.functional import intercepting
 from riemann_optax.supply.recorder import Signal
 
 
@@ -52,7 +52,7 @@ class Evaluation(NamedTuple):
       options: see there.
       transformations: whose needs are met.
       named: arguments of the loss by name.
-      companions: the NNX modules among all these arguments.
+      companions: the objects of NNX among all these arguments, or None.
     """
 
     loss_fn: Callable[..., Any]
@@ -64,7 +64,7 @@ class Evaluation(NamedTuple):
     options: Options
     transformations: tuple[Any, ...] = ()
     named: Mapping[str, Any] = MappingProxyType({})
-    companions: tuple[Any, ...] = ()
+    companions: Any = None
 
     def is_partitioned(self) -> bool:
         """Return whether ``optax.partition`` or ``optax.masked`` keep a weight from a transformation."""
@@ -76,7 +76,7 @@ class Evaluation(NamedTuple):
     def loss_and_rest(self, params: Any, batch: Any = None, example: Any = None) -> tuple[Any, Any]:
         """Return the loss at parameters, and what comes of it beside.
 
-        That is aux, the state of the model, and what has changed in further modules.
+        That is aux, the state of the model, and what has changed in its companions.
         """
         batch = self.batch if batch is None else batch
         keywords = dict(self.named)
@@ -87,8 +87,9 @@ class Evaluation(NamedTuple):
         arguments = self.arguments if isinstance(batch, NoBatch) else (batch, *self.arguments)
         check_call(loss_fn, (None, *arguments), keywords)
 
-        copies = [one.copy(example) for one in self.companions]
-        arguments, keywords = with_copies((arguments, keywords), self.companions, copies)
+        copies = None if self.companions is None else self.companions.copies(example)
+        if self.companions is not None:
+            arguments, keywords = self.companions.given((arguments, keywords), copies)
 
         def loss(model: Any) -> Any:
             return loss_fn(model, *arguments, **keywords)
@@ -96,7 +97,7 @@ class Evaluation(NamedTuple):
         with intercepting():
             result, rest = self.model.evaluate(loss, params, example)
         value, aux = check_result(result, self.options.has_aux)
-        changed = [one.changed(copy) for one, copy in zip(self.companions, copies, strict=True)]
+        changed = None if self.companions is None else self.companions.changed(copies)
         return value, (aux, (rest, changed))
 
     def loss(self, params: Any, batch: Any = None, example: Any = None) -> Any:
@@ -174,7 +175,8 @@ def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]
     """Map ``function(params, batch_of_one, number)`` over the examples, differentiated."""
     params, size = evaluation.model.params, number_of_examples(evaluation.batch)
     others = dict(enumerate(evaluation.arguments, start=1)) | dict(evaluation.named)
-    others = with_copies(others, evaluation.companions, [None] * len(evaluation.companions))
+    if evaluation.companions is not None:
+        others = evaluation.companions.given(others, [None] * len(evaluation.companions.objects))
     check_that_data_is_in_the_batch(others, size)
     leaves, structure = jax.tree.flatten(evaluation.batch)
     mapped = [leaf for leaf in leaves if jnp.ndim(leaf)]

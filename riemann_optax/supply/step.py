@@ -154,9 +154,9 @@ def value_and_grad(
         # An nnx.Optimizer knows what it trains.
         trained = state.wrt if wrt is None and is_nnx_optimizer(state) else wrt
         parts = functional(model, trained)
-        others = companions_in((batch, arguments, own))
+        beside = companions_in((batch, arguments, own), model)
         evaluation = Evaluation(
-            loss_fn, parts, batch, arguments, key, state, options, tuple(transformations), own, others
+            loss_fn, parts, batch, arguments, key, state, options, tuple(transformations), own, beside
         )
         wanted = list(names)
         for transformation in transformations:
@@ -166,8 +166,8 @@ def value_and_grad(
             wanted += own_needs
         (value, aux), gradients, (rest, changed), extra = _evaluate(evaluation, wanted, passed_on)
         parts.write_back(rest)
-        for other, change in zip(others, changed, strict=True):
-            other.write_back(change)
+        if beside is not None:
+            beside.write_back(changed)
         return ((value, aux) if has_aux else value), parts.gradients(gradients), extra
 
     return step

@@ -114,3 +114,94 @@ def test_a_linen_loss_may_be_given_a_module_of_nnx():
     assert gradients.shape == (4, 4)
     assert (other.norm.mean[...] != before).any()
     assert optax.tree.norm(gradients) > 0
+
+
+def with_others(model, x, rngs, metric, seen):
+    value = jnp.mean((model(x) + rngs.noise.normal(())) ** 2)
+    metric.update(values=value)
+    seen[...] += 1
+    return value
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["with a critic", "alone"])
+def test_random_numbers_metrics_and_variables_go_on_as_under_nnx(beside):
+    results = []
+    for differentiate in (nnx.value_and_grad, ro.value_and_grad):
+        model, critic = modules()
+        rngs, metric, seen = nnx.Rngs(noise=3), nnx.metrics.Average(), nnx.BatchStat(jnp.zeros(()))
+
+        def loss_fn(model, x, rngs, metric, seen, critic=None):
+            return with_others(model, x, rngs, metric, seen) + (
+                0 if critic is None else loss(model, x, critic)
+            )
+
+        given = (X, rngs, metric, seen, *([critic] if beside else []))
+        values = [float(differentiate(loss_fn)(model, *given)[0]) for _ in range(3)]
+        results.append((jnp.asarray(values), metric.compute(), rngs.noise.count[...], seen[...]))
+    same(*results)
+
+
+class Head(nnx.Module):
+    def __init__(self, shared, seed):
+        self.shared, self.out = shared, nnx.Linear(4, 1, rngs=nnx.Rngs(seed))
+
+    def __call__(self, x):
+        return self.out(self.shared(x))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(5)), lambda: nnx.BatchNorm(4, rngs=nnx.Rngs(5))]
+)
+def test_what_two_modules_share_they_share_in_a_step(make):
+    results = []
+    for differentiate in (nnx.value_and_grad, ro.value_and_grad):
+        shared, model = make(), nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+        found = differentiate(lambda m, x, a, b: jnp.mean(a(m(x)) ** 2) + jnp.mean(b(2 * m(x) + 1) ** 2))(
+            model, X, Head(shared, 1), Head(shared, 2)
+        )
+        results.append((found[0], found[1], nnx.state(shared)))
+    same(*results)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["the model itself", "a part of it"])
+def test_a_module_that_shares_weights_with_the_model_is_refused(whole):
+    encoder = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    actor = Head(encoder, 1)
+    with pytest.raises(ValueError, match=r"shares variables with the model.*put both into one model"):
+        ro.value_and_grad(lambda a, x, c: jnp.mean(a(x) ** 2) + jnp.mean(c(x) ** 2))(
+            actor, X, actor if whole else Head(encoder, 2)
+        )
+
+
+def test_batch_norm_beside_the_model_mixes_examples_too():
+    need, critic = "per_example_gradients", Head(nnx.BatchNorm(4, rngs=nnx.Rngs(0)), 1)
+    model = nnx.Linear(4, 4, rngs=nnx.Rngs(2))
+    together = nnx.Dict(model=nnx.clone(model), critic=nnx.clone(critic))  # before its statistics change
+
+    def loss_fn(model, x, critic):
+        return jnp.mean(critic(model(x)) ** 2)
+
+    with pytest.raises(ValueError, match=r"BatchNorm \(0.shared\), which mixes the examples"):
+        ro.value_and_grad(loss_fn, need)(model, X, critic)
+    found = ro.value_and_grad(loss_fn, need, statistics="running")(model, X, critic)[2][need]
+    as_one = ro.value_and_grad(lambda m, x: loss_fn(m.model, x, m.critic), need, statistics="running")
+    np.testing.assert_allclose(found["kernel"], as_one(together, X)[2][need]["model"]["kernel"], rtol=1e-6)
+    assert jnp.abs(found["kernel"]).max() > 0
+
+
+def test_a_dictionary_of_modules_is_a_model():
+    results = []
+    for differentiate in (nnx.value_and_grad, ro.value_and_grad):
+        model, other = modules()
+        nets = {"a": model, "b": other}
+        for _ in range(2):
+            found = differentiate(lambda nets, x: loss(nets["a"], x, nets["b"]))(nets, X)[:2]
+        results.append((found, nnx.state(other)))
+    same(*results)
+
+
+def test_arguments_that_are_no_tree_of_jax_are_left_as_they_are():
+    value, _, _ = ro.value_and_grad(lambda w, x, table: jnp.sum(x @ w) * table[1] * table["a"])(
+        jnp.ones(4), jnp.ones([2, 4]), {1: 1.0, "a": 2.0}
+    )
+    assert value == 16.0
