@@ -13,7 +13,7 @@ from riemann_optax.supply.checking import (
     check_that_data_is_in_the_batch,
     number_of_examples,
 )
-from riemann_optax.supply.functional import functional
+from riemann_optax.supply.functional import companions_in, functional
 
 
 def check_examples(
@@ -60,12 +60,16 @@ def check_examples(
     check_loss_function(loss_fn)
     parts = functional(model)
 
+    beside = companions_in(arguments, model)
+
     def loss(batch: Any) -> float:
-        result, _ = parts.evaluate(lambda copy: loss_fn(copy, batch, *arguments), parts.params)
+        given = arguments if beside is None else beside.given(arguments, beside.copies())
+        result, _ = parts.evaluate(lambda copy: loss_fn(copy, batch, *given), parts.params)
         return float(check_result(result, has_aux)[0])
 
     size = number_of_examples(batch)
-    check_that_data_is_in_the_batch(dict(enumerate(arguments, start=1)), size)
+    data = arguments if beside is None else beside.given(arguments, [None] * len(beside.objects))
+    check_that_data_is_in_the_batch(dict(enumerate(data, start=1)), size)
     ones = [
         jax.tree.map(lambda x, i=index: x[i : i + 1] if jnp.ndim(x) else x, batch) for index in range(size)
     ]

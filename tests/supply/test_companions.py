@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import riemann_optax as ro
+from riemann_optax.testing import check_examples
 
 
 class Changing(nnx.Module):
@@ -205,3 +206,13 @@ def test_arguments_that_are_no_tree_of_jax_are_left_as_they_are():
         jnp.ones(4), jnp.ones([2, 4]), {1: 1.0, "a": 2.0}
     )
     assert value == 16.0
+
+
+def test_checking_examples_leaves_a_module_beside_the_model_as_it_was():
+    """Its kernel has as many rows as the batch has examples, and is no data; its dropout is on."""
+    model, critic = nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 1, rngs=nnx.Rngs(1))
+    check_examples(lambda m, x, c: jnp.mean(c(m(x)) ** 2), model, X, critic)
+    dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(2))
+    with pytest.raises(AssertionError, match="dropout is on"):
+        check_examples(lambda m, x, d: jnp.mean(d(m(x)) ** 2), model, X, dropout)
+    assert int(dropout.rngs.count[...]) == 0
