@@ -88,8 +88,8 @@ Loss at the end on examples that were never trained on (of the runs tuned for th
 
 `python -m benchmarks.time_to_target` goes on where its records end; with `--tasks`, `--optimizers` and
 another `--out` it repeats any cell. On the same machine a repeated cell of an unchanged program agrees to the
-last digit. Those of riemannian_eigenbasis are from before lines were tempered by a sum instead of a mean: the
-bases are the same, their roundings are not.
+last digit. Those of riemannian_eigenbasis are from before lines were tempered by a sum instead of a mean, and
+before the refresh of bases was written anew: the bases are the same, their roundings are not.
 """
 
 

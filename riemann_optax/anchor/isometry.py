@@ -147,9 +147,10 @@ def nearest_isometry(*, steps: int = 10, axes: Axes = "flax") -> optax.GradientT
             return matrix
         scale = jnp.sqrt(columns / rows).astype(matrix.real.dtype)
         # First by the largest entry, so that no square overflows or vanishes.
-        factor = _divided(matrix, jnp.max(_tree.magnitude(matrix), axis=(-2, -1), keepdims=True))
-        squares = jnp.sum(_tree.squared_magnitude(factor), axis=(-2, -1), keepdims=True)
-        factor = _divided(factor, _tree.power(squares, 0.5))
+        largest = jnp.max(_tree.magnitude(matrix), axis=(-2, -1), keepdims=True)
+        factor = _tree.divided(matrix, largest.astype(matrix.dtype), 0.0)
+        norm = _tree.power(jnp.sum(_tree.squared_magnitude(factor), axis=(-2, -1), keepdims=True), 0.5)
+        factor = _tree.divided(factor, norm.astype(matrix.dtype), 0.0)
 
         def step(number: Any, x: jax.Array) -> jax.Array:
             return x - _excess(x) / 2
@@ -175,10 +176,6 @@ def nearest_isometry(*, steps: int = 10, axes: Axes = "flax") -> optax.GradientT
 
 def _is_matrix(read: MatrixAxes | None) -> bool:
     return _axes.sides(read) is not None
-
-
-def _divided(matrix: jax.Array, sizes: jax.Array) -> jax.Array:
-    return matrix / jnp.where(sizes == 0, jnp.ones_like(sizes), sizes).astype(matrix.dtype)
 
 
 def _excess(matrix: jax.Array) -> jax.Array:

@@ -151,7 +151,7 @@ def _largest(
 
     # Of entries near 1 no square overflows or vanishes.
     largest = jnp.max(_tree.magnitude(matrix), axis=(*read.inputs, *read.outputs), keepdims=True, initial=0)
-    matrix = matrix / jnp.where(largest == 0, jnp.ones_like(largest), largest).astype(matrix.dtype)
+    matrix = _tree.divided(matrix, largest.astype(matrix.dtype), 0.0)
     vector = vector.astype(matrix.dtype)
     if steps > 1:
         vector = jax.lax.fori_loop(0, steps - 1, lambda _, right: step(right)[2], vector)

@@ -109,7 +109,7 @@ def _objects(node: Any) -> Iterator[Any]:
     elif type(node) is dict:
         for part in node.values():
             yield from _objects(part)
-    elif isinstance(node, tuple | list):
+    elif _is_sequence(node):
         for part in node:
             yield from _objects(part)
 
@@ -120,10 +120,15 @@ def _mapped(function: Callable[[Any], Any], node: Any) -> Any:
         return function(node)
     if type(node) is dict:
         return {name: _mapped(function, part) for name, part in node.items()}
-    if isinstance(node, tuple | list):
+    if _is_sequence(node):
         parts = [_mapped(function, part) for part in node]
         return type(node)(*parts) if hasattr(node, "_fields") else type(node)(parts)
     return node
+
+
+def _is_sequence(node: Any) -> bool:
+    """Return whether this is a tuple, list or named tuple, and no other class derived from one."""
+    return type(node) in (tuple, list) or (isinstance(node, tuple) and hasattr(node, "_fields"))
 
 
 def _variables(node: Any) -> Iterator[Any]:

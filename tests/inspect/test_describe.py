@@ -243,3 +243,12 @@ def test_labels_and_masks_may_be_functions_that_read_the_parameters(mask):
     by_function, by_tree = (ro.describe(made(by), params) for by in (read, read(params)))
     assert by_function == by_tree
     assert by_tree.leaves[1].state_bytes > 0
+
+
+def test_it_is_said_that_a_state_of_a_run_meets_gradients_of_1():
+    tx, params = ro.riemannian_adamw(0.1), {"w": jnp.ones(3)}
+    state = tx.init(params)
+    remark = "E at gradients of 1: give gradients for those of the run"
+    assert remark in str(ro.describe(tx, params, state=state))
+    assert remark not in str(ro.describe(tx, params))
+    assert remark not in str(ro.describe(tx, params, params, state))

@@ -216,3 +216,10 @@ def test_checking_examples_leaves_a_module_beside_the_model_as_it_was():
     with pytest.raises(AssertionError, match="dropout is on"):
         check_examples(lambda m, x, d: jnp.mean(d(m(x)) ** 2), model, X, dropout)
     assert int(dropout.rngs.count[...]) == 0
+
+
+def test_each_example_has_a_mask_of_its_own_in_a_module_beside_the_model_too():
+    model, dropout = nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(2))
+    step = ro.value_and_grad(lambda m, x, d: jnp.mean(d(m(x)) ** 2), needs="per_example_gradients")
+    found = step(model, jnp.ones([6, 4]), dropout)[2]["per_example_gradients"]["kernel"]
+    assert len({tuple(row) for row in np.asarray(found[:, 0] != 0)}) > 1
