@@ -61,7 +61,7 @@ ORDER = {
         "soap",
     ),
     "geometry": ("maps", "retraction", "spectrum"),
-    "inspect": ("recording", "energy", "live", "_evaluate", "describe"),
+    "inspect": ("recording", "energy", "live", "_evaluate", "_grouping", "describe"),
     "supply": (
         *(
             "marks",

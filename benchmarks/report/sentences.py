@@ -367,15 +367,15 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         ),
         Sentence(
             ("docs/evidence.md",),
-            "the chain pulled to the initial weights has {} and {}, that to isometries {} and {}, RMSprop with "
-            "L2-Init {} and {}, SGD with continual backpropagation {} and {}.",
+            "the chain pulled to the initial weights has {} and {}, that to isometries {} and {}, RMSprop "
+            "with L2-Init {} and {}, SGD with continual backpropagation {} and {}.",
             lambda: one_setting("published", (1, 1), LONG_CHAIN, LONG_ISOMETRIC_CHAIN, *WITH_ONE_STREAM),
         ),
         Sentence(
             ("docs/evidence.md",),
-            "The chain that renews dormant units has {} on permuted labels and {} on the noise shift, where less "
-            "is better; the chain that renews silent units has {} and {}. RMSprop has {} and {} with continual "
-            "backpropagation, {} and {} with ReDo, {} and {} with soft resets.",
+            "The chain that renews dormant units has {} on permuted labels and {} on the noise shift, where "
+            "less is better; the chain that renews silent units has {} and {}. RMSprop has {} and {} with "
+            "continual backpropagation, {} and {} with ReDo, {} and {} with soft resets.",
             lambda: one_setting("digits", (1, 3), DORMANT_CHAIN, SILENT_CHAIN, *ON_RMSPROP),
         ),
         Sentence(("docs/recipes/training.md",), "no longer AdamW's: begin at {}.", relative_rate),

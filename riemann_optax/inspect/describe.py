@@ -1,6 +1,7 @@
 """Reading a metric before and during a run: metric_at and describe."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from riemann_optax import _observe as observe
 from riemann_optax._declare import Phi
 from riemann_optax.boundary import taken_apart
 from riemann_optax.inspect._evaluate import evaluate, is_small
+from riemann_optax.inspect._grouping import grouped
 from riemann_optax.inspect.live import eigenbases
 from riemann_optax.metric import ComputeMetricState, compute_metric
 from riemann_optax.scaling import scale_by_inverse_metric
@@ -105,6 +107,8 @@ class LeafDescription(NamedTuple):
 class Description(NamedTuple):
     """What :func:`describe` returns; ``print`` shows it as a table.
 
+    Equal leaves of numbered layers share a line of the table: ``[0..5]`` stands for six of them.
+
     Attributes:
       leaves: one row per parameter.
       shared_state_bytes: state that belongs to no one leaf (counters, statistics), in bytes.
@@ -124,15 +128,19 @@ class Description(NamedTuple):
     def __str__(self) -> str:
         """Return the table."""
         header = ("leaf", "shape", "phi", "E", "effective rate 1/E", "state bytes")
-        rows = [header, *(_row(leaf) for leaf in self.leaves)]
+        kinds = grouped([(leaf.name, _row(leaf)) for leaf in self.leaves])
+        rows = [header]
+        for name, (*cells, size), count in kinds:
+            rows.append((name, *cells, size if count == 1 else f"{count} x {size}"))
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         lines.append(f"shared state: {self.shared_state_bytes} bytes; E at {self.gradients}")
-        lines += [f"read as: {line}" for line in self.axes]
-        lines += [f"eigenbasis: {line}" for line in self.bases]
+        names = [leaf.name for leaf in self.leaves]
+        lines += [f"read as: {line}" for line in _of_kinds(self.axes, names)]
+        lines += [f"eigenbasis: {line}" for line in _of_kinds(self.bases, names)]
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -141,13 +149,22 @@ def _row(leaf: LeafDescription) -> tuple[str, ...]:
         return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
     return (
-        leaf.name,
         str(leaf.shape),
         leaf.phi or "Euclidean",
         interval(leaf.metric_min, leaf.metric_max),
         interval(*(1 / E if E else math.inf for E in (leaf.metric_max, leaf.metric_min))),
         str(leaf.state_bytes),
     )
+
+
+def _of_kinds(lines: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Join lines on leaves that say the same of numbered layers."""
+
+    def split(line: str) -> tuple[str, tuple[str, ...]]:
+        name = max((name for name in names if line.startswith(name)), key=len, default="")
+        return name, (line[len(name) :],)
+
+    return [name + said for name, (said,), _ in grouped([split(line) for line in lines])]
 
 
 def describe(

@@ -47,6 +47,41 @@ def test_describe_passes_extra_arguments():
     np.testing.assert_allclose(kernel.metric_max, 3.0, rtol=1e-6)
 
 
+def test_equal_layers_share_a_line():
+    """A Transformer has hundreds of arrays and some ten kinds of them."""
+
+    def layer(heads):
+        return {"query": {"kernel": jnp.ones([8, heads, 4])}, "bias": jnp.ones(3)}
+
+    params = {"blocks": [layer(3 if i == 5 else 2) for i in range(12)], "head": jnp.ones([4, 5])}
+    description = ro.describe(ro.riemannian_eigenbasis(0.1), params)
+    assert len(description.leaves) == 25  # for a program that reads them
+    lines = str(description).splitlines()
+    table, rest = lines[2:6], lines[7:]
+    names = ("['blocks'][0..11]['bias']", "['blocks'][0,1,2,3,4,6,7,8,9,10,11]['query']['kernel']")
+    others = ("['blocks'][5]['query']['kernel']", "['head']")
+    assert [line.split("  ")[0] for line in table] == [*names, *others]
+    assert table[0].endswith("12 x 12")  # momentum and phi of three weights, in bfloat16
+    assert " x " not in table[2]
+    assert [line.split(" (")[0] for line in rest] == [
+        *(f"read as: {name}" for name in (names[1], others[0])),
+        *(f"eigenbasis: {name}" for name in (names[1], *others)),
+    ]
+
+
+def test_a_line_stands_for_exactly_the_leaves_that_it_names():
+    """Not for a second head where a block has none; and 01 is another name than 1."""
+    params = {f"block_{i}": {f"head_{j}": jnp.ones(2) for j in range(1 + i % 2)} for i in range(4)}
+    params |= {"block_01": {"head_0": jnp.ones(2)}, "v2": jnp.ones(3)}
+    table = str(ro.describe(optax.adam(0.1), params)).splitlines()[2:-1]
+    assert [line.split("  ")[0] for line in table] == [
+        "['block_0..3']['head_0']",
+        "['block_1,3']['head_1']",
+        "['block_01']['head_0']",
+        "['v2']",
+    ]
+
+
 def test_describe_says_that_a_plain_optimiser_is_euclidean():
     description = ro.describe(optax.adam(0.1), PARAMS)
     assert [leaf.phi for leaf in description.leaves] == ["", ""]
