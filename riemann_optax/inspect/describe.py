@@ -129,7 +129,7 @@ class Description(NamedTuple):
         """Return the table."""
         header = ("leaf", "shape", "phi", "E", "effective rate 1/E", "state bytes")
         kinds = grouped([(leaf.name, _row(leaf)) for leaf in self.leaves])
-        rows = [header]
+        rows: list[tuple[str, ...]] = [header]
         for name, (*cells, size), count in kinds:
             rows.append((name, *cells, size if count == 1 else f"{count} x {size}"))
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
