@@ -82,7 +82,7 @@ ORDER = {
             "haiku_modules",
             "equinox_modules",
         ),
-        *("checking", "functional", "making", "step"),
+        *("checking", "arguments", "functional", "making", "step"),
     ),
     "checkpoint": ("saving", "matching", "growing", "transplanting"),
     "testing": ("field", "_needs", "_sharded", "phi", "examples"),

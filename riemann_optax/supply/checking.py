@@ -1,7 +1,6 @@
-"""What a loss function takes and returns, and who accumulates, checked before JAX differentiates it."""
+"""What a loss function is and returns, and who accumulates, checked before JAX differentiates it."""
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -26,37 +25,13 @@ def check_loss_function(loss_fn: Any) -> None:
         raise TypeError(f"loss_fn must be a function loss_fn(model, batch), got {type(loss_fn).__name__}.")
 
 
-def check_call(loss_fn: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-    """Raise ``TypeError`` unless the loss function takes these arguments."""
-    try:
-        signature = inspect.signature(loss_fn)
-    except (TypeError, ValueError):  # a callable that does not tell
-        return
-    try:
-        signature.bind(*arguments, **keywords)
-    except TypeError as error:
-        remedy = (
-            "call step(model, batch, ...) with all data in one batch, such as a tuple (inputs, labels), and "
-            "behind it what is no data"
-        )
-        key = signature.parameters.get("key")
-        if "key" in keywords and key is None:
-            remedy = "add an argument key to it, or give the step none"
-        elif "key" not in keywords and key is not None:
-            remedy = "call step(model, batch, key=jax.random.key(...)), with another key at each step"
-        raise TypeError(
-            f"loss_fn is called with {len(arguments)} arguments{' and a key' if 'key' in keywords else ''}, "
-            f"loss_fn(model, batch, ...), and does not take them ({error}): {remedy}."
-        ) from None
-
-
 def number_of_examples(batch: Any) -> int:
     """Return the length of the first axis of a batch.
 
     Raises:
       ValueError: where its arrays differ in it, or there are none.
     """
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)}
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if getattr(leaf, "ndim", 0)}
     if not lengths:
         raise ValueError(
             f"batch: a {type(batch).__name__} without arrays, and the number of examples is needed: "
@@ -69,22 +44,6 @@ def number_of_examples(batch: Any) -> int:
             "needs as further arguments of the step."
         )
     return int(lengths.pop())
-
-
-def check_that_data_is_in_the_batch(arguments: Mapping[Any, Any], size: int) -> None:
-    """Raise ``ValueError`` where a further argument of the loss looks like data of ``size`` examples.
-
-    The batch alone is taken apart: each example would meet the labels of all.
-    """
-    for name, argument in arguments.items():
-        lengths = {leaf.shape[0] for leaf in jax.tree.leaves(argument) if jnp.ndim(leaf)}
-        if size > 1 and lengths == {size}:
-            raise ValueError(
-                f"further argument {name} of the loss has arrays of {size} rows, as many as the batch has "
-                "examples, and gradients of single examples take apart the batch alone: give the step all "
-                "data in one batch, such as step(model, (inputs, labels)), and let loss_fn take it so. If it "
-                "has that many rows by chance, let loss_fn close over it."
-            )
 
 
 def check_accumulation(transformation: Any, params: Any, needs: Iterable[str]) -> None:

@@ -95,6 +95,8 @@ def _alike(variable: Any, before: Any) -> bool:
 
 def functional(model: Any, wrt: Any) -> Functional:
     """Split a module into what is trained, ``wrt`` (``nnx.Param`` where None), and the rest."""
+    if isinstance(wrt, nnx.DiffState):  # as nnx.grad takes it; here the model is always the first argument
+        wrt = wrt.filter
     split: Any = nnx.split  # its type does not say that two filters make two states
     graph, boxed, rest = split(model, nnx.Param if wrt is None else wrt, ...)
     return Functional(model, graph, boxed, _tree.bare(boxed), rest, _tree.bare(rest))

@@ -56,7 +56,7 @@ def functional(model: Any, wrt: Any = None) -> Any:
     Raises:
       ValueError: where ``wrt`` is given for anything but an NNX module.
     """
-    if _is_module(model):
+    if is_module(model):
         return _room("flax_nnx").functional(model, wrt)
     if wrt is not None:
         raise ValueError(
@@ -100,7 +100,7 @@ def watch(model: T) -> T:
       >>> print(extra["inputs"]["bias"], extra["inputs"]["kernel"])
       1.0 [[1. 2.]]
     """
-    if calls.is_watched() and _is_module(model):
+    if calls.is_watched() and is_module(model):
         _room("flax_nnx").watch(model)
     return model
 
@@ -121,7 +121,7 @@ def companions_in(arguments: Any, model: Any) -> Any:
     return _room("companions").companions_in(arguments, model) if "flax.nnx" in sys.modules else None
 
 
-def _is_module(model: Any) -> bool:
+def is_module(model: Any) -> bool:
     """Return whether a model is of NNX: a module, or Python's containers of some."""
     return "flax.nnx" in sys.modules and _room("companions").holds_modules(model)
 

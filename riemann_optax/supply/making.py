@@ -14,13 +14,9 @@ from riemann_optax.boundary import completed
 from riemann_optax.phi import SecantCurvatureState, VariationalState, draw_perturbations
 from riemann_optax.phi._state import check_coordinates
 from riemann_optax.supply import taps
+from riemann_optax.supply.arguments import check_call, check_that_data_is_in_the_batch, with_own_keys
 from riemann_optax.supply.calls import Statistics, is_watched, single_examples
-from riemann_optax.supply.checking import (
-    check_call,
-    check_result,
-    check_that_data_is_in_the_batch,
-    number_of_examples,
-)
+from riemann_optax.supply.checking import check_result, number_of_examples
 from riemann_optax.supply.functional import intercepting
 from riemann_optax.supply.recorder import Signal
 
@@ -79,12 +75,14 @@ class Evaluation(NamedTuple):
         That is aux, the state of the model, and what has changed in its companions.
         """
         batch = self.batch if batch is None else batch
-        keywords = dict(self.named)
+        further, keywords = self.arguments, dict(self.named)
         if self.key is not None:
-            key = self.key if example is None else jax.random.fold_in(self.key, example)
-            keywords["key"] = key
+            keywords["key"] = self.key
+        if example is not None:
+            kept = () if self.companions is None else self.companions.objects  # they have their own keys
+            further, keywords = with_own_keys(self.loss_fn, further, keywords, example, kept)
         loss_fn = not_compiled(self.loss_fn) if is_watched() else self.loss_fn
-        arguments = self.arguments if isinstance(batch, NoBatch) else (batch, *self.arguments)
+        arguments = further if isinstance(batch, NoBatch) else (batch, *further)
         check_call(loss_fn, (None, *arguments), keywords)
 
         copies = None if self.companions is None else self.companions.copies(example)
@@ -168,6 +166,10 @@ def _explicit_spec(array: Any) -> tuple[Any, ...]:
     return tuple(jax.typeof(array).sharding.spec)
 
 
+def _has_axes(leaf: Any) -> bool:
+    return getattr(leaf, "ndim", 0) > 0  # a batch may hold functions, as the parts of an Equinox model
+
+
 _EXAMPLES = "riemann_optax_examples"
 
 
@@ -179,11 +181,11 @@ def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]
         others = evaluation.companions.given(others, [None] * len(evaluation.companions.objects))
     check_that_data_is_in_the_batch(others, size)
     leaves, structure = jax.tree.flatten(evaluation.batch)
-    mapped = [leaf for leaf in leaves if jnp.ndim(leaf)]
+    mapped = [leaf for leaf in leaves if _has_axes(leaf)]
 
     def gradient(number: Any, parts: list[Any]) -> Any:
         rest = iter(parts)
-        one = [jnp.expand_dims(next(rest), 0) if jnp.ndim(leaf) else leaf for leaf in leaves]
+        one = [jnp.expand_dims(next(rest), 0) if _has_axes(leaf) else leaf for leaf in leaves]
         with single_examples(evaluation.options.statistics):
             return _gradient(function)(params, jax.tree.unflatten(structure, one), number)
 

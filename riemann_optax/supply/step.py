@@ -1,7 +1,5 @@
 """value_and_grad: from one loss function to the value, the gradient and whatever else an optimiser reads."""
 
-import difflib
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -13,9 +11,10 @@ from riemann_optax._declare import needs_of
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 from riemann_optax.boundary import is_nnx_optimizer
 from riemann_optax.supply import making
+from riemann_optax.supply.arguments import of_the_loss
 from riemann_optax.supply.calls import Statistics
 from riemann_optax.supply.checking import check_accumulation, check_loss_function
-from riemann_optax.supply.functional import companions_in, functional
+from riemann_optax.supply.functional import companions_in, functional, is_module
 from riemann_optax.supply.making import Evaluation, Options
 
 NO_BATCH = making.NoBatch()
@@ -54,7 +53,7 @@ def value_and_grad(
     All evaluations of one step take the same random numbers: those of ``key``, or those in the NNX module. So
     a gradient at other weights (``secant_curvature``, the variational phis), or a product with the Hessian,
     sees the dropout masks of the gradient. A single example (``per_example_gradients``) has a mask of its
-    own.
+    own, and so it has from a random key among the further arguments of the loss.
 
     ``inputs`` and ``activities`` are those of the calls through which a gradient flows. A target network in
     the loss, or a target behind ``stop_gradient``, adds nothing, also where its layers have the same names.
@@ -76,7 +75,7 @@ def value_and_grad(
         ``optax.polyak_sgd``, whose state does not tell.
       has_aux: whether the loss returns ``(value, aux)``.
       wrt: which variables of an NNX module are trained; None means those of the ``nnx.Optimizer`` that the
-        step is given as ``state``, and else ``nnx.Param``.
+        step is given as ``state``, or that ``needs`` is, and else ``nnx.Param``.
       chunk_size: how many examples, or perturbed copies of the weights, are differentiated at once. None
         means all examples, and one copy.
       samples: how many perturbed copies, of the variational phis.
@@ -92,9 +91,9 @@ def value_and_grad(
       gradients, extra)``, or ``((value, aux), gradients, extra)``. ``state`` is the optimiser's (an
       ``nnx.Optimizer``, a ``TrainState``, or the state itself), for those phis that are differentiated at
       places of their own. ``passed_on`` are arguments by name: those that ``loss_fn`` has go to it,
-      such as ``train=True``, and all others to the optimiser, such as ``task_boundary``; what is given by
-      name is not made. Gradients of complex weights are conjugated, as
-      Optax takes them.
+      such as ``train=True``, or with a ``**kwargs`` all that no phi reads; and all others to the optimiser,
+      such as ``task_boundary``; what is given by name is not made. Gradients of complex weights are
+      conjugated, as Optax takes them.
 
     Raises:
       ValueError: for a need that is not in the vocabulary; at the step, where one cannot be met, where an
@@ -138,7 +137,8 @@ def value_and_grad(
         _check.check_count("chunk_size", chunk_size)
     _check.check_count("samples", samples)
     _check.check_choice("statistics", statistics, ("refuse", "running"))
-    transformations, names = _read_needs(needs)
+    each = _each(needs)
+    transformations, names = _read_needs(each)
     options = Options(has_aux, chunk_size, samples, num_terms, statistics)
 
     def step(
@@ -149,11 +149,9 @@ def value_and_grad(
         key: Any = None,
         **passed_on: Any,
     ) -> tuple[Any, Any, dict[str, Any]]:
-        own, passed_on = _of_the_loss(loss_fn, passed_on)
-        _warn_of_misspellings(passed_on)
-        # An nnx.Optimizer knows what it trains.
-        trained = state.wrt if wrt is None and is_nnx_optimizer(state) else wrt
-        parts = functional(model, trained)
+        given = 1 + len(arguments) + (batch is not NO_BATCH)
+        own, passed_on = of_the_loss(loss_fn, given, state, passed_on)
+        parts = functional(model, _trained(wrt, state, each if is_module(model) else ()))
         beside = companions_in((batch, arguments, own), model)
         evaluation = Evaluation(
             loss_fn, parts, batch, arguments, key, state, options, tuple(transformations), own, beside
@@ -198,32 +196,21 @@ def _evaluate(
     return (value, aux), gradients, rest, made
 
 
-def _of_the_loss(
-    loss_fn: Callable[..., Any], passed_on: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Separate the arguments that the loss function has by name from those of the optimiser.
-
-    Raises:
-      ValueError: for one that both may mean.
-    """
-    try:
-        parameters = inspect.signature(loss_fn).parameters
-    except (TypeError, ValueError):  # a callable that does not tell
-        return {}, passed_on
-    own = {name: value for name, value in passed_on.items() if name in parameters}
-    for name in own:
-        if name in EXTRA_ARGUMENTS:
-            raise ValueError(
-                f"{name} is an argument of loss_fn, and an extra argument of optimisers: call the loss's by "
-                "another name."
-            )
-    return own, {name: value for name, value in passed_on.items() if name not in own}
+def _trained(wrt: Any, state: Any, needs: Iterable[Any]) -> Any:
+    """Return the filter of what is trained: an ``nnx.Optimizer`` knows it too."""
+    owners = [one for one in (state, *needs) if is_nnx_optimizer(one)]
+    return owners[0].wrt if wrt is None and owners else wrt
 
 
-def _read_needs(needs: Any) -> tuple[list[Any], list[str]]:
-    transformations, names = [], []
+def _each(needs: Any) -> tuple[Any, ...]:
+    """Return what is needed one by one: a transformation is a tuple too, and one need."""
     several = isinstance(needs, Iterable) and not isinstance(needs, str) and not _is_optimizer(needs)
-    for need in needs if several else [needs]:
+    return tuple(needs) if several else (needs,)
+
+
+def _read_needs(needs: Iterable[Any]) -> tuple[list[Any], list[str]]:
+    transformations, names = [], []
+    for need in needs:
         found = getattr(need, "tx", need)  # of an nnx.Optimizer or a TrainState
         if isinstance(found, str) and found in EXTRA_ARGUMENTS:
             names.append(found)
@@ -241,17 +228,6 @@ def _read_needs(needs: Any) -> tuple[list[Any], list[str]]:
                 "makes one has to be called."
             )
     return transformations, names
-
-
-def _warn_of_misspellings(passed_on: Iterable[str]) -> None:
-    """Warn of a name that nearly is one of the vocabulary: an optimiser ignores what it does not know."""
-    for name in passed_on:
-        similar = difflib.get_close_matches(name, EXTRA_ARGUMENTS, n=1, cutoff=0.85)
-        if similar and name not in EXTRA_ARGUMENTS:
-            _check.warn(
-                f"the step passes on an extra argument {name}, which no phi of riemann_optax reads: is it "
-                f"{similar[0]}?"
-            )
 
 
 def _is_optimizer(value: Any) -> bool:

@@ -7,12 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from riemann_optax.supply.checking import (
-    check_loss_function,
-    check_result,
-    check_that_data_is_in_the_batch,
-    number_of_examples,
-)
+from riemann_optax.supply.arguments import check_that_data_is_in_the_batch
+from riemann_optax.supply.checking import check_loss_function, check_result, number_of_examples
 from riemann_optax.supply.functional import companions_in, functional
 
 

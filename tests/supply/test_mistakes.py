@@ -54,6 +54,12 @@ def test_a_key_that_is_missing_or_not_taken():
         ro.value_and_grad(with_key)(W, DATA)
     with pytest.raises(TypeError, match=r"'key'\): add an argument key to it, or give the step none"):
         ro.value_and_grad(quadratic)(W, DATA, key=jax.random.key(0))
+    with pytest.raises(TypeError, match=r"'rng'\): call its argument rng key, or give that by its own name"):
+        ro.value_and_grad(lambda w, b, rng: quadratic(w, b))(W, DATA, key=jax.random.key(0))
+    with pytest.raises(TypeError, match=r"'labels'\): give the step labels behind the batch, or by name"):
+        ro.value_and_grad(lambda w, b, labels: quadratic(w, b))(W, DATA)
+    with pytest.raises(TypeError, match=r"2 arguments, .*too many positional .*takes the model alone: give"):
+        ro.value_and_grad(lambda w: jnp.sum(w))(W, DATA)
     with pytest.raises(TypeError, match=r"3 arguments, .*too many positional arguments\): call step"):
         ro.value_and_grad(quadratic)(W, DATA, 1.0)
     with pytest.raises(TypeError, match=r"^loss_fn must be a function loss_fn\(model, batch\), got Arr"):
