@@ -16,11 +16,12 @@ def velocity_towards(
     start: optax.Params,
     displacement: optax.Updates,
     rtol: float,
-) -> optax.Updates:
+) -> tuple[optax.Updates, jax.Array]:
     """Return the velocity at ``start`` with which a motion is at ``start + displacement`` at time 1.
 
     Found by Newton's method for the first of :data:`PARTS` equal parts of the way, for two of them, up to the
-    whole, each from the one before.
+    whole, each from the one before. Beside it stands how many parts were found, one after the other; the
+    velocity is NaN unless these are all.
 
     Args:
       end: maps the velocity at the start to the point at time 1; differentiable forward.
@@ -39,12 +40,16 @@ def velocity_towards(
     def like_start(tree: optax.Updates) -> optax.Updates:
         return optax.tree.cast_like(tree, start)
 
-    def longer(velocity: optax.Updates, number: jax.Array) -> tuple[optax.Updates, None]:
+    def longer(
+        before: tuple[optax.Updates, jax.Array], number: jax.Array
+    ) -> tuple[tuple[optax.Updates, jax.Array], None]:
+        velocity, found = before
         guess = like_start(optax.tree.scale(number / jnp.maximum(number - 1, 1), velocity))
         wanted = like_start(optax.tree.scale(number / PARTS, displacement))
-        return optimistix.root_find(miss, newton, guess, args=wanted).value, None
+        solution = optimistix.root_find(miss, newton, guess, args=wanted, throw=False)
+        arrived = (solution.result == optimistix.RESULTS.successful) & (found == number - 1)
+        return (solution.value, found + arrived), None
 
     first = like_start(optax.tree.scale(1 / PARTS, displacement))
-    velocity: optax.Updates
-    velocity, _ = jax.lax.scan(longer, first, jnp.arange(1, PARTS + 1))
-    return velocity
+    (velocity, found), _ = jax.lax.scan(longer, (first, jnp.zeros([], int)), jnp.arange(1, PARTS + 1))
+    return jax.tree.map(lambda v: jnp.where(found == PARTS, v, jnp.nan), velocity), found

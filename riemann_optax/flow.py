@@ -18,9 +18,9 @@ from riemann_optax.geometry import maps
 
 try:
     import diffrax
-    import optimistix
 
-    from riemann_optax._shooting import velocity_towards
+    from riemann_optax._shooting import PARTS, velocity_towards
+    from riemann_optax._stopping import stop_at, time_dtype
 except ImportError as error:
     raise ImportError(
         "riemann_optax.flow needs diffrax, which is not installed: pip install 'riemann-optax[flow]'."
@@ -111,12 +111,7 @@ def gradient_flow(
 
     event = None
     if stop_loss is not None:
-        tolerance = 1e-9 if wide else 1e-5
-        reach = _reach(loss(params), stop_loss)
-        event = diffrax.Event(
-            lambda t, y, args, **_: (loss(y) - stop_loss) / reach,  # diffrax passes these by name
-            root_finder=optimistix.Newton(rtol=tolerance, atol=tolerance * 1e-3),
-        )
+        event = stop_at(loss, params, stop_loss, time_dtype(wide, True))
     return _solve(velocity, params, times, solver, step_size, rtol, max_steps, wide, event)
 
 
@@ -221,7 +216,7 @@ def geodesic_between(
 
     Raises:
       TypeError, ValueError: as :func:`geodesic`.
-      RuntimeError: (from optimistix or diffrax) where no geodesic is found.
+      RuntimeError: where no geodesic is found; under ``jit`` from diffrax, which says less.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -247,7 +242,13 @@ def geodesic_between(
         path: Any = _follow(field, motion, np.ones(1), solver, None, rtol, max_steps, wide, forward).ys
         return jax.tree.map(lambda points: points[-1], path.point)
 
-    velocity = velocity_towards(end, start, whole, 10 * rtol)
+    velocity, found = velocity_towards(end, start, whole, 10 * rtol)
+    if not isinstance(found, jax.core.Tracer) and found < PARTS:
+        raise RuntimeError(
+            f"displacement: no geodesic was found beyond {int(found)} of {PARTS} equal parts of the way: the "
+            "metric changes too much on it, or the point is outside of where the field is defined. Go over a "
+            "point between the two, give float64 weights, or a larger rtol."
+        )
     return geodesic(field, start, velocity, t, solver=solver, rtol=rtol, max_steps=max_steps)
 
 
@@ -330,23 +331,6 @@ def parallel_transport(
     return _solve(velocity, tangent, _times(t), solver, step_size, rtol, max_steps, wide)
 
 
-def _reach(loss: jax.Array, stop_loss: Any) -> Any:
-    """Return the unit in which the distance of a loss to ``stop_loss`` is found 0.
-
-    A thousand times as much as is asked for: rounding of the loss is below the tolerance of the root then.
-    Raise ``ValueError`` where the loss is there already; diffrax sees an event where a sign changes.
-    """
-    if (
-        not isinstance(loss, jax.core.Tracer)
-        and not isinstance(stop_loss, jax.core.Tracer)
-        and loss <= stop_loss
-    ):
-        raise ValueError(
-            f"stop_loss must be below the loss at params, got {stop_loss!r} and {float(loss):.6g}."
-        )
-    return 1e3 * jnp.where(stop_loss == 0, jnp.abs(loss), jnp.abs(stop_loss)).astype(loss.dtype)
-
-
 def _times(t: Any) -> np.ndarray[Any, Any]:
     """Return the times to keep, the last of which is the final one."""
     if isinstance(t, jax.core.Tracer):
@@ -375,9 +359,7 @@ def _solve(
 ) -> diffrax.Solution:
     if step_size is not None:
         _check.check_number("step_size", step_size, low=0.0, low_open=True)
-    # diffrax finds the time of an event in the default dtype.
-    wide_time = wide or (event is not None and jnp.zeros([]).dtype == jnp.float64)
-    dtype = np.float64 if wide_time else np.float32
+    dtype = time_dtype(wide, event is not None)
     if rtol is None:
         rtol = 1e-9 if wide else 1e-5
     controller: Any = diffrax.ConstantStepSize()
@@ -395,5 +377,6 @@ def _solve(
         max_steps=max_steps,
         event=event,
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        throw=adjoint is None,  # a search says itself what it has not found
     )
     return solution

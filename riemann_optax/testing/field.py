@@ -166,36 +166,44 @@ def _named(tree: Any) -> Iterator[tuple[str, Any]]:
         yield _tree.leaf_name(path), leaf
 
 
+def _problems_in(field: MetricField, point: Any, dtype: Any) -> tuple[list[str], Any]:
+    """Check ``E`` at weights of one dtype; return what is wrong, and ``E``."""
+    cast = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), point)
+    try:
+        metric = field.metric(cast)
+        _check.check_same_structure(metric, cast, "the metric", "the parameters", "return one E per weight.")
+        jitted = jax.jit(field.metric)(cast)
+    except Exception as error:  # the point is to report whatever a user's code raises
+        return [f"metric fails on {jnp.dtype(dtype).name} weights: {type(error).__name__}: {error}"], None
+    for name, value in _named(metric):
+        if value.dtype != dtype:
+            return [
+                f"E has dtype {value.dtype} for weights of {jnp.dtype(dtype).name} at {name}: keep "
+                "theirs, with Python numbers as constants"
+            ], None
+        if not (np.isfinite(value).all() and (np.asarray(value) > 0).all()):
+            return [
+                f"E is not positive and finite at {name}: it reaches from {np.min(value):g} to "
+                f"{np.max(value):g} (where weights are 0, an eps may be missing)"
+            ], None
+    for other, what in ((field.metric(cast), "when asked twice"), (jitted, "under jit")):
+        for (name, value), again in zip(_named(metric), jax.tree.leaves(other), strict=True):
+            if not np.allclose(value, again, rtol=1e-5):
+                return [f"E differs {what} at {name}: it must be a pure function of the weights"], None
+    return [], metric
+
+
 def _metric_problems(
     field: MetricField, point: Any, tangent: Any, metrics: list[np.ndarray[Any, Any]]
 ) -> list[str]:
     """Check what every field promises: E itself and its derivative."""
-    weights = jax.tree.map(jnp.asarray, point)
     for dtype in (jnp.float32, jnp.float64):
-        cast = jax.tree.map(lambda leaf, d=dtype: leaf.astype(d), weights)
-        try:
-            metric = field.metric(cast)
-            _check.check_same_structure(
-                metric, cast, "the metric", "the parameters", "return one E per weight."
-            )
-            jitted = jax.jit(field.metric)(cast)
-        except Exception as error:  # the point is to report whatever a user's code raises
-            return [f"metric fails on {jnp.dtype(dtype).name} weights: {type(error).__name__}: {error}"]
-        for name, value in _named(metric):
-            if value.dtype != dtype:
-                return [
-                    f"E has dtype {value.dtype} for weights of {jnp.dtype(dtype).name} at {name}: keep "
-                    "theirs, with Python numbers as constants"
-                ]
-            if not (np.isfinite(value).all() and (np.asarray(value) > 0).all()):
-                return [
-                    f"E is not positive and finite at {name}: it reaches from {np.min(value):g} to "
-                    f"{np.max(value):g} (where weights are 0, an eps may be missing)"
-                ]
-        for other, what in ((field.metric(cast), "when asked twice"), (jitted, "under jit")):
-            for (name, value), again in zip(_named(metric), jax.tree.leaves(other), strict=True):
-                if not np.allclose(value, again, rtol=1e-5):
-                    return [f"E differs {what} at {name}: it must be a pure function of the weights"]
+        # As the user's program has it: where JAX is wide, constants without a dtype are.
+        with jax.enable_x64(dtype == jnp.float64):
+            problems, metric = _problems_in(field, point, dtype)
+        if problems:
+            return problems
+    weights = jax.tree.map(jnp.asarray, point)
     for (name, value), rate in zip(_named(metric), jax.tree.leaves(field.inverse(weights)), strict=True):
         if not np.allclose(value * rate, 1, rtol=_DOUBLE):
             return [f"inverse is not 1/E at {name}"]

@@ -208,3 +208,19 @@ def test_a_function_in_the_place_of_a_field_is_refused_with_the_remedy(function)
     vectors = [jnp.ones(2)] * (len(inspect.signature(called).parameters) - 1)
     with pytest.raises(TypeError, match=r"field must be .*fields\.Elementwise"):
         called(jnp.abs, *vectors)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        ro.fields.Coupled(
+            lambda w: jnp.stack([jnp.ones(()), jnp.cos(w[0]) ** 2])
+        ),  # of flow.parallel_transport
+        ro.fields.Elementwise(lambda w: jnp.where(jnp.abs(w) > 1, 2.0, 1.0)),
+    ],
+    ids=["an array without a dtype", "Python's numbers"],
+)
+@pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
+def test_constants_have_the_dtype_of_the_users_program(field, wide):
+    with jax.enable_x64(wide):
+        assert check_field(field, np.array([0.3, 0.2]), zeros=False).largest <= 2
