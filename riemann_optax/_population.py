@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from riemann_optax._varying import varying_like
+
 
 @jax.custom_batching.custom_vmap
 def for_any(predicate: jax.Array) -> jax.Array:
@@ -49,4 +51,9 @@ def when(
         wanted = own(predicate)
         return jax.tree.map(lambda new, old: jnp.where(wanted, new, old), new, old)
 
-    return jax.lax.cond(for_any(predicate), for_those_who_want_it, otherwise, *operands)
+    def of_one_type(branch: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *operands: varying_like(branch(*operands), (predicate, operands))
+
+    return jax.lax.cond(
+        for_any(predicate), of_one_type(for_those_who_want_it), of_one_type(otherwise), *operands
+    )

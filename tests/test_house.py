@@ -25,7 +25,7 @@ ORDER = {
             "_axes",
             "_annotated",
         ),
-        "_population",
+        *("_varying", "_population"),
         *("boundary", "phi", "covector", "_observe", "metric", "edits", "scaling", "eigenbasis", "anchor"),
         *("wrappers",),
         *(

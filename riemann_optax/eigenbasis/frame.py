@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 
 from riemann_optax import _tree
 from riemann_optax._population import when
+from riemann_optax._varying import varying_like
 from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 from riemann_optax.eigenbasis import bases
 from riemann_optax.eigenbasis.coordinates import Coordinates
@@ -262,7 +263,7 @@ def first_square(
     """Return the first factor or basis of one side of a leaf, with its sharding."""
     if layout is None or not getattr(layout, side):
         return optax.MaskedNode()
-    square = fill(layout.square(side), state_dtype or _tree.working_dtype(leaf))
+    square = varying_like(fill(layout.square(side), state_dtype or _tree.working_dtype(leaf)), leaf)
     sharding = square_sharding(leaf, layout, side)
     if sharding is None:
         return square

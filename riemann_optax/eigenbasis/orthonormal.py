@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from riemann_optax._population import when
+from riemann_optax._varying import varying_like
 
 Method = Literal["auto", "householder", "cholesky"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -118,6 +119,7 @@ def _in_panels(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
         jnp.zeros_like(columns),
         jnp.ones_like(matrices[..., 0, 0], dtype=jnp.bool_),
     )
+    first = varying_like(first, matrices)
     _, _, _, basis, found = jax.lax.while_loop(lambda state: state[0] < number, one_round, first)
     return basis[..., :size], found
 
@@ -143,7 +145,7 @@ def _cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
         )
         return together
 
-    first = matrices, jnp.zeros_like(matrices[..., 0, 0], dtype=bool)
+    first = varying_like((matrices, jnp.zeros_like(matrices[..., 0, 0], dtype=bool)), matrices)
     basis, found = jax.lax.fori_loop(0, _ROUNDS, unless_found, first)
     return basis, found & jnp.all(jnp.isfinite(basis), axis=(-2, -1))
 

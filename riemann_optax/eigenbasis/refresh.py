@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from riemann_optax._population import when
+from riemann_optax._varying import varying_like
 from riemann_optax.eigenbasis.bases import has_turned
 from riemann_optax.eigenbasis.carry import carried
 from riemann_optax.eigenbasis.coordinates import Coordinates
@@ -78,7 +79,10 @@ class Refresh(NamedTuple):
         slots = jnp.asarray([group[0].slot for group in self.groups], count.dtype)
         distance = self.distance(count)
         # Nothing here is negative; of signed numbers ``%`` and ``//`` are three kernels more to compile.
-        of_slots, of_count = (jax.lax.rem(one, jnp.full_like(one, distance)) for one in (slots, count))
+        of_slots, of_count = (
+            jax.lax.rem(one, jnp.broadcast_to(jnp.asarray(distance, one.dtype), one.shape))
+            for one in (slots, count)
+        )
         is_due = (count > 0) & (of_count == of_slots)
         numbers = jnp.arange(len(self.groups), dtype=jnp.int32)
 
@@ -95,6 +99,7 @@ class Refresh(NamedTuple):
 
         # The choice keeps what the loop moves between devices out of the steps that refresh nothing.
         start = next_due(-1), bases, arrays, jnp.zeros([], jnp.int32)
+        start = varying_like(start, (start, factors))
         _, bases, arrays, kept = when(jnp.any(is_due), refresh_all_due, lambda *start: start, *start)
         return bases, arrays, kept
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from riemann_optax._check import is_concrete_number
+from riemann_optax._varying import varying_like
 from riemann_optax.eigenbasis.bases import decompose, has_turned, iterate
 from riemann_optax.eigenbasis.mesh import spread
 from riemann_optax.eigenbasis.orthonormal import EXACT, Method
@@ -159,6 +160,7 @@ def first_refreshed(
 
         nothing: tuple[jax.Array, Change, jax.Array]
         nothing = *unchanged(bases, dtype, rules)[:2], jnp.zeros([], jnp.int32)
+        nothing = varying_like(nothing, (number, factors, bases))
         done: tuple[jax.Array, Change, jax.Array] = jax.lax.fori_loop(0, number, one, nothing)
         return done
 

@@ -12,6 +12,7 @@ from riemann_optax import _observe as observe
 from riemann_optax._axes import Axes
 from riemann_optax._check import check_transformation
 from riemann_optax._state_fields import declare_fields
+from riemann_optax._varying import varying_like
 from riemann_optax.eigenbasis.account import account
 from riemann_optax.eigenbasis.coordinates import Coordinates, coordinate_arrays, fields_of
 from riemann_optax.eigenbasis.frame import (
@@ -311,7 +312,7 @@ def in_eigenbasis(
                     for leaf, layout in zip(leaves, layouts, strict=True)
                 ],
             ),
-            kept_bases=jnp.zeros([], jnp.int32),
+            kept_bases=varying_like(jnp.zeros([], jnp.int32), leaves),
             inner=enclosed(inner_state),
         )
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._varying import varying_like
 
 
 class TrackEnergyState(NamedTuple):
@@ -70,8 +71,8 @@ def track_energy() -> optax.GradientTransformationExtraArgs:
     """
 
     def init(params: optax.Params) -> TrackEnergyState:
-        del params
-        return TrackEnergyState(*(jnp.zeros([], jnp.float32) for _ in TrackEnergyState._fields))
+        numbers = [jnp.zeros([], jnp.float32) for _ in TrackEnergyState._fields]
+        return TrackEnergyState(*varying_like(numbers, params))
 
     def update(
         updates: optax.Updates,
@@ -169,7 +170,7 @@ def synaptic_caching(
     _check.check_choice("over", over, ("tree", "leaf", "weight"))
 
     def init(params: optax.Params) -> SynapticCachingState:
-        numbers = [jnp.zeros([], jnp.float32) for _ in range(5)]
+        numbers = varying_like([jnp.zeros([], jnp.float32) for _ in range(5)], params)
         return SynapticCachingState(_tree.vectors_like(params), jnp.zeros([], jnp.int32), *numbers)
 
     def faded(update: jax.Array, transient: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from riemann_optax import _check, _tree
+from riemann_optax._varying import varying_like
 from riemann_optax.covector import Covector, require_covectors
 
 
@@ -88,6 +89,7 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
         statistics = [jnp.ones([leaves], jnp.float32) for _ in range(6)]
         table = jnp.ones([leaves, len(quantiles)], jnp.float32) if quantiles else ()
         leaf_ids = jnp.asarray(np.asarray(ids, np.uint32).reshape(-1, 2))
+        statistics, table = varying_like((statistics, table), params)
         return RecordMetricState._make([*statistics, table, leaf_ids])
 
     def update(

@@ -10,6 +10,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._check import check_transformation
 from riemann_optax._state_fields import declare_fields
+from riemann_optax._varying import varying_like
 from riemann_optax.boundary import check_outermost, check_scalable, completed, is_nnx_optimizer, trained
 from riemann_optax.eigenbasis import InEigenbasisState
 
@@ -135,7 +136,7 @@ def schedule_free(
             count=optax.safe_increment(state.count),
             weight_sum=weight_sum,
             iterate=iterate,
-            momentum=jnp.array(b1, jnp.float32, copy=True),
+            momentum=varying_like(jnp.array(b1, jnp.float32, copy=True), state.momentum),
             base=base_state,
         )
 

@@ -9,6 +9,7 @@ import optax
 
 from riemann_optax import _tree
 from riemann_optax._check import check_transformation
+from riemann_optax._varying import varying_like
 from riemann_optax.boundary import consolidate_within, restarts
 
 
@@ -43,12 +44,13 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransforma
     tx = optax.with_extra_args_support(tx)
 
     def init(params: optax.Params) -> optax.ApplyIfFiniteState:
-        return optax.ApplyIfFiniteState(
+        state = optax.ApplyIfFiniteState(
             notfinite_count=jnp.zeros([], jnp.int32),
             last_finite=jnp.array(True),
             total_notfinite=jnp.zeros([], jnp.int32),
             inner_state=tx.init(params),
         )
+        return varying_like(state, params)
 
     def update(
         updates: optax.Updates,

@@ -1,0 +1,39 @@
+"""What varies over the devices of a mesh inside of ``jax.shard_map``."""
+
+from typing import Any
+
+import jax
+
+
+def varying_like(tree: Any, like: Any) -> Any:
+    """Return arrays that vary over all axes of a mesh over which an array of ``like`` does.
+
+    Inside of ``jax.shard_map`` the types of arrays say so. Where branches or the rounds of a loop meet, the
+    types have to agree, and a constant varies over nothing. Elsewhere nothing varies, and nothing is done.
+
+    Args:
+      tree: arrays.
+      like: arrays, such as those that ``tree`` is computed from.
+
+    Returns:
+      The same values.
+    """
+    wanted = frozenset[str]().union(*map(_axes, jax.tree.leaves(like)))
+
+    def cast(leaf: Any) -> Any:
+        missing = tuple(sorted(wanted - _axes(leaf)))
+        if not missing:
+            return leaf
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(leaf, missing, to="varying")
+        return jax.lax.pvary(leaf, missing)  # before JAX 0.9
+
+    return jax.tree.map(cast, tree) if wanted else tree
+
+
+def _axes(leaf: Any) -> frozenset[str]:
+    """Return the axes over which an array varies; the releases of JAX have two names for them."""
+    kind = jax.typeof(leaf)
+    if hasattr(kind, "manual_axis_type"):
+        return frozenset(kind.manual_axis_type.varying)
+    return frozenset(getattr(kind, "vma", ()))
