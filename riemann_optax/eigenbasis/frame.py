@@ -141,7 +141,7 @@ def averaged(
     """Return the running means of one side's correlations, updated with these gradients."""
     where = [places(*pair) for pair in zip(gradients, layouts, strict=True)]
 
-    def all_leaves(gradients: list[Any], factors: list[Any]) -> list[Any]:
+    def all_leaves(gradients: list[Any], factors: list[Any], decay: Any) -> list[Any]:
         new = []
         for gradient, layout, factor, place in zip(gradients, layouts, factors, where, strict=True):
             if layout is None or _tree.is_masked(factor):
@@ -156,7 +156,7 @@ def averaged(
             new.append(mean.astype(factor.dtype))
         return new
 
-    return on_auto_mesh(all_leaves, factors, gradients, factors)  # type: ignore[no-any-return]
+    return on_auto_mesh(all_leaves, factors, gradients, factors, decay)  # type: ignore[no-any-return]
 
 
 def differences_of(gradients: list[Any], previous: list[Any], count: jax.Array) -> list[Any]:

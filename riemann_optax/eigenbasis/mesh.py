@@ -159,7 +159,8 @@ def on_auto_mesh(function: Callable[..., Any], like: Any, *arguments: Any) -> An
     Args:
       function: the function.
       like: arrays in the structure of the result, which gets their shardings.
-      *arguments: the arguments of the function.
+      *arguments: the arguments of the function: all arrays that it reads, a traced hyper-parameter too, for
+        an array that it closed over would be one of another mesh.
     """
     shardings = [named_sharding(leaf) for leaf in jax.tree.leaves((like, arguments))]
     mesh = next((sharding.mesh for sharding in shardings if sharding is not None), None)
@@ -171,5 +172,14 @@ def on_auto_mesh(function: Callable[..., Any], like: Any, *arguments: Any) -> An
     specs = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, like)
     # The mesh is that of the arrays: whoever calls need not have set it by jax.set_mesh.
     abstract = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+    leaves, structure = jax.tree.flatten(arguments)
+    numbers = {at: leaf for at, leaf in enumerate(leaves) if not hasattr(leaf, "dtype")}
+
+    def of_arrays(arrays: list[Any]) -> Any:
+        rest = iter(arrays)
+        every = [numbers[at] if at in numbers else next(rest) for at in range(len(leaves))]
+        return function(*jax.tree.unflatten(structure, every))
+
+    arrays = [leaf for at, leaf in enumerate(leaves) if at not in numbers]
     with jax.sharding.use_abstract_mesh(abstract):
-        return jax.sharding.auto_axes(function, axes=tuple(explicit), out_sharding=specs)(*arguments)
+        return jax.sharding.auto_axes(of_arrays, axes=tuple(explicit), out_sharding=specs)(arrays)

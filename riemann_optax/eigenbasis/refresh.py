@@ -219,7 +219,12 @@ def refresh_group(
     averaged = {at: arrays[at] for group in work.groups for at in work.positions(group)}
     work = work._replace(where=work.places_of(averaged))
     kept: jax.Array
-    new, moved, kept = on_auto_mesh(work.run, (old, averaged, count), count, factors, old, averaged)
+    new, moved, kept = on_auto_mesh(
+        lambda tau, *arguments: work._replace(rules=work.rules._replace(tau=tau)).run(*arguments),
+        (old, averaged, count),
+        work.rules.tau,
+        *(count, factors, old, averaged),
+    )
     for group, bases in zip(work.groups, new, strict=True):
         for job, basis in zip(group, bases, strict=True):
             matrices[f"{job.side}_bases"][job.leaf] = basis

@@ -58,6 +58,7 @@ def _whitened_averages(
         q_left: list[Any],
         q_right: list[Any],
         count: Any,
+        decay: Any,
     ) -> tuple[list[Any], list[Any]]:
         new: tuple[list[Any], list[Any]] = ([], [])
         for gradient, layout, *rest in zip(gradients, layouts, left, right, q_left, q_right, strict=True):
@@ -78,7 +79,7 @@ def _whitened_averages(
 
     sides = squares["left_factors"], squares["right_factors"]
     return on_auto_mesh(  # type: ignore[no-any-return]
-        all_leaves, sides, gradients, *sides, squares["left_bases"], squares["right_bases"], count
+        all_leaves, sides, gradients, *sides, squares["left_bases"], squares["right_bases"], count, decay
     )
 
 

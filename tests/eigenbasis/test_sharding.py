@@ -162,3 +162,29 @@ def test_a_mesh_need_not_be_set(spec):
     state = jax.device_put(state, ro.sharding.state_shardings(tx, params))
     moved, _ = follow(jax.jit(tx.update), params, state, range(4, 7))
     np.testing.assert_allclose(np.asarray(moved), expected, rtol=1e-4, atol=1e-5)
+
+
+WHITENED = functools.partial(ro.riemannian_eigenbasis, sides="both", correlate="whitened_gradients")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(ro.riemannian_eigenbasis, tau=0.05, basis_decay=0.9),
+        functools.partial(WHITENED, basis_decay=0.9),
+        ro.soap,
+        functools.partial(ro.riemannian_schedule_free, sides="smaller"),
+    ],
+    ids=["one side, tau", "both sides, whitened", "soap", "schedule-free"],
+)
+@pytest.mark.parametrize("mesh_kind", [AxisType.Auto, AxisType.Explicit], ids=["Auto", "Explicit"])
+def test_hyper_parameters_in_the_state_lie_on_the_mesh_too(make, mesh_kind):
+    """As optax.inject_hyperparams keeps them: then they are arrays, traced, and of the mesh's type."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(mesh_kind,))
+    start = jax.random.normal(jax.random.key(0), (16, 8))
+    injected, found = optax.inject_hyperparams(make)(0.01), []
+    for tx, sharding in ((make(0.01), None), (injected, NamedSharding(mesh, P("data", None)))):
+        params = start if sharding is None else jax.device_put(start, sharding)
+        state = tx.init(params) if sharding is None else ro.sharding.init(tx, params)
+        found.append(follow(jax.jit(tx.update), params, state, range(6))[0])
+    np.testing.assert_allclose(*found, rtol=2e-4, atol=2e-5)
