@@ -88,6 +88,11 @@ def is_of_metric(state: Any) -> bool:
 # What Optax's own state classes hold, by their names: not all of them are public.
 _OPTAX_STATES: dict[str, StateFields] = {
     "ApplyEvery": StateFields(linear=("grad_acc",)),
+    "COCOBState": StateFields(
+        linear=("init_particles", "cumulative_gradients"),
+        refused=("scale", "subgradients", "reward"),
+        captured=("init_particles",),
+    ),
     "DAdaptAdamWState": StateFields(linear=("exp_avg", "grad_sum"), squared=("exp_avg_sq",)),
     "DoGState": StateFields(linear=("init_params",), captured=("init_params",)),
     "DoWGState": StateFields(linear=("init_params",), captured=("init_params",)),
@@ -112,7 +117,9 @@ _OPTAX_STATES: dict[str, StateFields] = {
     "ScaleByBeliefState": StateFields(linear=("mu",), squared=("nu",)),
     "ScaleByDistanceOverGradientsState": StateFields(linear=("init_params",), captured=("init_params",)),
     "ScaleByLBFGSState": StateFields(
-        linear=("params", "updates", "diff_params_memory", "diff_updates_memory"), captured=("params",)
+        linear=("params", "updates", "diff_params_memory", "diff_updates_memory"),
+        captured=("params",),
+        exact=("updates", "diff_params_memory", "diff_updates_memory"),
     ),
     "ScaleByLionState": StateFields(linear=("mu",)),
     "ScaleByNovogradState": StateFields(linear=("mu",)),
@@ -132,15 +139,16 @@ _OPTAX_STATES: dict[str, StateFields] = {
 def state_fields(kind: type[Any]) -> StateFields:
     """Return what a state class declares by its class attributes ``linear_fields`` and ``squared_fields``.
 
-    Optax declares nothing; its own classes are in a table here.
+    Optax declares nothing; its own classes are in a table here. A copy of the first weights is exact, whoever
+    made it: what is read of it is how far the weights have gone since.
     """
     names = ("linear", "squared", "refused", "captured", "nonnegative", "weight", "exact")
     own = StateFields(*(tuple(getattr(kind, f"{name}_fields", ())) for name in names))
-    if any(own) or kind.__module__.split(".")[0] != "optax":
-        return own
-    found = _OPTAX_STATES.get(kind.__name__, own)
-    may_be_negative = kind.__name__ == "SophiaState"  # the diagonal of a Hessian
-    return found if may_be_negative else found._replace(nonnegative=found.squared)
+    if not any(own) and kind.__module__.split(".")[0] == "optax":
+        own = _OPTAX_STATES.get(kind.__name__, own)
+        if kind.__name__ != "SophiaState":  # the diagonal of a Hessian may be negative
+            own = own._replace(nonnegative=own.squared)
+    return own._replace(exact=tuple(dict.fromkeys((*own.exact, *own.captured))))
 
 
 def owners_and_fields(state: Any, path: tuple[Any, ...]) -> list[tuple[Any, str]]:

@@ -98,7 +98,8 @@ def low_precision_state(
     Some phis take small differences of what they keep, such as the weights at the last update. The difference
     of a rounded copy would be mostly its rounding. A state class declares such fields by its class attribute
     ``exact_fields``, and they stay as they are: ``secant_curvature``, ``modification_energy``,
-    ``synaptic_intelligence``, ``rwalk`` and schedule-free training have some.
+    ``synaptic_intelligence``, ``rwalk`` and schedule-free training have some. So do those of Optax's own that
+    keep the first weights, or other differences of weights: ``dog``, ``prodigy``, ``mechanize``, ``lbfgs``.
 
     Only float32 arrays with at least one axis are compressed (two for ``"int8"``: biases are small, and a
     mesh would cut their blocks). Counters, scalars, complex and float64 arrays, and arrays of fewer than four

@@ -207,6 +207,33 @@ def test_adam_in_8_bits_takes_no_step_that_is_much_too_large(spread):
         assert np.sqrt(np.mean(error**2) / np.mean(np.square(exact, dtype=np.float64))) < 0.1
 
 
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optax.contrib.dog(1.0),
+        lambda: optax.contrib.dowg(1.0),
+        lambda: optax.contrib.cocob(),
+        lambda: optax.contrib.schedule_free_sgd(1e-4),
+        lambda: optax.contrib.mechanize(optax.sgd(1e-3)),
+        lambda: optax.scale_by_lbfgs(memory_size=3),
+    ],
+    ids=["dog", "dowg", "cocob", "schedule-free", "mechanic", "lbfgs"],
+)
+def test_how_far_the_weights_have_gone_is_not_rounded_in_states_of_optax(make, storage):
+    """Of one step of 1e-4 from weights of 1 a rounded copy would keep nothing but its rounding."""
+    start = jax.random.normal(jax.random.key(0), (32, 64))
+    lengths = []
+    for tx in (make(), ro.low_precision_state(make(), storage)):
+        params, state, length = start, tx.init(start), []
+        for step in range(4):
+            updates, state = jax.jit(tx.update)(params - start - 0.05 - 0.01 * step, state, params)
+            params = optax.apply_updates(params, updates)
+            length.append(jnp.linalg.norm(updates))
+        lengths.append(length)
+    np.testing.assert_allclose(*lengths, rtol=0.05)
+
+
 def test_second_moments_are_stored_without_a_sign_and_nothing_else_is():
     state = ro.low_precision_state(optax.scale_by_adam(), "int8").init(jnp.zeros([2, 32]))
     assert (state.inner_state.mu.dtype, state.inner_state.nu.dtype) == (jnp.int8, jnp.uint8)
