@@ -37,7 +37,7 @@ def stop_at(loss: Callable[[Any], jax.Array], params: optax.Params, stop_loss: A
 
 
 class _Halving(optimistix.Bisection):  # type: ignore[misc]  # its base is not typed
-    """Bisection of the time alone: near a minimum the rounding of a loss is above any tolerance of its own."""
+    """Bisection of the time alone: near a minimum the rounding of a loss is above any tolerance."""
 
     def terminate(self, fn: Any, y: Any, args: Any, options: Any, state: Any, tags: Any) -> Any:
         """Return whether the time is known."""

@@ -201,9 +201,31 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     _check_averaged_once(found)
     _check_one_run(found)
     evaluated = params
-    for own in found:  # of several, each has the leaves of its own group
-        evaluated = completed(_average(own, params), evaluated)
+    for own, weights in _averages(state, params):  # of several, each has the leaves of its own group
+        evaluated = completed(_average(own, weights), evaluated)
+    evaluated = jax.tree.map(lambda x, p: x if x is p else x.astype(_tree.dtype_of(p)), evaluated, params)
     return _tree.like(evaluated, boxed)
+
+
+def _averages(state: Any, params: optax.Params) -> list[tuple[ScheduleFreeState, optax.Params]]:
+    """Return all averages, each with the weights that its optimiser sees: wide ones under master_weights."""
+
+    def is_around(node: Any) -> bool:
+        return any(callable(getattr(type(node), method, None)) for method in ("weights_for", "wide"))
+
+    found: list[tuple[ScheduleFreeState, optax.Params]] = []
+    for node in jax.tree.leaves(state, is_leaf=lambda node: _is_average(node) or is_around(node)):
+        if _is_average(node):
+            found.append((node, params))
+        elif is_around(node) and hasattr(node, "weights_for"):
+            found += _averages(node.inner_state, node.weights_for(params))
+        elif is_around(node):
+            found += _averages(node.wide(), params)
+    return found
+
+
+def _is_average(node: Any) -> bool:
+    return isinstance(node, ScheduleFreeState)
 
 
 def _warn_of_what_scales(state: Any) -> None:

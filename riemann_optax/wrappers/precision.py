@@ -216,6 +216,10 @@ class MasterWeightsState(NamedTuple):
         """Return the state in which :func:`riemann_optax.consolidate` looks for states to consolidate."""
         return self.inner_state
 
+    def weights_for(self, params: optax.Params) -> optax.Params:
+        """Return the weights that the wrapped optimiser has where these are the narrow ones."""
+        return _master(self.remainder, params)
+
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
         """Return the state after a task that ended with narrow weights; wrapped states get the wide ones."""
         weights = _master(self.remainder, params)
@@ -228,6 +232,11 @@ def _master(remainder: Any, params: optax.Params) -> optax.Params:
     def master(rest: Any, leaf: Any) -> Any:
         return leaf if _tree.is_masked(rest) else leaf.astype(rest.dtype) + rest
 
+    # In an optimiser of Flax the state's containers may be others than those of the parameters.
+    leaves, structure = jax.tree.flatten(params)
+    rests = jax.tree.leaves(remainder, is_leaf=_tree.is_masked)
+    if len(leaves) == len(rests):
+        return jax.tree.unflatten(structure, map(master, rests, leaves))
     return jax.tree.map(master, remainder, params, is_leaf=_tree.is_masked)
 
 

@@ -90,3 +90,46 @@ def test_master_weights_respect_changes_by_others():
 def test_a_dtype_that_is_no_real_number_is_refused():
     with pytest.raises(ValueError, match="dtype must be a real floating-point dtype"):
         ro.master_weights(optax.sgd(0.1), jnp.int32)
+
+
+def averaging(rate):
+    return ro.riemannian_schedule_free(rate, b1=0.1, warmup_steps=0)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        ro.master_weights,
+        lambda tx: optax.chain(ro.master_weights(tx), optax.identity()),
+        lambda tx: ro.low_precision_state(ro.master_weights(tx)),
+        lambda tx: ro.partition_by_kind(ro.master_weights(tx), bias=optax.sgd(0.01)),
+        lambda tx: optax.partition({"a": ro.master_weights(tx), "b": tx}, {"kernel": "a", "bias": "b"}),
+    ],
+    ids=["alone", "in a chain", "few bits", "beside another", "beside its like"],
+)
+def test_the_average_is_that_of_the_wide_weights(around):
+    """The rounding of a narrow weight, over a b1 of 0.1, would be ten times that of its average."""
+    narrow = {"kernel": jax.random.normal(jax.random.key(0), (32, 16)).astype(jnp.bfloat16)}
+    narrow["bias"] = jnp.ones(4)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
+    tx, twin = around(averaging(0.01)), around(averaging(0.01))
+    state, twin_state = tx.init(narrow), twin.init(wide)
+    for step in range(60):
+        gradients = jax.tree.map(
+            lambda leaf, s=step: jax.random.normal(jax.random.key(s), leaf.shape).astype(jnp.bfloat16), narrow
+        )
+        updates, state = jax.jit(tx.update)(
+            jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, narrow), state, narrow
+        )
+        narrow = optax.apply_updates(narrow, updates)
+        updates, twin_state = jax.jit(twin.update)(
+            jax.tree.map(lambda g: g.astype(jnp.float32), gradients), twin_state, wide
+        )
+        wide = optax.apply_updates(wide, updates)
+    found, expected = ro.eval_params(state, narrow), ro.eval_params(twin_state, wide)
+    assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(lambda leaf: leaf.dtype, narrow)
+    rounded = expected["kernel"].astype(jnp.bfloat16).astype(jnp.float32)
+    error = jnp.abs(found["kernel"].astype(jnp.float32) - rounded)
+    assert jnp.mean(error > 0) < 0.05  # what lies between two numbers may be rounded to the other
+    assert jnp.all(error <= 2.0**-7 * jnp.abs(rounded) + 1e-4)
+    np.testing.assert_allclose(found["bias"], expected["bias"], rtol=1e-5)
