@@ -46,7 +46,7 @@ def velocity_towards(
         velocity, found = before
         guess = like_start(optax.tree.scale(number / jnp.maximum(number - 1, 1), velocity))
         wanted = like_start(optax.tree.scale(number / PARTS, displacement))
-        solution = optimistix.root_find(miss, newton, guess, args=wanted, throw=False)
+        solution: Any = optimistix.root_find(miss, newton, guess, args=wanted, throw=False)
         arrived = (solution.result == optimistix.RESULTS.successful) & (found == number - 1)
         return (solution.value, found + arrived), None
 

@@ -30,13 +30,14 @@ def stop_at(loss: Callable[[Any], jax.Array], params: optax.Params, stop_loss: A
             f"stop_loss must be below the loss at params, got {stop_loss!r} and {float(at_start):.6g}."
         )
     tolerance = 4 * float(np.finfo(time).eps)
+    halving: Any = _Halving
     return diffrax.Event(
         lambda t, y, args, **_: (loss(y) - stop_loss).astype(time),  # diffrax passes these by name
-        root_finder=_Halving(rtol=tolerance, atol=tolerance, flip=True),
+        root_finder=halving(rtol=tolerance, atol=tolerance, flip=True),
     )
 
 
-class _Halving(optimistix.Bisection):  # type: ignore[misc]  # its base is not typed
+class _Halving(optimistix.Bisection[Any]):
     """Bisection of the time alone: near a minimum the rounding of a loss is above any tolerance."""
 
     def terminate(self, fn: Any, y: Any, args: Any, options: Any, state: Any, tags: Any) -> Any:

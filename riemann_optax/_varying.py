@@ -24,9 +24,10 @@ def varying_like(tree: Any, like: Any) -> Any:
         missing = tuple(sorted(wanted - _axes(leaf)))
         if not missing:
             return leaf
-        if hasattr(jax.lax, "pcast"):
-            return jax.lax.pcast(leaf, missing, to="varying")
-        return jax.lax.pvary(leaf, missing)  # before JAX 0.9
+        lax: Any = jax.lax  # of several releases
+        if hasattr(lax, "pcast"):
+            return lax.pcast(leaf, missing, to="varying")
+        return lax.pvary(leaf, missing)  # before JAX 0.9
 
     return jax.tree.map(cast, tree) if wanted else tree
 
