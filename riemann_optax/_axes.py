@@ -155,7 +155,10 @@ def called(path: tuple[Any, ...]) -> str:
 
 
 def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str, ...]:
-    """Return what is worth telling of how arrays were read: not of a plain matrix or a single vector."""
+    """Return what is worth telling of how arrays were read: not of a plain matrix or a single vector.
+
+    Of a plain matrix where its name is Equinox's, which has the outputs first, and not Flax's.
+    """
     found = []
     for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
         axes, certain = readings.get(path, Reading(None))
@@ -165,6 +168,9 @@ def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str,
             remedy = "name the module in axes=" if path else f"give axes=ro.{axes!r}"
             default = "" if certain else f", by default: {remedy} to confirm or to change it"
             found.append(f"{called(path)} {shape}: {in_words(axes, shape)}{default}")
+        elif axes is not None and len(shape) == 2 and path[-1:] == (jax.tree_util.GetAttrKey("weight"),):
+            hint = 'as in Flax; Equinox has the outputs first, axes="equinox"'
+            found.append(f"{called(path)} {shape}: {in_words(axes, shape)}, {hint}")
     return tuple(found)
 
 

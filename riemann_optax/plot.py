@@ -68,7 +68,8 @@ def metric(
     """Draw ``E`` over the steps: for each leaf or group its mean as a line, from smallest to largest a band.
 
     The axis of ``E`` is logarithmic. Where a row lacks a name, or ``E`` is not finite, the line has a gap.
-    Up to twelve lines have a legend; of more leaves draw groups (``groups`` of :func:`metric_scalars`).
+    Up to twelve lines have a legend; of more the title says to draw groups (``groups`` of
+    :func:`metric_scalars`).
 
     Args:
       history: what :func:`riemann_optax.metric_scalars` returned, one dictionary for each step at which it
@@ -132,6 +133,10 @@ def metric(
     axes.set(xlabel="step", ylabel="E", yscale="log")
     if len(curves) <= _NAMED:
         axes.legend()
+    else:
+        axes.set_title(
+            f"{len(curves)} arrays; for names join them: metric_scalars(groups=...)", fontsize="small"
+        )
     return axes
 
 

@@ -75,9 +75,17 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
                 "optax.flatten does, and JAX derives no sharding of the result: leave that transformation "
                 "out, or give jax.jit(tx.init, out_shardings=...) shardings of your own."
             ) from error
-    return jax.tree.map(
-        lambda s: NamedSharding(mesh, PartitionSpec() if s.sharding is None else s.sharding.spec), state
-    )
+    is_explicit = AxisType.Explicit in mesh.axis_types
+
+    def placed(s: Any) -> NamedSharding:
+        spec = PartitionSpec() if s.sharding is None else s.sharding.spec
+        # As an update says it, for another spelling would be compiled a second time: on an Explicit mesh with
+        # an entry for each axis, on others with none where nothing is shared out.
+        if is_explicit:
+            return NamedSharding(mesh, PartitionSpec(*spec, *[None] * (s.ndim - len(spec))))
+        return NamedSharding(mesh, spec if any(spec) else PartitionSpec())
+
+    return jax.tree.map(placed, state)
 
 
 def init(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptState:

@@ -164,6 +164,7 @@ def test_many_leaves_have_no_legend_and_one_row_has_marks(axes):
     row = {f"E_{part}/{leaf}": 2.0 for leaf in range(13) for part in ("min", "mean", "max")}
     drawn = ro.plot.metric([row], axes=axes)
     assert drawn.get_legend() is None
+    assert drawn.get_title() == "13 arrays; for names join them: metric_scalars(groups=...)"
     assert {line.get_marker() for line in drawn.lines} == {"."}
 
 

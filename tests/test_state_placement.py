@@ -146,3 +146,16 @@ def test_a_vector_of_all_parameters_has_no_place():
     }
     with pytest.raises(ValueError, match=r"^tx: its init joins or reshapes.*optax\.flatten"):
         ro.sharding.state_shardings(optax.flatten(optax.adam(0.1)), params)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("make", [ro.riemannian_adamw, ro.riemannian_eigenbasis], ids=["adamw", "eigenbasis"])
+def test_a_recorded_step_is_compiled_once(axis_type, make):
+    """The state of init and that of an update have the same type."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
+    params = jax.device_put({"w": jnp.ones((16, 8))}, NamedSharding(mesh, P("x", None)))
+    tx = make(0.003, record=True)
+    state, update = ro.sharding.init(tx, params), jax.jit(tx.update)
+    for _ in range(3):
+        _, state = update(params, state, params)
+    assert update._cache_size() == 1

@@ -1,6 +1,6 @@
 """Matching the states of two chains, by class and order."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -62,8 +62,12 @@ def stations(tree: Any, containers: frozenset[type[Any]] = frozenset(), path: Pa
             yield from stations(node, containers, path + place)
 
 
-def align(old: list[Station], new: list[Station], places: Mapping[str, str]) -> dict[int, int]:
+def align(
+    old: list[Station], new: list[Station], places: Mapping[str, str], anew: Collection[int] = ()
+) -> dict[int, int]:
     """Return a dictionary from the index of each matched new station to the index of its old one.
+
+    Those with an index in ``anew`` are matched with none.
 
     The match pairs as many stations of equal class and labels as possible, in the same order. It must be
     unique. What is left, labelled on one side only, is then paired by class alone: a chain that has come into
@@ -72,7 +76,7 @@ def align(old: list[Station], new: list[Station], places: Mapping[str, str]) -> 
     Raises:
       ValueError: if the match is not unique, or ``places`` names a missing path.
     """
-    matched = _placed(old, new, places)
+    matched = dict.fromkeys(anew, -1) | _placed(old, new, places)
     pairs, unique = _in_order(old, new, matched, _key)
     if not unique:
         rest_old, rest_new = _rest(old, new, matched)
@@ -92,7 +96,7 @@ def align(old: list[Station], new: list[Station], places: Mapping[str, str]) -> 
                 "one with places={path here: path in the old state}; the weights of the others begin anew."
             )
         matched |= pairs if unique else _split(old, new, matched)
-    return matched
+    return {j: i for j, i in matched.items() if i >= 0}
 
 
 def _split(old: list[Station], new: list[Station], matched: Mapping[int, int]) -> dict[int, int]:
@@ -211,5 +215,8 @@ def _unclear(old: list[Station], new: list[Station]) -> str:
         here = [station.name for station in new if _key(station) == key]
         if before and len(before) != len(here):
             return f"the old state has {' and '.join(before)}, and here there is {' and '.join(here)}"
-    shared = [s.name for s in new if _key(s) in {_key(other) for other in old}]
-    return f"the order of the states has changed: {', '.join(shared)} had another order"
+    shared = {_key(s) for s in new} & {_key(s) for s in old}
+    here, before = ([s.name for s in found if _key(s) in shared] for found in (new, old))
+    return (
+        f"the order of the states has changed: here {', '.join(here)}, in the old state {', '.join(before)}"
+    )

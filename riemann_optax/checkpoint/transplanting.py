@@ -138,7 +138,10 @@ def transplant(
     new_tree = _wide(fresh)
     containers = containers_of(_tree.bare((params, old_params)))
     old, new = (list(stations(_tree.bare(tree), containers)) for tree in (old_tree, new_tree))
-    matched = align(old, new, places or {})
+    begun = [
+        j for j, one in enumerate(new) if any(_is_below(jax.tree_util.keystr(one.path), a) for a in anew)
+    ]
+    matched = align(old, new, places or {}, begun)
     weights = growing.weights_of(params, old_params)
     surgery = _Surgery(old, new, matched, weights, tuple(anew))
     filled = {

@@ -53,7 +53,7 @@ def riemannian_sgd(
 
     With ``momentum`` m the step is ``v``, with ``v = m v + grad / E``. The chain: :func:`scale_by_metric`,
     ``optax.trace``, decoupled weight decay, ``optax.scale_by_learning_rate``; at ``alpha=0.0`` it equals
-    ``optax.sgd`` bit for bit.
+    ``optax.sgd`` bit for bit, where gradients have the dtype of the weights, in which momentum is kept.
 
     **Rates** have the units of ``optax.sgd``: begin at 0.1, and higher for a larger alpha, because ``E >= 1``
     only shrinks steps (:func:`riemann_optax.phi.utility_gate` is negative for some weights, and wants an

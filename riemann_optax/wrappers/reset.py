@@ -85,10 +85,12 @@ def reset_units(
     **Layers.** Without ``outgoing`` the kernels must form one chain: numbered names such as ``Dense_0`` and
     ``Dense_1``, or sizes that fit in one way only. Otherwise give the reader of each layer by module path:
     ``outgoing={"encoder/hidden": "head"}``, several readers as a tuple. Layers that are not named do not
-    change. The bias is the vector called ``bias`` or ``b`` in the module of the kernel. A dense layer may
-    read the flattened outputs of a convolution, channels last: with a multiple of its channels as rows it is
-    taken to do so. Do not name a convolution whose reader reads several branches side by side. Scales and
-    biases of norms do not change: a unit that the bias of its norm keeps silent stays silent.
+    change. Neither names nor sizes tell a chain from a sum, ``x + relu(Dense_0(x))``, or a gate,
+    ``relu(Dense_0(x)) * Dense_1(x)``: where a network has these, give ``outgoing``, and leave out their
+    layers. The bias is the vector called ``bias`` or ``b`` in the module of the kernel. A dense layer may
+    read the flattened outputs of a convolution, channels last: with a multiple of its channels as rows it
+    is taken to do so. Do not name a convolution whose reader reads several branches side by side. Scales
+    and biases of norms do not change: a unit that the bias of its norm keeps silent stays silent.
 
     State: the states of ``inner`` and of the rule, a number per layer, a key, two counts. Needs ``params``,
     and the extra argument ``activities``, which :func:`value_and_grad` makes: for every hidden layer the

@@ -330,3 +330,16 @@ def test_neurons_of_a_matrix_of_equinox_are_its_rows():
     tx = ro.riemannian_sgd(0.1, conformal="neuron", axes="equinox")
     found = ro.metric_at(tx, gradients, tx.init(gradients), gradients)["weight"]
     np.testing.assert_allclose(found, (np.array([[1.5], [3.5]]) + gradients["weight"]) / 2, rtol=1e-6)
+
+
+def test_describe_tells_that_a_matrix_of_equinox_is_read_as_flax_s():
+    """Where it is square nothing else could tell."""
+    params = eqx.filter(eqx.nn.MLP(8, 8, 8, 1, key=jax.random.key(0)), eqx.is_inexact_array)
+    told = ro.describe(ro.riemannian_sgd(0.1, phi=ro.phi.per_neuron()), params).axes
+    assert len(told) == 2
+    assert all(
+        'inputs 8, outputs 8, as in Flax; Equinox has the outputs first, axes="equinox"' in one
+        for one in told
+    )
+    phi = ro.phi.per_neuron(axes="equinox")
+    assert "as in Flax" not in str(ro.describe(ro.riemannian_sgd(0.1, phi=phi), params))
