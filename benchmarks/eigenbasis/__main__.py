@@ -17,10 +17,11 @@ from benchmarks.eigenbasis.methods import METHODS
 from benchmarks.eigenbasis.report import LEGEND, Row, claims, content, draw, table
 from benchmarks.eigenbasis.runs import FULL, FULL_GRID, QUICK, QUICK_GRID, Laboratory
 from benchmarks.eigenbasis.sizes import MODELS, SCALES, python_sources
+from benchmarks.eigenbasis.tables import TABLES
 from benchmarks.shared.command import RESULTS, OutOfTimeError, deadline, parse_with_folder, wide_console
 from benchmarks.shared.records import Records, write_record
 
-KNOWN = forms.FORMS | controls.CONTROLS
+KNOWN = forms.FORMS | controls.CONTROLS | TABLES
 PARTS = ("forms", "quality", "cost")
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 import riemann_optax as ro
 from benchmarks.eigenbasis import __main__ as command
-from benchmarks.eigenbasis import controls, forms, problems, runs, sizes
+from benchmarks.eigenbasis import controls, forms, problems, runs, sizes, tables
 from benchmarks.shared import memory
 from benchmarks.shared.experiment import Method
 from benchmarks.step_cost import measure as step_cost
@@ -176,6 +176,19 @@ def test_every_control_trains_at_every_refresh_interval(matrices):
         for _ in range(6):
             updates, state = tx.update(gradients, state, params)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates)), name
+
+
+def test_faster_tables_move_eight_times_as_far_and_nothing_else_does():
+    params = {"embed": {"embedding": jnp.ones((3, 2))}, "head": {"kernel": jnp.ones((2, 3))}}
+    gradients = jax.tree.map(lambda leaf: jnp.cumsum(leaf, 0), params)
+    for name, form in tables.TABLES.items():
+        plain = forms.FORMS[name.removesuffix(f", tables {tables.TIMES} times the rate")].make(0.1)
+        found, expected = (
+            jax.jit(lambda tx=tx: tx.update(gradients, tx.init(params), params)[0])()
+            for tx in (form.make(0.1), plain)
+        )
+        np.testing.assert_allclose(found["embed"]["embedding"], 8 * expected["embed"]["embedding"], rtol=1e-5)
+        np.testing.assert_allclose(found["head"]["kernel"], expected["head"]["kernel"], rtol=1e-5)
 
 
 def test_a_record_keeps_its_controls_and_may_be_older_than_the_memory(tmp_path):
