@@ -114,9 +114,12 @@ def schedule_free(
     ) -> tuple[optax.Updates, ScheduleFreeState]:
         params = _check.require_params(_tree.trained(params, updates), "schedule_free")
         steps, base_state = base.update(updates, state.base, params, **extra_args)
-        weight = (state.count.astype(jnp.float32) + 1) ** jnp.asarray(power, jnp.float32)
+        number, order = state.count.astype(jnp.float32) + 1, jnp.asarray(power, jnp.float32)
+        weight = number**order
         weight_sum = state.weight_sum + weight
-        share = weight / weight_sum
+        # Of a high power the sum overflows in a long run; by Euler and Maclaurin it has this share by then.
+        by_then = (order + 1) / (number + (order + 1) / 2)
+        share = jnp.where(jnp.isfinite(weight_sum), weight / weight_sum, by_then)
         # The old y was made with the old b1, which a schedule or a caller may have changed since.
         ratio = b1 / state.momentum
 

@@ -302,3 +302,18 @@ def test_a_mean_that_would_stall_is_refused(make, argument):
     assert jnp.bfloat16(0.999) + jnp.bfloat16(0.001) * 2 == jnp.bfloat16(0.999)
     with pytest.raises(ValueError, match=rf"^{argument}=0\.999: a running mean in bfloat16 stalls"):
         make()
+
+
+@pytest.mark.parametrize("count", [10_000, 30_000, 200_000])
+def test_the_average_goes_on_where_the_sum_of_weights_has_overflowed(count):
+    """Of the ninth power 1e38 is reached after some 24,000 updates."""
+    power, b1 = 8.0, 0.9
+    weights = np.arange(1, count + 2, dtype=np.float64) ** power
+    tx = ro.schedule_free(optax.sgd(0.1), b1=b1, power=power)
+    y, z = jnp.array([1.0]), jnp.array([3.0])
+    with np.errstate(over="ignore"):
+        before = np.float32(weights[:-1].sum())
+    state = tx.init(y)._replace(count=jnp.int32(count), weight_sum=jnp.asarray(before), iterate=z)
+    update, _ = tx.update(jnp.zeros(1), state, y)
+    share = weights[-1] / weights.sum()  # in float64
+    np.testing.assert_allclose(update, share * (z - y), rtol=1e-4)
