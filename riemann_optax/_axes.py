@@ -169,7 +169,7 @@ def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str,
             default = "" if certain else f", by default: {remedy} to confirm or to change it"
             found.append(f"{called(path)} {shape}: {in_words(axes, shape)}{default}")
         elif axes is not None and len(shape) == 2 and path[-1:] == (jax.tree_util.GetAttrKey("weight"),):
-            hint = 'as in Flax; Equinox has the outputs first, axes="equinox"'
+            hint = 'as in Flax; a Linear of Equinox has the outputs first, axes="equinox"'
             found.append(f"{called(path)} {shape}: {in_words(axes, shape)}, {hint}")
     return tuple(found)
 

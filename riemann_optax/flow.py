@@ -247,7 +247,7 @@ def geodesic_between(
         raise RuntimeError(
             f"displacement: no geodesic was found beyond {int(found)} of {PARTS} equal parts of the way: the "
             "metric changes too much on it, or the point is outside of where the field is defined. Go over a "
-            "point between the two, give float64 weights, or a larger rtol."
+            "point between the two, or give float64 weights, more max_steps or a larger rtol."
         )
     return geodesic(field, start, velocity, t, solver=solver, rtol=rtol, max_steps=max_steps)
 

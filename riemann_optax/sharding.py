@@ -79,8 +79,8 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
 
     def placed(s: Any) -> NamedSharding:
         spec = PartitionSpec() if s.sharding is None else s.sharding.spec
-        # As an update says it, for another spelling would be compiled a second time: on an Explicit mesh with
-        # an entry for each axis, on others with none where nothing is shared out.
+        # What is not shared out is spelled as an update spells it, for another spelling would be compiled a
+        # second time: on an Explicit mesh with an entry for each axis, on others with none.
         if is_explicit:
             return NamedSharding(mesh, PartitionSpec(*spec, *[None] * (s.ndim - len(spec))))
         return NamedSharding(mesh, spec if any(spec) else PartitionSpec())

@@ -141,7 +141,12 @@ def transplant(
     begun = [
         j for j, one in enumerate(new) if any(_is_below(jax.tree_util.keystr(one.path), a) for a in anew)
     ]
-    matched = align(old, new, places or {}, begun)
+    try:
+        matched = align(old, new, places or {})
+    except ValueError:  # what begins anew may be what makes it unclear
+        if not begun:
+            raise
+        matched = align(old, new, places or {}, begun)
     weights = growing.weights_of(params, old_params)
     surgery = _Surgery(old, new, matched, weights, tuple(anew))
     filled = {

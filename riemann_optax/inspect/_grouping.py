@@ -3,7 +3,8 @@
 import re
 from collections.abc import Sequence
 
-NUMBER = re.compile(r"(?<!\d)(?:0|[1-9]\d*)(?!\d)")  # 01 is a word: it would not come back
+# 01 is a word, which would not come back from its number, and so is the 2 of conv2d.
+NUMBER = re.compile(r"(?<!\d)(?:0|[1-9]\d*)(?![\dA-Za-z])")
 Box = tuple[tuple[int, ...], ...]  # for each number in a name, the values that it takes
 
 
@@ -14,8 +15,8 @@ def grouped(entries: Sequence[tuple[str, tuple[str, ...]]]) -> list[tuple[str, t
       entries: a name and what is said of it.
 
     Returns:
-      Names, with ``0..5`` for all numbers from 0 to 5; what is said of each; and of how many. Each stands
-      where its first entry stood.
+      Names, with ``0..5`` for all numbers from 0 to 5; what is said of each; and of how many. Entries of
+      one kind stand together, where the first of them stood.
 
     Examples:
       >>> grouped([("['h'][0]['w']", ("2",)), ("['out']", ("3",)), ("['h'][1]['w']", ("2",))])

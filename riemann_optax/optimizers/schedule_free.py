@@ -117,9 +117,9 @@ def schedule_free(
         number, order = state.count.astype(jnp.float32) + 1, jnp.asarray(power, jnp.float32)
         weight = number**order
         weight_sum = state.weight_sum + weight
-        # Of a high power the sum overflows in a long run; by Euler and Maclaurin it has this share by then.
-        by_then = (order + 1) / (number + (order + 1) / 2)
-        share = jnp.where(jnp.isfinite(weight_sum), weight / weight_sum, by_then)
+        # Of a high power the sum overflows in a long run; by Euler and Maclaurin it is then so many weights.
+        by_then = number / (order + 1) + 0.5 + order / (12 * number)
+        share = jnp.where(jnp.isfinite(weight_sum), weight / weight_sum, 1 / by_then)
         # The old y was made with the old b1, which a schedule or a caller may have changed since.
         ratio = b1 / state.momentum
 

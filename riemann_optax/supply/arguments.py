@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,14 +42,14 @@ def of_the_loss(
     parameters = parameters_of(loss_fn)
     takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     named = {name for name, one in parameters.items() if one.kind in _NAMED}
-    open_places = [name for name, one in parameters.items() if one.kind in _BY_PLACE][given:]
-    if state is not None and "state" in named and ("state" in open_places or _only_by_name(parameters)):
+    filled = [name for name, one in parameters.items() if one.kind in _BY_PLACE][:given]
+    if state is not None and "state" in named and "state" not in filled and _is_required(parameters["state"]):
         raise ValueError(
             "state is an argument of loss_fn, and the step's own name for the optimiser's state: give the "
             "loss its state by place, step(model, batch, its_state, state=opt_state), or call it by another "
             "name."
         )
-    own = {}
+    own, guessed = {}, []
     for name, value in passed_on.items():
         if name in named and name in EXTRA_ARGUMENTS:
             raise ValueError(
@@ -57,13 +58,14 @@ def of_the_loss(
             )
         if name in named or (takes_all and name not in EXTRA_ARGUMENTS):
             own[name] = value
+            guessed += [name] * (name not in named)
     rest = {name: value for name, value in passed_on.items() if name not in own}
-    _warn_of_misspellings(rest, named)
+    _warn_of_misspellings([*rest, *guessed], named)
     return own, rest
 
 
-def _only_by_name(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    return parameters["state"].kind is inspect.Parameter.KEYWORD_ONLY
+def _is_required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is inspect.Parameter.empty
 
 
 def _warn_of_misspellings(passed_on: Iterable[str], named: Iterable[str]) -> None:
@@ -100,18 +102,19 @@ def _remedy(
     """Return what to do where a loss function does not take what it is called with."""
     places = [name for name, one in parameters.items() if one.kind in _BY_PLACE]
     required = [
-        name
-        for name, one in parameters.items()
-        if one.kind in {*_NAMED, *_BY_PLACE} and one.default is inspect.Parameter.empty
+        name for name, one in parameters.items() if one.kind in {*_NAMED, *_BY_PLACE} and _is_required(one)
     ]
     missing = [name for name in required if name not in places[: len(arguments)] and name not in keywords]
-    if "key" in keywords and "key" not in parameters:
-        if missing:
+    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    if "key" in keywords and "key" not in parameters and not takes_all:
+        random = [name for name in missing if _is_called_key(name)]
+        if random:
             return (
-                f"call its argument {missing[0]} key, or give that by its own name, step(model, batch, "
-                f"{missing[0]}=...)"
+                f"call its argument {random[0]} key, or give that by its own name, step(model, batch, "
+                f"{random[0]}=...)"
             )
-        return "add an argument key to it, or give the step none"
+        if not missing:
+            return "add an argument key to it, or give the step none"
     if "key" in missing:
         return "call step(model, batch, key=jax.random.key(...)), with another key at each step"
     if missing:
@@ -130,18 +133,13 @@ def _remedy(
 def check_that_data_is_in_the_batch(arguments: Mapping[Any, Any], size: int) -> None:
     """Raise ``ValueError`` where a further argument of the loss looks like data of ``size`` examples.
 
-    The batch alone is taken apart: each example would meet the labels of all. Labels are an array, or a flat
-    container of arrays; what is nested deeper is parameters or statistics, with as many units by chance.
+    The batch alone is taken apart: each example would meet the labels of all. Labels are an array, or arrays
+    in a container; what is nested deeper is parameters or statistics, with as many units by chance.
     """
     for name, argument in arguments.items():
-        leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(argument)]
-        arrays = [
-            (path, leaf)
-            for path, leaf in leaves
-            if getattr(leaf, "ndim", 0) and not (_is_key(leaf) or _may_be_old_key(leaf))
-        ]
-        flat = all(len(path) <= 1 for path, _ in arrays)
-        if size > 1 and flat and {leaf.shape[0] for _, leaf in arrays} == {size}:
+        leaves = jax.tree_util.tree_leaves_with_path(argument)
+        near = [leaf for path, leaf in leaves if len(path) <= 1]
+        if size > 1 and {leaf.shape[0] for leaf in near if getattr(leaf, "ndim", 0)} == {size}:
             raise ValueError(
                 f"further argument {name} of the loss has arrays of {size} rows, as many as the batch has "
                 "examples, and gradients of single examples take apart the batch alone: give the step all "
@@ -168,25 +166,47 @@ def with_own_keys(
       example: its number, traced.
       kept: objects among them that are left as they are.
     """
-    parameters = [name for name, one in parameters_of(loss_fn).items() if one.kind in _BY_PLACE][2:]
-    names = [*parameters[: len(arguments)], *[""] * max(len(arguments) - len(parameters), 0)]
 
     def own(name: str, argument: Any) -> Any:
         def fold(leaf: Any) -> Any:
-            if _is_key(leaf) and not leaf.ndim:
-                return jax.random.fold_in(leaf, example)
-            is_called_so = any(word in name.lower() for word in ("key", "rng"))
-            return jax.random.fold_in(leaf, example) if is_called_so and _may_be_old_key(leaf) else leaf
+            if not isinstance(leaf, jax.Array | np.ndarray):
+                return leaf
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return folded(leaf, example)
+            return jax.random.fold_in(leaf, example) if _is_old_key(name, leaf) else leaf
 
         return jax.tree.map(fold, argument, is_leaf=lambda node: any(node is one for one in kept))
 
+    names = _names(loss_fn, len(arguments))
     by_place = tuple(own(name, argument) for name, argument in zip(names, arguments, strict=True))
     return by_place, {name: own(name, argument) for name, argument in named.items()}
 
 
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def without_old_keys(
+    loss_fn: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]
+) -> dict[Any, Any]:
+    """Return further arguments by number or name, without keys of two numbers, which may look like data."""
+    names = dict(enumerate(_names(loss_fn, len(arguments)), start=1)) | {name: name for name in named}
+    every = dict(enumerate(arguments, start=1)) | dict(named)
+    return {at: one for at, one in every.items() if not _is_old_key(names[at], one)}
 
 
-def _may_be_old_key(leaf: Any) -> bool:
-    return getattr(leaf, "shape", None) == (2,) and bool(leaf.dtype == np.uint32)
+def folded(keys: Any, number: Any) -> Any:
+    """Return random keys that a number changes: one, or an array of them, as stacked layers have."""
+    if not keys.ndim:
+        return jax.random.fold_in(keys, number)
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys.reshape(-1)).reshape(keys.shape)
+
+
+def _names(loss_fn: Callable[..., Any], count: int) -> list[str]:
+    """Return what a loss calls its arguments by place behind model and batch; empty where it does not."""
+    names = [name for name, one in parameters_of(loss_fn).items() if one.kind in _BY_PLACE][2:]
+    return [*names[:count], *[""] * (count - len(names))]
+
+
+def _is_called_key(name: str) -> bool:
+    return re.search(r"(^|_)(key|rng|prng|seed)s?($|_)", name.lower()) is not None
+
+
+def _is_old_key(name: str, leaf: Any) -> bool:
+    return _is_called_key(name) and getattr(leaf, "shape", None) == (2,) and bool(leaf.dtype == np.uint32)

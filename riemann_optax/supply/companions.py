@@ -12,6 +12,7 @@ from flax import nnx
 
 from riemann_optax import _tree
 from riemann_optax.supply import calls
+from riemann_optax.supply.arguments import folded
 
 
 class Companions(NamedTuple):
@@ -84,7 +85,7 @@ def keys_of(boxed: Any, arrays: Any, example: Any) -> Any:
     boxes = jax.tree.leaves(boxed, is_leaf=lambda node: isinstance(node, nnx.Variable))
     leaves, structure = jax.tree.flatten(arrays)
     own = [
-        _folded(leaf, example) if isinstance(box, nnx.RngKey) else leaf
+        folded(leaf, example) if isinstance(box, nnx.RngKey) else leaf
         for box, leaf in zip(boxes, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, own)
@@ -133,13 +134,6 @@ def _is_sequence(node: Any) -> bool:
 
 def _variables(node: Any) -> Iterator[Any]:
     return (one for _, one in nnx.iter_graph(node) if isinstance(one, nnx.Variable))
-
-
-def _folded(keys: Any, number: Any) -> Any:
-    """Return keys that a number changes; stacked layers have an array of them."""
-    if not keys.ndim:
-        return jax.random.fold_in(keys, number)
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys.reshape(-1)).reshape(keys.shape)
 
 
 def _value(variable: Any) -> Any:

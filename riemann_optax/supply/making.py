@@ -14,7 +14,12 @@ from riemann_optax.boundary import completed
 from riemann_optax.phi import SecantCurvatureState, VariationalState, draw_perturbations
 from riemann_optax.phi._state import check_coordinates
 from riemann_optax.supply import taps
-from riemann_optax.supply.arguments import check_call, check_that_data_is_in_the_batch, with_own_keys
+from riemann_optax.supply.arguments import (
+    check_call,
+    check_that_data_is_in_the_batch,
+    with_own_keys,
+    without_old_keys,
+)
 from riemann_optax.supply.calls import Statistics, is_watched, single_examples
 from riemann_optax.supply.checking import check_result, number_of_examples
 from riemann_optax.supply.functional import intercepting
@@ -176,7 +181,7 @@ _EXAMPLES = "riemann_optax_examples"
 def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]) -> Any:
     """Map ``function(params, batch_of_one, number)`` over the examples, differentiated."""
     params, size = evaluation.model.params, number_of_examples(evaluation.batch)
-    others = dict(enumerate(evaluation.arguments, start=1)) | dict(evaluation.named)
+    others = without_old_keys(evaluation.loss_fn, evaluation.arguments, evaluation.named)
     if evaluation.companions is not None:
         others = evaluation.companions.given(others, [None] * len(evaluation.companions.objects))
     check_that_data_is_in_the_batch(others, size)

@@ -198,8 +198,16 @@ def _evaluate(
 
 def _trained(wrt: Any, state: Any, needs: Iterable[Any]) -> Any:
     """Return the filter of what is trained: an ``nnx.Optimizer`` knows it too."""
-    owners = [one for one in (state, *needs) if is_nnx_optimizer(one)]
-    return owners[0].wrt if wrt is None and owners else wrt
+    if wrt is not None:
+        return wrt
+    if is_nnx_optimizer(state):
+        return state.wrt
+    filters = [one.wrt for one in needs if is_nnx_optimizer(one)]
+    if len(filters) < 2:
+        return filters[0] if filters else None
+    from flax import nnx
+
+    return nnx.Any(*filters)
 
 
 def _each(needs: Any) -> tuple[Any, ...]:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from riemann_optax.supply.arguments import check_that_data_is_in_the_batch
@@ -39,8 +38,9 @@ def check_examples(
 
     Raises:
       AssertionError: where the two differ.
-      ValueError: where arrays of the batch have other first axes, or a further argument has as many rows as
-        the batch has examples; where the loss of the batch is not finite.
+      ValueError: where arrays of the batch have other first axes, or a further argument is an array, or a
+        container of arrays, of as many rows as the batch has examples; where the loss of the batch is not
+        finite.
       TypeError: where ``loss_fn`` is no function, or does not return one number.
 
     Examples:
@@ -67,7 +67,8 @@ def check_examples(
     data = arguments if beside is None else beside.given(arguments, [None] * len(beside.objects))
     check_that_data_is_in_the_batch(dict(enumerate(data, start=1)), size)
     ones = [
-        jax.tree.map(lambda x, i=index: x[i : i + 1] if jnp.ndim(x) else x, batch) for index in range(size)
+        jax.tree.map(lambda x, i=index: x[i : i + 1] if getattr(x, "ndim", 0) else x, batch)
+        for index in range(size)
     ]
     whole, mean = loss(batch), float(np.mean([loss(one) for one in ones]))
     if not np.isfinite(whole):

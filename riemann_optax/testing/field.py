@@ -100,13 +100,14 @@ def check_field(
     problems: list[str] = []
     metrics: list[np.ndarray[Any, Any]] = []
     segments: list[tuple[jax.Array, jax.Array]] = []
+    wide_by_default = jnp.zeros([]).dtype == jnp.float64
     with jax.enable_x64(True):
         for index in range(points):
             point, other = (jax.tree.map(lambda p: _draw(random, p, domain), params) for _ in range(2))
             if crosses_zero and index == 0:
                 point = jax.tree.map(_with_zeros, point)
             tangent = other if domain is None else jax.tree.map(np.subtract, other, point)
-            problems = _metric_problems(field, point, tangent, metrics)
+            problems = _metric_problems(field, point, tangent, metrics, wide_by_default)
             if not problems and isinstance(field, SeparableField):
                 problems = _independence_problems(field, point, tangent)
             if problems:
@@ -194,12 +195,16 @@ def _problems_in(field: MetricField, point: Any, dtype: Any) -> tuple[list[str],
 
 
 def _metric_problems(
-    field: MetricField, point: Any, tangent: Any, metrics: list[np.ndarray[Any, Any]]
+    field: MetricField,
+    point: Any,
+    tangent: Any,
+    metrics: list[np.ndarray[Any, Any]],
+    wide_by_default: bool,
 ) -> list[str]:
     """Check what every field promises: E itself and its derivative."""
-    for dtype in (jnp.float32, jnp.float64):
-        # As the user's program has it: where JAX is wide, constants without a dtype are.
-        with jax.enable_x64(dtype == jnp.float64):
+    for dtype, wide in ((jnp.float32, wide_by_default), (jnp.float64, True)):
+        # Constants without a dtype are as wide as JAX is: with narrow weights as in the user's own program.
+        with jax.enable_x64(wide):
             problems, metric = _problems_in(field, point, dtype)
         if problems:
             return problems

@@ -181,8 +181,8 @@ def test_every_control_trains_at_every_refresh_interval(matrices):
 def test_faster_tables_move_eight_times_as_far_and_nothing_else_does():
     params = {"embed": {"embedding": jnp.ones((3, 2))}, "head": {"kernel": jnp.ones((2, 3))}}
     gradients = jax.tree.map(lambda leaf: jnp.cumsum(leaf, 0), params)
-    for name, form in tables.TABLES.items():
-        plain = forms.FORMS[name.removesuffix(f", tables {tables.TIMES} times the rate")].make(0.1)
+    for base in (forms.ADAMW, forms.ONE_SIDED):
+        form, plain = tables.TABLES[f"{base}, tables 8 times the rate"], forms.FORMS[base].make(0.1)
         found, expected = (
             jax.jit(lambda tx=tx: tx.update(gradients, tx.init(params), params)[0])()
             for tx in (form.make(0.1), plain)

@@ -1,5 +1,6 @@
 """Further arguments of a loss: what reaches it, what is data, and whose random numbers an example has."""
 
+import functools
 import warnings
 
 import equinox as eqx
@@ -75,6 +76,52 @@ def test_each_example_has_random_numbers_of_its_own(make, name, chunk_size):
         np.testing.assert_allclose(made, np.broadcast_to(expected, (8, 3)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["keys", "rngs"])
+def test_arrays_of_keys_are_an_examples_own_too(name):
+    """Of the layers, not of the examples: as many keys as examples look like data, and are refused."""
+
+    def draw(w, batch, keys):
+        return jnp.mean((batch @ w) * jax.random.uniform(keys[1], [len(batch)]))
+
+    losses = {
+        "keys": lambda w, batch, keys: draw(w, batch, keys),
+        "rngs": lambda w, batch, rngs: draw(w, batch, rngs),
+    }
+    step, batch = ro.value_and_grad(losses[name], "per_example_gradients"), jnp.ones((8, 3))
+    keys = jax.random.split(jax.random.key(0), 2)
+    made = step(jnp.ones(3), batch, keys)[2]["per_example_gradients"]
+    own = jax.vmap(jax.random.fold_in, (None, 0))(keys[1], jnp.arange(8))
+    np.testing.assert_allclose(made[:, 0], jax.vmap(jax.random.uniform)(own), rtol=1e-6)
+    with pytest.raises(ValueError, match="further argument 1 of the loss has arrays of 8 rows"):
+        step(jnp.ones(3), batch, jax.random.split(jax.random.key(0), 8))
+
+
+def test_a_stream_of_nnx_keeps_its_own_keys():
+    model, batch = nnx.Linear(3, 1, rngs=nnx.Rngs(0)), jnp.ones((4, 3))
+    step = ro.value_and_grad(lambda m, b, rngs: jnp.mean(m(b)) * rngs.uniform(), "per_example_gradients")
+    for call in (lambda: step(model, batch, nnx.Rngs(0)), lambda: step(model, batch, rngs=nnx.Rngs(0))):
+        made = call()[2]["per_example_gradients"]["bias"]
+        assert len(set(made.ravel().tolist())) == 4
+
+
+@pytest.mark.parametrize(
+    "labels", [np.array([1, 5], np.uint32), {"y": np.array([1.0, 5.0])}], ids=["uint32", "dict"]
+)
+def test_labels_beside_something_nested_are_data(labels):
+    step = ro.value_and_grad(lambda w, batch, labels, teacher=0: jnp.mean(batch @ w), "per_example_gradients")
+    with pytest.raises(ValueError, match="further argument labels of the loss has arrays of 2 rows"):
+        step(jnp.ones(3), jnp.ones((2, 3)), labels=labels)
+    with pytest.raises(ValueError, match="further argument 1 of the loss has arrays of 2 rows"):
+        step(jnp.ones(3), jnp.ones((2, 3)), (np.ones(2), {"aux": np.ones(2)}))
+
+
+def test_two_numbers_whose_name_only_begins_like_a_key():
+    loss = lambda w, batch, keypoints: jnp.mean(batch @ w) * keypoints[0]  # noqa: E731
+    step = ro.value_and_grad(loss, "per_example_gradients")
+    made = step(jnp.ones(3), jnp.ones((4, 3)), np.array([3, 5], np.uint32))[2]["per_example_gradients"]
+    np.testing.assert_allclose(made, 3.0)
+
+
 def test_two_numbers_that_are_not_called_a_key_are_left_alone():
     loss = lambda w, batch, shape: jnp.mean(batch @ w) * shape[1]  # noqa: E731
     step = ro.value_and_grad(loss, "per_example_gradients")
@@ -101,6 +148,9 @@ def test_keywords_reach_a_loss_that_takes_any():
 
 
 def test_a_misspelt_argument_of_the_loss_is_told():
+    step = ro.value_and_grad(lambda w, batch, **options: jnp.mean(batch @ w) * len(options))
+    with pytest.warns(UserWarning, match=r"task_boundry, which no phi of .* reads: is it task_boundary\?"):
+        step(jnp.ones(3), jnp.ones((4, 3)), task_boundry=True)
     step = ro.value_and_grad(lambda w, batch, train=False: jnp.mean(batch @ w) * (2.0 if train else 1.0))
     with pytest.warns(UserWarning, match=r"trainn, which loss_fn does not have: is it train\?"):
         step(jnp.ones(3), jnp.ones((4, 3)), trainn=True)
@@ -112,8 +162,11 @@ def test_the_loss_and_the_step_may_both_have_a_state():
 
     w, batch = jnp.ones(3), jnp.ones((4, 3))
     step = ro.value_and_grad(loss)
+    required = ro.value_and_grad(lambda w, batch, state: loss(w, batch, state))
     with pytest.raises(ValueError, match=r"state is an argument of loss_fn, and the step's own name for"):
-        step(w, batch, state=jnp.float32(2.0))
+        required(w, batch, state=jnp.float32(2.0))
+    bound = ro.value_and_grad(functools.partial(loss, state=3.0))
+    np.testing.assert_allclose(bound(w, batch, state=optax.sgd(0.1).init(w))[0], 27.0)
     value, _, _ = step(w, batch, jnp.float32(2.0), state=optax.sgd(0.1).init(w))
     np.testing.assert_allclose(value, 18.0)
     np.testing.assert_allclose(step(w, batch)[0], 9.0)
@@ -134,6 +187,16 @@ def test_the_static_part_of_an_equinox_model_is_no_data():
     mean = jax.tree.map(lambda g: g.mean(0), extra["per_example_gradients"])
     for one, whole in zip(*map(jax.tree.leaves, (mean, gradients)), strict=True):
         np.testing.assert_allclose(one, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_two_optimisers_train_what_each_of_them_does():
+    model = nnx.Dict(a=nnx.Linear(2, 2, rngs=nnx.Rngs(0)), b=nnx.Linear(2, 2, rngs=nnx.Rngs(1)))
+    parts = [nnx.All(nnx.Param, nnx.PathContains(name)) for name in ("a", "b")]
+    needs = [nnx.Optimizer(model, ro.riemannian_sgd(0.1), wrt=part) for part in parts]
+    _, gradients, _ = ro.value_and_grad(lambda m, x: jnp.mean(m.b(m.a(x)) ** 2), needs)(
+        model, jnp.ones((4, 2))
+    )
+    assert set(gradients) == {"a", "b"}
 
 
 def test_wrt_is_that_of_the_optimiser_that_is_needed():

@@ -338,7 +338,7 @@ def test_describe_tells_that_a_matrix_of_equinox_is_read_as_flax_s():
     told = ro.describe(ro.riemannian_sgd(0.1, phi=ro.phi.per_neuron()), params).axes
     assert len(told) == 2
     assert all(
-        'inputs 8, outputs 8, as in Flax; Equinox has the outputs first, axes="equinox"' in one
+        'inputs 8, outputs 8, as in Flax; a Linear of Equinox has the outputs first, axes="equinox"' in one
         for one in told
     )
     phi = ro.phi.per_neuron(axes="equinox")
