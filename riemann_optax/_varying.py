@@ -34,6 +34,8 @@ def varying_like(tree: Any, like: Any) -> Any:
 
 def _axes(leaf: Any) -> frozenset[str]:
     """Return the axes over which an array varies; the releases of JAX have two names for them."""
+    if not isinstance(leaf, jax.core.Tracer):
+        return frozenset()  # as all that is no array, such as the functions in a model
     kind = jax.typeof(leaf)
     if hasattr(kind, "manual_axis_type"):
         return frozenset(kind.manual_axis_type.varying)

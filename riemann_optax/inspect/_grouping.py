@@ -56,7 +56,7 @@ def boxes(numbers: Sequence[tuple[int, ...]]) -> list[Box]:
 
 
 def written(values: tuple[int, ...]) -> str:
-    """Return numbers in words: ``3``, ``0..5`` or ``0,2,5``.
+    """Return how numbers are written: ``3``, ``0..5`` or ``0,2,5``.
 
     Examples:
       >>> written((3,)), written((0, 1, 2)), written((0, 2, 5))

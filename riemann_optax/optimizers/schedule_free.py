@@ -117,7 +117,8 @@ def schedule_free(
         number, order = state.count.astype(jnp.float32) + 1, jnp.asarray(power, jnp.float32)
         weight = number**order
         weight_sum = state.weight_sum + weight
-        # Of a high power the sum overflows in a long run; by Euler and Maclaurin it is then so many weights.
+        # Of a high power the sum overflows in a long run. By then it is this many times the last weight, by
+        # Euler and Maclaurin.
         by_then = number / (order + 1) + 0.5 + order / (12 * number)
         share = jnp.where(jnp.isfinite(weight_sum), weight / weight_sum, 1 / by_then)
         # The old y was made with the old b1, which a schedule or a caller may have changed since.

@@ -159,7 +159,7 @@ def with_own_keys(
     """Return further arguments in which all random keys are one example's own.
 
     Args:
-      loss_fn: whose arguments they are; one that is called a key or a ``rng`` may be of the old kind, two
+      loss_fn: whose arguments they are; one that is called a key or a ``rng`` may be of the old kind, a few
         numbers of 32 bits, which nothing else tells from data.
       arguments: by place, behind model and batch.
       named: by name.
@@ -185,7 +185,7 @@ def with_own_keys(
 def without_old_keys(
     loss_fn: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]
 ) -> dict[Any, Any]:
-    """Return further arguments by number or name, without keys of two numbers, which may look like data."""
+    """Return further arguments by number or name, without keys of the old kind, which may look like data."""
     names = dict(enumerate(_names(loss_fn, len(arguments)), start=1)) | {name: name for name in named}
     every = dict(enumerate(arguments, start=1)) | dict(named)
     return {at: one for at, one in every.items() if not _is_old_key(names[at], one)}
@@ -209,4 +209,6 @@ def _is_called_key(name: str) -> bool:
 
 
 def _is_old_key(name: str, leaf: Any) -> bool:
-    return _is_called_key(name) and getattr(leaf, "shape", None) == (2,) and bool(leaf.dtype == np.uint32)
+    """Whether this is a key of the old kind: two numbers, or four of the generator that is called rbg."""
+    shape = getattr(leaf, "shape", None)
+    return _is_called_key(name) and shape in ((2,), (4,)) and bool(leaf.dtype == np.uint32)
