@@ -124,7 +124,7 @@ def chapter(
     records: Records,
     disturbed: Rows,
     largest: Mapping[str, Any] | None,
-    small: Mapping[str, Any] | None = None,
+    small: Mapping[str, Any] | None,
 ) -> str:
     """Return the chapter.
 

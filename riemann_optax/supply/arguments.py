@@ -17,12 +17,26 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+def has_axes(leaf: Any) -> bool:
+    """Return whether this is an array with axes: a batch may hold numbers, and functions too."""
+    return bool(getattr(leaf, "ndim", 0))
+
+
 def parameters_of(loss_fn: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Return the parameters of a loss function; none for a callable that does not tell."""
+    signature = _signature(loss_fn)
+    return {} if signature is None else signature.parameters
+
+
+def _signature(loss_fn: Callable[..., Any]) -> inspect.Signature | None:
     try:
-        return inspect.signature(loss_fn).parameters
+        return inspect.signature(loss_fn)
     except (TypeError, ValueError):
-        return {}
+        return None
+
+
+def _takes_all(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
 
 
 def of_the_loss(
@@ -40,7 +54,6 @@ def of_the_loss(
       ValueError: for a name that both may mean.
     """
     parameters = parameters_of(loss_fn)
-    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     named = {name for name, one in parameters.items() if one.kind in _NAMED}
     filled = [name for name, one in parameters.items() if one.kind in _BY_PLACE][:given]
     if state is not None and "state" in named and "state" not in filled and _is_required(parameters["state"]):
@@ -56,7 +69,7 @@ def of_the_loss(
                 f"{name} is an argument of loss_fn, and an extra argument of optimisers: call the loss's by "
                 "another name."
             )
-        if name in named or (takes_all and name not in EXTRA_ARGUMENTS):
+        if name in named or (_takes_all(parameters) and name not in EXTRA_ARGUMENTS):
             own[name] = value
             guessed += [name] * (name not in named)
     rest = {name: value for name, value in passed_on.items() if name not in own}
@@ -82,9 +95,8 @@ def _warn_of_misspellings(passed_on: Iterable[str], named: Iterable[str]) -> Non
 
 def check_call(loss_fn: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     """Raise ``TypeError`` unless the loss function takes these arguments."""
-    try:
-        signature = inspect.signature(loss_fn)
-    except (TypeError, ValueError):  # a callable that does not tell
+    signature = _signature(loss_fn)
+    if signature is None:
         return
     try:
         signature.bind(*arguments, **keywords)
@@ -105,8 +117,7 @@ def _remedy(
         name for name, one in parameters.items() if one.kind in {*_NAMED, *_BY_PLACE} and _is_required(one)
     ]
     missing = [name for name in required if name not in places[: len(arguments)] and name not in keywords]
-    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-    if "key" in keywords and "key" not in parameters and not takes_all:
+    if "key" in keywords and "key" not in parameters and not _takes_all(parameters):
         random = [name for name in missing if _is_called_key(name)]
         if random:
             return (
@@ -139,7 +150,7 @@ def check_that_data_is_in_the_batch(arguments: Mapping[Any, Any], size: int) -> 
     for name, argument in arguments.items():
         leaves = jax.tree_util.tree_leaves_with_path(argument)
         near = [leaf for path, leaf in leaves if len(path) <= 1]
-        if size > 1 and {leaf.shape[0] for leaf in near if getattr(leaf, "ndim", 0)} == {size}:
+        if size > 1 and {leaf.shape[0] for leaf in near if has_axes(leaf)} == {size}:
             raise ValueError(
                 f"further argument {name} of the loss has arrays of {size} rows, as many as the batch has "
                 "examples, and gradients of single examples take apart the batch alone: give the step all "

@@ -9,6 +9,7 @@ import optax
 
 from riemann_optax import _check, _tree
 from riemann_optax.phi import SecantCurvatureState, VariationalState
+from riemann_optax.supply.arguments import has_axes
 from riemann_optax.wrappers import SoftResetsState
 
 # What stands beside the gradient of its own batch, and is false beside the mean over several.
@@ -31,7 +32,7 @@ def number_of_examples(batch: Any) -> int:
     Raises:
       ValueError: where its arrays differ in it, or there are none.
     """
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if getattr(leaf, "ndim", 0)}
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if has_axes(leaf)}
     if not lengths:
         raise ValueError(
             f"batch: a {type(batch).__name__} without arrays, and the number of examples is needed: "

@@ -17,6 +17,7 @@ from riemann_optax.supply import taps
 from riemann_optax.supply.arguments import (
     check_call,
     check_that_data_is_in_the_batch,
+    has_axes,
     with_own_keys,
     without_old_keys,
 )
@@ -171,10 +172,6 @@ def _explicit_spec(array: Any) -> tuple[Any, ...]:
     return tuple(jax.typeof(array).sharding.spec)
 
 
-def _has_axes(leaf: Any) -> bool:
-    return getattr(leaf, "ndim", 0) > 0  # a batch may hold functions, as the parts of an Equinox model
-
-
 _EXAMPLES = "riemann_optax_examples"
 
 
@@ -186,11 +183,11 @@ def _by_example(evaluation: Evaluation, function: Callable[[Any, Any, Any], Any]
         others = evaluation.companions.given(others, [None] * len(evaluation.companions.objects))
     check_that_data_is_in_the_batch(others, size)
     leaves, structure = jax.tree.flatten(evaluation.batch)
-    mapped = [leaf for leaf in leaves if _has_axes(leaf)]
+    mapped = [leaf for leaf in leaves if has_axes(leaf)]
 
     def gradient(number: Any, parts: list[Any]) -> Any:
         rest = iter(parts)
-        one = [jnp.expand_dims(next(rest), 0) if _has_axes(leaf) else leaf for leaf in leaves]
+        one = [jnp.expand_dims(next(rest), 0) if has_axes(leaf) else leaf for leaf in leaves]
         with single_examples(evaluation.options.statistics):
             return _gradient(function)(params, jax.tree.unflatten(structure, one), number)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from riemann_optax.supply.arguments import check_that_data_is_in_the_batch
+from riemann_optax.supply.arguments import check_that_data_is_in_the_batch, has_axes
 from riemann_optax.supply.checking import check_loss_function, check_result, number_of_examples
 from riemann_optax.supply.functional import companions_in, functional
 
@@ -67,8 +67,7 @@ def check_examples(
     data = arguments if beside is None else beside.given(arguments, [None] * len(beside.objects))
     check_that_data_is_in_the_batch(dict(enumerate(data, start=1)), size)
     ones = [
-        jax.tree.map(lambda x, i=index: x[i : i + 1] if getattr(x, "ndim", 0) else x, batch)
-        for index in range(size)
+        jax.tree.map(lambda x, i=index: x[i : i + 1] if has_axes(x) else x, batch) for index in range(size)
     ]
     whole, mean = loss(batch), float(np.mean([loss(one) for one in ones]))
     if not np.isfinite(whole):
