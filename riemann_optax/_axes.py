@@ -1,5 +1,6 @@
 """How the arrays of a tree are read: fan-in, fan-out, and stacks of layers, by axes= or by convention."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -54,7 +55,7 @@ def read(tree: Any, axes: Axes) -> list[MatrixAxes | None]:
       tree: parameters or gradients.
       axes: the argument of that name: axes, a preset, a function of a leaf's name and the leaf that returns
         either or None, or a dictionary of these by the names of modules, where what is not named is read as
-        ``"flax"`` does.
+        ``"flax"`` does. A name with ``*`` stands for all that it matches and no other name is equal to.
 
     Raises:
       ValueError: for axes that a leaf does not have, for an answer of a function that is no axes, and for a
@@ -179,8 +180,9 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
     shape, named = np.shape(leaf), False
     for key in map(entry_key, path):
         if isinstance(axes, Mapping):
-            named = key in axes or str(key) in axes
-            axes = axes.get(key, axes.get(str(key), "flax"))
+            found = _looked_up(axes, key)
+            named = bool(found)
+            axes = found[0] if found else "flax"
     name = jax.tree_util.keystr(path)
     if isinstance(axes, Mapping):  # no name is left to look up
         axes, named = "flax", False
@@ -203,6 +205,26 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
                 f"{chosen.inputs}."
             )
     return Reading(chosen)
+
+
+def _looked_up(axes: Mapping[Any, Any], key: Any) -> list[Any]:
+    """Return what a dictionary says of a key: of its own name before those of patterns; empty if nothing."""
+    names = [name for name in (key, str(key)) if name in axes] or [
+        name for name in axes if matches(name, key)
+    ]
+    return [axes[name] for name in names]
+
+
+def matches(name: Any, key: Any) -> bool:
+    """Return whether a name of a dictionary means a key: ``"*"`` in it stands for any letters.
+
+    Examples:
+      >>> matches("0", 0), matches("*", 11), matches("Block_*", "Block_11"), matches("Block_*", "head")
+      (True, True, True, False)
+    """
+    if not isinstance(name, str):
+        return bool(name == key)
+    return re.fullmatch(".*".join(map(re.escape, name.split("*"))), str(key)) is not None
 
 
 def _well_formed(path: tuple[Any, ...], chosen: Any) -> MatrixAxes:
@@ -248,7 +270,7 @@ def _check_names_below(
     if any(left_out and not keys for keys, left_out in paths):
         return  # the names of a module that is left out are not known
     for name, part in axes.items():
-        below = [(keys[1:], out) for keys, out in paths if keys and name in (keys[0], str(keys[0]))]
+        below = [(keys[1:], out) for keys, out in paths if keys and matches(name, keys[0])]
         if not below:
             there = ", ".join(dict.fromkeys(repr(keys[0]) for keys, _ in paths if keys))
             if there:

@@ -97,9 +97,22 @@ def test_what_a_dictionary_does_not_name_is_read_as_flax_does():
     assert _axes.read(tree, {"net": {"weight": "equinox"}}) == [flax, equinox, flax]  # net/w, net/weight, w
 
 
+def test_a_name_with_a_star_means_all_that_it_matches_and_nothing_else_names():
+    block = {"mix": {"weight": jnp.zeros([3, 5])}}
+    tree = {"blocks": [block] * 3, "head": {"weight": jnp.zeros([3, 5])}, "header": jnp.zeros([3, 5])}
+    flax, equinox = ro.MatrixAxes((0,), (1,)), ro.MatrixAxes((1,), (0,))
+    axes = {"blocks": {"*": {"mix": "equinox"}, 1: "flax"}, "head*": "equinox", "header": "flax"}
+    assert _axes.read(tree, axes) == [equinox, flax, equinox, equinox, flax]
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
+        (
+            {"block*": "equinox"},
+            r"^axes has the name 'block\*', and the parameters there have 'head', 'net':",
+        ),
+        ({"n*t": {"*": {"bias": None}, 2: None}}, r"^axes\['n\*t'\] has the name 2, .* have 0, 1:"),
         ({"nett": "equinox"}, r"^axes has the name 'nett', and the parameters there have 'head', 'net':"),
         (
             {"net": {"0": {"weights": None}}},

@@ -25,8 +25,10 @@ def test_a_warning_is_at_the_line_of_who_calls():
         {"encoder": {"stem": {"kernel": jnp.ones([3, 3, 4, 8])}, "head": {"kernel": jnp.ones([4, 4])}}},
         {"layers": [{"down": {"kernel": jnp.ones([3, 3, 4, 8])}}]},
         {"kernel": jnp.ones([3, 3, 4, 8])},
+        {"blocks": [{"mix": {"kernel": jnp.ones([3, 3, 4, 8])}} for _ in range(12)]},
+        {f"Block_{i}": {"mix": {"kernel": jnp.ones([3, 3, 4, 8])}, "norm": jnp.ones(8)} for i in range(12)},
     ],
-    ids=["module", "nested", "list", "array"],
+    ids=["module", "nested", "list", "array", "numbered list", "numbered names"],
 )
 def test_the_dictionary_that_a_warning_shows_settles_it(params, recwarn):
     with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:

@@ -1,7 +1,8 @@
 """How an array is read as a matrix: which axes are inputs and outputs, and which sides get a basis."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -119,7 +120,7 @@ class LayoutRules(NamedTuple):
                 f"{_axes.called(first)}{f' and {len(others)} more, each' if others else ''} {said}"
                 for said, (first, *others) in doubtful.items()
             )
-            named = _named(next(iter(doubtful.values()))[0], "flax")
+            named = _named(next(iter(doubtful.values())), "flax")
             remedy = (
                 f"name the module with its preset, such as axes={named}; if not, say what it is: "
                 '"scanned" in the place of "flax" for stacked layers, "convolution" for a convolution.'
@@ -229,13 +230,21 @@ class ReadSide(NamedTuple):
     reason: str = ""
 
 
-def _named(path: tuple[Any, ...], preset: str) -> str:
-    """Return the dictionary of axes that says a preset of the module that an array is in."""
-    keys = [_axes.entry_key(entry) for entry in path]
+def _named(paths: Sequence[tuple[Any, ...]], preset: str) -> str:
+    """Return the dictionary of axes that says a preset of the modules that arrays are in."""
+    by_depth = list(zip(*([_axes.entry_key(entry) for entry in path] for path in paths), strict=False))
     said = f'"{preset}"'
-    for key in reversed(keys[:-1] or keys):
-        said = f"{{{_quoted(key)}: {said}}}"
+    for keys in reversed(by_depth[:-1] or by_depth):
+        said = f"{{{_quoted(_common(keys))}: {said}}}"
     return said
+
+
+def _common(keys: Sequence[Any]) -> Any:
+    """Return the name that means all keys: with ``*`` in the place of the numbers in which they differ."""
+    if len(set(keys)) == 1:
+        return keys[0]
+    patterns = {re.sub(r"\d+", "*", str(key)) for key in keys}
+    return patterns.pop() if len(patterns) == 1 else keys[0]
 
 
 def _quoted(key: Any) -> str:
