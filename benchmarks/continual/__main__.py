@@ -89,7 +89,11 @@ def family(options: argparse.Namespace, records: Records) -> None:
             progress.advance(bar)
     console = wide_console(150)
     for phase in (TOGETHER, APART):
-        console.print(family_table([judged(records, name, phase) for name in options.of_name], phase))
+        found = [
+            judged(records, name, phase, options.data, stream.size.length)
+            for name, stream in options.of_name.items()
+        ]
+        console.print(family_table(found, phase))
 
 
 def main(arguments: list[str]) -> None:

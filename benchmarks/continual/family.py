@@ -21,11 +21,11 @@ from benchmarks.shared.statistics import geometric_mean, half_interval, numbers,
 from benchmarks.shared.tuning import Point
 
 FINALISTS = 6  # points that each stream nominates
-FAMILIES = {
-    "images": ("label_permuted_digits", "noise_shift", "random_labels"),
+FAMILIES = {  # a stream is in one of them: its records do not say whose choice they are
     "digits": ("label_permuted_digits", "noise_shift"),
     "published": ("online_permuted", "online_label_permuted"),
 }
+RECORDED_ON = dict.fromkeys(FAMILIES["published"], "mnist")
 # Ours, plain descent, and the strongest published rules on the base that suits each. Those take part that all
 # streams of a family have.
 JUDGED = (
@@ -138,13 +138,30 @@ class Judged(NamedTuple):
     leads: bool
 
 
-def judged(entries: Iterable[Mapping[str, Any]], stream: str, phase: str) -> list[Judged]:
-    """Return the methods on a stream, the best first; none where no family has been run."""
+def judged(
+    entries: Iterable[Mapping[str, Any]],
+    stream: str,
+    phase: str,
+    data: str | None = None,
+    size: Mapping[str, Any] | None = None,
+) -> list[Judged]:
+    """Return the methods on a stream, the best first; none where no family has been run.
+
+    Args:
+      entries: of ``Records``.
+      stream: a name in ``STREAMS``.
+      phase: ``TOGETHER`` or ``APART``.
+      data: what the streams of images learned, by default what is recorded of the family.
+      size: of the runs, as of ``Size.length``; without it all.
+    """
     about = STREAMS[stream]
+    data = RECORDED_ON.get(stream, "digits") if data is None else data
     found = {
         entry["key"]["method"]: numbers(entry["result"][about.measure], np.nan)
         for entry in entries
-        if entry["key"].get("stream") == stream and entry["key"].get("phase") == phase
+        if (entry["key"].get("stream"), entry["key"].get("phase")) == (stream, phase)
+        and entry["key"]["data"] == data
+        and size in (None, entry["key"].get("size"))
     }
     finite = {name: values for name, values in found.items() if np.isfinite(values).all()}
     if not finite:

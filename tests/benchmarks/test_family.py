@@ -62,8 +62,9 @@ def test_only_the_voters_nominate():
     assert Family({"a": Laboratory(0, [-1, 1]), "b": far}).nominated("SGD", "b") == [{"rate": 1024.0}]
 
 
-def entry(method, values, measure="accuracy", phase="family"):
+def entry(method, values, measure="accuracy", phase="family", data="digits"):
     key = {"suite": "continual", "stream": "label_permuted_digits", "method": method, "phase": phase}
+    key["data"] = data
     return {"key": key, "result": {measure: values}}
 
 
@@ -75,6 +76,7 @@ def test_who_leads_is_judged_in_pairs():
         entry("second", [79.0, 89.0, 69.1]),
         entry("diverged", [None, 99.0, 99.0]),
         entry("of another phase", [99.0, 99.0, 99.0], phase="left out"),
+        entry("of other images", [99.0, 99.0, 99.0], data="mnist"),
     ]
     rows = judged(entries, "label_permuted_digits", "family")
     assert [row.method for row in rows] == ["first", "near", "second"]
@@ -87,7 +89,10 @@ def test_who_leads_is_judged_in_pairs():
 
 def test_the_table_of_a_family_has_both_choices_of_every_stream():
     entries = [
-        {"key": {"stream": stream, "method": method, "phase": phase}, "result": {measure: values}}
+        {
+            "key": {"stream": stream, "method": method, "phase": phase, "data": "digits"},
+            "result": {measure: values},
+        }
         for stream, measure in (("label_permuted_digits", "accuracy"), ("noise_shift", "loss"))
         for phase in (family.TOGETHER, family.APART)
         for method, values in (("SGD", [1.0, 2.0]), ("UPGD", [3.0, 5.0]))
@@ -101,15 +106,21 @@ def test_the_table_of_a_family_has_both_choices_of_every_stream():
 
 def test_the_command_runs_a_family_and_goes_on(tmp_path, capsys):
     """At toy length: every stream gets both runs, and a second call adds nothing."""
-    arguments = ["--family", "images", "--quick", "--out", str(tmp_path), "--methods", BASE]
+    arguments = ["--family", "digits", "--quick", "--out", str(tmp_path), "--methods", BASE]
     command.main(arguments)
     assert "one setting for all" in capsys.readouterr().out
     path = tmp_path / "continual.quick.jsonl"
     entries = list(Records(path))
-    for stream in family.FAMILIES["images"]:
+    for stream in family.FAMILIES["digits"]:
         phases = [e["key"]["phase"] for e in entries if e["key"]["stream"] == stream]
         assert phases.count("family") == phases.count("left out") == 1
         assert judged(entries, stream, "family")[0].method == BASE
     size = path.stat().st_size
     command.main(arguments)
     assert path.stat().st_size == size
+
+
+def test_no_stream_is_in_two_families():
+    """Its records would be those of whichever ran first."""
+    streams = [stream for streams in family.FAMILIES.values() for stream in streams]
+    assert len(set(streams)) == len(streams)
