@@ -55,7 +55,8 @@ def read(tree: Any, axes: Axes) -> list[MatrixAxes | None]:
       tree: parameters or gradients.
       axes: the argument of that name: axes, a preset, a function of a leaf's name and the leaf that returns
         either or None, or a dictionary of these by the names of modules, where what is not named is read as
-        ``"flax"`` does. A name with ``*`` stands for all that it matches and no other name is equal to.
+        ``"flax"`` does. A name with ``*`` stands for all that it matches: where two
+        do, the first in the dictionary, and a name that is equal before both.
 
     Raises:
       ValueError: for axes that a leaf does not have, for an answer of a function that is no axes, and for a
@@ -208,7 +209,7 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
 
 
 def _looked_up(axes: Mapping[Any, Any], key: Any) -> list[Any]:
-    """Return what a dictionary says of a key: of its own name before those of patterns; empty if nothing."""
+    """Return what a dictionary says of a key: by its own name, else by each pattern; empty if nothing."""
     names = [name for name in (key, str(key)) if name in axes] or [
         name for name in axes if matches(name, key)
     ]
@@ -244,7 +245,7 @@ def _well_formed(path: tuple[Any, ...], chosen: Any) -> MatrixAxes:
 
 def entry_key(entry: Any) -> Any:
     """Return the name or number that one entry of a path stands for."""
-    return getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None)))
+    return getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))
 
 
 def _is_left_out(node: Any) -> bool:

@@ -61,17 +61,25 @@ def check_fixed_number(argument: str, value: Any, **interval: Any) -> None:
         raise ValueError(f"{argument} must be a number of Python, got {value!r}{injected(argument, value)}.")
 
 
-def check_decay(decay: Any, argument: str = "decay") -> None:
-    """Raise ``ValueError`` for a concrete decay outside [0, 1), also if it is 1 in the dtype of a number."""
+def check_decay(decay: Any, argument: str = "decay", state_dtype: Any = None) -> None:
+    """Raise ``ValueError`` for a concrete decay outside [0, 1), also if it is 1 in the dtype of a number.
+
+    And for one whose mean would stall in the dtype that the state was given.
+    """
     check_number(argument, decay, low=0.0, high=1.0, high_open=True)
     if is_concrete_number(decay) and np.asarray(decay, jnp.result_type(float)) == 1:
         raise ValueError(f"{argument} is {decay!r}, which float32 rounds to 1: give at most 1 - 1e-7.")
+    if state_dtype is not None:
+        check_state_dtype(state_dtype)
+        check_mean_moves(argument, decay, "state_dtype", state_dtype)
 
 
 def check_schedulable(argument: str, value: Any) -> None:
     """Raise an error unless ``value`` is a schedule or a number that is not negative."""
     if not callable(value):
         check_number(argument, value, low=0.0)
+        if is_concrete_number(value) and float(value) > float(np.finfo(jnp.result_type(float)).max):
+            raise ValueError(f"{argument} is {value!r}, which is infinite in {jnp.result_type(float)}.")
 
 
 def check_count(argument: str, value: Any, low: int = 1) -> None:

@@ -65,7 +65,7 @@ def declare_fields(
     """
 
     def declare(kind: type[T]) -> type[T]:
-        for name in (*linear, *squared, *refused, *exact):
+        for name in (*linear, *squared, *captured, *nonnegative, *weights, *refused, *exact):
             if name not in getattr(kind, "_fields", ()):
                 raise ValueError(f"{kind.__name__} has no field {name!r} to declare.")
         kind.linear_fields, kind.squared_fields = linear, squared  # type: ignore[attr-defined]

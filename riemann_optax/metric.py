@@ -91,9 +91,9 @@ def compute_metric(
 
     Raises:
       ValueError: for a negative or non-finite concrete ``alpha``, or one at which a phi that can be negative
-        makes ``E`` 0; for an unknown ``role`` or group; at ``update``, where the result of phi differs from
-        the gradients in structure or shape, gradients differ from ``params``, or a gradient already carries a
-        metric.
+        makes ``E`` 0; for an unknown ``role``, group or ``axes``; at ``update``, where the result of phi
+        differs from the gradients in structure or shape, gradients differ from ``params``, or a gradient
+        already carries a metric.
       TypeError: for a ``phi`` that is no gradient transformation, or a leaf without a gradient.
 
     Warns:

@@ -27,13 +27,18 @@ def test_a_warning_is_at_the_line_of_who_calls():
         {"kernel": jnp.ones([3, 3, 4, 8])},
         {"blocks": [{"mix": {"kernel": jnp.ones([3, 3, 4, 8])}} for _ in range(12)]},
         {f"Block_{i}": {"mix": {"kernel": jnp.ones([3, 3, 4, 8])}, "norm": jnp.ones(8)} for i in range(12)},
+        {
+            name: {"kernel": jnp.ones([3, 3, 4, width])}
+            for name, width in {"down": 4, "mix": 8, "up": 8}.items()
+        },
+        {"block": {"gate": jnp.ones([3, 3, 4, 8]), "inner": {"deeper": {"kernel": jnp.ones([3, 3, 4, 8])}}}},
     ],
-    ids=["module", "nested", "list", "array", "numbered list", "numbered names"],
+    ids=["module", "nested", "list", "array", "numbered list", "numbered names", "modules", "module in one"],
 )
 def test_the_dictionary_that_a_warning_shows_settles_it(params, recwarn):
     with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
         ro.riemannian_eigenbasis(0.1).init(params)
-    shown = re.search(r"such as axes=(\{.*?\});", str(caught[0].message))[1]
+    shown = re.search(r"such as axes=(\{.*\});", str(caught[0].message))[1]
     recwarn.clear()
     for preset in ("flax", "convolution"):
         axes = ast.literal_eval(shown.replace("flax", preset))

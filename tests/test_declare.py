@@ -121,9 +121,12 @@ def test_a_phi_rebuilt_as_a_tree_is_the_same_phi():
     assert (rebuilt.name, rebuilt.needs) == (phi.name, phi.needs)
 
 
-def test_a_declared_field_must_exist():
+@pytest.mark.parametrize(
+    "role", ["linear", "squared", "captured", "nonnegative", "weights", "refused", "exact"]
+)
+def test_a_declared_field_must_exist(role):
     with pytest.raises(ValueError, match=r"^ActivityState has no field 'momentum' to declare"):
-        declare_fields(linear=("momentum",))(ro.phi.ActivityState)
+        declare_fields(**{role: ("momentum",)})(ro.phi.ActivityState)
 
 
 def undeclared(state):

@@ -273,6 +273,8 @@ def test_a_geodesic_names_what_does_not_fit():
         flow.geodesic(field, jnp.ones(2), jnp.ones(3))
     with pytest.raises(ValueError, match="displacement"):
         flow.geodesic_between(field, jnp.ones(2), jnp.ones(3))
+    with pytest.raises(ValueError, match=r"^displacement has shape"):
+        ro.geometry.logarithm_map(field, jnp.ones(3), jnp.ones(2))
     coupled = ro.fields.Coupled(lambda w: jnp.full_like(w, 1 + jnp.sum(w**2)))
     with pytest.raises(TypeError, match=r"use flow\.geodesic"):
         ro.geometry.exponential_map(coupled, jnp.ones(2), jnp.ones(2))

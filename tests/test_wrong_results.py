@@ -83,6 +83,12 @@ def test_alpha_out_of_range(make, alpha):
         make(alpha)
 
 
+def test_alpha_beyond_float32_is_refused():
+    """It would be infinite there, and phi of 0 times it no number."""
+    with pytest.raises(ValueError, match=r"^alpha is 1e\+39, which is infinite in float32"):
+        ro.compute_metric(ro.phi.activity(), 1e39)
+
+
 @pytest.mark.parametrize("role", ["inverse", "Metric", "", None])
 def test_unknown_role(role):
     with pytest.raises(ValueError, match=r"^role must be one of 'metric', 'inverse_metric', got"):

@@ -118,7 +118,7 @@ def importance_weighted_weights(*, memory: float = 1.0) -> optax.GradientTransfo
             tasks=jnp.zeros([], jnp.int32),
             pending=jnp.zeros([], bool),
             weights=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide_dtype(p)), params),
-            boundary_weights=optax.tree.zeros_like(params),
+            boundary_weights=_state.zeros_of(params),
             importance=_tree.zeros_like(params),
         )
 

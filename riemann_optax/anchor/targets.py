@@ -54,7 +54,7 @@ def initial_weights() -> optax.GradientTransformationExtraArgs:
     """
 
     def init(params: optax.Params) -> AnchorState:
-        return AnchorState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params))
+        return AnchorState(jnp.zeros([], jnp.int32), _state.zeros_of(params))
 
     def update(
         updates: optax.Updates, state: AnchorState, params: optax.Params | None = None, **extra_args: Any
@@ -98,7 +98,7 @@ def slow_weights(*, decay: float = 0.999, state_dtype: Any = None) -> optax.Grad
       Tarvainen and Valpola, `Mean teachers are better role models <https://arxiv.org/abs/1703.01780>`_,
       NeurIPS, 2017: the running mean of the weights
     """
-    _check.check_decay(decay)
+    _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> AnchorState:
@@ -288,9 +288,7 @@ def task_boundary_weights(*, from_start: bool = False) -> optax.GradientTransfor
     _check.check_flag("from_start", from_start)
 
     def init(params: optax.Params) -> TaskBoundaryState:
-        return TaskBoundaryState(
-            jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), optax.tree.zeros_like(params)
-        )
+        return TaskBoundaryState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), _state.zeros_of(params))
 
     def update(
         updates: optax.Updates,

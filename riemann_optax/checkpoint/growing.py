@@ -15,19 +15,6 @@ from riemann_optax import _tree
 from riemann_optax._state_fields import state_fields
 from riemann_optax.checkpoint.matching import Path, Station
 
-# Fields that hold weights since the first update: new entries start as the weights themselves, because there
-# is no second first update.
-_WEIGHTS: dict[str, tuple[str, ...]] = {
-    "AnchorState": ("weights",),
-    "BennaFusiState": ("copies",),
-    "ImportanceWeightedState": ("boundary_weights",),
-    "ModificationEnergyState": ("previous_params",),
-    "RWalkState": ("previous_params", "window_params"),
-    "ScheduleFreeState": ("iterate",),
-    "SecantCurvatureState": ("previous_params",),
-    "SynapticIntelligenceState": ("previous_params", "start_params"),
-    "TaskBoundaryState": ("weights",),
-}
 # Fields that are means over axes of the weights: new weights, which had no gradient, reduce the mean.
 _MEANS: dict[str, tuple[str, ...]] = {
     "FactoredActivityState": ("rows", "columns"),
@@ -86,10 +73,9 @@ def weight_of(place: Path, params: dict[str, Weight]) -> Weight | None:
 
 
 def holds_weights(station: Station, place: Path) -> bool:
-    """Whether a field holds weights themselves."""
+    """Whether a field holds weights: as weights they begin, for there is no second first update."""
     declared = state_fields(station.kind)
-    fields = _WEIGHTS.get(station.kind.__name__, ()) + declared.captured + declared.weights
-    return bool(place) and getattr(place[0], "name", None) in fields
+    return bool(place) and getattr(place[0], "name", None) in declared.captured + declared.weights
 
 
 def grown(station: Station, place: Path, old: Any, begun: Any, weight: Weight) -> Any:

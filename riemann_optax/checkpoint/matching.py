@@ -1,6 +1,6 @@
 """Matching the states of two chains, by class and order."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -220,3 +220,9 @@ def _unclear(old: list[Station], new: list[Station]) -> str:
     return (
         f"the order of the states has changed: here {', '.join(here)}, in the old state {', '.join(before)}"
     )
+
+
+def listed(items: Sequence[str], most: int) -> str:
+    """Return some items with commas, and how many more there are."""
+    rest = len(items) - most
+    return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -9,6 +9,7 @@ import optax
 from riemann_optax import _tree, sharding
 from riemann_optax._version import __version__
 from riemann_optax.boundary import taken_apart
+from riemann_optax.checkpoint.matching import listed
 
 # Increase by one whenever a state field is renamed, dropped, added or given another meaning. A checkpoint of
 # an older format can be restored unless it holds one of the states that have changed since.
@@ -123,7 +124,7 @@ def check(saved: Any, tree: Any) -> None:
     differences += _changed("array", saved["arrays"], here["arrays"])
     for place, one, other in (("in the checkpoint", saved, here), ("here", here, saved)):
         missing = [path for path in one["arrays"] if path not in other["arrays"]]
-        differences += [f"only {place}: {_some(missing)}"] if missing else []
+        differences += [f"only {place}: {listed(missing, _NAMED)}"] if missing else []
     if differences:
         raise ValueError(
             f"the checkpoint is of another phi, chain or model: {'; '.join(differences)}. Build what it was "
@@ -197,9 +198,4 @@ def _changed(what: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> li
         # A run with 64-bit types can take a scalar from a run without them.
         if path in here and saved[path] != here[path] and (saved[path], here[path]) != _WIDENED
     ]
-    return [_some(changed)] if changed else []
-
-
-def _some(items: list[str]) -> str:
-    rest = len(items) - _NAMED
-    return ", ".join(items[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return [listed(changed, _NAMED)] if changed else []

@@ -12,7 +12,7 @@ from riemann_optax import _check, _tree, sharding
 from riemann_optax.boundary import is_nnx_optimizer, parameters_of, trained
 from riemann_optax.checkpoint import growing
 from riemann_optax.checkpoint.growing import Weight
-from riemann_optax.checkpoint.matching import Path, Station, align, containers_of, stations
+from riemann_optax.checkpoint.matching import Path, Station, align, containers_of, listed, stations
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.inspect import RecordMetricState
 from riemann_optax.wrappers import LowPrecisionState
@@ -396,5 +396,4 @@ def _narrow(result: Any, fresh: Any, old: Any, report: TransplantReport) -> Any:
 
 
 def _some(items: list[str]) -> str:
-    rest = len(items) - _NAMED
-    return ", ".join(items[:_NAMED]) + (f" and {rest} more" if rest > 0 else "") if items else "nothing"
+    return listed(items, _NAMED) if items else "nothing"

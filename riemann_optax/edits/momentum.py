@@ -34,6 +34,7 @@ def momentum_from_phi(nesterov: bool = False) -> optax.GradientTransformationExt
     Raises:
       ValueError: at ``update``, where no leaf carries a metric, or the phi of one keeps no momentum (or two
         of its parts do).
+      TypeError: for a ``nesterov`` that is no boolean.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro

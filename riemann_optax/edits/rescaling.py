@@ -29,7 +29,7 @@ def normalize_metric(over: Group = "tree", *, axes: Axes = "flax") -> optax.Grad
       A gradient transformation without state, to be placed between the two stages.
 
     Raises:
-      ValueError: for an unknown group; at ``update``, where no leaf carries a metric.
+      ValueError: for an unknown group or ``axes``; at ``update``, where no leaf carries a metric.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro

@@ -106,9 +106,8 @@ class LayoutRules(NamedTuple):
         """Return the layouts; warn of turned arrays with doubtful axes, and of one vector of all weights."""
         with _axes.listen() as readings:
             layouts = self.layouts(params)
-        doubtful: dict[
-            str, list[tuple[Any, ...]]
-        ] = {}  # by what is said of them, for blocks repeat themselves
+        # By what is said of them, for blocks repeat themselves.
+        doubtful: dict[str, list[tuple[Any, ...]]] = {}
         paths, leaves = _axes.leaf_paths(params), jax.tree.leaves(params)
         for path, leaf, layout in zip(paths, leaves, layouts, strict=True):
             reading = readings[path]
@@ -120,15 +119,17 @@ class LayoutRules(NamedTuple):
                 f"{_axes.called(first)}{f' and {len(others)} more, each' if others else ''} {said}"
                 for said, (first, *others) in doubtful.items()
             )
-            named = _named(next(iter(doubtful.values())), "flax")
-            remedy = (
-                f"name the module with its preset, such as axes={named}; if not, say what it is: "
-                '"scanned" in the place of "flax" for stacked layers, "convolution" for a convolution.'
-            )
             if () in paths:  # no module could be named
                 remedy = (
                     f"give axes=ro.{readings[()].axes!r}; if not, say what it is: "
                     'axes="scanned" for stacked layers, axes="convolution" for a convolution.'
+                )
+            else:
+                all_of_them = [path for paths in doubtful.values() for path in paths]
+                remedy = (
+                    f"name the module with its preset, such as axes={_named(all_of_them)}; if not, "
+                    'say what it is: "scanned" in the place of "flax" for stacked layers, '
+                    '"convolution" for a convolution.'
                 )
             _check.warn(
                 f"in_eigenbasis reads {shown}, by default: neither name nor shape tells what these axes are. "
@@ -230,22 +231,32 @@ class ReadSide(NamedTuple):
     reason: str = ""
 
 
-def _named(paths: Sequence[tuple[Any, ...]], preset: str) -> str:
-    """Return the dictionary of axes that says a preset of the modules that arrays are in."""
-    by_depth = list(zip(*([_axes.entry_key(entry) for entry in path] for path in paths), strict=False))
-    said = f'"{preset}"'
-    for keys in reversed(by_depth[:-1] or by_depth):
-        said = f"{{{_quoted(_common(keys))}: {said}}}"
-    return said
+def _named(paths: Sequence[tuple[Any, ...]]) -> str:
+    """Return the dictionary of axes that confirms how the modules are read that arrays are in.
+
+    Modules that differ in their numbers alone share a name with ``*`` in the place of these.
+    """
+    alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+    for path in paths:
+        keys = tuple(map(_axes.entry_key, path))
+        module = keys[:-1] or keys
+        alike.setdefault(tuple(re.sub(r"\d+", "*", str(key)) for key in module), []).append(module)
+    tree: dict[Any, Any] = {}
+    for pattern, modules in alike.items():
+        node = tree
+        names = [
+            of_all[0] if len(set(of_all)) == 1 else name
+            for name, of_all in zip(pattern, zip(*modules, strict=True), strict=True)
+        ]
+        for name in names[:-1]:
+            node = node.setdefault(name, {}) if isinstance(node, dict) else node
+        if isinstance(node, dict):  # or a module around it is named already
+            node[names[-1]] = "flax"
+    return _written(tree)
 
 
-def _common(keys: Sequence[Any]) -> Any:
-    """Return the name that means all keys: with ``*`` in the place of the numbers in which they differ."""
-    if len(set(keys)) == 1:
-        return keys[0]
-    patterns = {re.sub(r"\d+", "*", str(key)) for key in keys}
-    return patterns.pop() if len(patterns) == 1 else keys[0]
-
-
-def _quoted(key: Any) -> str:
-    return f'"{key}"' if isinstance(key, str) else repr(key)
+def _written(node: Any) -> str:
+    """Return a dictionary as code, with double quotes."""
+    if isinstance(node, dict):
+        return f"{{{', '.join(f'{_written(name)}: {_written(below)}' for name, below in node.items())}}}"
+    return f'"{node}"' if isinstance(node, str) else repr(node)

@@ -141,12 +141,6 @@ def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return numerator / jnp.where(undefined, jnp.ones_like(denominator), denominator)
 
 
-def safe_root(square: jax.Array) -> jax.Array:
-    """Return the square root, with derivative 0 at 0: a subgradient of a norm, and no ``0 * inf``."""
-    zero = square == 0
-    return jnp.where(zero, jnp.zeros_like(square), jnp.sqrt(jnp.where(zero, jnp.ones_like(square), square)))
-
-
 def log_ratio(start: jax.Array, end: jax.Array, difference: jax.Array) -> jax.Array:
     """Return ``log(end / start)`` given the exact ``end - start``, from the smaller of the two."""
     grows = difference >= 0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from riemann_optax import _check, _tree
 from riemann_optax.fields import _numeric
-from riemann_optax.fields._numeric import asinh_difference, divide, log_ratio, safe_root
+from riemann_optax.fields._numeric import asinh_difference, divide, log_ratio
 from riemann_optax.fields.base import SeparableField
 
 Integral = Callable[[jax.Array, jax.Array], jax.Array]
@@ -257,7 +257,7 @@ class Multiplicative(_EvenField):
         return 1 / (jnp.abs(weights) + self.eps)
 
     def _half_arc(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return divide(2 * y, safe_root(x + self.eps) + safe_root(x + y + self.eps))
+        return divide(2 * y, _tree.power(x + self.eps, 0.5) + _tree.power(x + y + self.eps, 0.5))
 
     def _half_geodesic(self, x: jax.Array, arc: jax.Array) -> jax.Array:
         return arc * (jnp.sqrt(x + self.eps) + arc / 4)

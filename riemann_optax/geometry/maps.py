@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from riemann_optax import _check, _tree
-from riemann_optax.fields._numeric import safe_root
 from riemann_optax.fields.base import (
     MetricField,
     SeparableField,
@@ -65,7 +64,8 @@ def norm(field: MetricField, params: optax.Params, tangent: optax.Updates) -> ja
       >>> print(ro.geometry.norm(ro.fields.Constant(4.0), jnp.zeros(2), jnp.array([3.0, 4.0])))
       10.0
     """
-    return safe_root(inner(field, params, tangent, tangent))
+    length: jax.Array = _tree.power(inner(field, params, tangent, tangent), 0.5)
+    return length
 
 
 def sharp(field: MetricField, params: optax.Params, covector: optax.Updates) -> optax.Updates:
@@ -193,7 +193,8 @@ def distance(field: MetricField, params: optax.Params, displacement: optax.Updat
     points = to_working_tree(params, "params")
     displacements = to_working_vector(displacement, points, "displacement")
     lengths = jax.tree.map(separable.arc_length, points, displacements)
-    return safe_root(_sum(jax.tree.map(jnp.square, lengths)))
+    total: jax.Array = _tree.power(_sum(jax.tree.map(jnp.square, lengths)), 0.5)
+    return total
 
 
 def exponential_map(field: MetricField, params: optax.Params, tangent: optax.Updates) -> optax.Updates:
@@ -227,7 +228,7 @@ def exponential_map(field: MetricField, params: optax.Params, tangent: optax.Upd
     def follow(weights: jax.Array, metric: jax.Array, velocity: jax.Array) -> jax.Array:
         return separable.geodesic_displacement(weights, scale_velocity(velocity, jnp.sqrt(metric)))
 
-    return map_at(separable, follow, params, tangent)
+    return map_at(separable, follow, params, tangent=tangent)
 
 
 def logarithm_map(field: MetricField, params: optax.Params, displacement: optax.Updates) -> optax.Updates:
@@ -256,7 +257,7 @@ def logarithm_map(field: MetricField, params: optax.Params, displacement: optax.
     def velocity(weights: jax.Array, metric: jax.Array, displacement: jax.Array) -> jax.Array:
         return separable.arc_length(weights, displacement) / jnp.sqrt(metric)
 
-    return map_at(separable, velocity, params, displacement)
+    return map_at(separable, velocity, params, displacement=displacement)
 
 
 def transport(
@@ -293,7 +294,7 @@ def transport(
         after = jnp.where(rests, one, separable.elementwise(jnp.where(rests, one, weights + step)))
         return _times(jnp.sqrt(jnp.where(rests, one, metric) / after), vector)
 
-    return map_at(separable, carry, params, tangent, displacement)
+    return map_at(separable, carry, params, tangent=tangent, displacement=displacement)
 
 
 def bregman_divergence(field: MetricField, params: optax.Params, displacement: optax.Updates) -> jax.Array:
@@ -351,18 +352,19 @@ def map_at(
     field: SeparableField,
     function: Callable[..., jax.Array],
     params: optax.Params,
-    tangent: optax.Updates,
-    *others: optax.Updates,
+    **vectors: optax.Updates,
 ) -> optax.Updates:
-    """Map ``function(weights, E, tangent, *others)`` over the leaves; the result has tangent's dtypes."""
+    """Map ``function(weights, E, *vectors)`` over the leaves; the result has the dtypes of the first vector.
+
+    An error calls a vector by its keyword.
+    """
     points = to_working_tree(params, "params")
-    vector = to_working_vector(tangent, points, "tangent")
-    rest = [to_working_vector(other, points, "displacement") for other in others]
+    working = [to_working_vector(vector, points, name) for name, vector in vectors.items()]
 
-    def apply(weights: jax.Array, *vectors: jax.Array) -> jax.Array:
-        return function(weights, field.elementwise(weights), *vectors)
+    def apply(weights: jax.Array, *of_leaf: jax.Array) -> jax.Array:
+        return function(weights, field.elementwise(weights), *of_leaf)
 
-    return _cast(jax.tree.map(apply, points, vector, *rest), tangent)
+    return _cast(jax.tree.map(apply, points, *working), next(iter(vectors.values())))
 
 
 def to_working_vector(tree: Any, points: Any, argument: str) -> Any:

@@ -49,7 +49,7 @@ def retract(field: MetricField, kind: Retraction = "geodesic") -> optax.Gradient
     Raises:
       ValueError: for an unknown ``kind``; at ``update``, where ``params`` are missing.
       TypeError: where ``field`` is no metric field, or not separable and ``kind`` needs it to be; at
-        ``update``, for a leaf that is not real and floating point.
+        ``update``, except with ``"euler"``, for a leaf that is not real and floating point.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -101,7 +101,7 @@ def _mirror(field: SeparableField, params: optax.Params, updates: optax.Updates)
     def step(weights: jax.Array, metric: jax.Array, velocity: jax.Array) -> jax.Array:
         return field.mirror_displacement(weights, maps.scale_velocity(velocity, metric))
 
-    return maps.map_at(field, step, params, updates)
+    return maps.map_at(field, step, params, updates=updates)
 
 
 def _second_order(field: MetricField, params: optax.Params, updates: optax.Updates) -> optax.Updates:

@@ -57,6 +57,7 @@ def record_metric(quantiles: tuple[float, ...] = ()) -> optax.GradientTransforma
       A gradient transformation with state :class:`RecordMetricState`, ones before the first update.
 
     Raises:
+      TypeError: where ``quantiles`` are no sequence.
       ValueError: for a quantile outside [0, 1]; at ``update``, where no leaf carries a metric.
 
     Examples:

@@ -348,8 +348,9 @@ def riemannian_schedule_free(
     if isinstance(warmup_steps, jax.Array) or warmup_steps:
 
         def rate(count: Any) -> Any:
+            steps = jnp.maximum(warmup_steps, 1)
             full = learning_rate(count) if callable(learning_rate) else learning_rate
-            return full * jnp.minimum(1.0, (count + 1) / jnp.maximum(warmup_steps, 1))
+            return full * ((jnp.minimum(count, steps - 1) + 1) / steps)
 
     base = optax.chain(
         *stages,

@@ -44,6 +44,7 @@ def ema(
 
     Raises:
       ValueError: for a concrete ``decay`` outside [0, 1), or a dtype that is not real and floating point.
+      TypeError: for a ``nesterov`` that is no boolean.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

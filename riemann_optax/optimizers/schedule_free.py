@@ -22,8 +22,8 @@ class ScheduleFreeState(NamedTuple):
     Attributes:
       count: int32 scalar, the number of updates so far.
       weight_sum: float32 scalar, the sum of the averaging weights so far.
-      iterate: ``z``, where the base optimiser stands, shaped like the parameters; the parameters themselves
-        before the first update.
+      iterate: ``z``, where the base optimiser stands, shaped like the parameters; 0 before the first
+        update.
       momentum: float32 scalar, ``b1``, which :func:`eval_params` needs.
       base: the state of the base optimiser.
     """

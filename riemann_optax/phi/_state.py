@@ -54,15 +54,31 @@ def newest_weight(decay: Any, count: jax.Array) -> jax.Array:
     """
     rate = wide_scalar(1.0 - decay)
     number = count.astype(rate.dtype)
-    # 1 - decay**count without its cancellation for a decay near 1, where the limit is 1 / count.
-    total = -jnp.expm1(number * jnp.log1p(-jnp.minimum(rate, 1.0)))
+    # 1 - decay**count without its cancellation for a decay near 1, where the limit is 1 / count; at 0, where
+    # the logarithm has no derivative, that of the newest alone.
+    newest = rate >= 1
+    total = -jnp.expm1(number * jnp.log1p(-jnp.where(newest, 0.5, rate)))
+    total = jnp.where(newest, jnp.where(number == 1, rate, 1.0), total)
     plain = rate == 0
     return jnp.where(plain, 1 / number, rate / jnp.where(plain, 1.0, total))
 
 
 def cast_like(tree: Any, reference: Any) -> Any:
     """Cast each leaf to the dtype of the reference leaf: state keeps its dtype from ``init`` on."""
-    return jax.tree.map(lambda x, r: x.astype(r.dtype), tree, reference)
+    return jax.tree.map(lambda x, r: narrowed(x, r.dtype), tree, reference)
+
+
+def real(leaf: Any) -> jax.Array:
+    """Return the leaf in the working dtype; if it is complex, its magnitude."""
+    return _tree.magnitude(leaf) if jnp.iscomplexobj(leaf) else _tree.to_working_dtype(leaf)
+
+
+def narrowed(array: jax.Array, dtype: Any) -> jax.Array:
+    """Cast, at most to the largest number of the dtype: an infinite mean would freeze its weight for good."""
+    if np.dtype(dtype).itemsize >= array.dtype.itemsize or jnp.iscomplexobj(array):
+        return array.astype(dtype)
+    largest = float(jnp.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    return jnp.clip(array, -largest, largest).astype(dtype)
 
 
 def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
@@ -78,7 +94,7 @@ def applied_change(params: Any, previous: Any, count: jax.Array) -> Any:
 
 def add(total: Any, increment: Any) -> Any:
     """Add in the dtype of the increment; the sum keeps its own."""
-    return jax.tree.map(lambda t, x: (t.astype(x.dtype) + x).astype(t.dtype), total, increment)
+    return jax.tree.map(lambda t, x: narrowed(t.astype(x.dtype) + x, t.dtype), total, increment)
 
 
 def first_or(new: Any, old: Any, count: jax.Array) -> Any:

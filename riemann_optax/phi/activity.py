@@ -63,7 +63,7 @@ def activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
     References:
       Tieleman and Hinton, Lecture 6.5: RMSprop, Coursera: Neural Networks for Machine Learning, 2012
     """
-    _check.check_decay(decay)
+    _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_number("power", power, low=0.0, low_open=True)
     _check.check_state_dtype(state_dtype)
 
@@ -218,8 +218,8 @@ def surprise(
       Zhuang et al, `AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients
       <https://arxiv.org/abs/2010.07468>`_, NeurIPS, 2020
     """
-    _check.check_decay(expected_decay, "expected_decay")
-    _check.check_decay(decay)
+    _check.check_decay(expected_decay, "expected_decay", state_dtype)
+    _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_number("power", power, low=0.0, low_open=True)
     _check.check_state_dtype(state_dtype)
 

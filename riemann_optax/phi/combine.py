@@ -39,7 +39,7 @@ def weighted_sum(*phis: optax.GradientTransformation, weights: Sequence[float] |
 
     Raises:
       ValueError: for no phi at all, or if the numbers of weights and phis differ.
-      TypeError: where a phi is no gradient transformation.
+      TypeError: where a phi is no gradient transformation, or ``weights`` no sequence.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -172,7 +172,7 @@ def unit_mean(phi: optax.GradientTransformation, *, over: Group = "tree", axes: 
       A phi with the state of ``phi``.
 
     Raises:
-      ValueError: for an unknown group, or a phi that can be negative.
+      ValueError: for an unknown group or ``axes``, or a phi that can be negative.
       TypeError: where ``phi`` is no gradient transformation.
 
     Examples:
@@ -214,7 +214,8 @@ def limited_mean(
       A phi with the state of ``phi``.
 
     Raises:
-      ValueError: for an unknown group, a limit that is not positive, or a phi that can be negative.
+      ValueError: for an unknown group or ``axes``, a limit that is not positive, or a phi that can be
+        negative.
       TypeError: where ``phi`` is no gradient transformation.
 
     Examples:

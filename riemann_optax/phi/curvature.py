@@ -84,7 +84,7 @@ def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtyp
       Barzilai and Borwein, `Two-Point Step Size Gradient Methods
       <https://doi.org/10.1093/imanum/8.1.141>`_, IMA Journal of Numerical Analysis, 1988
     """
-    _check.check_decay(decay)
+    _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_number("initial_phi", initial_phi, low=0.0, low_open=True)
     _check.check_state_dtype(state_dtype)
 
@@ -123,11 +123,7 @@ def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtyp
         covariation = jax.tree.map(while_moving, products, state.covariation, squares)
         variation = jax.tree.map(while_moving, squares, state.variation, squares)
 
-        def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-            unknown = denominator == 0
-            safe = jnp.where(unknown, jnp.ones_like(denominator), denominator)
-            return jnp.where(unknown, jnp.full_like(numerator, initial_phi), numerator / safe)
-
+        values = jax.tree.map(lambda c, v: _tree.divided(c, v, initial_phi), covariation, variation)
         new_state = SecantCurvatureState(
             count=optax.safe_increment(state.count),
             previous_params=_state.copy_like(params, state.previous_params),
@@ -135,7 +131,7 @@ def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtyp
             covariation=_state.cast_like(covariation, state.covariation),
             variation=_state.cast_like(variation, state.variation),
         )
-        return jax.tree.map(ratio, covariation, variation), new_state
+        return values, new_state
 
     return Phi(init, update, name="secant_curvature", needs=("gradients_at_previous_params",))
 
@@ -210,7 +206,7 @@ def hutchinson_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, state
       Yao et al, `ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning
       <https://arxiv.org/abs/2006.00719>`_, AAAI, 2021: the chain with the mean of squares
     """
-    _check.check_decay(decay)
+    _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_key(key)
     _check.check_state_dtype(state_dtype)
 

@@ -151,7 +151,7 @@ def modification_energy(*, decay: float | None = None, state_dtype: Any = None) 
       eLife, 2020
     """
     if decay is not None:
-        _check.check_decay(decay)
+        _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> ModificationEnergyState:

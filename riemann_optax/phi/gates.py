@@ -133,7 +133,7 @@ def utility_gate(
       Elsayed and Mahmood, `Addressing Loss of Plasticity and Catastrophic Forgetting in Continual Learning
       <https://arxiv.org/abs/2404.00781>`_, ICLR, 2024
     """
-    _check.check_decay(decay)
+    _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_choice("over", over, ("tree", "leaf"))
     _check.check_state_dtype(state_dtype)
 

@@ -83,7 +83,7 @@ def gauss_newton_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, sta
       Liu et al, `Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training
       <https://arxiv.org/abs/2305.14342>`_, ICLR, 2024
     """
-    _check.check_decay(decay)
+    _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_key(key)
     _check.check_state_dtype(state_dtype)
 

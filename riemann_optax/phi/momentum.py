@@ -80,6 +80,7 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
       quotient, the step at an infinite alpha, is the published one.
     """
     _check.check_number("decay", decay, low=0.0, high=1.0, low_open=True, high_open=True)
+    _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> MomentumActivityState:
@@ -120,7 +121,9 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
             _, new, inverse, *_ = scalars(_tree.working_dtype(g))
             old = (1 / new) * mean - jnp.asarray(g).astype(mean.dtype)
             share = (1 - new * new) * inverse * inverse
-            root: jax.Array = _tree.power(share * _square(old) + _square(g), 0.5)
+            root: jax.Array = _tree.power(
+                share * jnp.square(_state.real(old)) + jnp.square(_state.real(g)), 0.5
+            )
             return root
 
         def corrected(g: Any, mean: jax.Array) -> Callable[[bool], jax.Array]:
@@ -150,11 +153,3 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
         return values, new_state
 
     return Phi(init, update, name="momentum_activity", update_with_means=update_with_means)
-
-
-def _square(leaf: Any) -> jax.Array:
-    """Return the squared magnitude in the working dtype; what overflows is infinite."""
-    leaf = jnp.asarray(leaf)
-    if jnp.iscomplexobj(leaf):
-        return jnp.square(_tree.magnitude(leaf))
-    return jnp.square(_tree.to_working_dtype(leaf))

@@ -159,11 +159,5 @@ def synaptic_intelligence(*, damping: float = 0.1, memory: float = 1.0, state_dt
 
 def loss_decrease(gradients: Any, params: Any, previous: Any, count: jax.Array) -> Any:
     """Return ``-g dw`` per weight for the change since the last update, 0 at the first."""
-
-    def product(g: jax.Array, dw: jax.Array) -> jax.Array:
-        dtype = _tree.working_dtype(dw)
-        parts = [(g.real, dw.real), (g.imag, dw.imag)] if jnp.iscomplexobj(dw) else [(g, dw)]
-        terms = [a.astype(dtype) * b.astype(dtype) for a, b in parts]
-        return -sum(terms[1:], start=terms[0])
-
-    return jax.tree.map(product, gradients, _state.applied_change(params, previous, count))
+    changes = _state.applied_change(params, previous, count)
+    return jax.tree.map(lambda g, dw: -_tree.inner(g, dw), gradients, changes)

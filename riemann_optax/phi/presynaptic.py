@@ -140,7 +140,10 @@ def presynaptic_release(
             moved = jnp.where(size >= threshold, wide + room * up, wide - room * down)
             moved = jnp.clip(moved, minimum, maximum)
             # A NaN gradient compares as small: it lowers p by one step and leaves no NaN.
-            return jnp.where(wide >= frozen_from, wide, moved).astype(p.dtype)
+            kept = jnp.where(wide >= frozen_from, wide, moved).astype(p.dtype)
+            # In a narrow state p may be rounded up to the maximum, where E is infinite.
+            top = jnp.asarray(maximum).astype(p.dtype)
+            return jnp.minimum(kept, jnp.nextafter(top, jnp.zeros_like(top)))
 
         values = jax.tree.map(rigidity, updates, state.release_probability)
         return values, PresynapticReleaseState(jax.tree.map(release, updates, state.release_probability))

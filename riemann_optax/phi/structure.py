@@ -85,7 +85,7 @@ def factored_activity(
       Shazeer and Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost
       <https://arxiv.org/abs/1804.04235>`_, ICML, 2018
     """
-    _check.check_decay(decay)
+    _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_number("power", power, low=0.0, low_open=True)
     _check.check_state_dtype(state_dtype)
     _axes.check_axes(axes)
@@ -95,8 +95,10 @@ def factored_activity(
         return FactoredActivityState(
             count=jnp.zeros([], jnp.int32),
             # Sums of zeros are zeros of the reduced shape, with the sharding of the remaining axes.
-            rows=_axes.map_leaves(lambda read, x: _sum(x, _row_axes(read)), axes, zeros),
-            columns=_axes.map_leaves(lambda read, x: _sum(x, _column_axes(read, x.ndim)), axes, zeros),
+            rows=_axes.map_leaves(lambda read, x: _summed_copy(x, _row_axes(read)), axes, zeros),
+            columns=_axes.map_leaves(
+                lambda read, x: _summed_copy(x, _column_axes(read, x.ndim)), axes, zeros
+            ),
         )
 
     def update_with_means(
@@ -149,7 +151,8 @@ class PerNeuronState(NamedTuple):
     Attributes:
       count: int32 scalar, the number of updates so far.
       second_moment: running mean of the squared gradients of each neuron, shaped like the weights with 1 for
-        the axes of the fan-in; a scalar for a leaf with fewer than two axes.
+        the axes of the fan-in; a scalar for a vector, which is one neuron; shaped like the weights
+        where ``axes`` is None.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count; the name is Optax's
@@ -196,7 +199,7 @@ def per_neuron(
       Zhang et al, `Adam-mini: Use Fewer Learning Rates To Gain More <https://arxiv.org/abs/2406.16793>`_,
       arXiv, 2024
     """
-    _check.check_decay(decay)
+    _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_number("power", power, low=0.0, low_open=True)
     _check.check_state_dtype(state_dtype)
     _axes.check_axes(axes)
@@ -282,7 +285,7 @@ def sliding_threshold(*, decay: float = 0.99, axes: Axes = "flax", state_dtype: 
       Law and Cooper, `Formation of receptive fields in realistic visual environments according to the
       Bienenstock, Cooper, and Munro (BCM) theory <https://doi.org/10.1073/pnas.91.16.7797>`_, PNAS, 1994
     """
-    _check.check_decay(decay)
+    _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_state_dtype(state_dtype)
     _axes.check_axes(axes)
 
@@ -357,7 +360,7 @@ def _column_axes(read: MatrixAxes | None, ndim: int) -> tuple[int, ...]:
     return tuple(range(ndim)) if read is None else (*read.inputs, *read.outputs)
 
 
-def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def _summed_copy(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sum(x, axis=axes, keepdims=True) if axes else jnp.array(x, copy=True)
 
 
@@ -366,7 +369,7 @@ def _row_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
     axes = _row_axes(read)
     if not axes:
         return _tree.squared_magnitude(gradient)
-    return _saturate(_tree.mean(jnp.square(_real(gradient)), axes))
+    return _saturate(_tree.mean(jnp.square(_state.real(gradient)), axes))
 
 
 def _column_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
@@ -374,12 +377,7 @@ def _column_means(read: MatrixAxes | None, gradient: jax.Array) -> jax.Array:
     axes = _column_axes(read, gradient.ndim)
     # Deliberately unlike _row_means (the 2 cancels): if XLA saw the same expression twice it would
     # materialise all squares, which on a CPU costs as much as the whole update.
-    return _saturate(_tree.mean(jnp.square(2 * _real(gradient)), axes) / 4)
-
-
-def _real(gradient: jax.Array) -> jax.Array:
-    """Return the gradient in the working dtype; if it is complex, its magnitude."""
-    return _tree.magnitude(gradient) if jnp.iscomplexobj(gradient) else _tree.to_working_dtype(gradient)
+    return _saturate(_tree.mean(jnp.square(2 * _state.real(gradient)), axes) / 4)
 
 
 def _limit(dtype: Any) -> float:

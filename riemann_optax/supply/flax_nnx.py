@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from riemann_optax import _tree
+from riemann_optax._axes import entry_key
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
 from riemann_optax.supply.companions import keys_of
@@ -55,11 +56,11 @@ class Functional(NamedTuple):
         if calls.is_watched():
             watch(copy, params)
         result = loss(copy)
-        rest = nnx.state(copy, self.others(copy))
+        rest = nnx.state(copy, self.others())
         known, sown = self._known_and_sown(rest)
         return result, (_tree.bare(known), sown)
 
-    def others(self, copy: Any) -> Any:
+    def others(self) -> Any:
         """Return a filter of all variables of a copy but the trained ones."""
         trained = {_plain(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.params)}
         return lambda path, _: tuple(str(part) for part in path) not in trained
@@ -103,9 +104,7 @@ def functional(model: Any, wrt: Any) -> Functional:
 
 
 def _plain(path: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(
-        str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path
-    )
+    return tuple(str(entry_key(entry)) for entry in path)
 
 
 def watch(copy: Any, params: Any = None) -> None:

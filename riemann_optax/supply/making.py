@@ -331,4 +331,3 @@ MAKERS: dict[str, Callable[[Evaluation], dict[str, Any]]] = {
     "inputs": inputs,
     "activities": activities,
 }
-PASSED_ON = ("task_boundary", "task_importance")

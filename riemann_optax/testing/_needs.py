@@ -45,7 +45,7 @@ def _perturbed_gradients(gradients: Any, params: Any, boundary: Any) -> Any:
     places = jax.tree.map(
         lambda leaf, noise: (leaf + 0.01 * noise).astype(_tree.dtype_of(leaf)), params, _noise(params)
     )
-    return jax.vmap(jax.grad(_loss))(places)
+    return jax.vmap(jax.grad(_loss))(places) if jax.tree.leaves(places) else places
 
 
 def _of_examples(gradients: Any, params: Any, boundary: Any) -> Any:
@@ -58,7 +58,7 @@ def _inputs(gradients: Any, params: Any, boundary: Any) -> Any:
     def of_layer(read: Any, leaf: jax.Array, noise: jax.Array) -> jax.Array:
         if not read.outputs:
             return jnp.ones([], noise.dtype)
-        return noise[tuple(0 if axis - 1 in read.outputs else slice(None) for axis in range(noise.ndim))]
+        return _without(noise, read.outputs)
 
     return _axes.map_leaves(of_layer, "flax", params, _noise(params))
 
@@ -68,9 +68,15 @@ def _activities(gradients: Any, params: Any, boundary: Any) -> Any:
 
     def of_layer(read: Any, leaf: jax.Array, noise: jax.Array) -> jax.Array:
         absent = read.inputs if read.outputs else ()
-        return noise[tuple(0 if axis - 1 in absent else slice(None) for axis in range(noise.ndim))]
+        return _without(noise, absent)
 
     return _axes.map_leaves(of_layer, "flax", params, _noise(params))
+
+
+def _without(noise: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Return the first place of some axes of the weights, also of axes without places: 0 there."""
+    first = noise[tuple(slice(0, 1) if axis - 1 in axes else slice(None) for axis in range(noise.ndim))]
+    return jnp.sum(first, axis=[axis + 1 for axis in axes])
 
 
 MAKERS: dict[str, Callable[[Any, Any, Any], Any]] = {

@@ -177,7 +177,7 @@ class _Trial:
             return self.update(gradients, self.phi.init(params), params, jnp.asarray(False))[0]
 
         try:
-            together = jax.jit(jax.vmap(values))(gradients, params)
+            together = jax.jit(jax.vmap(values, axis_size=len(members)))(gradients, params)
         except Exception as error:  # the point is to report whatever a user's code raises
             return [f"init and update do not survive jax.vmap: {type(error).__name__}: {error}"]
         return [

@@ -255,4 +255,4 @@ def _unclear(arrays: _Arrays, kernel: int, others: list[int], why: str) -> str:
 
 
 def _key(entry: Any) -> str:
-    return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+    return str(_axes.entry_key(entry))

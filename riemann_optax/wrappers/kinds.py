@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from riemann_optax._axes import entry_key
 from riemann_optax._check import check_transformation
 
 Kind = Literal["matrix", "embedding", "bias", "norm", "vector"]
@@ -104,7 +105,7 @@ def partition_by_kind(
 
 def _place(path: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the keys and indices of a path up to the last name; a box's "value" is none."""
-    place = [getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None))) for entry in path]
+    place = [entry_key(entry) for entry in path]
     if place[-1:] == ["value"]:
         place.pop()
     while place and not isinstance(place[-1], str):

@@ -115,8 +115,9 @@ def reset_units(
 
     Raises:
       TypeError: if ``inner`` is not a gradient transformation, ``rule`` not a rule, or ``key`` not a key.
-      ValueError: at ``init``, if it is not clear which layer reads the units of a kernel; at ``update``, if
-        ``params`` or ``activities`` are missing, or a state in ``inner`` cannot be reset for one unit.
+      ValueError: at ``init``, if it is not clear which layer reads the units of a kernel, or if ``inner``
+        counts energy (put that after this one); at ``update``, if ``params`` or ``activities`` are missing,
+        or a state in ``inner`` cannot be reset for one unit.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, riemann_optax as ro

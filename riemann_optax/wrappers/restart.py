@@ -59,7 +59,8 @@ def restart_at_boundary(
 
     Raises:
       TypeError: where ``inner`` or ``anchor`` is no gradient transformation.
-      ValueError: at ``update``, where ``params`` are missing, or ``task_boundary`` is no single boolean.
+      ValueError: at ``init``, where ``inner`` counts energy (put that after this one); at ``update``, where
+        ``params`` are missing, or ``task_boundary`` is no single boolean.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro

@@ -85,8 +85,9 @@ def soft_resets(
 
     Raises:
       TypeError: if ``inner`` is not a gradient transformation, or ``key`` not a key.
-      ValueError: for an argument outside its range; at ``init``, if ``inner`` resets units or restarts (put
-        that around this one); at ``update``, if ``params`` or ``obj_fn`` are missing.
+      ValueError: for an argument outside its range; at ``init``, if ``inner`` resets units, restarts or
+        averages (put that around this one) or counts energy (put that after this one); at ``update``, if
+        ``params`` or ``obj_fn`` are missing.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -125,7 +126,7 @@ def soft_resets(
         return SoftResetsState(
             count=jnp.zeros([], jnp.int32),
             key=_state.as_key(key),
-            prior_mean=optax.tree.zeros_like(params),
+            prior_mean=_state.zeros_of(params),
             prior_deviation=whole(0.0),
             kept=whole(1.0),
             inner_state=inner_state,

@@ -17,10 +17,16 @@ def test_counters_saturate(entry):
     def is_counter(leaf):
         return leaf.dtype == jnp.int32 and leaf.ndim == 0
 
-    state = jax.tree.map(
-        lambda leaf: jnp.full_like(leaf, LAST) if is_counter(leaf) else leaf, tx.init(params)
-    )
-    updates, state = problem.updater(entry, tx)(problem.gradients(params), state, params)
+    def after(count):
+        state = jax.tree.map(
+            lambda leaf: jnp.full_like(leaf, count) if is_counter(leaf) else leaf, tx.init(params)
+        )
+        return problem.updater(entry, tx)(problem.gradients(params), state, params)
+
+    updates, state = after(LAST)
     counters = [int(leaf) for leaf in jax.tree.leaves(state) if is_counter(leaf)]
     assert min(counters, default=0) >= 0  # some start anew, with a task or with a good gradient
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates))
+    before, _ = after(LAST - 1)
+    for now, old in zip(jax.tree.leaves(updates), jax.tree.leaves(before), strict=True):
+        assert np.all(np.isfinite(now))
+        assert np.max(np.abs(now)) <= 2 * np.max(np.abs(old))

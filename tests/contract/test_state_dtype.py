@@ -14,6 +14,8 @@ from .supplied import supplied
 
 # What phis with further extra arguments are given; see supplied.py.
 OPTIONS = {"memory_aware_synapses": {"running": False}}
+# The mean of their default would stall in bfloat16, which is refused: ``tests/phi/test_narrow_states.py``.
+OPTIONS |= {name: {"decay": 0.99} for name in ("bayesian_synapse", "surprise", "utility_gate")}
 RANDOM = {"bayesian_gradient_descent", "mesu"}  # draw other numbers in another dtype
 NAMES = [
     name

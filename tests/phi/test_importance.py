@@ -384,3 +384,15 @@ def test_the_state_of_a_weakly_typed_scalar_keeps_its_type(name):
     more = {"per_example_gradients": {"scalar": jnp.ones(2)}} if name == "rwalk" else {}
     _, after = phi.update({"scalar": jnp.ones([])}, state, params, **more)
     assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
+
+
+@pytest.mark.parametrize(
+    "anchor",
+    [ro.anchor.initial_weights, ro.anchor.task_boundary_weights, ro.anchor.importance_weighted_weights],
+)
+def test_the_state_of_an_anchor_of_a_weakly_typed_scalar_keeps_its_type(anchor):
+    anchor, params = anchor(), {"scalar": jnp.asarray(1.0)}
+    state = anchor.init(params)
+    more = {"precision": params} if "importance" in type(state)._fields else {}
+    _, after = anchor.update(params, state, params, task_boundary=False, **more)
+    assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)

@@ -217,6 +217,14 @@ def test_a_need_that_is_not_declared_is_seen():
     check_phi(ro.phi.Phi(lambda params: (), update, name="declared", needs=["obj_fn"]), steps=3)
 
 
+@pytest.mark.parametrize(
+    "params", [{"k": jnp.ones([0, 3]), "b": jnp.ones(3)}, {}], ids=["no inputs", "empty"]
+)
+@pytest.mark.parametrize("factory", [ro.phi.sliding_threshold, ro.phi.mesu, ro.phi.online_ewc])
+def test_a_model_without_weights_is_no_fault_of_the_phi(factory, params):
+    check_phi(factory(), params, steps=2)
+
+
 def test_a_factory_that_was_not_called():
     with pytest.raises(TypeError, match="has to be called"):
         check_phi(ro.phi.activity)

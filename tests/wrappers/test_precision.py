@@ -59,8 +59,13 @@ def test_a_running_mean_of_a_constant_reaches_it(storage):
 
 def test_rounding_to_nearest_stalls():
     """The reason for all this: see the docstring of ``low_precision_state``."""
-    phi = ro.phi.activity(decay=0.999, power=1.0, state_dtype=jnp.bfloat16)
-    assert mean_of_a_constant(phi, jnp.ones(1), 8000, elements=1) < 0.6
+
+    def step(mean, _):
+        return (0.999 * mean.astype(jnp.float32) + 0.001).astype(jnp.bfloat16), None
+
+    assert jax.lax.scan(step, jnp.bfloat16(0), length=8000)[0] < 0.6
+    with pytest.raises(ValueError, match=r"^decay=0\.999: a running mean in bfloat16 stalls"):
+        ro.phi.activity(decay=0.999, state_dtype=jnp.bfloat16)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
