@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of trainer.json")
     parser.add_argument("--runs", type=Path, default=Path("runs/trainer"), help="folder of the runs")
     parser.add_argument("--steps", type=int, help="fewer than the trainer's, to try this program")
-    options = parse_with_folder(parser, arguments)
+    options = parse_with_folder(parser, arguments, ["steps"])
     shorter = [] if options.steps is None else ["--steps", str(options.steps)]
     runs = {}
     for seed in SEEDS:

@@ -26,7 +26,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for drop_in.jsonl and drop_in.png")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all by default")
     parser.add_argument("--quick", action="store_true", help="ten steps of tiny models, which show nothing")
-    return parse_with_folder(parser, arguments)
+    return parse_with_folder(parser, arguments, ["quick"])
 
 
 def curves(

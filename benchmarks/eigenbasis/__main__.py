@@ -18,7 +18,14 @@ from benchmarks.eigenbasis.report import LEGEND, Row, claims, content, draw, tab
 from benchmarks.eigenbasis.runs import FULL, FULL_GRID, QUICK, QUICK_GRID, Laboratory
 from benchmarks.eigenbasis.sizes import MODELS, SCALES, python_sources
 from benchmarks.eigenbasis.tables import TABLES
-from benchmarks.shared.command import RESULTS, OutOfTimeError, deadline, parse_with_folder, wide_console
+from benchmarks.shared.command import (
+    RESULTS,
+    OutOfTimeError,
+    deadline,
+    minutes,
+    parse_with_folder,
+    wide_console,
+)
 from benchmarks.shared.records import Records, write_record
 
 KNOWN = forms.FORMS | controls.CONTROLS | TABLES
@@ -56,7 +63,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="gpt (the default) learns bytes, vit synthetic textures with about as many weights",
     )
     parser.add_argument("--text-file", type=Path, help="a file of bytes to learn instead")
-    parser.add_argument("--minutes", type=float, help="stop then; the same command goes on")
+    parser.add_argument("--minutes", type=minutes, help="stop then; the same command goes on")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -65,9 +72,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="only these, or controls of one; the record keeps the others",
     )
     parser.add_argument("--quick", action="store_true", help="training for twenty steps, which shows nothing")
-    options = parse_with_folder(parser, arguments)
+    options = parse_with_folder(parser, arguments, ["quick", "text_file"])
     if options.text_file is not None and options.model != "gpt":
         parser.error("--text-file is not used by --model vit: leave it out")
+    if options.text_file is not None and not options.text_file.is_file():
+        parser.error(f"--text-file: there is no file {options.text_file}")
     return options
 
 
@@ -107,12 +116,12 @@ def compare(options: argparse.Namespace, command: list[str], console: Console) -
     scale = MODELS[options.model]["quick" if options.quick else options.size]
     stem = "_".join(["eigenbasis_forms", *names_of_size(options)])
     path, record = options.runs or options.out / f"{stem}.runs.jsonl", options.out / f"{stem}.json"
+    text = options.text_file or (python_sources(options.out) if scale.text else None)
     if options.only:
         try:
-            forms.with_recorded([], record, scale.size)
+            forms.with_recorded([], record, scale.size, text)
         except ValueError as error:  # better known before the hours of work than after
             sys.exit(str(error))
-    text = options.text_file or (python_sources(options.out) if scale.text else None)
     check = deadline(options.minutes)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("forms", total=None)
@@ -128,8 +137,8 @@ def compare(options: argparse.Namespace, command: list[str], console: Console) -
             console.print(str(stopped))
             return
     if options.only:
-        rows = forms.with_recorded(rows, record, scale.size)
-    write_record(record, command, forms.content(scale.size, rows))
+        rows = forms.with_recorded(rows, record, scale.size, text)
+    write_record(record, command, forms.content(scale.size, rows, text))
     console.print(forms.table(rows))
     if shares := controls.kept(rows):
         console.print(controls.table(shares))

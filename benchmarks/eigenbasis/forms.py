@@ -17,7 +17,7 @@ from rich.table import Table
 import riemann_optax as ro
 from benchmarks.eigenbasis import runs
 from benchmarks.eigenbasis.form import Form
-from benchmarks.eigenbasis.runs import BIN, Run, rate_value
+from benchmarks.eigenbasis.runs import BIN, Run, digest, rate_value
 from benchmarks.eigenbasis.sizes import Scale
 from benchmarks.eigenbasis.timing import Cost, measure, measure_beside, of_record
 from benchmarks.shared import terminal
@@ -190,16 +190,16 @@ def compare(
     return rows
 
 
-def with_recorded(rows: list[Row], path: Path, size: Size) -> list[Row]:
+def with_recorded(rows: list[Row], path: Path, size: Size, text: Path | None = None) -> list[Row]:
     """Return these rows and those that a record has of other forms, in the order of FORMS; controls last.
 
     Raises:
-      ValueError: if the record was made at another size or on another device.
+      ValueError: if the record was made at another size, of another text or on another device.
     """
     if not path.exists():
         return rows
     record = json.loads(path.read_text())
-    here = content(size, [])
+    here = content(size, [], text)
     for part in ("protocol", "device"):
         if record[part] != json.loads(json.dumps(here[part])):
             raise ValueError(
@@ -270,10 +270,11 @@ def claims(rows: list[Row]) -> dict[str, bool]:
     }
 
 
-def content(size: Size, rows: list[Row]) -> dict[str, Any]:
+def content(size: Size, rows: list[Row], text: Path | None = None) -> dict[str, Any]:
     """Return everything the table shows, for the record."""
     return {
-        "protocol": {"length": size.length, "tuning_seeds": size.tuning_seeds, "seeds": size.seeds},
+        "protocol": {"length": size.length, "tuning_seeds": size.tuning_seeds, "seeds": size.seeds}
+        | ({} if text is None else {"text": digest(text)}),
         "device": jax.devices()[0].device_kind,
         "claims": claims(rows),
         "rows": [

@@ -1,5 +1,7 @@
 """Training runs, and the choice of each method's rate."""
 
+import functools
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -115,6 +117,12 @@ def trainer(
     return run
 
 
+@functools.cache
+def digest(text: Path) -> str:
+    """Return the name of a file and what tells its bytes from those of another."""
+    return f"{text.name} {hashlib.sha256(text.read_bytes()).hexdigest()[:12]}"
+
+
 class Laboratory:
     """The runs of all methods at one size, each kept as soon as it is done."""
 
@@ -137,7 +145,7 @@ class Laboratory:
         rate = rate_value(exponent)
         key = {"method": name, "rate": rate, "seed": seed, "length": dict(self._size.length)}
         if self._text is not None:
-            key["text"] = self._text.name
+            key["text"] = digest(self._text)
 
         def make() -> dict[str, Any]:
             self._progress(f"{name}: rate {rate:g}, seed {seed}")

@@ -29,7 +29,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--angle", type=float, default=17.0, help="turn of the second surface in degrees")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for figure1.json and figure1.png")
     parser.add_argument("--quick", action="store_true", help="a coarser grid and shorter runs")
-    options = parse_with_folder(parser, arguments)
+    options = parse_with_folder(parser, arguments, ["kappa", "angle", "quick"])
     if not 1 <= options.kappa < math.inf:
         parser.error(f"--kappa must be a number of at least 1, got {options.kappa}")
     if not math.isfinite(options.angle):

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=9, help="turns of each, at least 4")
     parser.add_argument("--steps", type=int, default=20, help="training steps in a turn")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of phi_cost.json")
-    options = parse_with_folder(parser, arguments)
+    options = parse_with_folder(parser, arguments, ["model", "phis", "batch_size", "rounds", "steps"])
     if jax.default_backend() != "cpu":
         parser.error("processor time says nothing about a step on a GPU or TPU: set JAX_PLATFORMS=cpu")
     if options.rounds < 4 or options.steps < 1 or not 1 <= options.batch_size <= 1200:

@@ -13,9 +13,24 @@ OF_MACHINE = ("--out", "--data-dir", "--text-file")
 PROBE = ".write-test"
 
 
-def parse_with_folder(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """Parse ``arguments`` and make the folder ``--out``; where that fails, say so and exit with status 2."""
+def parse_with_folder(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, of_a_part: Sequence[str] = ()
+) -> argparse.Namespace:
+    """Parse ``arguments`` and make the folder ``--out``; where that fails, say so and exit with status 2.
+
+    Args:
+      parser: of the program.
+      arguments: its command line.
+      of_a_part: options with which the program measures less, or something else. In the folder of the
+        published records it would then write over what the pages are made of, which is refused.
+    """
     options = parser.parse_args(arguments)
+    other = [name for name in of_a_part if getattr(options, name) != parser.get_default(name)]
+    if other and options.out.resolve() == RESULTS:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in other)
+        parser.error(
+            f"{named}: this is not what the pages show, so give it a folder of its own, --out FOLDER"
+        )
     try:
         # Whether the folder can be written is better known before the hours of work than after.
         options.out.mkdir(parents=True, exist_ok=True)
@@ -26,21 +41,29 @@ def parse_with_folder(parser: argparse.ArgumentParser, arguments: list[str] | No
     return options
 
 
+def minutes(text: str) -> float:
+    """Return a number of minutes; what is none, or negative, is argparse's one-line error."""
+    value = float(text)
+    if not value >= 0:
+        raise ValueError
+    return value
+
+
 class OutOfTimeError(Exception):
     """The minutes that were given are over."""
 
 
-def deadline(minutes: float | None) -> Callable[[str], None]:
+def deadline(limit: float | None) -> Callable[[str], None]:
     """Return what is told what is run next, and raises :class:`OutOfTimeError` once the minutes are over.
 
     Examples:
       >>> deadline(None)("the first run")
     """
-    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    end = math.inf if limit is None else time.monotonic() + 60 * limit
 
     def check(what: str) -> None:
         if time.monotonic() >= end:
-            raise OutOfTimeError(f"{minutes:g} minutes are over, before {what}. The same command goes on.")
+            raise OutOfTimeError(f"{limit:g} minutes are over, before {what}. The same command goes on.")
 
     return check
 

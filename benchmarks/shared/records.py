@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -60,34 +61,41 @@ class Records:
     """A file of results, one line each, written as soon as a result is there.
 
     A line is ``{"key": {...}, "result": {...}, "environment": id}``; before the first line of an environment
-    stands ``{"environment": id, "made_with": {...}}``. A last line cut short by a kill is dropped.
+    stands ``{"environment": id, "made_with": {...}}``. A last line cut short by a kill does not count, and
+    the next result takes its place.
 
     Attributes:
       made_with: by id, the command and the versions that results in the file were made with.
     """
 
     def __init__(self, path: Path, command: Sequence[str] = (), digits: int | None = DIGITS) -> None:
-        """Read what the file holds; ``command`` is noted beside new results, which keep so many digits."""
+        """Read what the file holds; ``command`` is noted beside new results, which keep so many digits.
+
+        Raises:
+          ValueError: for a line that is no result, unless it is the last and not finished.
+        """
         self._path, self._results, self._digits = path, {}, digits
         self.made_with: dict[str, dict[str, Any]] = {}
         self._here = environment(command)
         self._environment = hashlib.sha256(json.dumps(self._here).encode()).hexdigest()[:8]
-        whole = 0
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        *lines, self._rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        for number, line in enumerate(lines, start=1):
             try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
-            except json.JSONDecodeError:
-                entry = None
-            if entry is None:
-                break
-            whole += len(line)
-            if "key" in entry:
-                self._results[_identity(entry["key"])] = entry
-            else:
-                self.made_with[entry["environment"]] = entry["made_with"]
-        if path.exists() and whole < path.stat().st_size:
-            with path.open("r+b") as file:
-                file.truncate(whole)
+                self._take(line)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number} is no result: mend it, or take the line out of the file."
+                ) from error
+        if _is_json(self._rest):  # all of it but the end of its line
+            self._take(self._rest)
+
+    def _take(self, line: bytes) -> None:
+        """Take in a line of the file; an empty one holds nothing."""
+        entry = json.loads(line) if line.strip() else None
+        if entry is not None and "made_with" in entry:
+            self.made_with[entry["environment"]] = entry["made_with"]
+        elif entry is not None:
+            self._results[_identity(entry["key"])] = entry | {"result": entry["result"]}
 
     def __contains__(self, key: Mapping[str, Any]) -> bool:
         return _identity(key) in self._results
@@ -110,16 +118,40 @@ class Records:
         if self._environment not in self.made_with:
             lines.insert(0, {"environment": self._environment, "made_with": self._here})
             self.made_with[self._environment] = self._here
+        self._finish_last_line()
         with self._path.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
         # What a fresh run returns is what a resumed one reads, to the last digit.
         self._results[_identity(key)] = json.loads(json.dumps(entry))
+
+    def _finish_last_line(self) -> None:
+        """End a whole last line, and take back one that was cut short, unless somebody went on with it."""
+        rest, self._rest = self._rest, b""
+        if not rest:
+            return
+        with self._path.open("r+b") as file:
+            file.seek(-len(rest), os.SEEK_END)
+            if file.read() != rest:
+                return
+            if _is_json(rest):
+                file.write(b"\n")
+            else:
+                file.seek(-len(rest), os.SEEK_END)
+                file.truncate()
 
     def get(self, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the result of ``key``: from the file, or made now and kept."""
         if key not in self:
             self.put(key, make())
         return self[key]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _identity(key: Mapping[str, Any]) -> str:

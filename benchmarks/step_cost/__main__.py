@@ -24,7 +24,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of step_cost.json and step_cost.png"
     )
-    options = parse_with_folder(parser, arguments)
+    options = parse_with_folder(parser, arguments, ["problems", "optimizers", "rounds", "steps", "no_mesh"])
     if options.rounds < 4 or options.steps < 1:
         parser.error("--rounds must be at least 4 and --steps at least 1")
     return options

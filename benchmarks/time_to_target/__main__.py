@@ -13,7 +13,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from benchmarks.shared.command import RESULTS, OutOfTimeError, deadline, parse_with_folder, wide_console
+from benchmarks.shared.command import (
+    RESULTS,
+    OutOfTimeError,
+    deadline,
+    minutes,
+    parse_with_folder,
+    wide_console,
+)
 from benchmarks.shared.records import Records
 from benchmarks.time_to_target.defaults import choices
 from benchmarks.time_to_target.freeze import BASELINES, frozen
@@ -63,7 +70,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--data-dir", type=Path, help=f"folder of MNIST's parquet files, for {' and '.join(MNIST)}"
     )
-    parser.add_argument("--minutes", type=float, help="stop then; the same command goes on")
+    parser.add_argument("--minutes", type=minutes, help="stop then; the same command goes on")
     parser.add_argument("--freeze", action="store_true", help="tune the two baselines and show the targets")
     parser.add_argument(
         "--defaults", action="store_true", help="run on each task what the records of the others choose"
@@ -82,6 +89,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def recorded(options: argparse.Namespace, task_name: str) -> Path:
+    """Return the file of a task's results; what a quick run finds is no result and has one of its own."""
+    return options.out / f"{task_name}{'.quick' * options.quick}.jsonl"
+
+
 def choose_tasks(options: argparse.Namespace, by_default: tuple[str, ...]) -> None:
     """Make the tasks that are asked for, and note in ``left_out`` why others of the size are not run.
 
@@ -97,7 +109,7 @@ def choose_tasks(options: argparse.Namespace, by_default: tuple[str, ...]) -> No
             reason = "has no targets yet: run it with --freeze, and write them in targets.py"
         else:
             task = makers[name]()
-            seen = {entry["key"].get("examples") for entry in Records(options.out / f"{name}.jsonl")}
+            seen = {entry["key"].get("examples") for entry in Records(recorded(options, name))}
             if seen <= {task.examples}:
                 options.made[name] = task
                 continue
@@ -116,7 +128,7 @@ def searches(
         task, tuning = quick(task), QUICK
     # A quick run only asks whether everything runs: it reaches no target of a full one.
     targets = Targets(2.0, 1.0) if options.quick else TARGETS[task_name]
-    kept = single_runs(options.out, task_name, task)
+    kept = single_runs(options, task_name)
 
     def search(name: str) -> Search:
         progress.update(bar, description=f"{task_name}: {name}")
@@ -130,9 +142,14 @@ def searches(
     return search
 
 
-def single_runs(folder: Path, task_name: str, task: Task) -> Records | None:
+def single_runs(options: argparse.Namespace, task_name: str) -> Records | None:
     """Return where the single runs of a slow task are kept, to all digits, until its search is over."""
-    return Records(folder / f"{task_name}.runs.jsonl", digits=None) if task.slow else None
+    return Records(file_of_runs(options, task_name), digits=None) if options.made[task_name].slow else None
+
+
+def file_of_runs(options: argparse.Namespace, task_name: str) -> Path:
+    """Return the file of a task's single runs."""
+    return recorded(options, task_name).with_suffix(".runs.jsonl")
 
 
 def freeze(
@@ -147,7 +164,7 @@ def freeze(
             progress.advance(bar, runs)
 
         # The single runs stay: those of the baselines are trials of the comparison as well.
-        kept = single_runs(options.out, task_name, task)
+        kept = single_runs(options, task_name)
         targets = frozen(task_name, task, records, advance, kept)
         console.print(f'    "{task_name}": {targets},', soft_wrap=True)
 
@@ -179,7 +196,7 @@ def compare(all_records: Mapping[str, Records], options: argparse.Namespace, pro
                 one.fresh(best.point, best.exponent)
         # All of it that matters is then in the records; what freezing left are trials of the baselines.
         if options.quick or BASELINES.keys() <= chosen(records).keys():
-            (options.out / f"{task_name}.runs.jsonl").unlink(missing_ok=True)
+            file_of_runs(options, task_name).unlink(missing_ok=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -189,7 +206,7 @@ def main(arguments: list[str]) -> None:
     command = ["python", "-m", "benchmarks.time_to_target"]
     command += [f"--{name}" for name in ("quick", "freeze", "defaults", "memory") if getattr(options, name)]
     console = wide_console()
-    all_records = {name: Records(options.out / f"{name}.jsonl", command) for name in options.made}
+    all_records = {name: Records(recorded(options, name), command) for name in options.made}
     with Progress(console=Console(stderr=True)) as progress:
         try:
             if options.freeze:

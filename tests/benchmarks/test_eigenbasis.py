@@ -217,6 +217,22 @@ def test_a_comparison_out_of_time_goes_on_and_a_text_may_be_ones_own(tmp_path, c
     assert np.all(np.isfinite(row["validation_by_seed"]))
 
 
+def test_two_texts_of_one_name_are_two(tmp_path):
+    """Runs of one were taken for runs of the other, and both stood in one record."""
+    texts = [tmp_path / folder / "corpus.txt" for folder in ("a", "b")]
+    for text, content in zip(texts, (b"a", b"b"), strict=True):
+        text.parent.mkdir()
+        text.write_bytes(content)
+    assert len({runs.digest(text) for text in texts}) == 2
+    size = SCALES["quick"].size
+    record = tmp_path / "record.json"
+    write_record(record, [], forms.content(size, [], texts[0]))
+    assert forms.with_recorded([], record, size, texts[0]) == []
+    for other in (texts[1], None):
+        with pytest.raises(ValueError, match="is of another protocol"):
+            forms.with_recorded([], record, size, other)
+
+
 def test_the_sources_of_python_are_one_text(tmp_path):
     text = sizes.python_sources(tmp_path).read_bytes()
     assert len(text) > 5e6

@@ -1,5 +1,6 @@
 """Tasks that read a folder, a GPT of a million weights, searches that go on in the middle of their trials."""
 
+import argparse
 import io
 import json
 
@@ -91,8 +92,8 @@ def test_the_command_runs_on_a_folder(name, folder, tmp_path, capsys):
     """Twenty steps of one optimiser; its single runs are gone once their records are complete."""
     arguments = ["--quick", "--tasks", name, "--optimizers", "SGD", "--out", str(tmp_path)]
     command.main([*arguments, "--data-dir", str(folder[0])])
-    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.jsonl"]
-    keys = [entry["key"] for entry in Records(tmp_path / f"{name}.jsonl")]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.quick.jsonl"]
+    keys = [entry["key"] for entry in Records(tmp_path / f"{name}.quick.jsonl")]
     assert {key["examples"] for key in keys} == {36}
     assert "SGD" in capsys.readouterr().out
     # Records of other images are not mixed with these.
@@ -223,7 +224,7 @@ def test_freezing_takes_the_worse_and_the_better_of_two_baselines(tmp_path, monk
 
     monkeypatch.setattr(runs.Trainer, "__call__", fake)
     records = Records(tmp_path / "bowl.jsonl")
-    kept = command.single_runs(tmp_path, "bowl", bowl())
+    kept = command.single_runs(argparse.Namespace(out=tmp_path, quick=False, made={"bowl": bowl()}), "bowl")
     found = freeze.frozen("bowl", bowl(), records, kept=kept)
     assert found.near == pytest.approx(0.3, rel=0.1)
     assert found.far == pytest.approx(0.1, rel=0.1)

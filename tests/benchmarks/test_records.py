@@ -13,6 +13,14 @@ def path(tmp_path):
     return tmp_path / "records.jsonl"
 
 
+def filled(path, count):
+    """Write so many results; return the file."""
+    records = Records(path, ["command"])
+    for seed in range(count):
+        records.get({"seed": seed}, lambda seed=seed: {"loss": seed})
+    return path.read_bytes()
+
+
 def never():
     raise AssertionError("made again")
 
@@ -27,16 +35,49 @@ def test_what_is_recorded_is_not_made_again(path):
 
 
 def test_a_line_cut_short_is_dropped_and_made_again(path):
-    records = Records(path, ["command"])
-    for seed in range(3):
-        records.get({"seed": seed}, lambda seed=seed: {"loss": seed})
-    whole = path.read_bytes()
+    whole = filled(path, 3)
     path.write_bytes(whole[:-7])
     again = Records(path, ["command"])
     assert {"seed": 1} in again
     assert {"seed": 2} not in again
+    assert path.read_bytes() == whole[:-7]  # to read is not to write: another process may be at this line
     again.get({"seed": 2}, lambda: {"loss": 2})
     assert path.read_bytes() == whole
+
+
+def test_a_line_that_only_lacks_its_end_counts(path):
+    whole = filled(path, 2)
+    path.write_bytes(whole[:-1])
+    again = Records(path, ["command"])
+    again.get({"seed": 1}, never)
+    again.get({"seed": 2}, lambda: {"loss": 2})
+    assert path.read_bytes() == filled(path.with_name("other.jsonl"), 3)
+
+
+def test_a_line_that_another_process_finishes_is_left_to_it(path):
+    whole = filled(path, 3)
+    path.write_bytes(whole[:-7])
+    again = Records(path, ["command"])
+    path.write_bytes(whole)
+    again.get({"seed": 3}, lambda: {"loss": 3})
+    assert {"seed": 2} in Records(path)
+    assert len(Records(path)) == 4
+
+
+@pytest.mark.parametrize("damage", [b"<<<<<<< ours", b"\xff{}", b"5", b"[]", b'{"key": {}}'])
+def test_a_damaged_line_is_named_and_nothing_is_lost(path, damage):
+    lines = filled(path, 3).split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:2], damage, *lines[2:]]))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"records\.jsonl, line 3 is no result: mend it, or take"):
+        Records(path, ["command"])
+    assert path.read_bytes() == before
+
+
+def test_an_empty_line_holds_nothing(path):
+    lines = filled(path, 3).split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:2], b"", *lines[2:]]))
+    assert len(Records(path)) == 3
 
 
 def test_every_result_names_what_it_was_made_with(path):

@@ -10,10 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import shared
+from benchmarks import shared, trainer
+from benchmarks.drop_in import __main__ as drop_in
+from benchmarks.eigenbasis import __main__ as eigenbasis
+from benchmarks.figure1 import __main__ as figure1
+from benchmarks.phi_cost import __main__ as phi_cost
 from benchmarks.shared.command import parse_with_folder
 from benchmarks.shared.records import write_record
 from benchmarks.shared.statistics import quartiles, standard_error
+from benchmarks.step_cost import __main__ as step_cost
 
 MODULES = [f"benchmarks.shared.{module.name}" for module in pkgutil.iter_modules(shared.__path__)]
 
@@ -50,3 +55,35 @@ def test_a_folder_is_made_and_left_empty(tmp_path):
     parser.add_argument("--out", type=Path)
     folder = parse_with_folder(parser, ["--out", str(tmp_path / "new" / "folder")]).out
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "named"),
+    [
+        (figure1, ["--quick"], "--quick"),
+        (figure1, ["--kappa", "20"], "--kappa"),
+        (phi_cost, ["--rounds", "4", "--phis", "activity"], "--phis, --rounds"),
+        (step_cost, ["--no-mesh"], "--no-mesh"),
+        (trainer, ["--steps", "10"], "--steps"),
+        (eigenbasis, ["--quick"], "--quick"),
+        (drop_in, ["--quick"], "--quick"),
+    ],
+)
+def test_a_trial_does_not_write_over_what_the_pages_show(program, arguments, named, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program.main(arguments)
+    assert stopped.value.code == 2
+    assert f"{named}: this is not what the pages show" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", ["nan", "-1", "soon"])
+def test_minutes_are_a_number(minutes, capsys):
+    with pytest.raises(SystemExit):
+        eigenbasis.main(["--minutes", minutes])
+    assert "--minutes: invalid minutes value" in capsys.readouterr().err
+
+
+def test_a_text_that_is_not_there_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        eigenbasis.main(["--out", str(tmp_path), "--text-file", str(tmp_path / "none.txt")])
+    assert "--text-file: there is no file" in capsys.readouterr().err

@@ -190,7 +190,8 @@ def test_the_quick_run_is_resumed_without_running_anything(quick_run, capsys, mo
 def test_a_rerun_of_one_cell_agrees(quick_run, tmp_path):
     command.main(["--quick", "--tasks", "regression", "--optimizers", OURS, "--out", str(tmp_path)])
     first, again = (
-        summary.chosen(Records(folder / "regression.jsonl", []))[OURS] for folder in (quick_run, tmp_path)
+        summary.chosen(Records(folder / "regression.quick.jsonl", []))[OURS]
+        for folder in (quick_run, tmp_path)
     )
     np.testing.assert_array_equal(first.steps, again.steps)
     np.testing.assert_array_equal(first.final, again.final)
@@ -198,7 +199,7 @@ def test_a_rerun_of_one_cell_agrees(quick_run, tmp_path):
 
 def test_defaults_are_not_chosen_on_the_task_they_are_judged_on(quick_run):
     """Made worthless on one task, a point is dropped by the others but not by that task itself."""
-    records = {task: Records(quick_run / f"{task}.jsonl", []) for task in ("regression", "digits_mlp")}
+    records = {task: Records(quick_run / f"{task}.quick.jsonl", []) for task in ("regression", "digits_mlp")}
     for task, other in (("regression", "digits_mlp"), ("digits_mlp", "regression")):
         alone = choose({other: records[other]}, (OURS,))
         assert left_out(records, task, (OURS,)).point == METHODS[OURS].points[alone[1]]
