@@ -4,6 +4,7 @@ Needs matplotlib: ``pip install 'riemann-optax[examples]'``. ``riemann_optax`` i
 ``riemann_optax.plot`` is asked for.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -124,11 +125,12 @@ def metric(
         _check_axes("metric", axes)
     if axes is None:
         axes = pyplot.subplots(layout="constrained")[1]
+    alpha = min(0.12, 0.4 / len(curves))  # many bands on each other would hide the lines
     for name, parts in curves.items():
         label, marker = name or "the only leaf", "." if len(history) == 1 else None
         line = axes.plot(numbers, parts["mean"], label=label, marker=marker)[0]
         axes.fill_between(
-            numbers, parts["min"], parts["max"], color=line.get_color(), alpha=0.12, linewidth=0
+            numbers, parts["min"], parts["max"], color=line.get_color(), alpha=alpha, linewidth=0
         )
     axes.set(xlabel="step", ylabel="E", yscale="log")
     if len(curves) <= _NAMED:
@@ -180,7 +182,8 @@ def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
     ends = []
     for line in axes.lines:
         to_axes = line.get_transform() - axes.transAxes
-        places = to_axes.transform(np.column_stack(line.get_data()).astype(float))
+        numbers = np.column_stack(line.get_data(orig=False))  # also of dates and of words
+        places = to_axes.transform(numbers.astype(float))
         places = places[(np.isfinite(places) & (places > -0.001) & (places < 1.001)).all(axis=1)]
         if len(places) and not str(line.get_label()).startswith("_"):
             ends.append((*places[-1], line))
@@ -231,7 +234,7 @@ def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]
     curves: dict[str, dict[str, Any]] = {}
     for index, row in enumerate(history):
         for key, value in row.items():
-            found = _NAMES.fullmatch(key)
+            found = _NAMES.fullmatch(key) if isinstance(key, str) else None
             if found and _is_finite(key, value):
                 name, part = found[1] + found[3], found[2]
                 parts = curves.setdefault(name, {p: np.full(len(history), np.nan) for p in _PARTS})
@@ -242,6 +245,6 @@ def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]
 def _is_finite(key: str, value: Any) -> bool:
     """Return whether a value can be drawn; None is what a record in JSON has in the place of NaN."""
     try:
-        return value is not None and bool(np.isfinite(value))
-    except TypeError:
+        return value is not None and math.isfinite(value)
+    except (TypeError, ValueError):  # of complex numbers, of arrays of several
         raise TypeError(f"history must have numbers, got {value!r} as {key!r}.") from None

@@ -179,3 +179,20 @@ def test_none_is_a_gap_and_a_word_is_named():
     np.testing.assert_array_equal(ro.plot.metric(rows).lines[0].get_ydata(), [2.0, np.nan])
     with pytest.raises(TypeError, match=r"^history must have numbers, got 'two' as 'E_mean/w'"):
         ro.plot.metric([{"E_mean/w": "two"}])
+
+
+@pytest.mark.parametrize(
+    "places",
+    [[np.datetime64("2026-01-01"), np.datetime64("2026-01-02")], ["first", "second"]],
+    ids=["dates", "words"],
+)
+def test_lines_over_dates_and_words_are_named(axes, places):
+    axes.plot(places, [1.0, 2.0], label="loss")
+    ro.plot.name_lines(axes)
+    assert [text.get_text() for text in axes.texts] == ["loss"]
+
+
+@pytest.mark.parametrize("value", [np.ones(2), 1j, "high"], ids=["two numbers", "complex", "word"])
+def test_what_is_no_number_is_named(value):
+    with pytest.raises(TypeError, match=r"history must have numbers, got .* as 'E_mean/w'"):
+        ro.plot.metric([{"E_mean/w": value, 3: "not a name"}])

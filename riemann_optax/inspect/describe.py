@@ -48,7 +48,7 @@ def metric_at(
     Raises:
       ValueError: where ``tx`` applied no metric in this update, applied it inside a traced branch, or to
         other leaves than those of ``gradients``, as in ``optax.contrib.split_real_and_imaginary``.
-      TypeError: where ``tx`` is no gradient transformation, or has no state.
+      TypeError: where ``tx`` is no gradient transformation, or has no state; for abstract arrays.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -62,6 +62,7 @@ def metric_at(
     if state is None:
         raise TypeError("metric_at: state must be the state of tx, got None: give what its init returns.")
     tx = optax.with_extra_args_support(tx)
+    _check_values("metric_at", gradients, state, params)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((gradients, state, params)))
     bare = _tree.bare(gradients)
     # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
@@ -229,6 +230,7 @@ def describe(
             state = (stages[0]._replace(phi=state), *stages[1:])
     else:
         tx = optax.with_extra_args_support(tx_or_phi)
+    _check_values("describe", gradients, state)
     where = "gradients of 1" if gradients is None else "the given gradients"
     if gradients is None and state is not None:
         where += ": give gradients for those of the run"
@@ -243,6 +245,16 @@ def describe(
     ]
     bases += _kept_bases(state)
     return Description(tuple(rows), shared, where, _axes.remarks(params, readings), tuple(bases))
+
+
+def _check_values(name: str, *trees: Any) -> None:
+    """Raise ``TypeError`` where arrays have a shape and no values."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{name}: {_tree.leaf_name(path[1:])} is abstract, and there are no values to read: give "
+                "arrays."
+            )
 
 
 def _check_no_metric(tx: optax.GradientTransformation, params: optax.Params) -> None:

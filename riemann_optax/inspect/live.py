@@ -88,9 +88,12 @@ def metric_scalars(
       rate_mean/w 0.625
       rate_max/w 1.0
     """
+    quantiles = quantiles.tolist() if isinstance(quantiles, np.ndarray) else quantiles
     if not isinstance(quantiles, Sequence) or not all(0 <= level <= 1 for level in quantiles):
         raise ValueError(f"quantiles must be levels in [0, 1], such as (0.5, 0.9), got {quantiles!r}.")
     _check.check_number("rigid_above", rigid_above)
+    if groups is not None and not callable(groups):
+        raise TypeError(f"groups must be a function of a leaf's path, or None for each leaf, got {groups!r}.")
     if update_every is not None:
         _check.check_count("update_every", update_every)
     _check.check_count("settling_steps", settling_steps, low=0)

@@ -256,6 +256,14 @@ def test_a_diverged_run_says_so_and_its_record_stays_json(tmp_path, capsys):
     assert result["steps_to_target"] is None
 
 
+def test_a_diverged_run_can_be_shown_again(tmp_path, capsys):
+    """Its record has null where the loss was no number."""
+    arguments = [*QUICK, "--learning-rate", "1e30"]
+    assert run(*arguments, out=tmp_path / "run") == 0
+    assert run(*arguments, "--resume", out=tmp_path / "run") == 0
+    assert capsys.readouterr().out.count("written to") == 2
+
+
 def test_steps_to_target_is_the_first_validation_at_or_below_it(tmp_path, capsys):
     assert run(*QUICK, "--steps", "40", "--target", "2", out=tmp_path) == 0
     record = read_record(tmp_path)

@@ -42,6 +42,19 @@ def test_the_name_of_a_run_that_diverged_says_so():
     assert named == {"metric": "riemannian_sgd, diverged by step 10", "baseline": "sgd"}
 
 
+def test_more_optimisers_than_colours_have_lines_of_their_own():
+    histories = dict.fromkeys([*map(str, range(16)), "baseline"])
+    styles = [tuple(pictures._style(name, histories).values()) for name in histories]
+    assert len(set(styles)) == len(styles)
+
+
+def test_a_long_name_has_two_lines():
+    assert pictures._title_of_a_layer("Dense_0/kernel") == "Dense_0/kernel"
+    assert (
+        pictures._title_of_a_layer("blocks/0/query_key_value/kernel") == "blocks/0/\nquery_key_value/kernel"
+    )
+
+
 def test_a_metric_that_diverged_at_once_has_an_empty_panel(tmp_path):
     parts = [f"metric_{part}" for part in ("min", "mean", "max")]
     histories = {

@@ -167,6 +167,8 @@ def test_numbers_of_one_name_that_are_injected_twice_are_told_apart():
 @pytest.mark.parametrize("levels", [(0.5, 7.0), (-0.1, 0.5), (0.5, float("nan")), 0.5])
 def test_levels_that_are_none_are_refused(levels):
     state, params, _ = recorded((0.25, 0.75))
+    with pytest.raises(TypeError, match="groups must be a function of a leaf's path"):
+        ro.metric_scalars(state, params, groups="x")
     with pytest.raises(ValueError, match=r"quantiles must be levels in \[0, 1\]"):
         ro.metric_scalars(state, params, quantiles=levels)
 

@@ -172,3 +172,12 @@ def test_inside_of_a_jitted_training_step():
             updates, jax.tree.map(lambda p, e: -0.1 * p / e, PARAMS, metric), rtol=1e-6
         )
         chex.assert_trees_all_close(metric, ENERGY, rtol=1e-5)  # the gradient is the weight: rms = abs(w)
+
+
+def test_what_has_no_values_is_refused_by_name():
+    tx, params = ro.riemannian_adamw(0.1), {"w": jnp.ones([3, 2])}
+    abstract = jax.eval_shape(lambda: params)
+    with pytest.raises(TypeError, match=r"metric_at: .*\['w'\] is abstract"):
+        ro.metric_at(tx, abstract, tx.init(params), params)
+    with pytest.raises(TypeError, match=r"describe: .*\['w'\] is abstract"):
+        ro.describe(tx, abstract, abstract)

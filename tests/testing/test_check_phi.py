@@ -208,6 +208,43 @@ def test_every_name_of_the_vocabulary_is_made_in_its_shape():
     }
 
 
+@pytest.mark.parametrize(
+    "of_weight",
+    [lambda w: w, lambda w: w**3, lambda w: 1 / w, jnp.log],
+    ids=["no magnitude", "odd power", "inverse", "logarithm"],
+)
+def test_weights_have_both_signs_and_are_0(of_weight):
+    wrong = optax.stateless(lambda g, p: jax.tree.map(lambda w: of_weight(w.astype(jnp.float32)), p))
+    with pytest.raises(AssertionError, match="is not positive and finite"):
+        check_phi(wrong)
+
+
+def test_weights_move():
+    """A phi of their change is 0 at weights that stand, whatever its sign."""
+
+    def init(params):
+        return jax.tree.map(jnp.zeros_like, params), jnp.zeros([], jnp.int32)
+
+    def update(gradients, state, params=None, **extra_args):
+        before, count = state
+
+        def change(w, b):
+            return jnp.where(count == 0, 0.0, -100 * jnp.abs(w.astype(jnp.float32) - b.astype(jnp.float32)))
+
+        return jax.tree.map(change, params, before), (jax.tree.map(jnp.array, params), count + 1)
+
+    with pytest.raises(
+        AssertionError, match=r"not positive and finite .* \(at ordinary gradients, update 2\)"
+    ):
+        check_phi(ro.phi.Phi(init, update, name="change"))
+
+
+def test_a_phi_of_the_weights_alone_needs_them():
+    """Without them ``jax.tree.map`` returns None, and raises nothing."""
+    of_weights = optax.stateless(lambda g, p: jax.tree.map(lambda w: jnp.abs(w.astype(jnp.float32)), p))
+    assert check_phi(of_weights).needs_params
+
+
 def test_a_need_that_is_not_declared_is_seen():
     def update(gradients, state, params=None, *, obj_fn, **extra_args):
         return square(gradients), state

@@ -147,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
             record = finish(plan, train_all(plan, console))
         if processes.is_leader():
+            # In a narrow terminal lines wrap, which beats names and numbers that are cut.
+            console.width = max(console.width, 33 + 19 * len(record["results"]))
             print_table(record, console)
             files = ", ".join((*draw(plan, record), RECORD))
             console.print(f"written to {plan.out}: {files}", soft_wrap=True, highlight=False)

@@ -21,6 +21,7 @@ _STYLES: dict[str, Any] = {
 }
 _MOST_PANELS = 16
 _LETTERS = 90  # of a line below the panels
+_TITLE_LETTERS = 26  # of the title of one panel of three
 
 
 def _style(name: str, histories: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +30,9 @@ def _style(name: str, histories: dict[str, Any]) -> dict[str, Any]:
         return dict(_STYLES[name])
     if name == "baseline":
         return {"color": "0.4", "linestyle": "--"}
-    return {"color": f"C{list(histories).index(name)}", "linestyle": "-"}
+    number = list(histories).index(name)
+    turns, colour = divmod(number, len(mpl.rcParams["axes.prop_cycle"]))
+    return {"color": f"C{colour}", "linestyle": ("-", "-.", ":")[min(turns, 2)]}
 
 
 def _shown(names: list[str]) -> list[int]:
@@ -52,8 +55,22 @@ def _styled() -> ContextDecorator:
 
 
 def _lines(text: str) -> str:
-    """Break lines that are too long for a picture."""
-    return "\n".join(textwrap.fill(line, _LETTERS) for line in text.splitlines())
+    """Break lines that are too long for a picture; what several metrics say stands there once."""
+    return "\n".join(textwrap.fill(line, _LETTERS) for line in dict.fromkeys(text.splitlines()))
+
+
+def _marker(values: np.ndarray) -> str | None:
+    """Return a marker for a single point, which makes no line."""
+    return "." if len(values) == 1 else None
+
+
+def _title_of_a_layer(name: str) -> str:
+    """Return a name in two lines where it is wider than its panel."""
+    if len(name) <= _TITLE_LETTERS or "/" not in name:
+        return name
+    parts = name.split("/")
+    cuts = ["/".join(parts[:cut]) + "/\n" + "/".join(parts[cut:]) for cut in range(1, len(parts))]
+    return min(cuts, key=lambda lines: max(map(len, lines.split("\n"))))
 
 
 def _finish(axes: Axes, title: str, fontsize: float = 10.5) -> None:
@@ -74,9 +91,11 @@ def _draw_scores(axes: Axes, histories: dict[str, History], labels: dict[str, st
     for name, history in histories.items():
         style = _style(name, histories)
         steps, values = _columns(history["training"], "step", score)
-        axes.plot(steps, values, **{**style, "linestyle": "-"}, alpha=0.35, linewidth=1)
+        axes.plot(
+            steps, values, **{**style, "linestyle": "-"}, alpha=0.35, linewidth=1, marker=_marker(values)
+        )
         steps, values = _columns(history["validation"], "step", score)
-        axes.plot(steps, values, **style, linewidth=2, label=labels[name])
+        axes.plot(steps, values, **style, linewidth=2, label=labels[name], marker=_marker(values))
 
 
 @_styled()
@@ -98,8 +117,10 @@ def draw_curves(
     loss_axes, accuracy_axes, rate_axes = figure.subplots(3, 1, sharex=True)
     labels = _named(histories, labels)
     _draw_scores(loss_axes, histories, labels, "loss")
-    losses = [row["loss"] for history in histories.values() for row in history["validation"]]
-    if max(losses) > 10 * min(losses):
+    # In a record what is not finite is None.
+    losses = np.concatenate([_columns(history["validation"], "loss")[0] for history in histories.values()])
+    finite = losses[np.isfinite(losses)]
+    if finite.size and finite.max() > 10 * finite.min():
         loss_axes.set_yscale("log")
     if target is not None:
         loss_axes.axhline(target, color="0.4", linewidth=1, linestyle=":", label=f"target {target:g}")
@@ -124,7 +145,9 @@ def draw_curves(
         color = _style(name, histories)["color"]
         slowest, fastest = rates * low_rates.min(axis=1), rates * high_rates.max(axis=1)
         rate_axes.fill_between(steps, slowest, fastest, color=color, alpha=0.2, linewidth=0)
-        rate_axes.plot(steps, rates[:, None] * mean_rates, color=color, linewidth=1, alpha=0.8)
+        rate_axes.plot(
+            steps, rates[:, None] * mean_rates, color=color, linewidth=1, alpha=0.8, marker=_marker(steps)
+        )
         rate_axes.set_yscale("log")
     _finish(rate_axes, "effective learning rates: mean of each layer (lines), all weights (band)")
     rate_axes.set(xlabel="step", ylabel="learning rate / E")
@@ -151,12 +174,15 @@ def draw_energy(histories: dict[str, History], labels: dict[str, str], title: st
         for name, history in histories.items():
             # Before the first step there is no energy, and the accuracy is that of chance.
             amounts, values = _columns(history["validation"][1:], spent, "accuracy")
-            axes.plot(amounts, values, **_style(name, histories), linewidth=2, label=labels[name])
+            style = _style(name, histories) | {"marker": _marker(amounts)}
+            axes.plot(amounts, values, **style, linewidth=2, label=labels[name])
         axes.set_xlim(left=0)
         axes.set_xlabel(words)
         _finish(axes, f"validation accuracy against the {'steps' if spent == 'step' else spent}")
     panels[0].set_ylabel("share of examples")
-    panels[0].legend()
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(labels), 3)
+    )
     figure.savefig(path)
 
 
@@ -187,9 +213,9 @@ def draw_metric(history: History, title: str, explanation: str, path: Path) -> N
             continue
         index = shown[panel]
         axes.fill_between(steps, low[:, index], high[:, index], color=_METRIC, alpha=0.2, linewidth=0)
-        axes.plot(steps, mean[:, index], color=_METRIC)
+        axes.plot(steps, mean[:, index], color=_METRIC, marker=_marker(steps))
         axes.set_yscale("log")
-        _finish(axes, names[index], fontsize=9)
+        _finish(axes, _title_of_a_layer(names[index]), fontsize=9)
         if panel + columns >= len(shown):
             axes.xaxis.set_tick_params(labelbottom=True)
         if panel % columns == 0:
