@@ -182,7 +182,7 @@ def _window_and_sides(names: tuple[Any, ...], words: list[str | None]) -> tuple[
 
 def _check_attention(called: str, path: tuple[Any, ...], shape: tuple[int, ...], found: MatrixAxes) -> None:
     """Raise ``ValueError`` where a kernel's own name and shape say for sure that its sides are others."""
-    by_shape, certain = _axes.read_leaf(path, jax.ShapeDtypeStruct(shape, np.float32), "flax")
+    by_shape, certain, _ = _axes.read_leaf(path, jax.ShapeDtypeStruct(shape, np.float32), "flax")
     if by_shape is None or not certain or not (found.outputs and by_shape.outputs):
         return
     same = set(found.inputs + found.outputs) == set(by_shape.inputs + by_shape.outputs)

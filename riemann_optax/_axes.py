@@ -163,7 +163,7 @@ def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str,
     """
     found = []
     for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
-        axes, certain = readings.get(path, Reading(None))
+        axes, certain, _ = readings.get(path, Reading(None))
         shape = np.shape(leaf)
         plain = len(shape) < 2 or axes == MatrixAxes((0,), (1,))
         if axes is not None and not plain:
@@ -191,7 +191,7 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
     if isinstance(chosen, str) and chosen in PRESETS:
         conventional, certain = by_convention(chosen, name, shape)
         # A single array has no name: whoever gives it a preset that is not the default has decided.
-        return Reading(conventional, certain or named or (not path and chosen != "flax"))
+        return Reading(conventional, certain or named or (not path and chosen != "flax"), chosen)
     if chosen is not None:
         chosen = _well_formed(path, chosen)
         every = (*chosen.inputs, *chosen.outputs)

@@ -30,7 +30,9 @@ class MatrixAxes(NamedTuple):
     window: tuple[int, ...] = ()
 
 
-Preset = Literal["flax", "equinox", "haiku", "scanned", "convolution"]
+Preset = Literal[
+    "flax", "equinox", "haiku", "scanned", "convolution", "equinox_scanned", "equinox_convolution"
+]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 _WORDS = re.compile(r"""\[['"]([^'"]*)['"]\]|\.(\w+)|\[(\d+)\]""")
@@ -61,10 +63,12 @@ class Reading(NamedTuple):
     Attributes:
       axes: None for an array that is no matrix.
       certain: whether name and shape leave no other way, or the user has said so.
+      preset: whose conventions said so; empty where a user's axes did.
     """
 
     axes: MatrixAxes | None
     certain: bool = True
+    preset: str = ""
 
 
 def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
@@ -105,8 +109,10 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
 
     For other conventions there are further presets, a function such as this one, which returns
     :class:`MatrixAxes`, the name of a preset, or None for single weights, or a dictionary of all these by the
-    names of modules: what it does not name is read as ``"flax"`` does, and a name that the parameters do not
-    have is an error. A module that is named counts as confirmed: nothing warns of it. The presets:
+    names of modules: what it does not name is read as ``"flax"`` does (``{"*": "equinox", ...}`` as Equinox
+    does), and a name that the parameters do not have is an error. ``*`` stands for any letters, and a name
+    without it counts before those with it. A module that is named counts as confirmed: nothing warns of it.
+    The presets:
 
     - ``"equinox"``: ``weight`` is ``(out, in)`` or ``(out, in, *window)``, with the layers of a
       ``filter_vmap`` in front, and a window of three axes as above; the weight of a module whose name has the
@@ -118,6 +124,8 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
       read as ``"flax"`` does.
     - ``"convolution"``: of every array that is no vector the last axis is the outputs, and all others are
       inputs: a convolution whose module is not called so.
+    - ``"equinox_scanned"`` and ``"equinox_convolution"``: the same of Equinox, where the outputs come first
+      (behind the stack), and the inputs of a convolution before its window.
 
     Args:
       name: the path of the leaf, as ``jax.tree_util.keystr`` writes it.
@@ -153,8 +161,9 @@ def _of_words(
 ) -> tuple[MatrixAxes, bool]:
     """Return the axes by the names on the way; ``taken`` stacks that these tell of are taken off already."""
     ndim = len(shape)
-    if preset == "scanned" and ndim:
-        one, certain = _of_words("flax", words, shape[1:], taken=1)
+    if preset in ("scanned", "equinox_scanned") and ndim:
+        of_layer = "equinox" if preset == "equinox_scanned" else "flax"
+        one, certain = _of_words(of_layer, words, shape[1:], taken=1)
         inputs, outputs, window = (
             tuple(axis + 1 for axis in side) for side in (one.inputs, one.outputs, one.window)
         )
@@ -162,8 +171,8 @@ def _of_words(
     if ndim < 2:
         return MatrixAxes(tuple(range(ndim)), ()), True
     last, module = words[-1] if words else "", words[-2] if len(words) > 1 else ""
-    if preset == "equinox":
-        return _of_equinox(last, module, words, shape)
+    if preset.startswith("equinox"):
+        return _of_equinox(last, module, words, shape, preset == "equinox_convolution")
     if last in _VECTORS.get(preset, _VECTORS["flax"]):
         return MatrixAxes((ndim - 1,), ()), True
     if preset == "convolution":
@@ -271,15 +280,20 @@ def _kind(name: str) -> Literal["norm", "table", "layer", ""]:
     return kind
 
 
-def _of_equinox(last: str, module: str, words: list[str], shape: tuple[int, ...]) -> tuple[MatrixAxes, bool]:
+def _of_equinox(
+    last: str, module: str, words: list[str], shape: tuple[int, ...], said: bool
+) -> tuple[MatrixAxes, bool]:
+    """Return the axes by Equinox's conventions; ``said`` is whether the user calls it a convolution."""
     ndim = len(shape)
     kind = _kind(last) or _kind(module)
-    convolution = any(map(_CONVOLUTION.search, words))
+    convolution = said or any(map(_CONVOLUTION.search, words))
     if last == "bias" or kind == "norm":
         first = ndim - 1
         while (convolution or ndim > 2) and shape[first] == 1 and first > 0:
             first -= 1  # the bias of a convolution is (out, 1, 1)
         return MatrixAxes(tuple(range(first, ndim)), ()), True
+    if said:
+        return MatrixAxes(tuple(range(1, ndim)), (0,), window=tuple(range(2, ndim))), True
     # An array that is a table itself may have any stack in front; a layer's weight may be a convolution.
     if kind == "table" and (_kind(last) or ndim == 2 or (ndim == 3 and not convolution)):
         return MatrixAxes((ndim - 2,), (ndim - 1,), lookup=True), ndim == 2 or bool(_kind(last))

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import riemann_optax as ro
+from riemann_optax import _axes
 
 
 def test_a_warning_is_at_the_line_of_who_calls():
@@ -44,6 +45,40 @@ def test_the_dictionary_that_a_warning_shows_settles_it(params, recwarn):
         axes = ast.literal_eval(shown.replace("flax", preset))
         ro.riemannian_eigenbasis(0.1, axes=axes).init(params)
     assert not recwarn.list
+
+
+def test_the_remedy_of_another_convention_is_in_its_own_words(recwarn):
+    """Named ``"flax"``, a convolution of Equinox had 2 outputs, and all other layers were read wrong as well."""
+    params = {"patch": {"weight": jnp.ones([32, 4, 2, 2])}, "head": {"weight": jnp.ones([16, 32])}}
+    with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
+        ro.riemannian_eigenbasis(0.1, axes="equinox").init(params)
+    said = str(caught[0].message)
+    assert '"equinox_scanned" in the place of "equinox" for stacked layers, "equinox_convolution"' in said
+    axes = ast.literal_eval(re.search(r"such as axes=(\{.*\});", said)[1])
+    recwarn.clear()
+    assert _axes.read(params, axes) == _axes.read(params, "equinox")
+    ro.riemannian_eigenbasis(0.1, axes=axes).init(params)
+    assert not recwarn.list
+
+
+def test_a_function_of_axes_is_told_what_to_return(recwarn):
+    params = {"stem": {"kernel": jnp.ones([3, 3, 4, 8])}}
+    with pytest.warns(UserWarning, match="let the function of axes= return it, ro.MatrixAxes") as caught:
+        ro.riemannian_eigenbasis(0.1, axes=lambda name, leaf: "flax").init(params)
+    read = ast.parse(
+        re.search(r"return it, (ro\.MatrixAxes\(.*\)); if", str(caught[0].message))[1], mode="eval"
+    )
+    axes = eval(compile(read, "axes", "eval"), {"ro": ro})
+    recwarn.clear()
+    ro.riemannian_eigenbasis(0.1, axes=lambda name, leaf: axes).init(params)
+    assert not recwarn.list
+
+
+def test_describe_warns_once():
+    params = {"stem": {"kernel": jnp.ones([3, 3, 4, 8])}}
+    with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
+        print(ro.describe(ro.riemannian_eigenbasis(0.1), params))
+    assert len(caught) == 1
 
 
 def test_a_module_that_is_named_is_confirmed(recwarn):

@@ -55,7 +55,10 @@ def keys(preset, path):
 def test_five_axes_are_a_window_of_three_or_a_stack_and_rarely_for_certain(
     preset, path, shape, axes, certain
 ):
-    assert _axes.read_leaf(keys(preset, path), jnp.zeros(shape), preset) == (ro.MatrixAxes(*axes), certain)
+    assert _axes.read_leaf(keys(preset, path), jnp.zeros(shape), preset)[:2] == (
+        ro.MatrixAxes(*axes),
+        certain,
+    )
 
 
 def test_six_axes_are_stacked_convolutions_of_three_dimensions():
@@ -259,7 +262,10 @@ OF_ONE, OF_TWO, MATRICES, DEEP = (
     ],
 )
 def test_names_of_linen_say_which_axes_are_stacked(preset, path, shape, axes, certain):
-    assert _axes.read_leaf(keys(preset, path), jnp.zeros(shape), preset) == (ro.MatrixAxes(*axes), certain)
+    assert _axes.read_leaf(keys(preset, path), jnp.zeros(shape), preset)[:2] == (
+        ro.MatrixAxes(*axes),
+        certain,
+    )
 
 
 # --- what a function may answer ---

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes
-from riemann_optax._conventions import MatrixAxes
+from riemann_optax._conventions import MatrixAxes, Reading
 
 Side = Literal["both", "smaller", "input", "output", "none", "vector"]
 SIDES: tuple[str, ...] = get_args(Side)
@@ -125,11 +125,8 @@ class LayoutRules(NamedTuple):
                     'axes="scanned" for stacked layers, axes="convolution" for a convolution.'
                 )
             else:
-                all_of_them = [path for paths in doubtful.values() for path in paths]
-                remedy = (
-                    f"name the module with its preset, such as axes={_named(all_of_them)}; if not, "
-                    'say what it is: "scanned" in the place of "flax" for stacked layers, '
-                    '"convolution" for a convolution.'
+                remedy = self._remedy(
+                    {path: readings[path] for of_one in doubtful.values() for path in of_one}
                 )
             _check.warn(
                 f"in_eigenbasis reads {shown}, by default: neither name nor shape tells what these axes are. "
@@ -147,6 +144,21 @@ class LayoutRules(NamedTuple):
                 'sides="vector".'
             )
         return layouts
+
+    def _remedy(self, doubtful: Mapping[tuple[Any, ...], Reading]) -> str:
+        """Return how a user confirms, or puts right, how arrays were read."""
+        if callable(self.axes):
+            _, first = next(iter(doubtful.items()))
+            return f"let the function of axes= return it, ro.{first.axes!r}; if not, what it is."
+        preset = next(iter(doubtful.values())).preset
+        others = {"*": preset} if self.axes == preset != "flax" else {}
+        prefix = "equinox_" if preset == "equinox" else ""
+        named = _written(others | _named(doubtful, preset))
+        return (
+            f"name the module with its preset, such as axes={named}; if not, "
+            f'say what it is: "{prefix}scanned" in the place of "{preset}" for stacked layers, '
+            f'"{prefix}convolution" for a convolution.'
+        )
 
     def sides_of(self, path: tuple[Any, ...], leaf: Any, axes: MatrixAxes | None) -> list["ReadSide"]:
         """Return how the input and output sides of a leaf are treated; an empty list if it has none."""
@@ -231,7 +243,7 @@ class ReadSide(NamedTuple):
     reason: str = ""
 
 
-def _named(paths: Sequence[tuple[Any, ...]]) -> str:
+def _named(paths: Iterable[tuple[Any, ...]], preset: str) -> dict[Any, Any]:
     """Return the dictionary of axes that confirms how the modules are read that arrays are in.
 
     Modules that differ in their numbers alone share a name with ``*`` in the place of these.
@@ -251,8 +263,8 @@ def _named(paths: Sequence[tuple[Any, ...]]) -> str:
         for name in names[:-1]:
             node = node.setdefault(name, {}) if isinstance(node, dict) else node
         if isinstance(node, dict):  # or a module around it is named already
-            node[names[-1]] = "flax"
-    return _written(tree)
+            node[names[-1]] = preset
+    return tree
 
 
 def _written(node: Any) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from riemann_optax import _axes, _tree
+from riemann_optax import _axes, _check, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._declare import Phi
 from riemann_optax.boundary import taken_apart
@@ -236,7 +236,10 @@ def describe(
         where += ": give gradients for those of the run"
     params, gradients, state, extra_args = _tree.bare((params, gradients, state, extra_args))
     phis, extremes, readings, bases = _read(tx, params, gradients, state, extra_args)
-    sizes, shared = _state_bytes(tx, jax.eval_shape(tx.init, params) if state is None else state, params)
+    if bases and gradients is None and state is None:  # of rank one: in a basis their E is far from a run's
+        where += ": give gradients for those of the run"
+    with _check.quiet():  # what it had to warn of it has
+        sizes, shared = _state_bytes(tx, jax.eval_shape(tx.init, params) if state is None else state, params)
     rows = [
         LeafDescription(jax.tree_util.keystr(path), np.shape(leaf), phi, float(low), float(high), size)
         for (path, leaf), phi, (low, high), size in zip(
@@ -259,7 +262,9 @@ def _check_values(name: str, *trees: Any) -> None:
 
 def _check_no_metric(tx: optax.GradientTransformation, params: optax.Params) -> None:
     """Raise ``ValueError`` where what is given with an alpha has a metric: then it is no phi."""
-    if _tree.find_states(jax.eval_shape(tx.init, params), ComputeMetricState):
+    with _check.quiet():
+        state = jax.eval_shape(tx.init, params)
+    if _tree.find_states(state, ComputeMetricState):
         raise ValueError(
             "alpha: tx_or_phi has a metric of its own, with an alpha of its own, and is no phi: leave alpha "
             "out, or give the phi alone."

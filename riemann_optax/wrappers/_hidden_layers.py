@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from riemann_optax._conventions import MatrixAxes
 
 Outgoing = Mapping[str, str | Sequence[str]]
 _BIASES = ("bias", "b")
+_MOST_STEPS = 10_000  # of the search for a chain
 
 
 class Side(NamedTuple):
@@ -198,21 +199,40 @@ def _chain(arrays: _Arrays) -> list[tuple[int, list[int]]]:
     found = _by_numbers(arrays, kernels, readers)
     if found is not None:
         return found
+    chains = list(itertools.islice(_chains_of_all(kernels, readers), 2))
+    if len(chains) == 1:
+        return [(kernel, [reader]) for kernel, reader in itertools.pairwise(chains[0])]
     for kernel in kernels:
         if len(readers[kernel]) > 1:
-            raise ValueError(_unclear(arrays, kernel, readers[kernel], "all fit"))
+            raise ValueError(_unclear(arrays, kernel, readers[kernel]))
         before = [other for other in kernels if kernel in readers[other]]
         if len(before) > 1:
-            raise ValueError(_unclear(arrays, kernel, before, "may all come before it"))
+            raise ValueError(_unclear(arrays, kernel, before, read=False))
     ends = [kernel for kernel in kernels if not readers[kernel]]
     if len(ends) != 1 or len(kernels) < 2:
         listed = ", ".join(map(arrays.called, ends or kernels)) or "any kernel"
         why = "nothing reads the units of" if ends or not kernels else "sizes fit in a circle from"
         raise ValueError(
             f"reset_units: the kernels are not one chain of layers, because {why} {listed}: say which layer "
-            'reads which, outgoing={"hidden": "head"}.'
+            f"reads which, {_example(arrays, *(kernels if len(kernels) > 1 else []))}."
         )
     return _sorted(arrays, {kernel: readers[kernel] for kernel in kernels if readers[kernel]})
+
+
+def _chains_of_all(kernels: list[int], readers: dict[int, list[int]]) -> Iterator[list[int]]:
+    """Iterate over the chains in which every kernel stands once, each read by the next.
+
+    The search ends after some thousand steps, without more chains: such sizes tell nothing.
+    """
+    steps = itertools.count()
+    if len(kernels) < 2:
+        return
+    ways = [[kernel] for kernel in kernels]
+    while ways and next(steps) < _MOST_STEPS:
+        way = ways.pop()
+        if len(way) == len(kernels):
+            yield way
+        ways += [[*way, reader] for reader in readers[way[-1]] if reader not in way]
 
 
 def _by_numbers(
@@ -247,11 +267,23 @@ def _fits(arrays: _Arrays, kernel: int, reader: int) -> bool:
     return side is not None and side.repeats == 1
 
 
-def _unclear(arrays: _Arrays, kernel: int, others: list[int], why: str) -> str:
-    return (
-        f"reset_units: it is not clear which layer reads the units of {arrays.called(kernel)}, because "
-        f'{", ".join(map(arrays.called, others))} {why}: say it with outgoing={{"hidden": "head"}}.'
-    )
+def _unclear(arrays: _Arrays, kernel: int, others: list[int], read: bool = True) -> str:
+    """Return what is said of a kernel whose units several others may read, or the reverse."""
+    listed = ", ".join(map(arrays.called, others))
+    if read:
+        doubt = f"which layer reads the units of {arrays.called(kernel)}, because {listed} all fit"
+        example = _example(arrays, kernel, others[0])
+    else:
+        doubt = f"whose units {arrays.called(kernel)} reads, because {listed} may all come before it"
+        example = _example(arrays, others[0], kernel)
+    return f"reset_units: it is not clear {doubt}: say of each layer which one reads it, such as {example}."
+
+
+def _example(arrays: _Arrays, *kernels: int) -> str:
+    """Return how ``outgoing`` says that the second layer reads the first."""
+    modules = ["/".join(arrays.names[kernel][:-1] or arrays.names[kernel]) for kernel in kernels[:2]]
+    layer, reader = modules if len(modules) == 2 else ("hidden", "head")
+    return f'outgoing={{"{layer}": "{reader}"}}'
 
 
 def _key(entry: Any) -> str:

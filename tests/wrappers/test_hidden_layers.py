@@ -9,6 +9,7 @@ from flax import linen, nnx
 from jax.sharding import AxisType, NamedSharding
 
 import riemann_optax as ro
+from riemann_optax.wrappers._hidden_layers import hidden_layers
 
 from .small_resets import kernels, reset, seen_like
 
@@ -47,6 +48,24 @@ AMBIGUOUS = {
     "fit in a circle": kernels(one=(3, 4), two=(4, 3)),
     "nothing reads the units of": kernels(one=(4, 6), two=(5, 2)),
 }
+
+
+def test_sizes_that_fit_in_one_way_only_are_a_chain():
+    """Though the units of the first may, for their number, be read by the last."""
+    sizes = {"h1": (20, 64), "h2": (64, 64), "head": (64, 5)}
+    params = {name: {"kernel": jnp.ones(size)} for name, size in sizes.items()}
+    layers = hidden_layers(params, None, "flax")
+    assert [(one.kernel.leaf, [reader.leaf for reader in one.outgoing]) for one in layers] == [
+        (0, [1]),
+        (1, [2]),
+    ]
+
+
+def test_a_remedy_has_the_names_of_the_model():
+    sizes = {"in": (20, 64), "mid": (64, 64), "more": (64, 64), "out": (64, 5)}
+    params = {name: {"kernel": jnp.ones(size)} for name, size in sizes.items()}
+    with pytest.raises(ValueError, match=r'such as outgoing=\{"in": "mid"\}'):
+        hidden_layers(params, None, "flax")
 
 
 @pytest.mark.parametrize("why", AMBIGUOUS)
