@@ -64,14 +64,39 @@ def read(tree: Any, axes: Axes) -> list[MatrixAxes | None]:
     """
     if isinstance(axes, Mapping):
         _check_names(tree, axes)
-    found = []
+    paths, leaves = leaf_paths(tree), jax.tree.leaves(tree)
+    readings = [read_leaf(path, leaf, axes) for path, leaf in zip(paths, leaves, strict=True)]
     heard = _heard.get()
-    for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
-        reading = read_leaf(path, leaf, axes)
-        if heard is not None:
-            heard[path] = reading
-        found.append(reading.axes)
-    return found
+    if heard is not None:
+        heard.update(zip(paths, _doubted(paths, [np.shape(leaf) for leaf in leaves], readings), strict=True))
+    return [reading.axes for reading in readings]
+
+
+def _doubted(
+    paths: list[tuple[Any, ...]], shapes: list[tuple[int, ...]], readings: list[Reading]
+) -> list[Reading]:
+    """Return the readings, in doubt where an array may be a stack, as the arrays beside it are.
+
+    The scale of a norm with two axes belongs to stacked layers. So does then all in the largest module around
+    it in which all arrays have as many places along the first axis.
+    """
+    stacked = []
+    for path, shape in zip(paths, shapes, strict=True):
+        if len(shape) == 2 and entry_key(path[-1] if path else None) == "scale":
+            for depth in range(1, len(path)):
+                sizes = {
+                    other[:1] for at, other in zip(paths, shapes, strict=True) if at[:depth] == path[:depth]
+                }
+                if sizes == {shape[:1]}:
+                    stacked.append(path[:depth])
+                    break
+
+    def doubted(path: tuple[Any, ...], reading: Reading) -> Reading:
+        beside = any(path[: len(module)] == module for module in stacked)
+        whole = reading.axes is not None and 0 in reading.axes.inputs + reading.axes.outputs
+        return reading._replace(certain=False) if beside and whole and reading.preset == "flax" else reading
+
+    return [doubted(path, reading) for path, reading in zip(paths, readings, strict=True)]
 
 
 _heard: ContextVar[dict[tuple[Any, ...], Reading] | None] = ContextVar("heard", default=None)
@@ -165,7 +190,7 @@ def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str,
     for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
         axes, certain, _ = readings.get(path, Reading(None))
         shape = np.shape(leaf)
-        plain = len(shape) < 2 or axes == MatrixAxes((0,), (1,))
+        plain = len(shape) < 2 or (certain and axes == MatrixAxes((0,), (1,)))
         if axes is not None and not plain:
             remedy = "name the module in axes=" if path else f"give axes=ro.{axes!r}"
             default = "" if certain else f", by default: {remedy} to confirm or to change it"
@@ -191,7 +216,8 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
     if isinstance(chosen, str) and chosen in PRESETS:
         conventional, certain = by_convention(chosen, name, shape)
         # A single array has no name: whoever gives it a preset that is not the default has decided.
-        return Reading(conventional, certain or named or (not path and chosen != "flax"), chosen)
+        certain = certain or named or (not path and chosen != "flax")
+        return Reading(conventional, certain, "" if named else chosen)
     if chosen is not None:
         chosen = _well_formed(path, chosen)
         every = (*chosen.inputs, *chosen.outputs)

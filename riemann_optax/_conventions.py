@@ -63,7 +63,7 @@ class Reading(NamedTuple):
     Attributes:
       axes: None for an array that is no matrix.
       certain: whether name and shape leave no other way, or the user has said so.
-      preset: whose conventions said so; empty where a user's axes did.
+      preset: whose conventions said so; empty where the user did.
     """
 
     axes: MatrixAxes | None

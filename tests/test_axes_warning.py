@@ -48,7 +48,7 @@ def test_the_dictionary_that_a_warning_shows_settles_it(params, recwarn):
 
 
 def test_the_remedy_of_another_convention_is_in_its_own_words(recwarn):
-    """Named ``"flax"``, a convolution of Equinox had 2 outputs, and all other layers were read wrong as well."""
+    """Named ``"flax"``, a convolution of Equinox has 2 outputs, and all other layers are read wrong too."""
     params = {"patch": {"weight": jnp.ones([32, 4, 2, 2])}, "head": {"weight": jnp.ones([16, 32])}}
     with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
         ro.riemannian_eigenbasis(0.1, axes="equinox").init(params)
@@ -71,6 +71,27 @@ def test_a_function_of_axes_is_told_what_to_return(recwarn):
     axes = eval(compile(read, "axes", "eval"), {"ro": ro})
     recwarn.clear()
     ro.riemannian_eigenbasis(0.1, axes=lambda name, leaf: axes).init(params)
+    assert not recwarn.list
+
+
+def test_what_stands_beside_stacks_is_asked_about(recwarn):
+    """As in a scanned block: a stack of vectors looks like a matrix, one of convolutions like a window."""
+    params = {
+        "layers": {
+            "D": jnp.ones([3, 32]),
+            "dwconv": {"kernel": jnp.ones([3, 3, 1, 32])},
+            "norm": {"scale": jnp.ones([3, 32])},
+            "proj": {"kernel": jnp.ones([3, 32, 24])},
+        },
+        "head": {"kernel": jnp.ones([32, 24])},
+    }
+    with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
+        ro.riemannian_eigenbasis(0.1).init(params)
+    said = str(caught[0].message)
+    assert all(name in said for name in ("['D']", "['dwconv']", "['proj']"))
+    assert "['head']" not in said
+    recwarn.clear()
+    ro.riemannian_eigenbasis(0.1, axes={"layers": "scanned"}).init(params)
     assert not recwarn.list
 
 
