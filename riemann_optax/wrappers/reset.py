@@ -186,6 +186,7 @@ def reset_units(
         _check.check_gradients(_tree.bare(updates), bare)
         leaves, structure = jax.tree.flatten(bare)
         layers = hidden_layers(bare, outgoing, axes)
+        reset = _Reset(rule, initializer, inner.init, axes, params, layers, structure)
         # A phi in inner may read activities too; an eigenbasis refuses them.
         refused = _tree.find_states(state.inner_state, InEigenbasisState)
         passed_on = extra_args if refused or activities is None else {"activities": activities, **extra_args}
@@ -199,52 +200,11 @@ def reset_units(
         )
         next_key, draw_key = jax.random.split(state.key)
 
-        def reset(
-            leaves: list[Any], steps: list[Any], seen: list[Any], own: tuple[Any, ...], draw_key: jax.Array
-        ) -> tuple[Any, ...]:
-            resets, spread, rule_state, inner_state = own
-            pairs = zip(leaves, steps, strict=True)
-            moved = [leaf + step.astype(leaf.dtype) for leaf, step in pairs]
-            outgoing_sizes = [_outgoing(one, moved) for one in layers]
-            chosen, new_rule_state = rule.update(
-                _of_layers(layers, structure, [h.reshape(-1, h.shape[-1]) for h in seen]),
-                _of_layers(layers, structure, outgoing_sizes),
-                rule_state,
-            )
-            # One batch that is no number would stay in running means for good.
-            finite = jnp.all(jnp.stack([jnp.isfinite(array).all() for array in (*seen, *outgoing_sizes)]))
-            masks = [jnp.logical_and(finite, mask) for mask in jax.tree.leaves(chosen)]
-            rule_state = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old), new_rule_state, rule_state
-            )
-            if initializer is None:
-                # 0 before the first update, of a layer that came later, and of a kernel that began constant.
-                spread = [
-                    jnp.where(own == 0, now.astype(own.dtype), own)
-                    for now, own in zip(_spreads(layers, leaves), spread, strict=True)
-                ]
-            slices = _slices(layers, masks, len(leaves))
-
-            def renew(steps: list[Any], inner_state: Any) -> tuple[list[Any], Any]:
-                drawn = _drawn(layers, leaves, spread, draw_key, initializer)
-                weights = _renewed_weights(layers, masks, moved, drawn)
-                new_steps = [
-                    where_new(new, (to - leaf).astype(step.dtype), step, leaf.shape)
-                    for new, to, leaf, step in zip(slices, weights, leaves, steps, strict=True)
-                ]
-                begun = inner.init(_tree.like(weights, params))
-                return new_steps, renewed(inner_state, begun, renewal_of(params, weights, slices, axes))
-
-            some = jnp.any(jnp.stack([jnp.any(mask) for mask in masks]))
-            steps, inner_state = when(some, renew, lambda *same: same, steps, inner_state)
-            resets = sum((jnp.sum(mask).astype(resets.dtype) for mask in masks), start=resets)
-            return steps, (resets, spread, rule_state, inner_state)
-
         # Weights may have any sharding: on an Explicit mesh the compiler infers it for the masks of units.
         old = (state.resets, jax.tree.leaves(state.spread), state.rule, inner_state)
         step_leaves = jax.tree.leaves(steps)
         new_steps, (resets, spread, rule_state, inner_state) = on_auto_mesh(
-            reset, (step_leaves, old), leaves, step_leaves, seen, old, draw_key
+            reset.new_steps, (step_leaves, old), leaves, step_leaves, seen, old, draw_key
         )
         return _tree.like(new_steps, steps), ResetUnitsState(
             count=optax.safe_increment(state.count),
@@ -256,6 +216,71 @@ def reset_units(
         )
 
     return Declared(init, update, name="reset_units", needs=("activities",))
+
+
+class _Reset(NamedTuple):
+    """What a reset knows beside arrays.
+
+    Attributes:
+      rule: chooses the units.
+      initializer: draws a kernel, or None.
+      begin: the wrapped optimiser's ``init``.
+      axes: which axes are inputs and outputs.
+      params: the parameters.
+      layers: the hidden layers.
+      structure: of the bare parameters.
+    """
+
+    rule: UnitRule
+    initializer: Initializer | None
+    begin: Callable[[optax.Params], optax.OptState]
+    axes: Axes
+    params: optax.Params
+    layers: tuple[HiddenLayer, ...]
+    structure: Any
+
+    def new_steps(
+        self, leaves: list[Any], steps: list[Any], seen: list[Any], own: tuple[Any, ...], draw_key: jax.Array
+    ) -> tuple[Any, ...]:
+        """Return the steps, those of reset units to their new weights, and what is kept after them."""
+        resets, spread, rule_state, inner_state = own
+        moved = [leaf + step.astype(leaf.dtype) for leaf, step in zip(leaves, steps, strict=True)]
+        masks, rule_state = self._chosen(moved, seen, rule_state)
+        if self.initializer is None:
+            # 0 before the first update, of a layer that came later, and of a kernel that began constant.
+            spread = [
+                jnp.where(own == 0, now.astype(own.dtype), own)
+                for now, own in zip(_spreads(self.layers, leaves), spread, strict=True)
+            ]
+        slices = _slices(self.layers, masks, len(leaves))
+
+        def renew(steps: list[Any], inner_state: Any) -> tuple[list[Any], Any]:
+            drawn = _drawn(self.layers, leaves, spread, draw_key, self.initializer)
+            weights = _renewed_weights(self.layers, masks, moved, drawn)
+            to_new = [
+                where_new(new, (to - leaf).astype(step.dtype), step, leaf.shape)
+                for new, to, leaf, step in zip(slices, weights, leaves, steps, strict=True)
+            ]
+            begun = self.begin(_tree.like(weights, self.params))
+            return to_new, renewed(inner_state, begun, renewal_of(self.params, weights, slices, self.axes))
+
+        some = jnp.any(jnp.stack([jnp.any(mask) for mask in masks]))
+        steps, inner_state = when(some, renew, lambda *same: same, steps, inner_state)
+        resets = sum((jnp.sum(mask).astype(resets.dtype) for mask in masks), start=resets)
+        return steps, (resets, spread, rule_state, inner_state)
+
+    def _chosen(self, moved: list[Any], seen: list[Any], rule_state: Any) -> tuple[list[jax.Array], Any]:
+        """Return a mask of the units that the rule chooses in each layer, and the rule's state."""
+        outgoing_sizes = [_outgoing(one, moved) for one in self.layers]
+        chosen, new_rule_state = self.rule.update(
+            _of_layers(self.layers, self.structure, [h.reshape(-1, h.shape[-1]) for h in seen]),
+            _of_layers(self.layers, self.structure, outgoing_sizes),
+            rule_state,
+        )
+        # One batch that is no number would stay in running means for good.
+        finite = jnp.all(jnp.stack([jnp.isfinite(array).all() for array in (*seen, *outgoing_sizes)]))
+        masks = [jnp.logical_and(finite, mask) for mask in jax.tree.leaves(chosen)]
+        return masks, jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_rule_state, rule_state)
 
 
 def _of_layers(layers: tuple[HiddenLayer, ...], structure: Any, values: list[Any]) -> Any:

@@ -1,5 +1,6 @@
 """A drift of the weights to their initial values, as strong as the current batch suggests."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -165,18 +166,8 @@ def soft_resets(
             found = jax.grad(lambda p: jnp.real(loss(p)))(_tree.like(places, params))
             return [jnp.conj(gradient) for gradient in jax.tree.leaves(found)]
 
-        def slopes(sample: int) -> list[jax.Array]:
-            """Return the derivative of the loss by each leaf's share at 1, from one perturbation."""
-            keys = list(jax.random.split(jax.random.fold_in(noise_key, sample), max(len(weights), 1)))
-            noise = jax.tree.map(_noise, distances, deviations, keys[: len(weights)])
-            places = jax.tree.map(lambda w, e: _moved(w, ratio * e), weights, noise)
-            moves = jax.tree.map(lambda d, e: d - (1 - ratio**2) / ratio * e, distances, noise)
-            products: list[jax.Array] = jax.tree.map(_product, gradients_at(places), moves)
-            return products
-
         if samples:
-            found = [slopes(sample) for sample in range(samples)]
-            slope = [sum(of_leaf[1:], start=of_leaf[0]) / samples for of_leaf in zip(*found, strict=True)]
+            slope = _mean_slopes(gradients_at, weights, distances, deviations, noise_key, samples, ratio)
         else:
             slope = jax.tree.map(_product, gradients, distances)
         step_size = _tree.at_count(rate, state.count)
@@ -210,6 +201,29 @@ def soft_resets(
         )
 
     return Declared(init, update, name="soft_resets", needs=("obj_fn",))
+
+
+def _mean_slopes(
+    gradients_at: Callable[[list[jax.Array]], list[jax.Array]],
+    weights: list[jax.Array],
+    distances: list[jax.Array],
+    deviations: list[jax.Array],
+    key: jax.Array,
+    samples: int,
+    ratio: float,
+) -> list[jax.Array]:
+    """Return the derivative of the loss by each leaf's share at 1, the mean over perturbations of weights."""
+
+    def slopes(sample: int) -> list[jax.Array]:
+        keys = list(jax.random.split(jax.random.fold_in(key, sample), max(len(weights), 1)))
+        noise = jax.tree.map(_noise, distances, deviations, keys[: len(weights)])
+        places = jax.tree.map(lambda w, e: _moved(w, ratio * e), weights, noise)
+        moves = jax.tree.map(lambda d, e: d - (1 - ratio**2) / ratio * e, distances, noise)
+        products: list[jax.Array] = jax.tree.map(_product, gradients_at(places), moves)
+        return products
+
+    found = [slopes(sample) for sample in range(samples)]
+    return [sum(of_leaf[1:], start=of_leaf[0]) / samples for of_leaf in zip(*found, strict=True)]
 
 
 def _deviation(weight: jax.Array, given: float | None) -> jax.Array:
