@@ -96,7 +96,7 @@ ORDER = {
         ),
         *("checking", "functional", "making", "step"),
     ),
-    "checkpoint": ("saving", "matching", "growing", "transplanting"),
+    "checkpoint": ("matching", "saving", "growing", "transplanting"),
     "testing": ("field", "_needs", "_sharded", "phi", "examples"),
     "examples": (
         *("errors", "data", "hub", "datasets", "models", "schedule"),

@@ -138,4 +138,7 @@ def test_words_in_the_names_of_equinox(names, axes):
     ],
 )
 def test_a_word_inside_of_another_word_says_nothing(preset, path, shape, axes, certain):
-    assert _axes.read_leaf(keys(preset, path), jnp.zeros(shape), preset) == (ro.MatrixAxes(*axes), certain)
+    assert _axes.read_leaf(keys(preset, path), jnp.zeros(shape), preset)[:2] == (
+        ro.MatrixAxes(*axes),
+        certain,
+    )

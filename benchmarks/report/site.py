@@ -129,13 +129,19 @@ def step_cost_table(record: dict[str, Any]) -> str:
         "riemannian_adamw": "`ro.riemannian_adamw`",
         "schedule_free_adamw": "`optax.contrib.schedule_free_adamw`",
         "riemannian_schedule_free": "`ro.riemannian_schedule_free`",
+        "muon": "`optax.contrib.muon`",
+        "riemannian_eigenbasis": "`ro.riemannian_eigenbasis`",
     }
+
+    def over(cost: dict[str, Any], name: str, other: str) -> str:
+        return number(cost[name]["seconds"] / cost[other]["seconds"]) if name in cost else "-"
+
     lines = [
         [
             words,
-            *(number(costs[name]["seconds"] / costs[over]["seconds"]) for over in ("sgd", "adam")),
-            number(tree[name]["seconds"] / tree["adam"]["seconds"]),
-            f"{costs[name]['state_bytes_per_parameter']:.2g}",
+            *(over(costs, name, other) for other in ("sgd", "adam")),
+            over(tree, name, "adam"),
+            f"{costs.get(name, tree[name])['state_bytes_per_parameter']:.2g}",
         ]
         for name, words in shown.items()
     ]

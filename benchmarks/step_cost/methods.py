@@ -42,6 +42,7 @@ METRICS: dict[str, Make] = {
     "factored phi, momentum": lambda: equations(ro.phi.factored_activity(), 0.9),
     "riemannian_adamw": lambda: ro.riemannian_adamw(RATE),
     "riemannian_schedule_free": lambda: ro.riemannian_schedule_free(RATE),
+    "riemannian_eigenbasis": lambda: ro.riemannian_eigenbasis(RATE),
     "conformal, momentum": lambda: ro.riemannian_adamw(RATE, phi=ro.phi.activity()),
     "conformal, momentum, eigenbasis": lambda: ro.in_eigenbasis(
         ro.riemannian_adamw(RATE, phi=ro.phi.activity(), alpha=30.0)
@@ -51,4 +52,4 @@ METRICS: dict[str, Make] = {
 ALL = {**PEERS, **METRICS}
 
 # Products with a matrix of side 4096 are tens of thousands of operations per weight: seconds for each step.
-TOO_LARGE = {"matrix": {"muon", "conformal, momentum, eigenbasis"}}
+TOO_LARGE = {"matrix": {"muon", "riemannian_eigenbasis", "conformal, momentum, eigenbasis"}}

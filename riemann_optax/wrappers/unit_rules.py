@@ -248,7 +248,7 @@ def least_useful_units(rate: float = 1e-4, *, maturity: int = 100, decay: float 
       <https://doi.org/10.1038/s41586-024-07711-7>`_, Nature, 2024
     """
     _check.check_share("rate", rate)  # above 1 more would be due than there is, and the debt would grow
-    _check.check_number("maturity", maturity, low=0)
+    _check.check_count("maturity", maturity, low=0)
     _check.check_decay(decay)
 
     def init(units: Any) -> LeastUsefulUnitsState:

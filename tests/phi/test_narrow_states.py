@@ -1,0 +1,93 @@
+"""States in narrow dtypes: means that would stall are refused, and what overflows does not stay for good."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import riemann_optax as ro
+
+WITH_DECAY = {
+    "activity": ro.phi.activity,
+    "surprise": ro.phi.surprise,
+    "momentum_activity": ro.phi.momentum_activity,
+    "factored_activity": ro.phi.factored_activity,
+    "per_neuron": ro.phi.per_neuron,
+    "sliding_threshold": ro.phi.sliding_threshold,
+    "secant_curvature": ro.phi.secant_curvature,
+    "hutchinson_curvature": ro.phi.hutchinson_curvature,
+    "gauss_newton_curvature": ro.phi.gauss_newton_curvature,
+    "utility_gate": ro.phi.utility_gate,
+    "bayesian_synapse": ro.phi.bayesian_synapse,
+    "modification_energy": ro.phi.modification_energy,
+    "slow_weights": ro.anchor.slow_weights,
+}
+
+
+@pytest.mark.parametrize("name", WITH_DECAY)
+def test_a_mean_that_would_stall_is_refused(name):
+    """In bfloat16 a mean of ones of decay 0.999 stops where a step is half of a unit: far from 1."""
+    make = WITH_DECAY[name]
+    with pytest.raises(ValueError, match=r"^decay=0\.999: a running mean in bfloat16 stalls.*state_dtype="):
+        make(decay=0.999, state_dtype="bfloat16")
+    make(decay=0.99, state_dtype="bfloat16")
+    make(decay=0.999)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.99])
+def test_a_mean_that_is_not_refused_arrives(decay):
+    """Within some units of the dtype, where the update is rounded to less than half of one."""
+    phi = ro.phi.activity(decay=decay, power=1.0, state_dtype="bfloat16")
+    gradient = jnp.ones(3)
+    state = phi.init(gradient)
+    last, _ = jax.lax.scan(lambda state, _: (phi.update(gradient, state)[1], None), state, length=3000)
+    half_unit = 2.0**-9
+    assert abs(float(last.second_moment[0]) - 1) <= half_unit / (1 - decay) + half_unit
+
+
+@pytest.mark.parametrize(
+    "phi",
+    [
+        ro.phi.activity(decay=0.5, state_dtype="float16"),
+        ro.phi.factored_activity(decay=0.5, state_dtype="float16"),
+        ro.phi.accumulated_activity(memory=0.5, state_dtype="float16"),
+        ro.phi.momentum_activity(decay=0.5, state_dtype="float16"),
+    ],
+    ids=lambda phi: phi.name,
+)
+def test_one_large_gradient_does_not_freeze_a_weight_for_good(phi):
+    """Its square is above 65504, the largest number of float16."""
+    shape = jnp.ones([2, 2])
+    state = phi.init(shape)
+    for size in (3000.0, 3000.0, *[1.0] * 40):
+        values, state = phi.update(size * shape, state)
+    np.testing.assert_allclose(values, np.full([2, 2], values[0, 0]))
+    assert 0.5 < float(values[0, 0]) < 2.0
+
+
+def test_a_decay_that_float32_rounds_to_1_is_refused():
+    with pytest.raises(ValueError, match="which float32 rounds to 1"):
+        ro.phi.momentum_activity(decay=1 - 1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_probability_of_release_stays_below_its_maximum(dtype):
+    """There E would be infinite, and the synapse frozen."""
+    phi = ro.phi.presynaptic_release(frozen_from=0.999, up=0.5, state_dtype=dtype)
+    state = phi.init(jnp.zeros(2))
+    for _ in range(40):
+        values, state = phi.update(jnp.ones(2), state)
+    assert np.isfinite(values).all()
+    below = np.nextafter(
+        np.asarray(1, state.release_probability.dtype), np.asarray(0, state.release_probability.dtype)
+    )
+    assert float(state.release_probability[0]) <= float(below)
+
+
+def test_the_weight_of_the_newest_term_has_its_derivative_at_a_decay_of_zero():
+    """``(1 - d) / (1 - d**n)``: 0 for one term, -1 for more."""
+    from riemann_optax.phi._state import newest_weight
+
+    for count, slope in ((1, 0.0), (2, -1.0), (3, -1.0)):
+        at_zero = jax.grad(lambda decay, count=count: newest_weight(decay, jnp.int32(count)))(0.0)
+        assert float(at_zero) == slope
