@@ -133,7 +133,8 @@ def build_parser() -> argparse.ArgumentParser:
     metric.add_argument(
         "--learning-rate",
         type=positive,
-        help=f"peak; 5%% warm-up, then cosine decay, but schedule-free has none; default {rates}",
+        help=f"peak; 5%% warm-up, then cosine decay, but schedule-free has none; default {rates}; "
+        "on text AdamW's, 0.01, for all but riemannian_sgd",
     )
     metric.add_argument(
         "--phi",
