@@ -280,6 +280,11 @@ def _kind(name: str) -> Literal["norm", "table", "layer", ""]:
     return kind
 
 
+def name_of_table(name: str) -> bool:
+    """Return whether the name of an array says that its rows are looked up."""
+    return _kind(name) == "table"
+
+
 def _of_equinox(
     last: str, module: str, words: list[str], shape: tuple[int, ...], said: bool
 ) -> tuple[MatrixAxes, bool]:

@@ -250,3 +250,23 @@ def test_a_bias_beside_the_norm_of_another_layer_of_a_list_is_a_bias():
     layers = [{"kernel": jnp.ones([2, 3]), "bias": jnp.ones(3)}, {"scale": jnp.ones(3), "bias": jnp.ones(3)}]
     assert [layer["bias"] for layer in ro.parameter_kinds(layers)] == ["bias", "norm"]
     assert ro.parameter_kinds({"bias": [1.0, 2.0], "a": 1.0}) == {"bias": ["bias", "bias"], "a": "vector"}
+
+
+def test_raw_tables_are_embeddings_and_a_layer_of_patches_is_none():
+    params = {
+        "pos_embedding": jnp.zeros([1, 4, 3]),  # as in Flax's Vision Transformer
+        "token_embed": jnp.zeros([5, 3]),
+        "patch_embed": jnp.zeros([3, 4]),
+        "embed_scale": jnp.zeros([]),
+    }
+    assert ro.parameter_kinds(params) == {
+        "pos_embedding": "embedding",
+        "token_embed": "embedding",
+        "patch_embed": "matrix",
+        "embed_scale": "vector",
+    }
+
+
+def test_a_model_of_nnx_is_labelled_by_its_parameters():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    assert jax.tree.leaves(ro.parameter_kinds(model)) == ["bias", "matrix"]

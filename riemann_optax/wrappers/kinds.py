@@ -8,6 +8,8 @@ import optax
 
 from riemann_optax._axes import entry_key
 from riemann_optax._check import check_transformation
+from riemann_optax._conventions import name_of_table
+from riemann_optax.boundary import parameters_of
 
 Kind = Literal["matrix", "embedding", "bias", "norm", "vector"]
 KINDS: tuple[str, ...] = ("matrix", "embedding", "bias", "norm", "vector")
@@ -21,7 +23,8 @@ def parameter_kinds(params: optax.Params) -> Any:
     ============  ===================================================================
     kind          leaf
     ============  ===================================================================
-    embedding     named ``embedding`` (also if it is tied to the output layer)
+    embedding     named ``embedding`` (also if it is tied to the output layer), or two axes or
+                  more and a name such as ``pos_embedding`` or ``token_embed``
     norm          named ``scale``; or ``bias`` next to a ``scale``
     bias          named ``bias``
     matrix        any other leaf with two or more axes
@@ -31,7 +34,7 @@ def parameter_kinds(params: optax.Params) -> Any:
     Tied weights are one leaf and get one label. For other names write a labelling function of your own.
 
     Args:
-      params: the parameters, arrays of any dtype.
+      params: the parameters, arrays of any dtype, or a model of Flax NNX.
 
     Returns:
       A tree of the labels ``"matrix"``, ``"embedding"``, ``"bias"``, ``"norm"`` and ``"vector"``.
@@ -45,13 +48,14 @@ def parameter_kinds(params: optax.Params) -> Any:
       >>> print(ro.parameter_kinds(params))
       {'dense': {'bias': 'bias', 'kernel': 'matrix'}, 'layer_norm': {'bias': 'norm', 'scale': 'norm'}}
     """
+    params = parameters_of(params)
     places = [_place(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     norms = {place[:-1] for place in places if place[-1:] == ("scale",)}
 
     def label(path: tuple[Any, ...], leaf: Any) -> str:
         place = _place(path)
         last = place[-1] if place else ""
-        if last == "embedding":
+        if last == "embedding" or (jnp.ndim(leaf) >= 2 and name_of_table(last)):
             return "embedding"
         if last == "scale" or (last == "bias" and place[:-1] in norms):
             return "norm"
