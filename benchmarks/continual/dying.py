@@ -129,7 +129,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.continual.dying", description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"folder of {FILE}")
     parser.add_argument("--quick", action="store_true", help="a few steps, which show nothing")
-    options = parse_with_folder(parser, arguments)
+    options = parse_with_folder(parser, arguments, ["quick"])
     stream = quick(STREAMS[STREAM]) if options.quick else STREAMS[STREAM]
     length, seeds = dict(stream.size.length), stream.size.seeds
     tasks = length.pop("blocks")

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,6 @@ from riemann_optax._conventions import MatrixAxes
 
 Outgoing = Mapping[str, str | Sequence[str]]
 _BIASES = ("bias", "b")
-_MOST_STEPS = 10_000  # of the search for a chain
 
 
 class Side(NamedTuple):
@@ -199,9 +198,6 @@ def _chain(arrays: _Arrays) -> list[tuple[int, list[int]]]:
     found = _by_numbers(arrays, kernels, readers)
     if found is not None:
         return found
-    chains = list(itertools.islice(_chains_of_all(kernels, readers), 2))
-    if len(chains) == 1:
-        return [(kernel, [reader]) for kernel, reader in itertools.pairwise(chains[0])]
     for kernel in kernels:
         if len(readers[kernel]) > 1:
             raise ValueError(_unclear(arrays, kernel, readers[kernel]))
@@ -217,22 +213,6 @@ def _chain(arrays: _Arrays) -> list[tuple[int, list[int]]]:
             f"reads which, {_example(arrays, *(kernels if len(kernels) > 1 else []))}."
         )
     return _sorted(arrays, {kernel: readers[kernel] for kernel in kernels if readers[kernel]})
-
-
-def _chains_of_all(kernels: list[int], readers: dict[int, list[int]]) -> Iterator[list[int]]:
-    """Iterate over the chains in which every kernel stands once, each read by the next.
-
-    The search ends after some thousand steps, without more chains: such sizes tell nothing.
-    """
-    steps = itertools.count()
-    if len(kernels) < 2:
-        return
-    ways = [[kernel] for kernel in kernels]
-    while ways and next(steps) < _MOST_STEPS:
-        way = ways.pop()
-        if len(way) == len(kernels):
-            yield way
-        ways += [[*way, reader] for reader in readers[way[-1]] if reader not in way]
 
 
 def _by_numbers(

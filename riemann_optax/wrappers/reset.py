@@ -201,7 +201,7 @@ def reset_units(
         next_key, draw_key = jax.random.split(state.key)
 
         # Weights may have any sharding: on an Explicit mesh the compiler infers it for the masks of units.
-        old = (state.resets, jax.tree.leaves(state.spread), state.rule, inner_state)
+        old = (state.resets, _by_layer(layers, state.spread), state.rule, inner_state)
         step_leaves = jax.tree.leaves(steps)
         new_steps, (resets, spread, rule_state, inner_state) = on_auto_mesh(
             reset.new_steps, (step_leaves, old), leaves, step_leaves, seen, old, draw_key
@@ -210,7 +210,7 @@ def reset_units(
             count=optax.safe_increment(state.count),
             key=next_key,
             resets=resets,
-            spread=jax.tree.unflatten(jax.tree.structure(state.spread), spread),
+            spread=_of_layers(layers, structure, spread) if spread else state.spread,
             rule=rule_state,
             inner_state=inner_state,
         )
@@ -279,7 +279,7 @@ class _Reset(NamedTuple):
         )
         # One batch that is no number would stay in running means for good.
         finite = jnp.all(jnp.stack([jnp.isfinite(array).all() for array in (*seen, *outgoing_sizes)]))
-        masks = [jnp.logical_and(finite, mask) for mask in jax.tree.leaves(chosen)]
+        masks = [jnp.logical_and(finite, mask) for mask in _by_layer(self.layers, chosen)]
         return masks, jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_rule_state, rule_state)
 
 
@@ -289,6 +289,13 @@ def _of_layers(layers: tuple[HiddenLayer, ...], structure: Any, values: list[Any
     for one, value in zip(layers, values, strict=True):
         nodes[one.kernel.leaf] = value
     return jax.tree.unflatten(structure, nodes)
+
+
+def _by_layer(layers: tuple[HiddenLayer, ...], tree: Any) -> list[Any]:
+    """Return the values of such a tree in the order of the layers, which is not that of the leaves."""
+    leaves = jax.tree.leaves(tree)
+    places = sorted(one.kernel.leaf for one in layers)
+    return [leaves[places.index(one.kernel.leaf)] for one in layers] if leaves else []
 
 
 def _without_others(layers: tuple[HiddenLayer, ...], activities: Any, params: optax.Params) -> Any:

@@ -50,15 +50,56 @@ AMBIGUOUS = {
 }
 
 
-def test_sizes_that_fit_in_one_way_only_are_a_chain():
-    """Though the units of the first may, for their number, be read by the last."""
-    sizes = {"h1": (20, 64), "h2": (64, 64), "head": (64, 5)}
-    params = {name: {"kernel": jnp.ones(size)} for name, size in sizes.items()}
-    layers = hidden_layers(params, None, "flax")
-    assert [(one.kernel.leaf, [reader.leaf for reader in one.outgoing]) for one in layers] == [
-        (0, [1]),
-        (1, [2]),
-    ]
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"encoder": (784, 64), "decoder": (64, 784), "classifier": (64, 10)},
+        {"embed": (10, 32), "up": (32, 64), "down": (64, 32), "head": (32, 5)},  # head reads embed + down
+        {"i": (10, 32), "h": (32, 32), "head": (32, 5)},  # a recurrent cell
+    ],
+    ids=["two heads", "residual", "recurrent"],
+)
+def test_one_chain_through_all_sizes_is_no_proof(sizes):
+    """Each has one order in which every kernel fits behind another, and it is not how they are wired."""
+    with pytest.raises(ValueError, match="it is not clear"):
+        hidden_layers({name: {"kernel": jnp.ones(size)} for name, size in sizes.items()}, None, "flax")
+
+
+@pytest.mark.parametrize(
+    ("names", "outgoing"),
+    [
+        (["input", "hidden", "output"], {"input": "hidden", "hidden": "output"}),  # hidden is the first leaf
+        ([f"Dense_{number}" for number in range(12)], None),  # Dense_10 is before Dense_2
+        ([f"Dense_{number}" for number in (2, 1, 0)], None),  # as Linen numbers one nested expression
+    ],
+    ids=["names", "more than ten", "downward"],
+)
+def test_the_order_of_reading_is_not_that_of_the_leaves(names, outgoing):
+    """The units of the second layer that are dead are drawn anew, and no others."""
+    width = [3] + [4 + number for number in range(len(names) - 1)] + [2]
+    params = {
+        name: {"kernel": jnp.ones([rows, columns]), "bias": jnp.ones(columns)}
+        for name, rows, columns in zip(names, width, width[1:], strict=False)
+    }
+    dead = names[1]
+    seen = {
+        name: {"kernel": jnp.ones([5, layer["bias"].size]), "bias": 0.0} for name, layer in params.items()
+    }
+    seen[dead]["kernel"] = seen[dead]["kernel"].at[:, 0].set(0.0)
+    tx = ro.reset_units(optax.sgd(0.0), ro.dormant_units(0.0, every=1), outgoing=outgoing)
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    updates, state = tx.update(gradients, tx.init(params), params, activities=seen)
+    after = optax.apply_updates(params, updates)
+    assert int(state.resets) == 1
+    for name in names:
+        changed = np.flatnonzero(np.any(after[name]["kernel"] != params[name]["kernel"], axis=0))
+        if name == dead:
+            assert changed.tolist() == [0]
+        elif name == names[2]:
+            np.testing.assert_array_equal(after[name]["kernel"][0], 0.0)
+            np.testing.assert_array_equal(after[name]["kernel"][1:], 1.0)
+        else:
+            assert changed.size == 0
 
 
 def test_a_remedy_has_the_names_of_the_model():
