@@ -1,5 +1,6 @@
 """How the arrays of a tree are read: fan-in, fan-out, and stacks of layers, by axes= or by convention."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -55,8 +56,7 @@ def read(tree: Any, axes: Axes) -> list[MatrixAxes | None]:
       tree: parameters or gradients.
       axes: the argument of that name: axes, a preset, a function of a leaf's name and the leaf that returns
         either or None, or a dictionary of these by the names of modules, where what is not named is read as
-        ``"flax"`` does. A name with ``*`` stands for all that it matches: where two
-        do, the first in the dictionary, and a name that is equal before both.
+        the dictionaries around say, in the end ``"flax"``. A name with ``*`` stands for all that it matches.
 
     Raises:
       ValueError: for axes that a leaf does not have, for an answer of a function that is no axes, and for a
@@ -83,7 +83,7 @@ def _doubted(
     stacked = []
     for path, shape in zip(paths, shapes, strict=True):
         if len(shape) == 2 and entry_key(path[-1] if path else None) == "scale":
-            for depth in range(1, len(path)):
+            for depth in range(len(path)):
                 sizes = {
                     other[:1] for at, other in zip(paths, shapes, strict=True) if at[:depth] == path[:depth]
                 }
@@ -204,14 +204,9 @@ def remarks(params: Any, readings: dict[tuple[Any, ...], Reading]) -> tuple[str,
 def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
     """Return how one leaf at a path of the tree is read."""
     shape, named = np.shape(leaf), False
-    for key in map(entry_key, path):
-        if isinstance(axes, Mapping):
-            found = _looked_up(axes, key)
-            named = bool(found)
-            axes = found[0] if found else "flax"
+    if isinstance(axes, Mapping):
+        axes, named = _said_of(path, axes)
     name = jax.tree_util.keystr(path)
-    if isinstance(axes, Mapping):  # no name is left to look up
-        axes, named = "flax", False
     chosen = axes(name, leaf) if callable(axes) else axes
     if isinstance(chosen, str) and chosen in PRESETS:
         conventional, certain = by_convention(chosen, name, shape)
@@ -234,12 +229,28 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
     return Reading(chosen)
 
 
-def _looked_up(axes: Mapping[Any, Any], key: Any) -> list[Any]:
-    """Return what a dictionary says of a key: by its own name, else by each pattern; empty if nothing."""
-    names = [name for name in (key, str(key)) if name in axes] or [
-        name for name in axes if matches(name, key)
-    ]
-    return [axes[name] for name in names]
+def _said_of(path: tuple[Any, ...], axes: Mapping[Any, Any]) -> tuple[Any, bool]:
+    """Return what a dictionary says of the array at a path, and whether a name of it led there.
+
+    In each dictionary a name without ``*`` counts before those with it, and these in their order. What a
+    dictionary does not name is what the dictionaries around it say, in the end ``"flax"``.
+    """
+    dictionaries, otherwise = [axes], "flax"
+    for key in map(entry_key, path):
+        found = [said for dictionary in dictionaries for said in _children(dictionary, key)]
+        dictionaries = list(itertools.takewhile(lambda said: isinstance(said, Mapping), found))
+        if found and not dictionaries:
+            return found[0], True
+        if len(dictionaries) < len(found):
+            otherwise = found[len(dictionaries)]
+    return otherwise, False
+
+
+def _children(mapping: Mapping[Any, Any], key: Any) -> list[Any]:
+    """Return what a dictionary has under a key: by its own name, then by patterns."""
+    exact = [mapping[name] for name in dict.fromkeys((key, str(key))) if name in mapping]
+    patterns = [said for name, said in mapping.items() if name not in (key, str(key)) and matches(name, key)]
+    return exact + patterns
 
 
 def matches(name: Any, key: Any) -> bool:
@@ -251,7 +262,7 @@ def matches(name: Any, key: Any) -> bool:
     """
     if not isinstance(name, str):
         return bool(name == key)
-    return re.fullmatch(".*".join(map(re.escape, name.split("*"))), str(key)) is not None
+    return re.fullmatch(".*".join(map(re.escape, name.split("*"))), str(key), re.DOTALL) is not None
 
 
 def _well_formed(path: tuple[Any, ...], chosen: Any) -> MatrixAxes:

@@ -109,10 +109,10 @@ def kernel_axes(name: str, leaf: Any) -> MatrixAxes:
 
     For other conventions there are further presets, a function such as this one, which returns
     :class:`MatrixAxes`, the name of a preset, or None for single weights, or a dictionary of all these by the
-    names of modules: what it does not name is read as ``"flax"`` does (``{"*": "equinox", ...}`` as Equinox
-    does), and a name that the parameters do not have is an error. ``*`` stands for any letters, and a name
-    without it counts before those with it. A module that is named counts as confirmed: nothing warns of it.
-    The presets:
+    names of modules: what it does not name is read as the dictionaries around it say, in the end as
+    ``"flax"`` does (with ``{"*": "equinox", ...}`` as Equinox does), and a name that the parameters do not
+    have is an error. ``*`` stands for any letters, and a name without it counts before those with it. A
+    module that is named counts as confirmed: nothing warns of it. The presets:
 
     - ``"equinox"``: ``weight`` is ``(out, in)`` or ``(out, in, *window)``, with the layers of a
       ``filter_vmap`` in front, and a window of three axes as above; the weight of a module whose name has the
@@ -163,6 +163,8 @@ def _of_words(
     ndim = len(shape)
     if preset in ("scanned", "equinox_scanned") and ndim:
         of_layer = "equinox" if preset == "equinox_scanned" else "flax"
+        if of_layer == "equinox" and ndim > 3:  # a layer is no stack again
+            of_layer = "equinox_convolution"
         one, certain = _of_words(of_layer, words, shape[1:], taken=1)
         inputs, outputs, window = (
             tuple(axis + 1 for axis in side) for side in (one.inputs, one.outputs, one.window)

@@ -246,5 +246,5 @@ def _is_finite(key: str, value: Any) -> bool:
     """Return whether a value can be drawn; None is what a record in JSON has in the place of NaN."""
     try:
         return value is not None and math.isfinite(value)
-    except (TypeError, ValueError):  # of complex numbers, of arrays of several
+    except (TypeError, ValueError, OverflowError):  # of complex numbers, of arrays of several
         raise TypeError(f"history must have numbers, got {value!r} as {key!r}.") from None

@@ -75,6 +75,7 @@ def test_conventions_of_flax(name, shape, axes):
         ("scanned", "anything", (2, 3, 5), ((1,), (2,))),
         ("equinox_scanned", "layers/weight", (2, 5, 3), ((2,), (1,))),
         ("equinox_scanned", "layers/bias", (2, 5), ((1,), ())),
+        ("equinox_scanned", "first/weight", (3, 8, 4, 5), ((2, 3), (1,), CHANNELS, (3,))),
         ("equinox_scanned", "conv/weight", (2, 8, 6, 5), ((2, 3), (1,), CHANNELS, (3,))),
         ("equinox_convolution", "smooth/weight", (8, 6, 5), ((1, 2), (0,), CHANNELS, (2,))),
         ("equinox_convolution", "patch/weight", (8, 6, 2, 2), ((1, 2, 3), (0,), CHANNELS, (2, 3))),
@@ -102,6 +103,17 @@ def test_what_a_dictionary_does_not_name_is_read_as_flax_does():
     tree = {"net": {"weight": jnp.zeros([3, 5]), "w": jnp.zeros([3, 5])}, "w": jnp.zeros([3, 5])}
     flax, equinox = ro.MatrixAxes((0,), (1,)), ro.MatrixAxes((1,), (0,))
     assert _axes.read(tree, {"net": {"weight": "equinox"}}) == [flax, equinox, flax]  # net/w, net/weight, w
+
+
+def test_what_a_dictionary_does_not_name_is_what_those_around_it_say():
+    tree = {"enc": {"patch": jnp.zeros([3, 5]), "lin": jnp.zeros([3, 5])}, "head": jnp.zeros([3, 5])}
+    flax, equinox = ro.MatrixAxes((0,), (1,)), ro.MatrixAxes((1,), (0,))
+    assert _axes.read(tree, {"*": "equinox", "enc": {"patch": "flax"}}) == [equinox, flax, equinox]
+    assert _axes.read(tree, {"en*": {"l*": "equinox"}, "enc": {"patch": "equinox"}}) == [
+        equinox,
+        equinox,
+        flax,
+    ]
 
 
 def test_a_name_with_a_star_means_all_that_it_matches_and_nothing_else_names():

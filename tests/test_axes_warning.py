@@ -61,12 +61,53 @@ def test_the_remedy_of_another_convention_is_in_its_own_words(recwarn):
     assert not recwarn.list
 
 
+def all_of(shape):
+    return {"weight": jnp.ones(shape), "bias": jnp.ones(shape[0])}
+
+
+@pytest.mark.parametrize(
+    ("params", "axes"),
+    [
+        ({"layers": [all_of([8, 4, 3, 3, 3]), all_of([16, 8]), all_of([4, 16])]}, "equinox"),
+        (
+            {"enc": {"patch": all_of([8, 4, 3, 3]), "lin": all_of([16, 8])}, "head": all_of([8, 16])},
+            "equinox",
+        ),
+        (
+            {"first": {"kernel": jnp.ones([3, 3, 4, 8])}, "head": {"kernel": jnp.ones([5, 6])}},
+            {"head": {"kernel": ro.MatrixAxes((1,), (0,))}},
+        ),
+        (
+            {"stem": all_of([8, 4, 2, 2]), "out": all_of([6, 5]), "mix": {"kernel": jnp.ones([3, 3, 4, 8])}},
+            {"stem": "equinox", "out": "equinox"},
+        ),
+        (
+            {f"Block_{i}": {"mix": {"kernel": jnp.ones([3, 3, 4, 8])}} for i in range(3)}
+            | {"Block_3": {name: {"kernel": jnp.ones([3, 3, 4, 8])} for name in ("mix", "stem")}},
+            "flax",
+        ),
+        ({'a"b': {"kernel": jnp.ones([3, 3, 4, 8])}, "a\\b": {"kernel": jnp.ones([3, 3, 4, 8])}}, "flax"),
+    ],
+    ids=["list of Equinox", "nested Equinox", "named axes", "named presets", "one of more", "quotes"],
+)
+def test_the_dictionary_that_a_warning_shows_changes_nothing(params, axes, recwarn):
+    """It confirms, and every array is read as it was."""
+    with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
+        ro.riemannian_eigenbasis(0.1, axes=axes).init(params)
+    code = re.search(r"such as axes=(\{.*\});", str(caught[0].message))[1]
+    shown = eval(code, {"ro": ro})
+    assert _axes.read(params, shown) == _axes.read(params, axes)
+    recwarn.clear()
+    ro.riemannian_eigenbasis(0.1, axes=shown).init(params)
+    assert not recwarn.list
+
+
 def test_a_function_of_axes_is_told_what_to_return(recwarn):
     params = {"stem": {"kernel": jnp.ones([3, 3, 4, 8])}}
     with pytest.warns(UserWarning, match="let the function of axes= return it, ro.MatrixAxes") as caught:
         ro.riemannian_eigenbasis(0.1, axes=lambda name, leaf: "flax").init(params)
     read = ast.parse(
-        re.search(r"return it, (ro\.MatrixAxes\(.*\)); if", str(caught[0].message))[1], mode="eval"
+        re.search(r"return it, (ro\.MatrixAxes\(.*\)) of ", str(caught[0].message))[1], mode="eval"
     )
     axes = eval(compile(read, "axes", "eval"), {"ro": ro})
     recwarn.clear()

@@ -86,7 +86,7 @@ class Records:
                 raise ValueError(
                     f"{path}, line {number} is no result: mend it, or take the line out of the file."
                 ) from error
-        if _is_json(self._rest):  # all of it but the end of its line
+        if _is_entry(self._rest):  # all of it but the end of its line
             self._take(self._rest)
 
     def _take(self, line: bytes) -> None:
@@ -127,13 +127,13 @@ class Records:
     def _finish_last_line(self) -> None:
         """End a whole last line, and take back one that was cut short, unless somebody went on with it."""
         rest, self._rest = self._rest, b""
-        if not rest:
+        if not rest or not self._path.exists() or self._path.stat().st_size < len(rest):
             return
         with self._path.open("r+b") as file:
             file.seek(-len(rest), os.SEEK_END)
             if file.read() != rest:
                 return
-            if _is_json(rest):
+            if _is_entry(rest):
                 file.write(b"\n")
             else:
                 file.seek(-len(rest), os.SEEK_END)
@@ -146,12 +146,13 @@ class Records:
         return self[key]
 
 
-def _is_json(line: bytes) -> bool:
+def _is_entry(line: bytes) -> bool:
+    """Return whether a line is whole but for its end."""
     try:
-        json.loads(line)
+        entry = json.loads(line)
     except ValueError:
         return False
-    return True
+    return isinstance(entry, dict) and ("made_with" in entry or {"key", "result"} <= entry.keys())
 
 
 def _identity(key: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """How an array is read as a matrix: which axes are inputs and outputs, and which sides get a basis."""
 
+import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -148,12 +149,12 @@ class LayoutRules(NamedTuple):
     def _remedy(self, doubtful: Mapping[tuple[Any, ...], Reading]) -> str:
         """Return how a user confirms, or puts right, how arrays were read."""
         if callable(self.axes):
-            _, first = next(iter(doubtful.items()))
-            return f"let the function of axes= return it, ro.{first.axes!r}; if not, what it is."
+            said = "; ".join(f"ro.{one.axes!r} of {_axes.called(path)}" for path, one in doubtful.items())
+            return f"let the function of axes= return it, {said}; if not, what it is."
+        known: Any = {"*": self.axes} if isinstance(self.axes, str) and self.axes != "flax" else {}
+        named = _written(_naming(doubtful, self.axes if isinstance(self.axes, Mapping) else known))
         preset = next(iter(doubtful.values())).preset
-        others = {"*": preset} if self.axes == preset != "flax" else {}
         prefix = "equinox_" if preset == "equinox" else ""
-        named = _written(others | _named(doubtful, preset))
         return (
             f"name the module with its preset, such as axes={named}; if not, "
             f'say what it is: "{prefix}scanned" in the place of "{preset}" for stacked layers, '
@@ -243,32 +244,39 @@ class ReadSide(NamedTuple):
     reason: str = ""
 
 
-def _named(paths: Iterable[tuple[Any, ...]], preset: str) -> dict[Any, Any]:
-    """Return the dictionary of axes that confirms how the modules are read that arrays are in.
+def _naming(doubtful: Mapping[tuple[Any, ...], Reading], known: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a dictionary of axes and, in it, how the modules were read that arrays in doubt are in.
 
     Modules that differ in their numbers alone share a name with ``*`` in the place of these.
     """
-    alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
-    for path in paths:
+    alike: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+    for path, reading in doubtful.items():
         keys = tuple(map(_axes.entry_key, path))
         module = keys[:-1] or keys
-        alike.setdefault(tuple(re.sub(r"\d+", "*", str(key)) for key in module), []).append(module)
-    tree: dict[Any, Any] = {}
-    for pattern, modules in alike.items():
-        node = tree
-        names = [
-            of_all[0] if len(set(of_all)) == 1 else name
-            for name, of_all in zip(pattern, zip(*modules, strict=True), strict=True)
-        ]
-        for name in names[:-1]:
+        pattern = tuple(re.sub(r"\d+", "*", str(key)) for key in module)
+        alike.setdefault((reading.preset, *pattern), []).append(module)
+    tree = _copied(known)
+    for (preset, *patterns), modules in alike.items():
+        *outer, last = (
+            of_all[0] if len(set(of_all)) == 1 else pattern
+            for pattern, of_all in zip(patterns, zip(*modules, strict=True), strict=True)
+        )
+        node: Any = tree
+        for name in outer:
             node = node.setdefault(name, {}) if isinstance(node, dict) else node
         if isinstance(node, dict):  # or a module around it is named already
-            node[names[-1]] = preset
+            node[last] = preset
     return tree
 
 
+def _copied(node: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {name: _copied(below) if isinstance(below, Mapping) else below for name, below in node.items()}
+
+
 def _written(node: Any) -> str:
-    """Return a dictionary as code, with double quotes."""
+    """Return a dictionary of axes as code, with double quotes."""
     if isinstance(node, dict):
         return f"{{{', '.join(f'{_written(name)}: {_written(below)}' for name, below in node.items())}}}"
-    return f'"{node}"' if isinstance(node, str) else repr(node)
+    if isinstance(node, MatrixAxes):
+        return f"ro.{node!r}"
+    return json.dumps(node) if isinstance(node, str) else getattr(node, "__qualname__", repr(node))

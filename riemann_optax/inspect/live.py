@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import jax
@@ -88,8 +89,9 @@ def metric_scalars(
       rate_mean/w 0.625
       rate_max/w 1.0
     """
-    quantiles = quantiles.tolist() if isinstance(quantiles, np.ndarray) else quantiles
-    if not isinstance(quantiles, Sequence) or not all(0 <= level <= 1 for level in quantiles):
+    quantiles = np.asarray(quantiles).tolist() if isinstance(quantiles, np.ndarray | jax.Array) else quantiles
+    numbers = isinstance(quantiles, Sequence) and all(isinstance(one, Real) for one in quantiles)
+    if not numbers or not all(0 <= level <= 1 for level in quantiles):
         raise ValueError(f"quantiles must be levels in [0, 1], such as (0.5, 0.9), got {quantiles!r}.")
     _check.check_number("rigid_above", rigid_above)
     if groups is not None and not callable(groups):

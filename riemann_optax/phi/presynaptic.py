@@ -128,10 +128,15 @@ def presynaptic_release(
     ) -> tuple[optax.Updates, PresynapticReleaseState]:
         del params, extra_args
 
+        def below(dtype: Any) -> jax.Array:
+            """Return the largest number below the maximum, where E is infinite."""
+            top = jnp.asarray(maximum).astype(dtype)
+            return jnp.nextafter(top, jnp.zeros_like(top))
+
         def rigidity(gradient: jax.Array, p: jax.Array) -> jax.Array:
-            # In a narrow state the minimum itself is rounded.
+            # In a narrow state the minimum itself is rounded, and p may be rounded up to the maximum.
             p = jnp.maximum(p.astype(_tree.working_dtype(gradient)), minimum)
-            return (p - minimum) / (maximum - p)
+            return (p - minimum) / (maximum - jnp.minimum(p, below(p.dtype)))
 
         def release(gradient: jax.Array, p: jax.Array) -> jax.Array:
             size = _tree.magnitude(gradient)
@@ -141,9 +146,7 @@ def presynaptic_release(
             moved = jnp.clip(moved, minimum, maximum)
             # A NaN gradient compares as small: it lowers p by one step and leaves no NaN.
             kept = jnp.where(wide >= frozen_from, wide, moved).astype(p.dtype)
-            # In a narrow state p may be rounded up to the maximum, where E is infinite.
-            top = jnp.asarray(maximum).astype(p.dtype)
-            return jnp.minimum(kept, jnp.nextafter(top, jnp.zeros_like(top)))
+            return jnp.minimum(kept, below(p.dtype))
 
         values = jax.tree.map(rigidity, updates, state.release_probability)
         return values, PresynapticReleaseState(jax.tree.map(release, updates, state.release_probability))

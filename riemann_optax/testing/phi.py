@@ -249,7 +249,7 @@ class _Trial:
             if not (np.isfinite(metric).all() and (metric > 0).all()):
                 problems.append(
                     f"E = 1 + {self.alpha:g} * phi is not positive and finite at {name}: phi reaches from "
-                    f"{np.min(value):g} to {np.max(value):g}"
+                    f"{np.min(value):g} to {np.max(value):g}; for other weights give params="
                 )
             elif not _close(value, jitted):
                 problems.append(

@@ -98,3 +98,22 @@ def test_numbers_are_rounded_not_lost():
         "b": None,
         "c": "text",
     }
+
+
+@pytest.mark.parametrize("rest", [b"5", b"[]", b'{"a": 1}', b'{"key": {"seed": 9}}'])
+def test_a_last_line_that_is_no_result_does_not_count(path, rest):
+    whole = filled(path, 2)
+    path.write_bytes(whole + rest)
+    again = Records(path, ["command"])
+    assert len(again) == 2
+    again.get({"seed": 2}, lambda: {"loss": 2})
+    assert path.read_bytes() == filled(path.with_name("other.jsonl"), 3)
+
+
+def test_a_file_that_got_shorter_or_is_gone_is_written_on(path):
+    for gone in (False, True):
+        path.write_bytes(b'{"key": {"seed": 0}, "result": {"loss": 0.123')
+        records = Records(path, ["command"])
+        path.unlink() if gone else path.write_bytes(b"")
+        records.get({"seed": 1}, lambda: {"loss": 1})
+        assert [entry["key"] for entry in Records(path)] == [{"seed": 1}]

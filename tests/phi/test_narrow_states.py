@@ -91,3 +91,15 @@ def test_the_weight_of_the_newest_term_has_its_derivative_at_a_decay_of_zero():
     for count, slope in ((1, 0.0), (2, -1.0), (3, -1.0)):
         at_zero = jax.grad(lambda decay, count=count: newest_weight(decay, jnp.int32(count)))(0.0)
         assert float(at_zero) == slope
+
+
+@pytest.mark.parametrize(
+    "options", [{"frozen_from": 0.999}, {"form": "constant", "frozen_from": 0.93, "up": 0.069}]
+)
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+def test_a_probability_that_is_stored_rounded_is_finite_too(options, storage):
+    phi = ro.low_precision_state(ro.phi.presynaptic_release(**options), storage)
+    ones = jnp.ones(256)
+    state = phi.init(ones)
+    _, values = jax.lax.scan(lambda state, _: phi.update(ones, state)[::-1], state, length=400)
+    assert np.isfinite(values).all()
