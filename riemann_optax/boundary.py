@@ -54,8 +54,8 @@ def consolidate(
     Args:
       opt_state: the state of any transformation with a consolidating phi or anchor anywhere in it, or an
         ``nnx.Optimizer``.
-      params: the parameters at the end of the task, as the next ``update`` will see them; with an
-        ``nnx.Optimizer`` the model.
+      params: the parameters at the end of the task, as the next ``update`` will see them, or the model of
+        NNX or Equinox that has them; with an ``nnx.Optimizer`` the model.
       task_importance: the importance of each weight for the task that ended, in the structure of ``params``,
         for those phis that can be given one (such as :func:`riemann_optax.phi.online_ewc`).
 
@@ -85,7 +85,7 @@ def consolidate(
     if is_nnx_optimizer(opt_state):
         return _consolidate_in_place(opt_state, params, task_importance)
     boxed = opt_state
-    opt_state, params, task_importance = _tree.bare((opt_state, params, task_importance))
+    opt_state, params, task_importance = _tree.bare((opt_state, parameters_of(params), task_importance))
     if restarts(opt_state):
         raise ValueError(
             "consolidate: restart_at_boundary restarts in an update, and this is none: give update the extra "

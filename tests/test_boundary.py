@@ -2,6 +2,8 @@
 
 import re
 
+import chex
+import equinox
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -370,3 +372,11 @@ def test_other_parameters_than_those_of_the_state_are_refused_by_name(make, wrap
             ro.consolidate(state, params | {"a": jnp.zeros(shape)})
     with pytest.raises(ValueError, match=r"^consolidate: params lacks leaf \['a'\]"):
         ro.consolidate(state, {"b": params["b"], "c": params["a"]})
+
+
+def test_a_model_of_equinox_stands_for_its_parameters():
+    model = equinox.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    params = equinox.filter(model, equinox.is_inexact_array)
+    tx = ro.riemannian_sgd(0.1, phi=ro.phi.online_ewc())
+    _, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    chex.assert_trees_all_equal(ro.consolidate(state, model), ro.consolidate(state, params))

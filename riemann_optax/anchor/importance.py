@@ -15,7 +15,10 @@ from riemann_optax.phi import _state
 
 
 @declare_fields(
-    linear=("weights", "boundary_weights"), squared=("importance",), weights=("weights", "boundary_weights")
+    linear=("weights", "boundary_weights"),
+    squared=("importance",),
+    weights=("weights", "boundary_weights"),
+    exact=("weights", "boundary_weights"),
 )
 class ImportanceWeightedState(NamedTuple):
     """State of :func:`importance_weighted_weights`.
@@ -38,12 +41,12 @@ class ImportanceWeightedState(NamedTuple):
 
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
         """Return the state after a task boundary; :func:`riemann_optax.consolidate` calls it."""
-        # The importance comes with the next update: the precision of the pull then includes the new task.
-        del task_importance
-        begun = self.count > 0  # before the first update no task can have ended
+        # Before the first update no task of this state has ended: one that somebody has measured has. The
+        # importance comes with the next update: the precision of the pull then includes the new task.
+        ended = (self.count > 0) | (task_importance is not None)
         return self._replace(
-            tasks=jnp.where(begun, optax.safe_increment(self.tasks), self.tasks),
-            pending=jnp.logical_or(self.pending, begun),
+            tasks=jnp.where(ended, optax.safe_increment(self.tasks), self.tasks),
+            pending=jnp.logical_or(self.pending, ended),
             boundary_weights=_state.copy_like(_tree.masked_like(params, self.weights), self.boundary_weights),
         )
 
@@ -69,8 +72,10 @@ def importance_weighted_weights(*, memory: float = 1.0) -> optax.GradientTransfo
     Equal in float64 to the sum over tasks of Kirkpatrick et al. From the third task on
     :func:`task_boundary_weights`, the single anchor of Schwarz et al, pulls elsewhere. Use it with
     importances that are sums over tasks, such as those of :func:`riemann_optax.phi.online_ewc` and
-    :func:`riemann_optax.phi.laplace`. Until the first boundary, and where nothing has been important, it
-    pulls to nothing.
+    :func:`riemann_optax.phi.laplace`, not with one that is scaled anew at each boundary, as that of
+    :func:`riemann_optax.phi.rwalk` or inside of :func:`riemann_optax.phi.limited_mean`: the anchor would
+    weigh tasks by what is left of the scale. Where such a precision falls, its task has gained nothing. Until
+    the first boundary, and where nothing has been important, it pulls to nothing.
 
     State: 3 values per weight. No collective. Needs ``params``. A boundary is announced by the extra argument
     ``task_boundary`` of ``update``, or by :func:`riemann_optax.consolidate`. In a Flax NNX loop:
@@ -129,6 +134,7 @@ def importance_weighted_weights(*, memory: float = 1.0) -> optax.GradientTransfo
         *,
         precision: optax.Updates | None = None,
         task_boundary: Any = None,
+        task_importance: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Params, ImportanceWeightedState]:
         del updates, extra_args
@@ -138,13 +144,13 @@ def importance_weighted_weights(*, memory: float = 1.0) -> optax.GradientTransfo
                 "importance_weighted_weights needs the precision of the pull, for its importance: call "
                 'add_anchored_weights(rate, importance_weighted_weights(), precision="phi"), or give a phi.'
             )
-        state = consolidated_where(task_boundary, state, params)
+        state = consolidated_where(task_boundary, state, params, task_importance)
 
         def fold(anchor: jax.Array, ended: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
             after = after.astype(before.dtype)
-            nothing = after == 0
             old = jnp.asarray(memory).astype(before.dtype) * before
-            share = jnp.where(nothing, 0, old / jnp.where(nothing, 1, after)).astype(anchor.dtype)
+            total = jnp.maximum(old, after)  # a precision that has shrunk has gained nothing
+            share = jnp.where(total == 0, 0, old / jnp.where(total == 0, 1, total)).astype(anchor.dtype)
             ended = ended.astype(anchor.dtype)
             return jnp.where(state.pending, ended + share * (anchor - ended), anchor)
 

@@ -14,7 +14,7 @@ from riemann_optax.boundary import consolidated_where
 from riemann_optax.phi import _state
 
 
-@declare_fields(linear=("weights",), weights=("weights",))
+@declare_fields(linear=("weights",), weights=("weights",), exact=("weights",))
 class AnchorState(NamedTuple):
     """State of :func:`initial_weights` and :func:`slow_weights`.
 
@@ -118,7 +118,7 @@ def slow_weights(*, decay: float = 0.999, state_dtype: Any = None) -> optax.Grad
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@declare_fields(linear=("copies",), weights=("copies",))
+@declare_fields(linear=("copies",), weights=("copies",), exact=("copies",))
 class BennaFusiState(NamedTuple):
     """State of :func:`benna_fusi_chain`.
 
@@ -222,7 +222,7 @@ def benna_fusi_chain(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@declare_fields(linear=("weights",), weights=("weights",))
+@declare_fields(linear=("weights",), weights=("weights",), exact=("weights",))
 class TaskBoundaryState(NamedTuple):
     """State of :func:`task_boundary_weights`.
 
@@ -238,10 +238,10 @@ class TaskBoundaryState(NamedTuple):
 
     def consolidated(self, params: optax.Params, task_importance: optax.Params | None = None) -> Self:
         """Return the state after a task boundary; :func:`riemann_optax.consolidate` calls it."""
-        del task_importance
+        # Before the first update no task of this state has ended: one that somebody has measured has.
+        ended = (self.count > 0) | (task_importance is not None)
         return self._replace(
-            # Before the first update no task can have ended.
-            tasks=jnp.where(self.count == 0, self.tasks, optax.safe_increment(self.tasks)),
+            tasks=jnp.where(ended, optax.safe_increment(self.tasks), self.tasks),
             weights=_state.copy_like(_tree.masked_like(params, self.weights), self.weights),
         )
 
@@ -250,8 +250,9 @@ def task_boundary_weights(*, from_start: bool = False) -> optax.GradientTransfor
     """Anchor: the parameters at the last task boundary, :math:`a = w_k` from the end of task ``k`` on.
 
     A boundary is announced by the extra argument ``task_boundary`` of ``update`` (one boolean: this update is
-    the first of a new task) or by :func:`riemann_optax.consolidate`. One before the first update is ignored.
-    Weighted by a precision, the pull is that of elastic weight consolidation, or of the Laplace rule:
+    the first of a new task) or by :func:`riemann_optax.consolidate`. One before the first update is ignored,
+    unless a ``task_importance`` is given with it: that of the task of a pretrained model. Weighted by a
+    precision, the pull is that of elastic weight consolidation, or of the Laplace rule:
     ``add_anchored_weights(rate, task_boundary_weights(), precision="phi")`` between the stages.
 
     State: 1 value per weight, in the dtype of the parameters. No collective. Needs ``params``. In a Flax NNX
@@ -296,11 +297,12 @@ def task_boundary_weights(*, from_start: bool = False) -> optax.GradientTransfor
         params: optax.Params | None = None,
         *,
         task_boundary: Any = None,
+        task_importance: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Params, TaskBoundaryState]:
         del updates, extra_args
         params = _check.require_params(params, "task_boundary_weights")
-        state = consolidated_where(task_boundary, state, params)
+        state = consolidated_where(task_boundary, state, params, task_importance)
         weights = _state.first_or(params, state.weights, state.count)
         target = weights if from_start else _state.first_or(params, weights, state.tasks)
         return target, state._replace(count=optax.safe_increment(state.count), weights=weights)

@@ -67,8 +67,10 @@ def manifest(tree: Any) -> dict[str, Any]:
 def check(saved: Any, tree: Any) -> None:
     """Raise unless the checkpoint with the manifest ``saved`` can be restored to the structure of ``tree``.
 
-    Two phis with the same statistics in a state of the same type (``activity`` and ``bayesian_synapse``) can
-    continue from each other's checkpoints.
+    It compares states. What has a state of the same class passes: ``activity`` and ``bayesian_synapse``,
+    which have the same statistics; but also ``online_ewc``, ``laplace`` and ``memory_aware_synapses``,
+    ``bayesian_gradient_descent`` and ``mesu``, the anchors ``initial_weights`` and ``slow_weights``, and phis
+    without a state. These are in other units: change none of them for another in a run.
 
     Args:
       saved: the result of :func:`manifest` when the checkpoint was written, as read back from JSON.

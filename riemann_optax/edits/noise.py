@@ -61,7 +61,8 @@ def add_metric_noise(
         scalar.
       temperature: ``T``, at least 0, in units of the loss; likewise. A posterior of ``N`` examples is sampled
         with a mean loss at ``T = 1/N``.
-      key: a random key or an integer seed.
+      key: a random key or an integer seed; runs side by side, and parts of ``optax.partition``, want one
+        each.
       field: a function of an array of weights that returns ``E`` in its shape, each value depending on its
         own weight alone, up to a constant factor; such as a ``riemann_optax.fields.SeparableField``. None for
         a metric that does not depend on the weights.
@@ -152,7 +153,8 @@ def add_idle_noise(
         scalar.
       scale: standard deviation of the noise per update where ``E = 1``, in units of the weights, at least 0;
         likewise.
-      key: a random key or an integer seed.
+      key: a random key or an integer seed; runs side by side, and parts of ``optax.partition``, want one
+        each.
 
     Returns:
       A gradient transformation with state :class:`MetricNoiseState`.

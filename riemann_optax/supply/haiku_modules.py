@@ -50,13 +50,22 @@ def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[
     return arguments[:1], {**keywords, "is_training": False}
 
 
+def _channels(module: Any) -> Any:
+    """Return the axis of the channels of what a module gives: where they come first, the data says so."""
+    if getattr(module, "channel_index", -1) == -1:
+        return -1
+    # An image without a batch has one axis less.
+    return -1 - module.num_spatial_dims if isinstance(module, _CONVOLUTIONS) else module.channel_index
+
+
 def _call(module: Any, recorder: Recorder, received: Any, sent: Any) -> Call:
     found: dict[str, Weight] = {}
     for path, value in module.params_dict().items():
         found[path.rpartition("/")[2]] = recorder.weight(value)
     weight = next((found[name] for name in ("w", "embeddings", "scale") if name in found), None)
     bias = next((found[name] for name in ("b", "offset") if name in found), None)
-    call = Call(received, sent, weight, bias, lambda: received)
+    sent, axes = calls.features_last(sent, _channels(module))
+    call = Call(received, sent, weight, bias, lambda: received, output_axes=axes)
     if isinstance(module, haiku.Embed):
         size: Any = module.vocab_size
         return call._replace(inputs=lambda: calls.one_hot(received, size))

@@ -13,7 +13,11 @@ from riemann_optax._axes import Axes
 from riemann_optax._conventions import MatrixAxes
 
 Outgoing = Mapping[str, str | Sequence[str]]
-_BIASES = ("bias", "b")
+# A kernel and its bias may share a name: w1 and b1, kernel_out and bias_out, out_w and out_b.
+_KERNEL, _BIAS = (
+    re.compile(rf"(?:{word})(?:_?(\d+)|_(.+))?|(.+)_(?:{word})", re.IGNORECASE)
+    for word in ("w|weights?|kernels?", "b|bias|biases")
+)
 
 
 class Side(NamedTuple):
@@ -103,12 +107,22 @@ def _hidden_layer(arrays: _Arrays, kernel: int, readers: list[int]) -> HiddenLay
 
 
 def _bias(arrays: _Arrays, kernel: int, units: int) -> Side | None:
-    module = arrays.names[kernel][:-1]
     for index, (name, leaf) in enumerate(zip(arrays.names, arrays.leaves, strict=True)):
-        shape = np.shape(leaf)
-        if name[:-1] == module and name[-1:] and name[-1] in _BIASES and np.size(leaf) == units and shape:
+        shape, beside = np.shape(leaf), name[:-1] == arrays.names[kernel][:-1]
+        if beside and np.size(leaf) == units and shape and _is_bias(arrays, index, kernel):
             return Side(index, shape.index(units))
     return None
+
+
+def _is_bias(arrays: _Arrays, index: int, kernel: int) -> bool:
+    """Return whether the name of an array, or its place in a sequence, says that it is a kernel's bias."""
+    if not arrays.names[index]:
+        return False
+    if isinstance(arrays.paths[index][-1], jax.tree_util.SequenceKey):
+        return index == kernel + 1 and np.ndim(arrays.leaves[index]) == 1
+    name = arrays.names[index][-1]
+    own, its = _KERNEL.fullmatch(arrays.names[kernel][-1]), _BIAS.fullmatch(name)
+    return name in ("bias", "b") or (own is not None and its is not None and own.groups() == its.groups())
 
 
 def _reader(arrays: _Arrays, kernel: int, reader: int, units: int) -> Side:
@@ -118,7 +132,8 @@ def _reader(arrays: _Arrays, kernel: int, reader: int, units: int) -> Side:
         read, shape = arrays.of_matrix(reader), np.shape(arrays.leaves[reader])
         raise ValueError(
             f"reset_units: {arrays.called(reader)} is {_axes.in_words(read, shape)}, and cannot read the "
-            f"{units} units of {arrays.called(kernel)}: name the layer that reads them in outgoing."
+            f"{units} units of {arrays.called(kernel)}: name the layer that reads them in outgoing, or "
+            f"leave out {_module(arrays, kernel)!r}."
         )
     return side
 
@@ -199,6 +214,9 @@ def _chain(arrays: _Arrays) -> list[tuple[int, list[int]]]:
     if found is not None:
         return found
     for kernel in kernels:
+        flattened = [other for other in kernels if other != kernel and _may_flatten(arrays, kernel, other)]
+        if flattened and not readers[kernel]:
+            raise ValueError(_unclear(arrays, kernel, flattened))
         if len(readers[kernel]) > 1:
             raise ValueError(_unclear(arrays, kernel, readers[kernel]))
         before = [other for other in kernels if kernel in readers[other]]
@@ -212,7 +230,11 @@ def _chain(arrays: _Arrays) -> list[tuple[int, list[int]]]:
             f"reset_units: the kernels are not one chain of layers, because {why} {listed}: say which layer "
             f"reads which, {_example(arrays, *(kernels if len(kernels) > 1 else []))}."
         )
-    return _sorted(arrays, {kernel: readers[kernel] for kernel in kernels if readers[kernel]})
+    found = _sorted(arrays, {kernel: readers[kernel] for kernel in kernels if readers[kernel]})
+    against = _against_numbers(arrays, [kernel for kernel, _ in found] + ends)
+    if against:
+        raise ValueError(_unclear(arrays, *against))
+    return found
 
 
 def _by_numbers(
@@ -238,6 +260,30 @@ def _by_numbers(
     return [(kernel, [reader]) for kernel, reader in itertools.pairwise(fitting[0])]
 
 
+def _against_numbers(arrays: _Arrays, chain: list[int]) -> tuple[int, list[int]] | None:
+    """Return a kernel of a chain, and the next of its kind, where the numbers of layers go up and down."""
+    kinds: dict[str, list[int]] = {}
+    for kernel in chain:
+        kinds.setdefault(re.sub(r"\d+", "#", "/".join(arrays.names[kernel])), []).append(kernel)
+    for alike in kinds.values():
+        numbers = [tuple(map(int, re.findall(r"\d+", "/".join(arrays.names[kernel])))) for kernel in alike]
+        up = [a < b for a, b in itertools.pairwise(numbers)]
+        if len(set(up)) > 1:
+            turn = up.index(not up[0])
+            return alike[turn], [alike[turn + 1]]
+    return None
+
+
+def _may_flatten(arrays: _Arrays, kernel: int, reader: int) -> bool:
+    """Return whether a kernel may read the flattened images of a convolution, in any order of their axes."""
+    read, other = arrays.of_matrix(kernel), arrays.of_matrix(reader)
+    if len(read.inputs) < 2 or len(read.outputs) != 1 or len(other.inputs) != 1 or other.lookup:
+        return False
+    units = np.shape(arrays.leaves[kernel])[read.outputs[0]]
+    inputs = np.shape(arrays.leaves[reader])[other.inputs[0]]
+    return bool(units) and inputs > units and inputs % units == 0
+
+
 def _fits(arrays: _Arrays, kernel: int, reader: int) -> bool:
     """Return whether a kernel has as many inputs as another has outputs."""
     outputs, shape = arrays.of_matrix(kernel).outputs, np.shape(arrays.leaves[kernel])
@@ -251,19 +297,27 @@ def _unclear(arrays: _Arrays, kernel: int, others: list[int], read: bool = True)
     """Return what is said of a kernel whose units several others may read, or the reverse."""
     listed = ", ".join(map(arrays.called, others))
     if read:
-        doubt = f"which layer reads the units of {arrays.called(kernel)}, because {listed} all fit"
+        fit = "all fit" if len(others) > 1 else "may, by its size alone"
+        doubt = f"which layer reads the units of {arrays.called(kernel)}, because {listed} {fit}"
         example = _example(arrays, kernel, others[0])
     else:
         doubt = f"whose units {arrays.called(kernel)} reads, because {listed} may all come before it"
         example = _example(arrays, others[0], kernel)
-    return f"reset_units: it is not clear {doubt}: say of each layer which one reads it, such as {example}."
+    return (
+        f"reset_units: it is not clear {doubt}: say of each layer which one reads it, such as {example}; "
+        "leave out layers whose outputs are added to others, or multiply them."
+    )
 
 
 def _example(arrays: _Arrays, *kernels: int) -> str:
     """Return how ``outgoing`` says that the second layer reads the first."""
-    modules = ["/".join(arrays.names[kernel][:-1] or arrays.names[kernel]) for kernel in kernels[:2]]
+    modules = [_module(arrays, kernel) for kernel in kernels[:2]]
     layer, reader = modules if len(modules) == 2 else ("hidden", "head")
-    return f'outgoing={{"{layer}": "{reader}"}}'
+    return f'outgoing={{"{layer}": "{reader}"}} where "{reader}" reads "{layer}"'
+
+
+def _module(arrays: _Arrays, kernel: int) -> str:
+    return "/".join(arrays.names[kernel][:-1] or arrays.names[kernel])
 
 
 def _key(entry: Any) -> str:

@@ -16,11 +16,13 @@ from riemann_optax.boundary import consolidate_within, restarts
 def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Skip every update whose gradient has a NaN or infinity: state and weights do not change.
 
-    ``optax.apply_if_finite`` gives up after a number of bad gradients; this never applies one. The state
-    counts them (``notfinite_count`` in a row, ``total_notfinite`` in all); look at it. Without the guard one
-    NaN stays in the running mean of a phi for good, and so in every later update. Under sharding the test
-    needs one all-reduce. A task boundary (``task_boundary=True``) at a skipped update is not lost: states
-    consolidate, and :func:`restart_at_boundary`, which does not read the gradient, restarts.
+    So with what a phi reads besides: of a batch in which one example is all padding the mean gradient may be
+    finite, and that example's a NaN. ``optax.apply_if_finite`` gives up after a number of bad gradients; this
+    never applies one. The state counts them (``notfinite_count`` in a row, ``total_notfinite`` in all); look
+    at it. Without the guard one NaN stays in the running mean of a phi for good, and so in every later
+    update. Under sharding the test needs one all-reduce. A task boundary (``task_boundary=True``) at a
+    skipped update is not lost: states consolidate, and :func:`restart_at_boundary`, which does not read the
+    gradient, restarts.
 
     Args:
       tx: a whole optimiser, or both stages: a metric cannot leave the guard.
@@ -60,7 +62,7 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransforma
     ) -> tuple[optax.Updates, optax.ApplyIfFiniteState]:
         finite = reduce(
             jnp.logical_and,
-            (jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(updates)),
+            (jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((updates, _numbers(extra_args)))),
             jnp.array(True),
         )
 
@@ -86,6 +88,15 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _numbers(extra_args: dict[str, Any]) -> dict[str, Any]:
+    """Return those extra arguments that are arrays of real or complex numbers throughout."""
+    return {
+        name: value
+        for name, value in extra_args.items()
+        if jax.tree.leaves(value) and all(map(_tree.is_inexact, jax.tree.leaves(value)))
+    }
+
+
 def _at_boundary(
     tx: optax.GradientTransformationExtraArgs,
     gradients: optax.Updates,
@@ -98,7 +109,8 @@ def _at_boundary(
     boundary = extra_args["task_boundary"]
     none = optax.tree.zeros_like(likes)
     if restarts(state):
-        at_boundary = tx.update(optax.tree.zeros_like(gradients), state, params, **extra_args)
+        nothing = jax.tree.map(jnp.zeros_like, _numbers(extra_args))
+        at_boundary = tx.update(optax.tree.zeros_like(gradients), state, params, **(extra_args | nothing))
     else:
         importance = extra_args.get("task_importance")
         at_boundary = none, consolidate_within(state, _tree.trained(params, gradients), importance)

@@ -87,10 +87,12 @@ def reset_units(
     ``outgoing={"encoder/hidden": "head"}``, several readers as a tuple. Layers that are not named do not
     change. Neither names nor sizes tell a chain from a sum, ``x + relu(Dense_0(x))``, or a gate,
     ``relu(Dense_0(x)) * Dense_1(x)``: where a network has these, give ``outgoing``, and leave out their
-    layers. The bias is the vector called ``bias`` or ``b`` in the module of the kernel. A dense layer may
-    read the flattened outputs of a convolution, channels last: with a multiple of its channels as rows it
-    is taken to do so. Do not name a convolution whose reader reads several branches side by side. Scales
-    and biases of norms do not change: a unit that the bias of its norm keeps silent stays silent.
+    layers. The bias is the vector called ``bias`` or ``b`` in the module of the kernel, or as the kernel is
+    (``w1`` and ``b1``), or that follows it in a list. A dense layer may read the flattened outputs of a
+    convolution, channels last: with a multiple of its channels as rows it is taken to do so. Do not name a
+    convolution whose reader reads several branches side by side, nor a layer that ``inner`` freezes or whose
+    reader it freezes: both sides of a unit are written. Scales and biases of norms do not change: a unit
+    that the bias of its norm keeps silent stays silent.
 
     State: the states of ``inner`` and of the rule, a number per layer, a key, two counts. Needs ``params``,
     and the extra argument ``activities``, which :func:`value_and_grad` makes: for every hidden layer the
@@ -102,10 +104,10 @@ def reset_units(
       rule: chooses the units to reset.
       outgoing: a dictionary from the path of a layer to the paths of the layers that read its units; None
         for one chain.
-      initializer: ``initializer(key, shape, dtype)`` draws a kernel, such as
+      initializer: ``initializer(key, shape, dtype)`` draws a kernel with its outputs last, such as
         ``jax.nn.initializers.he_uniform()``; None for normal numbers with mean 0 and the standard deviation
         of the kernel's initial weights.
-      key: a random key or an integer seed for the new weights.
+      key: a random key or an integer seed for the new weights; runs side by side want one each.
       axes: which axes are inputs and outputs: a preset of :func:`kernel_axes`, :class:`MatrixAxes`, a
         function of a leaf's name and the leaf that returns either, or a dictionary of these by the names of
         modules.
@@ -353,8 +355,10 @@ def _drawn(
     drawn = []
     for number, one in enumerate(layers):
         kernel, own_key = leaves[one.kernel.leaf], jax.random.fold_in(key, number)
-        if initializer is not None:
-            drawn.append(jnp.asarray(initializer(own_key, kernel.shape, kernel.dtype)))
+        if initializer is not None:  # JAX's divide by the inputs, and take the last axis for the outputs
+            last = kernel.ndim - 1
+            shape = (*np.delete(kernel.shape, one.kernel.axis).tolist(), one.units)
+            drawn.append(jnp.moveaxis(initializer(own_key, shape, kernel.dtype), last, one.kernel.axis))
         else:
             normal = jax.random.normal(own_key, kernel.shape, _tree.wide_dtype(kernel))
             drawn.append(spread[number] * normal)

@@ -14,7 +14,7 @@ from riemann_optax.boundary import check_outermost, check_scalable
 from riemann_optax.phi import _state
 
 
-@declare_fields(linear=("prior_mean",), weights=("prior_mean",))
+@declare_fields(linear=("prior_mean",), weights=("prior_mean",), exact=("prior_mean",))
 class SoftResetsState(NamedTuple):
     """State of :func:`soft_resets`.
 
@@ -79,7 +79,7 @@ def soft_resets(
         without noise.
       prior_deviation: ``sigma_0``, positive; None means the standard deviation of each leaf's initial
         weights.
-      key: a random key or an integer seed for the noise.
+      key: a random key or an integer seed for the noise; runs side by side want one each.
 
     Returns:
       A gradient transformation with state :class:`SoftResetsState`.

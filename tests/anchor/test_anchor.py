@@ -294,3 +294,30 @@ def test_what_cannot_be_meant_is_an_error():
         ro.anchor.benna_fusi_chain(coupling=1.5)
     with pytest.raises(ValueError, match="add_anchored_weights"):
         pull.update(params, pull.init(params))
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "anchor",
+    [
+        ro.anchor.initial_weights(),
+        ro.anchor.slow_weights(),
+        ro.anchor.benna_fusi_chain(),
+        ro.anchor.task_boundary_weights(from_start=True),
+        ro.anchor.importance_weighted_weights(),
+    ],
+    ids=["initial", "slow", "chain", "boundary", "weighted"],
+)
+def test_an_anchor_in_few_bits_does_not_pull_weights_that_stand_on_it(anchor, storage):
+    """A rounded anchor is elsewhere, and weights would go there by themselves."""
+    tx = ro.low_precision_state(
+        optax.chain(ro.add_anchored_weights(50.0, anchor, precision=ro.phi.online_ewc()), optax.sgd(0.1)),
+        storage,
+    )
+    weights = jax.random.normal(jax.random.key(0), (64,))
+    state = tx.init(weights)
+    for step, gradient in enumerate((1.0, 0.0, 0.0)):
+        updates, state = tx.update(
+            jnp.full(64, gradient * 1e-3), state, weights, task_boundary=jnp.array(step == 1)
+        )
+    np.testing.assert_array_equal(updates, 0.0)

@@ -153,3 +153,45 @@ def test_three_tasks_pull_as_the_sum_of_their_penalties():
     assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 4 * sum(
         w.size for w in weights.values()
     )
+
+
+@pytest.mark.parametrize("announced", ["consolidate", "task_boundary"])
+@pytest.mark.parametrize(
+    "make", [ro.anchor.task_boundary_weights, ro.anchor.importance_weighted_weights], ids=["last", "weighted"]
+)
+def test_the_importance_of_a_pretrained_model_protects_from_the_first_update_on(make, announced):
+    """A task that somebody has measured has ended, though this state has seen no update of it."""
+    tx = optax.chain(
+        ro.add_anchored_weights(STRENGTH, make(), precision=ro.phi.online_ewc(running=False)), optax.sgd(RATE)
+    )
+    start, importance = jnp.array([1.0, 1.0]), jnp.array([5.0, 0.0])
+    weights, state = start, tx.init(start)
+    if announced == "consolidate":
+        state = ro.consolidate(state, weights, importance)
+    for step in range(300):  # the new task wants -1 of both
+        more = (
+            {} if announced == "consolidate" else {"task_boundary": step == 0, "task_importance": importance}
+        )
+        updates, state = tx.update(weights + 1.0, state, weights, **more)
+        weights = weights + updates
+    expected = (STRENGTH * importance * start - 1.0) / (STRENGTH * importance + 1.0)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+
+
+def test_a_precision_that_is_scaled_anew_leaves_the_anchor_among_the_weights():
+    pull = ro.add_anchored_weights(
+        1.0,
+        ro.anchor.importance_weighted_weights(),
+        precision=ro.phi.limited_mean(ro.phi.online_ewc(running=False), limit=0.01),
+    )
+    state = pull.init(jnp.zeros(2))
+    _, state = pull.update(jnp.zeros(2), state, jnp.zeros(2))
+    for weight, importance in (
+        (1.0, [1.0, 1e-3]),
+        (2.0, [100.0, 1e-3]),
+        (3.0, [0.0, 1e3]),
+        (4.0, [0.0, 1.0]),
+    ):
+        state = ro.consolidate(state, jnp.full(2, weight), jnp.array(importance))
+        _, state = pull.update(jnp.zeros(2), state, jnp.full(2, weight))
+    assert np.all((np.asarray(state.anchor.weights) >= 1.0) & (np.asarray(state.anchor.weights) <= 4.0))

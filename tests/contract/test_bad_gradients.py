@@ -120,3 +120,22 @@ def test_a_thousand_bad_steps_change_nothing(tally):
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(updates))
     chex.assert_trees_all_equal(after.inner_state, before.inner_state)
     assert int(after.notfinite_count) == int(after.total_notfinite) == 1000
+
+
+@pytest.mark.parametrize("boundary", [False, True])
+def test_the_guard_sees_what_a_phi_reads_beside_the_gradient(boundary, tally):
+    """The mean gradient is finite, and that of one example, which is all padding, is none."""
+    tally["faults"] += 1
+    tx = ro.skip_nonfinite(riemannian_sgd(0.1, phi=ro.phi.online_ewc()))
+    params = problem.params()
+    gradients = problem.gradients(params)
+    examples = jax.tree.map(lambda g: jnp.stack([g, g]), gradients)
+    spoilt_example = jax.tree.map(lambda e: e.at[1].set(jnp.nan), examples)
+    _, before = tx.update(gradients, tx.init(params), params, per_example_gradients=examples)
+    updates, after = tx.update(
+        gradients, before, params, per_example_gradients=spoilt_example, task_boundary=jnp.array(boundary)
+    )
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(updates))
+    expected = ro.consolidate(before.inner_state, params) if boundary else before.inner_state
+    chex.assert_trees_all_equal(after.inner_state, expected)
+    assert int(after.total_notfinite) == 1

@@ -66,6 +66,21 @@ def test_one_chain_through_all_sizes_is_no_proof(sizes):
 
 
 @pytest.mark.parametrize(
+    "sizes",
+    [
+        # A value network: the head has as many units as the images have channels.
+        {"conv1": (3, 3, 1, 8), "conv2": (3, 3, 8, 16), "fc": (576, 32), "value": (32, 1)},
+        # A model of dynamics: Dense_1 reads an action beside the 16 units of Dense_0.
+        {"Dense_0": (4, 16), "Dense_1": (18, 32), "Dense_2": (32, 4)},
+    ],
+    ids=["flattened", "concatenated"],
+)
+def test_a_chain_that_starts_in_the_middle_is_refused(sizes):
+    with pytest.raises(ValueError, match="it is not clear"):
+        hidden_layers({name: {"kernel": jnp.ones(size)} for name, size in sizes.items()}, None, "flax")
+
+
+@pytest.mark.parametrize(
     ("names", "outgoing"),
     [
         (["input", "hidden", "output"], {"input": "hidden", "hidden": "output"}),  # hidden is the first leaf

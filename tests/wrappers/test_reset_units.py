@@ -277,3 +277,24 @@ def test_a_percentile_of_silences_is_counted_exactly(percentile):
     state = rule.init(jnp.zeros(1))
     state = state._replace(count=state.count + 49, durations=jnp.zeros([1, 61], jnp.int32).at[0, 1:26].set(1))
     assert int(rule.update(jnp.ones([1, 1]), jnp.ones(1), state)[1].limit[0]) == round(percentile * 25)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "reader"),
+    [
+        ("flax", (200, 64), (64, 2)),
+        ("equinox", (64, 200), (2, 64)),
+        ("flax", (3, 3, 8, 64), (3, 3, 64, 2)),
+        ("equinox", (64, 8, 3, 3), (2, 64, 3, 3)),
+    ],
+)
+def test_an_initializer_of_jax_counts_the_inputs(axes, shape, reader):
+    """He's deviation is sqrt(2 / inputs), wherever a library keeps its inputs."""
+    params = {"hidden": {"weight": jnp.zeros(shape)}, "head": {"weight": jnp.ones(reader)}}
+    he = jax.nn.initializers.he_normal()
+    tx = ro.reset_units(optax.sgd(0.0), ro.dormant_units(0.0, every=1), initializer=he, axes=axes)
+    seen = {"hidden": {"weight": jnp.zeros([2, 64])}, "head": {"weight": jnp.zeros([2, 2])}}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params, activities=seen)
+    drawn = np.asarray(updates["hidden"]["weight"])
+    inputs = drawn.size / 64
+    np.testing.assert_allclose(drawn.std(), np.sqrt(2 / inputs), rtol=0.02)
