@@ -231,9 +231,12 @@ def _chain(arrays: _Arrays) -> list[tuple[int, list[int]]]:
             f"reads which, {_example(arrays, *(kernels if len(kernels) > 1 else []))}."
         )
     found = _sorted(arrays, {kernel: readers[kernel] for kernel in kernels if readers[kernel]})
-    against = _against_numbers(arrays, [kernel for kernel, _ in found] + ends)
-    if against:
-        raise ValueError(_unclear(arrays, *against))
+    if len(found) > 1:  # what reads a concatenation fits nowhere, and the chain may start behind it
+        proposed = {_module(arrays, kernel): _module(arrays, reader) for kernel, (reader,) in found}
+        raise ValueError(
+            "reset_units: it is not clear from sizes alone whether the layers are one chain. If each reads "
+            f"what the one before sends on, and nothing else, say so: outgoing={proposed}."
+        )
     return found
 
 
@@ -258,20 +261,6 @@ def _by_numbers(
     if len(fitting) != 1:
         return None
     return [(kernel, [reader]) for kernel, reader in itertools.pairwise(fitting[0])]
-
-
-def _against_numbers(arrays: _Arrays, chain: list[int]) -> tuple[int, list[int]] | None:
-    """Return a kernel of a chain, and the next of its kind, where the numbers of layers go up and down."""
-    kinds: dict[str, list[int]] = {}
-    for kernel in chain:
-        kinds.setdefault(re.sub(r"\d+", "#", "/".join(arrays.names[kernel])), []).append(kernel)
-    for alike in kinds.values():
-        numbers = [tuple(map(int, re.findall(r"\d+", "/".join(arrays.names[kernel])))) for kernel in alike]
-        up = [a < b for a, b in itertools.pairwise(numbers)]
-        if len(set(up)) > 1:
-            turn = up.index(not up[0])
-            return alike[turn], [alike[turn + 1]]
-    return None
 
 
 def _may_flatten(arrays: _Arrays, kernel: int, reader: int) -> bool:

@@ -83,9 +83,9 @@ def reset_units(
     has no coordinate of its own, and the update raises an error with the remedy.
 
     **Layers.** Without ``outgoing`` the kernels must form one chain: numbered names such as ``Dense_0`` and
-    ``Dense_1``, or sizes that fit in one way only. Otherwise give the reader of each layer by module path:
-    ``outgoing={"encoder/hidden": "head"}``, several readers as a tuple. Layers that are not named do not
-    change. Neither names nor sizes tell a chain from a sum, ``x + relu(Dense_0(x))``, or a gate,
+    ``Dense_1``, or two layers whose sizes fit in one way only. Otherwise give the reader of each layer by
+    module path: ``outgoing={"encoder/hidden": "head"}``, several readers as a tuple. Layers that are not
+    named do not change. Neither names nor sizes tell a chain from a sum, ``x + relu(Dense_0(x))``, or a gate,
     ``relu(Dense_0(x)) * Dense_1(x)``: where a network has these, give ``outgoing``, and leave out their
     layers. The bias is the vector called ``bias`` or ``b`` in the module of the kernel, or as the kernel is
     (``w1`` and ``b1``), or that follows it in a list. A dense layer may read the flattened outputs of a
