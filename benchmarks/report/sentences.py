@@ -254,8 +254,8 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         ),
         Sentence(
             ("README.md",),
-            "on a small GPT, on a CPU, each step of `ro.riemannian_eigenbasis` takes {} of AdamW's time, and "
-            "compilation {}. - With nothing tuned, at `ro.starting_rate`, `ro.riemannian_eigenbasis` needs "
+            "on a small GPT, on a CPU, each training step of `ro.riemannian_eigenbasis` takes {} of AdamW's "
+            "time, and compilation {}. - With nothing tuned, at `ro.starting_rate`, `ro.riemannian_eigenbasis` needs "
             '{} of the steps of tuned AdamW, SOAP {}, `ro.riemannian_schedule_free(sides="smaller")` {}; '
             "`ro.riemannian_adamw` {}, with {} misses",
             lambda: [*step_of_one_sided(), *untuned_steps()],
@@ -289,7 +289,7 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         ),
         Sentence(
             ("README.md",),
-            "A million weights, AdamW's best rate, {} seeds:",
+            "A million weights, AdamW's best rate, {} seeds, on CPUs:",
             lambda: [word(len(SEEDS))],
         ),
         Sentence(("docs/evidence.md",), "Means of {} fresh seeds, on text", lambda: [word(len(SEEDS))]),
@@ -378,7 +378,7 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
             "continual backpropagation, {} and {} with ReDo, {} and {} with soft resets.",
             lambda: one_setting("digits", (1, 3), DORMANT_CHAIN, SILENT_CHAIN, *ON_RMSPROP),
         ),
-        Sentence(("docs/recipes/training.md",), "no longer AdamW's: begin at {}.", relative_rate),
+        Sentence(("docs/recipes/training.md",), "no longer AdamW's: begin at {}, and", relative_rate),
         Sentence(
             ("docs/recipes/training.md",),
             "One rate for all six networks costs at most {} nats per byte with the rule, and {} without. At "
