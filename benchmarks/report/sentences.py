@@ -255,8 +255,9 @@ def sentences(results: Path) -> tuple[Sentence, ...]:
         Sentence(
             ("README.md",),
             "on a small GPT, on a CPU, each training step of `ro.riemannian_eigenbasis` takes {} of AdamW's "
-            "time, and compilation {}. - With nothing tuned, at `ro.starting_rate`, `ro.riemannian_eigenbasis` "
-            'needs {} of the steps of tuned AdamW, SOAP {}, `ro.riemannian_schedule_free(sides="smaller")` {}; '
+            "time, and compilation {}. - With nothing tuned, at `ro.starting_rate`, "
+            "`ro.riemannian_eigenbasis` needs {} of the steps of tuned AdamW, SOAP {}, "
+            '`ro.riemannian_schedule_free(sides="smaller")` {}; '
             "`ro.riemannian_adamw` {}, with {} misses",
             lambda: [*step_of_one_sided(), *untuned_steps()],
         ),
