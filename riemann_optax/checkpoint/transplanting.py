@@ -80,10 +80,9 @@ def transplant(
       \begin{pmatrix} Q & 0 \\ 0 & I \end{pmatrix}.
 
     A state has one count for all of its arrays: new entries begin at 0 without the bias correction of a first
-    update, and their first steps are longer under Adam. Lower the learning rate for a few steps.
-
-    Without ``old_params``, arrays of another shape begin anew. Coordinates are not converted: an array that
-    is in an eigenbasis in only one of the chains begins anew.
+    update, and their first steps are longer under Adam. Lower the learning rate for a few steps. Without
+    ``old_params``, arrays of another shape begin anew. So does an array that is in an eigenbasis in only one
+    of the chains. Where that is most of a state, its count and the rest begin anew with it.
 
     Args:
       state: the state of the run, or its ``nnx.Optimizer``.
@@ -258,11 +257,11 @@ class _Surgery:
         if reason is not None:
             return reason
         if index not in self.whole:  # once for all arrays of a state
-            self.whole[index] = self._lost_all_arrays(index, before), self._has_turned_weights(index, before)
+            self.whole[index] = self._lost(index, before), self._has_turned_weights(index, before)
         lost, turned = self.whole[index]
-        if lost and weight is None:
-            return "none of the arrays it belongs to fits"
-        return "the weights it holds are in other coordinates" if turned else None
+        if turned:
+            return "the weights it holds are in other coordinates"
+        return "most of the values of its state do not fit" if lost else None
 
     def _has_turned_weights(self, index: int, before: Station) -> bool:
         """Whether a state holds weights in other coordinates; it must then capture all of them again."""
@@ -271,14 +270,16 @@ class _Surgery:
         weights = [growing.weight_of(place, self.weights) for place in places]
         return any(weight is not None and not self._same_coordinates(index, weight) for weight in weights)
 
-    def _lost_all_arrays(self, index: int, before: Station) -> bool:
-        """Whether a state has arrays of weights and keeps none; its count is then meaningless."""
-        pairs = [(p, self._weight(index, p)) for p in self.new[index].arrays]
-        of_weights = [(place, weight) for place, weight in pairs if weight is not None]
-        return bool(of_weights) and all(
-            place not in before.arrays or self._misfit(index, place, before, weight) is not None
-            for place, weight in of_weights
-        )
+    def _lost(self, index: int, before: Station) -> bool:
+        """Whether a state keeps less than half of its values: its count would be wrong of the rest."""
+        pairs = [(place, self._weight(index, place)) for place in self.new[index].arrays]
+        if all(weight is not None for _, weight in pairs):
+            return False
+        sizes = {True: 0, False: 0}
+        for place, weight in ((place, weight) for place, weight in pairs if weight is not None):
+            fits = place in before.arrays and self._misfit(index, place, before, weight) is None
+            sizes[fits] += np.size(weight.value)
+        return sizes[False] > sizes[True]
 
     def _misfit(self, index: int, place: Path, before: Station, weight: Weight | None) -> str | None:
         station = self.new[index]
