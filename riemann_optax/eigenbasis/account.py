@@ -42,12 +42,13 @@ def _side(side: ReadSide, stack: int, both: int, itemsize: int, rules: LayoutRul
     refreshing = REFRESHING * stack * blocks * size**3
     how = f"turned in {blocks} blocks of {size} ({side.reason})" if blocks > 1 else "turned"
     return (
-        f"{side.size} {how}: {_short(state)}B of state, {_short(turning)}FLOP an update, "
-        f"{_short(refreshing)}FLOP every {period}"
+        f"{side.size} {how}: {short(state)}B of state, {short(turning)}FLOP an update, "
+        f"{short(refreshing)}FLOP every {period}"
     )
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """Return a number of bytes or operations in front of its unit, such as ``1.02 k``."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= factor:
             return f"{number / factor:.3g} {letter}"

@@ -267,7 +267,8 @@ def first_square(
     sharding = square_sharding(leaf, layout, side)
     if sharding is None:
         return square
-    if AxisType.Explicit in sharding.mesh.axis_types:
+    # The type of a traced array has its Explicit axes alone, the sharding of a concrete one all of them.
+    if isinstance(square, jax.core.Tracer) and AxisType.Explicit in sharding.mesh.axis_types:
         return jax.sharding.reshard(square, sharding)
     return jax.device_put(square, sharding)
 

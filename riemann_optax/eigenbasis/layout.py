@@ -158,7 +158,8 @@ class LayoutRules(NamedTuple):
         return (
             f"name the module with its preset, such as axes={named}; if not, "
             f'say what it is: "{prefix}scanned" in the place of "{preset}" for stacked layers, '
-            f'"{prefix}convolution" for a convolution.'
+            f'"{prefix}convolution" for a convolution, or ro.MatrixAxes(inputs, outputs), where layers are '
+            "stacked along another axis than the first."
         )
 
     def sides_of(self, path: tuple[Any, ...], leaf: Any, axes: MatrixAxes | None) -> list["ReadSide"]:

@@ -1,18 +1,22 @@
 """Reading a metric before and during a run: metric_at and describe."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, Mesh
 
 from riemann_optax import _axes, _check, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._declare import Phi
 from riemann_optax.boundary import taken_apart
+from riemann_optax.eigenbasis.account import short
 from riemann_optax.inspect._evaluate import evaluate, is_small
 from riemann_optax.inspect._grouping import grouped
 from riemann_optax.inspect.live import eigenbases
@@ -66,7 +70,7 @@ def metric_at(
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((gradients, state, params)))
     bare = _tree.bare(gradients)
     # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
-    with jax.disable_jit(not traced), observe.listen() as observer:
+    with _mesh_of(state, params), jax.disable_jit(not traced), observe.listen() as observer:
         tx.update(bare, _tree.bare(state), _tree.bare(params), **_tree.bare(extra_args))
     if not observer.metrics:
         raise ValueError(
@@ -74,6 +78,15 @@ def metric_at(
             "scale_by_inverse_metric, and a wrapper that skips updates must not skip this one."
         )
     return _tree.like(_metric_tree(observer, bare), gradients)
+
+
+def _mesh_of(*trees: Any) -> AbstractContextManager[Any]:
+    """Return the context of the Explicit mesh that arrays lie on, which operations one by one need."""
+    for leaf in jax.tree.leaves(trees):
+        mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if isinstance(mesh, Mesh) and AxisType.Explicit in mesh.axis_types:
+            return jax.set_mesh(mesh)
+    return nullcontext()
 
 
 def _metric_tree(observer: observe.Observer, gradients: optax.Updates) -> optax.Updates:
@@ -138,7 +151,9 @@ class Description(NamedTuple):
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
-        lines.append(f"shared state: {self.shared_state_bytes} bytes; E at {self.gradients}")
+        whole = sum(leaf.state_bytes for leaf in self.leaves) + self.shared_state_bytes
+        state = f"state: {short(whole)}B in all, {short(self.shared_state_bytes)}B of it shared"
+        lines.append(f"{state}; E at {self.gradients}")
         names = [leaf.name for leaf in self.leaves]
         lines += [f"read as: {line}" for line in _of_kinds(self.axes, names)]
         lines += [f"eigenbasis: {line}" for line in _of_kinds(self.bases, names)]
@@ -149,23 +164,26 @@ def _row(leaf: LeafDescription) -> tuple[str, ...]:
     def interval(low: float, high: float) -> str:
         return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
+    unknown = math.isnan(leaf.metric_min) and math.isnan(leaf.metric_max)
     return (
         str(leaf.shape),
         leaf.phi or "Euclidean",
-        interval(leaf.metric_min, leaf.metric_max),
-        interval(*(1 / E if E else math.inf for E in (leaf.metric_max, leaf.metric_min))),
+        "-" if unknown else interval(leaf.metric_min, leaf.metric_max),
+        "-" if unknown else interval(*(1 / E if E else math.inf for E in (leaf.metric_max, leaf.metric_min))),
         str(leaf.state_bytes),
     )
 
 
 def _of_kinds(lines: Sequence[str], names: Sequence[str]) -> list[str]:
     """Join lines on leaves that say the same of numbered layers."""
+    times: Counter[str] = Counter()  # of one leaf the same may be said twice, as of the sides of a window
 
     def split(line: str) -> tuple[str, tuple[str, ...]]:
         name = max((name for name in names if line.startswith(name)), key=len, default="")
-        return name, (line[len(name) :],)
+        times[line] += 1
+        return name, (line[len(name) :], str(times[line]))
 
-    return [name + said for name, (said,), _ in grouped([split(line) for line in lines])]
+    return [name + said for name, (said, _), _ in grouped([split(line) for line in lines])]
 
 
 def describe(
@@ -180,12 +198,15 @@ def describe(
     """Describe what a transformation does to each leaf: its phi, range of ``E``, effective rate and state.
 
     Runs one update and throws its result away; for a large model the update is compiled. Leaves without a
-    metric are called Euclidean.
+    metric are called Euclidean. Of a model that has no values yet (``jax.eval_shape``, ``nnx.eval_shape``)
+    an update is only traced: in seconds it says what is turned and what the state takes, and of ``E``
+    nothing.
 
     Args:
       tx_or_phi: an optimiser with both stages in it, also as an ``nnx.Optimizer``; or a phi, described as
         ``compute_metric(phi, alpha)``.
-      params: the parameters, any tree of arrays; or a model of Flax NNX, of which the ``nnx.Param`` count.
+      params: the parameters, any tree of arrays or ``jax.ShapeDtypeStruct``; or a model of Flax NNX, of which
+        the ``nnx.Param`` count.
       gradients: the gradients to evaluate ``E`` at; by default 1 for every weight, which shows the structure
         but not the numbers of a run.
       state: the state of ``tx_or_phi``; by default that of the ``nnx.Optimizer``, or of ``init``.
@@ -215,7 +236,7 @@ def describe(
       ----------  ------  ------------------  ------  ------------------  -----------
       ['bias']    (2,)    Euclidean           1       1                   8
       ['kernel']  (1, 2)  maintenance_energy  1 to 4  0.25 to 1           8
-      shared state: 4 bytes; E at gradients of 1
+      state: 20 B in all, 4 B of it shared; E at gradients of 1
     """
     tx_or_phi, params, own = taken_apart("describe", "tx_or_phi", tx_or_phi, params)
     state = own if state is None else state
@@ -230,13 +251,14 @@ def describe(
             state = (stages[0]._replace(phi=state), *stages[1:])
     else:
         tx = optax.with_extra_args_support(tx_or_phi)
-    _check_values("describe", gradients, state)
     where = "gradients of 1" if gradients is None else "the given gradients"
     if gradients is None and state is not None:
         where += ": give gradients for those of the run"
     params, gradients, state, extra_args = _tree.bare((params, gradients, state, extra_args))
     phis, extremes, readings, bases = _read(tx, params, gradients, state, extra_args)
-    if bases and gradients is None and state is None:  # of rank one: in a basis their E is far from a run's
+    if _is_abstract((params, gradients, state)):
+        where = "nothing: the arrays have no values"
+    elif bases and gradients is None and state is None:  # of rank one: in a basis their E is far from a run's
         where += ": give gradients for those of the run"
     with _check.quiet():  # what it had to warn of it has
         sizes, shared = _state_bytes(tx, jax.eval_shape(tx.init, params) if state is None else state, params)
@@ -248,6 +270,11 @@ def describe(
     ]
     bases += _kept_bases(state)
     return Description(tuple(rows), shared, where, _axes.remarks(params, readings), tuple(bases))
+
+
+def _is_abstract(tree: Any) -> bool:
+    """Return whether an array of a tree has a shape and no values."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
 def _check_values(name: str, *trees: Any) -> None:
@@ -296,6 +323,9 @@ def _read(
         return [metrics.get(path, jnp.ones([])) for path in paths]
 
     arguments = (params, gradients, state)
+    if _is_abstract(arguments):
+        count = len(jax.eval_shape(read, *arguments))
+        return phis, np.full([count, 2], np.nan), readings, bases
     try:
         if is_small(arguments):  # compiling takes time for each shape, and outside of jit for each operation
             metrics = evaluate(jax.make_jaxpr(read)(*arguments), *jax.tree.leaves(arguments))
@@ -303,7 +333,7 @@ def _read(
         extremes = jax.jit(lambda *arguments: [_extremes_of_leaf(m, jnp) for m in read(*arguments)])
         return phis, np.asarray(extremes(*arguments)).reshape(-1, 2), readings, bases
     except Exception:  # a metric in a branch can be read outside of jit only, where all other errors return
-        with jax.disable_jit():
+        with _mesh_of(params), jax.disable_jit():
             return phis, _extremes(read(*arguments)), readings, bases
 
 

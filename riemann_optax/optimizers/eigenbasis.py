@@ -69,6 +69,9 @@ def riemannian_eigenbasis(
     it, at 0 all of it. An oscillation has a small mean as well, and wants a large share. So 0 is best where
     the noise is large (language models, at a lower rate), 1 where there is none, and 0.3 between the two.
 
+    **Rounding.** A basis magnifies differences in the last place: after a few steps in float32 the weights of
+    two machines, or of one and eight devices, may differ by as much as a step.
+
     **Rates** are those of ``optax.adamw``: take the one you have; this optimiser often bears twice as much.
     If you have none, begin at 0.003 for about a million weights (:func:`starting_rate` for another size).
 

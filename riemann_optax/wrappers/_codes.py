@@ -39,7 +39,7 @@ _LEVELS = {"int8": 127, "uint8": 255}  # per sign, or of a nonnegative field
 _SMALLEST = {"int8": 1, "uint8": 2}
 
 
-def first(x: Any, storage: Storage, block_size: int, nonnegative: bool) -> tuple[Any, Form]:
+def first(x: Any, storage: Storage, block_size: int, nonnegative: bool, name: str) -> tuple[Any, Form]:
     """Return an array as ``init`` stores it, and its form: rounded to nearest, which is fast outside of jit.
 
     Args:
@@ -47,6 +47,7 @@ def first(x: Any, storage: Storage, block_size: int, nonnegative: bool) -> tuple
       storage: the storage of float32 arrays.
       block_size: values that share a scale.
       nonnegative: whether the array is never negative.
+      name: what an error calls it.
     """
     fewest_axes = 1 if storage == "bfloat16" else 2
     if getattr(x, "dtype", None) != jnp.float32 or x.size == 0 or x.ndim < fewest_axes:
@@ -55,7 +56,7 @@ def first(x: Any, storage: Storage, block_size: int, nonnegative: bool) -> tuple
         return x.astype(jnp.bfloat16), Rounded()
     length = x.shape[-1]
     blocks = length // block_size if length % block_size == 0 else 1
-    _check_blocks(x, blocks, block_size)
+    _check_blocks(x, blocks, block_size, name)
     dtype = jnp.uint8 if nonnegative else jnp.int8
     if not isinstance(x, jax.core.Tracer) and not jnp.any(x):
         # Nearly all states start at zero, and outside of jit each operation below is compiled separately.
@@ -132,7 +133,7 @@ def _blocked(x: jax.Array, blocks: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], blocks, x.shape[-1] // blocks)
 
 
-def _check_blocks(x: jax.Array, blocks: int, block_size: int) -> None:
+def _check_blocks(x: jax.Array, blocks: int, block_size: int, called: str) -> None:
     """Raise if a block of the last axis would lie on several devices."""
     sharding = jax.typeof(x).sharding
     names = sharding.spec[x.ndim - 1] if len(sharding.spec) == x.ndim else None
@@ -143,8 +144,9 @@ def _check_blocks(x: jax.Array, blocks: int, block_size: int) -> None:
         parts *= size if name in names and kind == AxisType.Explicit else 1
     if blocks % parts:
         raise ValueError(
-            f"block_size {block_size} makes {blocks} block(s) of a last axis of {x.shape[-1]}, which lies on "
-            f"{parts} devices: give a block_size that divides {x.shape[-1] / parts:g}, or storage='bfloat16'."
+            f"block_size {block_size} makes {blocks} block(s) of the last axis of {called}, {x.shape[-1]}, "
+            f"which lies on {parts} devices: give a block_size that divides {x.shape[-1] / parts:g}, or "
+            "storage='bfloat16'."
         )
 
 

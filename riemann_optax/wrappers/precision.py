@@ -157,12 +157,16 @@ def low_precision_state(
         if not jax.tree.leaves(params):
             return LowPrecisionState(word, inner_state, jnp.zeros([], jnp.float32))
         leaves, structure = jax.tree.flatten(inner_state)
+        names = [
+            f"state{jax.tree_util.keystr(path)}"
+            for path, _ in jax.tree_util.tree_leaves_with_path(inner_state)
+        ]
         declared = zip(
-            leaves, _declared(inner_state, "nonnegative"), _declared(inner_state, "exact"), strict=True
+            names, leaves, _declared(inner_state, "nonnegative"), _declared(inner_state, "exact"), strict=True
         )
         stored = [
-            (leaf, codes.Kept()) if exact else codes.first(leaf, storage, block_size, nonnegative)
-            for leaf, nonnegative, exact in declared
+            (leaf, codes.Kept()) if exact else codes.first(leaf, storage, block_size, nonnegative, name)
+            for name, leaf, nonnegative, exact in declared
         ]
         arrays, forms = zip(*stored, strict=True) if stored else ((), ())
         return LowPrecisionState(word, jax.tree.unflatten(structure, arrays), forms)

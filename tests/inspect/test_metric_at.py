@@ -179,5 +179,3 @@ def test_what_has_no_values_is_refused_by_name():
     abstract = jax.eval_shape(lambda: params)
     with pytest.raises(TypeError, match=r"metric_at: .*\['w'\] is abstract"):
         ro.metric_at(tx, abstract, tx.init(params), params)
-    with pytest.raises(TypeError, match=r"describe: .*\['w'\] is abstract"):
-        ro.describe(tx, abstract, abstract)

@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import riemann_optax as ro
 
@@ -172,7 +171,7 @@ def test_on_eight_devices_the_same_bits_and_no_collective(storage):
     tx = ro.low_precision_state(ro.phi.activity(), storage, block_size=8)
     params = jnp.asarray(np.random.default_rng(0).normal(size=(16, 32)), jnp.float32)
     alone = tx.update(params, tx.init(params))[1]
-    sharded = jax.device_put(params, NamedSharding(mesh, P("x", "y")))
+    sharded = jax.device_put(params, NamedSharding(mesh, jax.P("x", "y")))
     with jax.set_mesh(mesh):
         update = jax.jit(tx.update).lower(sharded, ro.sharding.init(tx, sharded)).compile()
         spread = update(sharded, ro.sharding.init(tx, sharded))[1]
@@ -183,7 +182,7 @@ def test_on_eight_devices_the_same_bits_and_no_collective(storage):
 def test_a_block_on_several_devices_is_refused():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
-        params = jax.device_put(jnp.zeros([4, 64]), NamedSharding(mesh, P(None, "x")))
+        params = jax.device_put(jnp.zeros([4, 64]), NamedSharding(mesh, jax.P(None, "x")))
         tx = ro.low_precision_state(ro.phi.activity(), "int8")
         with pytest.raises(ValueError, match=r"block_size 32 makes 2 block.* on 8 devices: .* divides 8"):
             tx.init(params)
@@ -360,3 +359,13 @@ def test_a_random_key_in_the_state_is_kept(compiled):
     np.testing.assert_array_equal(
         jax.random.key_data(state.wide()[0].rng_key), jax.random.key_data(expected[0].rng_key)
     )
+
+
+def test_a_block_on_several_devices_is_refused_by_the_name_of_its_array():
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Explicit,))
+    params = {"kernel": jax.device_put(jnp.ones([4, 8]), NamedSharding(mesh, jax.P(None, "model")))}
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(ValueError, match=r"last axis of state\.trace\['kernel'\], 8, which"),
+    ):
+        ro.low_precision_state(optax.trace(0.9), "int8").init(params)
