@@ -7,14 +7,19 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # On a busy machine a fake device can wait for the others longer than the 40 seconds after which XLA gives up
-# and aborts the process. Compiling takes half as long without optimisations and with the older emitters; the
-# tests that doubt the compiler ask for that of users (``tests/as_users.py``). JAX stops at a flag that it
-# does not know, so releases to come are not given these two. Your own flags go last, and win.
+# and aborts the process. Compiling takes half as long without optimisations and with the older emitters, and
+# a sixth less in one part; the tests that doubt the compiler ask for that of users (``tests/as_users.py``).
+# JAX stops at a flag that it does not know, so releases to come are not given these. Your own flags go last,
+# and win.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         *(
-            ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
+            [
+                "--xla_backend_optimization_level=0",
+                "--xla_cpu_use_fusion_emitters=false",
+                "--xla_cpu_parallel_codegen_split_count=1",
+            ]
             if version("jaxlib").startswith(("0.8.", "0.9.", "0.10."))
             else []
         ),

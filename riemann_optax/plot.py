@@ -6,6 +6,7 @@ Needs matplotlib: ``pip install 'riemann-optax[examples]'``. ``riemann_optax`` i
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -55,6 +56,8 @@ STYLE: Mapping[str, Any] = {
 """
 
 _NAMED = 12  # lines with a legend
+# One after the other, each with all colours; and what they are called.
+_LINES = {"-": "", "--": " (dashed)", ":": " (dotted)", "-.": " (dash-dotted)"}
 _PARTS = ("min", "mean", "max")
 # After any prefix; but the E of MSE_mean belongs to a name of its own.
 _NAMES = re.compile(r"(.*?)(?<![A-Z])E_(min|mean|max)/(.*)", re.DOTALL)
@@ -126,9 +129,11 @@ def metric(
     if axes is None:
         axes = pyplot.subplots(layout="constrained")[1]
     alpha = min(0.12, 0.4 / len(curves))  # many bands on each other would hide the lines
-    for name, parts in curves.items():
+    colours = len(pyplot.rcParams["axes.prop_cycle"])
+    for number, (name, parts) in enumerate(curves.items()):
         label, marker = name or "the only leaf", "." if len(history) == 1 else None
-        line = axes.plot(numbers, parts["mean"], label=label, marker=marker)[0]
+        style = list(_LINES)[number // colours % len(_LINES)]
+        line = axes.plot(numbers, parts["mean"], label=label, marker=marker, linestyle=style)[0]
         axes.fill_between(
             numbers, parts["min"], parts["max"], color=line.get_color(), alpha=alpha, linewidth=0
         )
@@ -153,7 +158,8 @@ def _check_axes(name: str, axes: Any) -> None:
 def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
     """Write the label of each line at its right end, in its colour; call it last, when the limits are set.
 
-    Names that would overlap are moved apart. The reader finds a name where the line is, and needs no legend.
+    Names that would overlap are moved apart. Of lines in one colour those that are not solid say what they
+    are. The reader finds a name where the line is, and needs no legend.
 
     Args:
       axes: axes of matplotlib whose lines have labels; a line without one, or without a finite value inside
@@ -187,6 +193,7 @@ def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
         places = places[(np.isfinite(places) & (places > -0.001) & (places < 1.001)).all(axis=1)]
         if len(places) and not str(line.get_label()).startswith("_"):
             ends.append((*places[-1], line))
+    used = Counter(str(line.get_color()) for *_, line in ends)
     ends.sort(key=lambda end: end[0])
     columns: list[list[Any]] = []  # of names that may be in each other's way
     free = -np.inf  # right of all names so far
@@ -199,6 +206,8 @@ def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
         column.sort(key=lambda end: end[1])
         for height, (x, _, line) in zip(_spread([end[1] for end in column], apart), column, strict=True):
             label, colour = str(line.get_label()), line.get_color()
+            if used[str(colour)] > 1:
+                label += _LINES.get(str(line.get_linestyle()), "")
             axes.text(
                 x + 0.02,
                 height,

@@ -208,7 +208,7 @@ def describe(
       params: the parameters, any tree of arrays or ``jax.ShapeDtypeStruct``; or a model of Flax NNX, of which
         the ``nnx.Param`` count.
       gradients: the gradients to evaluate ``E`` at; by default 1 for every weight, which shows the structure
-        but not the numbers of a run.
+        but not the numbers of a run, and in eigenbases no numbers.
       state: the state of ``tx_or_phi``; by default that of the ``nnx.Optimizer``, or of ``init``.
       alpha: the scaling factor for a phi; giving one says that ``tx_or_phi`` is a phi. A
         :class:`riemann_optax.phi.Phi` is recognised without it, and described at alpha 1.
@@ -258,8 +258,11 @@ def describe(
     phis, extremes, readings, bases = _read(tx, params, gradients, state, extra_args)
     if _is_abstract((params, gradients, state)):
         where = "nothing: the arrays have no values"
-    elif bases and gradients is None and state is None:  # of rank one: in a basis their E is far from a run's
-        where += ": give gradients for those of the run"
+    elif bases and gradients is None:  # those of 1 are of rank one: in a basis their E says nothing of a run
+        where, extremes = (
+            "nothing: in eigenbases it needs gradients of the run",
+            np.full_like(extremes, np.nan),
+        )
     with _check.quiet():  # what it had to warn of it has
         sizes, shared = _state_bytes(tx, jax.eval_shape(tx.init, params) if state is None else state, params)
     rows = [

@@ -37,7 +37,7 @@ class FactoredActivityState(NamedTuple):
 def factored_activity(
     *, decay: float = 0.99, power: float = 0.5, axes: Axes = "flax", state_dtype: Any = None
 ) -> Phi:
-    r"""Presynaptic activity times postsynaptic activity, in almost no memory.
+    r"""Mean squared gradients by row and by column, in almost no memory.
 
     .. math::
       \varphi_{ij} = \Big(\frac{r_i\,c_j}{\mathrm{mean}(r)}\Big)^p

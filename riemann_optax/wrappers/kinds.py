@@ -76,6 +76,9 @@ def partition_by_kind(
     over ``"tree"`` then run over the parameters of one kind. A ``default`` that draws random numbers draws
     the same ones for every kind, as it has one key: give each kind its own.
 
+    What is given for a kind that no array has does nothing: look at :func:`parameter_kinds` where the names
+    are not Flax's.
+
     An embedding row without a gradient does not move (without momentum and weight decay), but its phi still
     decays at every update. When the row occurs again its ``E`` is smaller, and its step larger.
 

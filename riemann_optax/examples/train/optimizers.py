@@ -15,6 +15,7 @@ from riemann_optax._tree import find_states
 from riemann_optax.examples.errors import InputError
 from riemann_optax.examples.schedule import warmup_constant, warmup_cosine
 from riemann_optax.examples.train.phis import find
+from riemann_optax.optimizers.eigenbasis import GRADIENT_SHARE
 
 OPTIMIZERS = ("riemannian_adamw", "riemannian_eigenbasis", "riemannian_sgd", "riemannian_schedule_free")
 _SCHEDULE_FREE = "riemannian_schedule_free"
@@ -165,6 +166,9 @@ def explain(options: MetricOptions) -> str:
     else:
         says = f"Each gradient is {how} = {scale}: where E is large, weights move little."
     summary = find(_OWN_PHI[options.optimizer] if options.phi is None else options.phi).summary
+    if options.optimizer == "riemannian_eigenbasis" and options.phi is None:
+        parts = f"{GRADIENT_SHARE:g} gradient**2 + {1 - GRADIENT_SHARE:g} momentum**2"
+        summary = f"Root of the running mean of {parts}"
     return f"{says}\nphi: {summary[0].lower()}{summary[1:]}"
 
 

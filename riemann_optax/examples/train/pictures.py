@@ -20,6 +20,7 @@ _STYLES: dict[str, Any] = {
     "baseline": {"color": _BASELINE, "linestyle": "--"},
 }
 _MOST_PANELS = 16
+_FEW_ROWS = 10  # of validation
 _LETTERS = 90  # of a line below the panels
 _TITLE_LETTERS = 26  # of the title of one panel of three
 
@@ -128,9 +129,12 @@ def draw_curves(
     loss_axes.set_ylabel("cross-entropy (nats)")
 
     _draw_scores(accuracy_axes, histories, labels, "accuracy")
-    # The climb from chance takes few steps and many percent: leave most of it out.
-    reached = [row["accuracy"] for history in histories.values() for row in history["validation"][1:]]
-    low, high = float(np.quantile(reached, 0.1)), max(reached)
+    # The climb from chance takes few steps and many percent: leave most of it out, unless it is all there is.
+    seen = [history["validation"][1:] for history in histories.values()]
+    reached = [row["accuracy"] for rows in seen for row in rows]
+    ends = [row["accuracy"] for history in histories.values() for row in history["training"][-1:]]
+    few = max(map(len, seen)) < _FEW_ROWS
+    low, high = min([0.0 if few else float(np.quantile(reached, 0.1)), *ends]), max(reached + ends)
     margin = max(0.02, (high - low) / 2)
     accuracy_axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin) + 0.005)
     _finish(accuracy_axes, "accuracy: validation (bold), training (faint)")
@@ -139,17 +143,17 @@ def draw_curves(
     for name, history in histories.items():
         if not history["metric"]:
             continue
-        steps, rates, low_rates, mean_rates, high_rates = _columns(
-            history["metric"], "step", "learning_rate", "rate_min", "rate_mean", "rate_max"
+        steps, rates, low_rates, high_rates, means = _columns(
+            history["metric"], "step", "learning_rate", "rate_min", "rate_max", "metric_mean"
         )
         color = _style(name, histories)["color"]
         slowest, fastest = rates * low_rates.min(axis=1), rates * high_rates.max(axis=1)
         rate_axes.fill_between(steps, slowest, fastest, color=color, alpha=0.2, linewidth=0)
         rate_axes.plot(
-            steps, rates[:, None] * mean_rates, color=color, linewidth=1, alpha=0.8, marker=_marker(steps)
+            steps, rates[:, None] / means, color=color, linewidth=1, alpha=0.8, marker=_marker(steps)
         )
         rate_axes.set_yscale("log")
-    _finish(rate_axes, "effective learning rates: mean of each layer (lines), all weights (band)")
+    _finish(rate_axes, "effective learning rates: at the mean E of each layer (lines), all weights (band)")
     rate_axes.set(xlabel="step", ylabel="learning rate / E")
     for axes in (loss_axes, accuracy_axes):
         plot.name_lines(axes)
@@ -220,7 +224,10 @@ def draw_metric(history: History, title: str, explanation: str, path: Path) -> N
             axes.xaxis.set_tick_params(labelbottom=True)
         if panel % columns == 0:
             axes.set_ylabel("E")
-    words = _lines(f"Line: the mean; band: smallest to largest.\n{explanation}")
+    part = (
+        "" if len(shown) == len(names) else " Kernels and embeddings; the record of the run has all arrays."
+    )
+    words = _lines(f"Line: the mean; band: smallest to largest.{part}\n{explanation}")
     figure.supxlabel(f"step\n\n{words}", fontsize=9)
     figure.savefig(path)
 
