@@ -130,9 +130,9 @@ def metric(
         axes = pyplot.subplots(layout="constrained")[1]
     alpha = min(0.12, 0.4 / len(curves))  # many bands on each other would hide the lines
     colours = len(pyplot.rcParams["axes.prop_cycle"])
-    for number, (name, parts) in enumerate(curves.items()):
+    for index, (name, parts) in enumerate(curves.items()):
         label, marker = name or "the only leaf", "." if len(history) == 1 else None
-        style = list(_LINES)[number // colours % len(_LINES)]
+        style = list(_LINES)[index // colours % len(_LINES)]
         line = axes.plot(numbers, parts["mean"], label=label, marker=marker, linestyle=style)[0]
         axes.fill_between(
             numbers, parts["min"], parts["max"], color=line.get_color(), alpha=alpha, linewidth=0

@@ -196,3 +196,17 @@ def test_lines_over_dates_and_words_are_named(axes, places):
 def test_what_is_no_number_is_named(value):
     with pytest.raises(TypeError, match=r"history must have numbers, got .* as 'E_mean/w'"):
         ro.plot.metric([{"E_mean/w": value, 3: "not a name"}])
+
+
+def test_lines_in_one_colour_differ_in_style_and_say_so(axes):
+    count = len(mpl.rcParams["axes.prop_cycle"])
+    names = [f"layer{index}" for index in range(count + 1)]
+    ro.plot.metric(
+        [{f"E_{part}/{name}": 1.0 for part in ("min", "mean", "max") for name in names}] * 2, axes=axes
+    )
+    first, last = axes.lines[0], axes.lines[count]
+    assert first.get_color() == last.get_color()
+    assert [first.get_linestyle(), last.get_linestyle()] == ["-", "--"]
+    ro.plot.name_lines(axes)
+    named = {text.get_text() for text in axes.texts}
+    assert named == {*names[:-1], f"{names[-1]} (dashed)"}

@@ -259,10 +259,8 @@ def describe(
     if _is_abstract((params, gradients, state)):
         where = "nothing: the arrays have no values"
     elif bases and gradients is None:  # those of 1 are of rank one: in a basis their E says nothing of a run
-        where, extremes = (
-            "nothing: in eigenbases it needs gradients of the run",
-            np.full_like(extremes, np.nan),
-        )
+        where = "nothing: in eigenbases it needs gradients of the run"
+        extremes = np.full_like(extremes, np.nan)
     with _check.quiet():  # what it had to warn of it has
         sizes, shared = _state_bytes(tx, jax.eval_shape(tx.init, params) if state is None else state, params)
     rows = [
@@ -302,7 +300,7 @@ def _check_no_metric(tx: optax.GradientTransformation, params: optax.Params) -> 
 
 
 def _kept_bases(state: optax.OptState) -> list[str]:
-    kept = sum(int(one.kept_bases) for one in eigenbases(state))
+    kept = 0 if _is_abstract(state) else sum(int(one.kept_bases) for one in eigenbases(state))
     return [f"{kept} times no orthonormal basis was found, and the old one was kept"] if kept else []
 
 

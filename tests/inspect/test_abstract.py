@@ -32,6 +32,20 @@ def test_a_model_without_values_is_described_as_one_with_values_but_for_the_metr
     assert "E at nothing: the arrays have no values" in str(abstract)
 
 
+def test_a_state_without_values_is_described_as_that_of_init():
+    tx = ro.riemannian_eigenbasis(0.003)
+    state = jax.eval_shape(tx.init, weights())
+    described = ro.describe(tx, jax.eval_shape(weights), state=state)
+    assert str(described) == str(ro.describe(tx, jax.eval_shape(weights)))
+
+
+def test_a_basis_shows_no_metric_where_no_gradients_are_given():
+    tx = ro.riemannian_eigenbasis(0.003)
+    assert "E at nothing: in eigenbases it needs gradients of the run" in str(ro.describe(tx, weights()))
+    gradients = jax.tree.map(jnp.ones_like, weights())
+    assert all(leaf.metric_min > 0 for leaf in ro.describe(tx, weights(), gradients).leaves)
+
+
 def test_a_module_of_nnx_without_values():
     tx = ro.riemannian_adamw(0.003)
     model = nnx.eval_shape(lambda: nnx.Linear(3, 4, rngs=nnx.Rngs(0)))

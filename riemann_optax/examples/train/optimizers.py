@@ -150,6 +150,8 @@ def explain(options: MetricOptions) -> str:
       >>> print(explain(MetricOptions("riemannian_sgd", "maintenance_energy", alpha=3.0)))
       Each gradient is divided by E = 1 + 3 phi: where E is large, weights move little.
       phi: what a synapse costs to keep and to use: its strength
+      >>> print(explain(MetricOptions("riemannian_eigenbasis")).splitlines()[-1])
+      phi: root of the running mean of 0.3 gradient**2 + 0.7 momentum**2
     """
     alpha = own_default(options.optimizer, "alpha") if options.alpha is None else options.alpha
     group = own_default(options.optimizer, "conformal") if options.conformal is None else options.conformal

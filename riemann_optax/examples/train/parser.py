@@ -39,8 +39,8 @@ class _ListPhis(argparse.Action):
     ) -> None:
         wanted, _, own = values.partition(":")
         if wanted == "help":
-            only = own in PHIS
-            print(as_text({own: PHIS[own]} if only else PHIS | {own: find(own)} if own else PHIS))
+            named = {own: find(own)} if own else {}
+            print(as_text(named if own in PHIS else PHIS | named))
             parser.exit()
         setattr(namespace, self.dest, values)
 
