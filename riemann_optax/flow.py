@@ -4,6 +4,7 @@ Needs diffrax: ``pip install 'riemann-optax[flow]'``. Nothing else in the packag
 imports this module only when ``riemann_optax.flow`` is asked for.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -345,6 +346,14 @@ def _times(t: Any) -> np.ndarray[Any, Any]:
     return times
 
 
+def _scale(start: Any) -> jax.Array:
+    """Return the largest number that a path starts with, at most 1: what is far below it is not resolved."""
+    # In float32, which widens no path.
+    sizes = [jnp.max(jnp.abs(leaf)).astype(jnp.float32) for leaf in jax.tree.leaves(start) if leaf.size]
+    largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, sizes, jnp.zeros([], jnp.float32)))
+    return jnp.where(largest > 0, jnp.minimum(largest, 1), 1)
+
+
 def _solve(
     velocity: Callable[..., Any],
     start: Any,
@@ -364,7 +373,7 @@ def _solve(
         rtol = 1e-9 if wide else 1e-5
     controller: Any = diffrax.ConstantStepSize()
     if step_size is None:
-        controller = diffrax.PIDController(rtol=rtol, atol=rtol * 1e-3)
+        controller = diffrax.PIDController(rtol=rtol, atol=rtol * 1e-3 * _scale(start))
     solution: diffrax.Solution = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
         diffrax.Tsit5() if solver is None else solver,

@@ -16,6 +16,7 @@ try:
     from cycler import cycler
     from matplotlib import pyplot
     from matplotlib.axes import Axes
+    from matplotlib.colors import to_rgba
     from matplotlib.figure import Figure
 except ImportError as error:
     raise ImportError(
@@ -129,10 +130,11 @@ def metric(
     if axes is None:
         axes = pyplot.subplots(layout="constrained")[1]
     alpha = min(0.12, 0.4 / len(curves))  # many bands on each other would hide the lines
-    colours = len(pyplot.rcParams["axes.prop_cycle"])
+    cycle = pyplot.rcParams["axes.prop_cycle"]
+    styles = [None] if "linestyle" in cycle.keys else list(_LINES)  # None: as the user's own cycle says
     for index, (name, parts) in enumerate(curves.items()):
         label, marker = name or "the only leaf", "." if len(history) == 1 else None
-        style = list(_LINES)[index // colours % len(_LINES)]
+        style = styles[index // len(cycle) % len(styles)]
         line = axes.plot(numbers, parts["mean"], label=label, marker=marker, linestyle=style)[0]
         axes.fill_between(
             numbers, parts["min"], parts["max"], color=line.get_color(), alpha=alpha, linewidth=0
@@ -193,7 +195,7 @@ def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
         places = places[(np.isfinite(places) & (places > -0.001) & (places < 1.001)).all(axis=1)]
         if len(places) and not str(line.get_label()).startswith("_"):
             ends.append((*places[-1], line))
-    used = Counter(str(line.get_color()) for *_, line in ends)
+    used = Counter(to_rgba(line.get_color()) for *_, line in ends)
     ends.sort(key=lambda end: end[0])
     columns: list[list[Any]] = []  # of names that may be in each other's way
     free = -np.inf  # right of all names so far
@@ -206,7 +208,7 @@ def name_lines(axes: Axes, *, fontsize: float = 10.0) -> None:
         column.sort(key=lambda end: end[1])
         for height, (x, _, line) in zip(_spread([end[1] for end in column], apart), column, strict=True):
             label, colour = str(line.get_label()), line.get_color()
-            if used[str(colour)] > 1:
+            if used[to_rgba(colour)] > 1:
                 label += _LINES.get(str(line.get_linestyle()), "")
             axes.text(
                 x + 0.02,

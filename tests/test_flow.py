@@ -386,3 +386,14 @@ def test_a_geodesic_that_is_not_found_is_told_with_the_argument_and_how_far_it_i
 def test_a_loss_that_is_there_already_is_refused():
     with pytest.raises(ValueError, match="stop_loss must be below the loss at params"):
         flow.gradient_flow(loss, start(), None, 1.0, stop_loss=100.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
+def test_small_weights_are_followed_as_exactly_as_large_ones(scale):
+    """In float32; the problems are scale invariant, so the end over the start is that of 1."""
+    start = jnp.array([scale], jnp.float32)
+    plain = ro.flow.gradient_flow(lambda w: 5 * jnp.sum(w**2), start, None, 1.0)
+    np.testing.assert_allclose(plain.ys[-1] / scale, np.exp(-10.0), rtol=1e-3)
+    field = ro.fields.LogNormal()
+    turned = ro.flow.gradient_flow(lambda w: 3 * jnp.sum(jnp.log(w)), start, field, 1.0)
+    np.testing.assert_allclose(turned.ys[-1] / scale, np.exp(-3.0), rtol=1e-3)

@@ -72,7 +72,7 @@ ORDER = {
         "soap",
     ),
     "geometry": ("maps", "retraction", "spectrum"),
-    "inspect": ("recording", "energy", "live", "_evaluate", "_grouping", "describe"),
+    "inspect": ("recording", "energy", "live", "_evaluate", "_grouping", "description", "describe"),
     "supply": (
         *(
             "marks",

@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 Path = tuple[Any, ...]
 
@@ -226,3 +228,21 @@ def listed(items: Sequence[str], most: int) -> str:
     """Return some items with commas, and how many more there are."""
     rest = len(items) - most
     return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def kind_of(leaf: Any) -> Any:
+    """Return the kind of a dtype: boolean, integer, real, complex, or the implementation of a random key."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return str(leaf.dtype)
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    return next((kind for kind in kinds if jnp.issubdtype(leaf.dtype, kind)), leaf.dtype)
+
+
+def same_leaves(station: Station, before: Station) -> bool:
+    """Whether a record belongs to the same arrays of the model as before, with the same statistics."""
+    if {p: np.shape(x) for p, x in station.arrays.items()} != {
+        p: np.shape(x) for p, x in before.arrays.items()
+    }:
+        return False
+    ids = (jax.tree_util.GetAttrKey("leaf_ids"),)
+    return bool(np.array_equal(station.arrays[ids], before.arrays[ids]))

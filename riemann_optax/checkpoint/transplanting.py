@@ -12,7 +12,16 @@ from riemann_optax import _check, _tree, sharding
 from riemann_optax.boundary import is_nnx_optimizer, parameters_of, trained
 from riemann_optax.checkpoint import growing
 from riemann_optax.checkpoint.growing import Weight
-from riemann_optax.checkpoint.matching import Path, Station, align, containers_of, listed, stations
+from riemann_optax.checkpoint.matching import (
+    Path,
+    Station,
+    align,
+    containers_of,
+    kind_of,
+    listed,
+    same_leaves,
+    stations,
+)
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.inspect import RecordMetricState
 from riemann_optax.wrappers import LowPrecisionState
@@ -82,7 +91,7 @@ def transplant(
     A state has one count for all of its arrays: new entries begin at 0 without the bias correction of a first
     update, and their first steps are longer under Adam. Lower the learning rate for a few steps. Without
     ``old_params``, arrays of another shape begin anew. So does an array that is in an eigenbasis in only one
-    of the chains. Where that is most of a state, its count and the rest begin anew with it.
+    of the chains. Where that is most of what a state had, its count and the rest begin anew with it.
 
     Args:
       state: the state of the run, or its ``nnx.Optimizer``.
@@ -271,22 +280,27 @@ class _Surgery:
         return any(weight is not None and not self._same_coordinates(index, weight) for weight in weights)
 
     def _lost(self, index: int, before: Station) -> bool:
-        """Whether a state keeps less than half of its values: its count would be wrong of the rest."""
-        pairs = [(place, self._weight(index, place)) for place in self.new[index].arrays]
-        if all(weight is not None for _, weight in pairs):
-            return False
-        sizes = {True: 0, False: 0}
-        for place, weight in ((place, weight) for place, weight in pairs if weight is not None):
-            fits = place in before.arrays and self._misfit(index, place, before, weight) is None
-            sizes[fits] += np.size(weight.value)
-        return sizes[False] > sizes[True]
+        """Whether so little of a state fits that its count would be wrong of the rest."""
+        weights = {place: self._weight(index, place) for place in self.new[index].arrays}
+        if None not in weights.values():
+            return False  # it has no count
+        fits, misfits = 0, 0
+        for place, weight in weights.items():
+            if weight is not None and place in before.arrays:
+                fit = self._misfit(index, place, before, weight) is None
+                fits += fit * np.size(weight.value)
+                misfits += (not fit) * np.size(weight.value)
+        if not fits:
+            return any(weight is not None for weight in weights.values())
+        # What tasks have left behind has no bias correction that a count could spoil.
+        return misfits > fits and not hasattr(self.new[index].kind, "consolidated")
 
     def _misfit(self, index: int, place: Path, before: Station, weight: Weight | None) -> str | None:
         station = self.new[index]
         old, begun = before.arrays[place], station.arrays[place]
-        if station.kind is RecordMetricState and not _same_leaves(station, before):
+        if station.kind is RecordMetricState and not same_leaves(station, before):
             return "a record of other arrays"
-        if _kind(old) != _kind(begun):
+        if kind_of(old) != kind_of(begun):
             return f"{old.dtype} in the old state"
         if weight is not None and not self._same_coordinates(index, weight):
             return "other coordinates"
@@ -337,24 +351,6 @@ def _has_states(tree: Any) -> bool:
 
 def _is_below(name: str, path: str) -> bool:
     return name == path or (name.startswith(path) and name[len(path) :][:1] in (".", "["))
-
-
-def _kind(leaf: Any) -> Any:
-    """Return the kind of a dtype: boolean, integer, real, complex, or the implementation of a random key."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return str(leaf.dtype)
-    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-    return next((kind for kind in kinds if jnp.issubdtype(leaf.dtype, kind)), leaf.dtype)
-
-
-def _same_leaves(station: Station, before: Station) -> bool:
-    """Whether a record belongs to the same arrays of the model as before, with the same statistics."""
-    if {p: np.shape(x) for p, x in station.arrays.items()} != {
-        p: np.shape(x) for p, x in before.arrays.items()
-    }:
-        return False
-    ids = (jax.tree_util.GetAttrKey("leaf_ids"),)
-    return bool(np.array_equal(station.arrays[ids], before.arrays[ids]))
 
 
 def _is_low(node: Any) -> bool:

@@ -84,8 +84,9 @@ def _segment(
             # From the displacement, never as the end minus the place: that has no digits at short steps.
             term = term * (lever + jnp.where(inward, node, 1 - node) * displacement)
         total = total + term
-    # An empty segment on a pole has integral 0, not 0 * inf.
-    return jnp.where(displacement == 0, jnp.zeros_like(total), displacement * total)
+    # An empty segment on a pole has integral 0, not 0 * inf. Elsewhere its derivative is the density.
+    on_a_pole = jnp.logical_and(displacement == 0, ~jnp.isfinite(total))
+    return displacement * jnp.where(on_a_pole, jnp.zeros_like(total), total)
 
 
 def invert(

@@ -46,7 +46,8 @@ class MetricField(abc.ABC):
     def derivative(self, params: optax.Params, tangent: optax.Updates) -> optax.Updates:
         """Return the derivative of ``E`` at ``params`` in the direction ``tangent``: one JVP."""
         points = to_working_tree(params, "params")
-        return jax.jvp(self.metric, (points,), (to_working_tree(tangent, "tangent"),))[1]
+        direction = in_dtype_of(points, to_working_tree(tangent, "tangent"))
+        return jax.jvp(self.metric, (points,), (direction,))[1]
 
     def as_factor(self) -> optax.GradientTransformationExtraArgs:
         """Return a phi whose value is ``E`` itself, for :func:`riemann_optax.multiply_metric`. No state."""
@@ -263,6 +264,11 @@ def to_working_tree(tree: Any, argument: str) -> Any:
                 "in an optimiser by optax.partition."
             )
     return jax.tree.map(_tree.to_working_dtype, tree)
+
+
+def in_dtype_of(points: Any, vector: Any) -> Any:
+    """Cast a vector to the dtypes of its point, as a derivative along it demands."""
+    return jax.tree.map(lambda point, entry: entry.astype(point.dtype), points, vector)
 
 
 def require_separable(field: MetricField, name: str, remedy: str) -> SeparableField:

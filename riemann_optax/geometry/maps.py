@@ -12,6 +12,7 @@ from riemann_optax.fields.base import (
     MetricField,
     SeparableField,
     check_field_type,
+    in_dtype_of,
     require_separable,
     to_working_tree,
 )
@@ -148,8 +149,8 @@ def christoffel(
     """
     check_field_type(field)
     points = to_working_tree(params, "params")
-    u = to_working_vector(first, points, "first")
-    v = u if second is None else to_working_vector(second, points, "second")
+    u = in_dtype_of(points, to_working_vector(first, points, "first"))
+    v = u if second is None else in_dtype_of(points, to_working_vector(second, points, "second"))
     check_metric(jax.eval_shape(field.metric, points), points)
     metric, along_u = jax.jvp(field.metric, (points,), (u,))
     along_v = along_u if second is None else jax.jvp(field.metric, (points,), (v,))[1]

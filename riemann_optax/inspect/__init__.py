@@ -1,6 +1,7 @@
 """Looking at a metric: before a run, and while it works; and at the energy of a run."""
 
-from riemann_optax.inspect.describe import Description, LeafDescription, describe, metric_at
+from riemann_optax.inspect.describe import describe, metric_at
+from riemann_optax.inspect.description import Description, LeafDescription
 from riemann_optax.inspect.energy import (
     SynapticCachingState,
     TrackEnergyState,

@@ -1,10 +1,8 @@
 """Reading a metric before and during a run: metric_at and describe."""
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +14,8 @@ from riemann_optax import _axes, _check, _tree
 from riemann_optax import _observe as observe
 from riemann_optax._declare import Phi
 from riemann_optax.boundary import taken_apart
-from riemann_optax.eigenbasis.account import short
 from riemann_optax.inspect._evaluate import evaluate, is_small
-from riemann_optax.inspect._grouping import grouped
+from riemann_optax.inspect.description import Description, LeafDescription, named
 from riemann_optax.inspect.live import eigenbases
 from riemann_optax.metric import ComputeMetricState, compute_metric
 from riemann_optax.scaling import scale_by_inverse_metric
@@ -67,10 +64,12 @@ def metric_at(
         raise TypeError("metric_at: state must be the state of tx, got None: give what its init returns.")
     tx = optax.with_extra_args_support(tx)
     _check_values("metric_at", gradients, state, params)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((gradients, state, params)))
+    given = (gradients, state, params, extra_args)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given))
     bare = _tree.bare(gradients)
     # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
-    with _mesh_of(state, params), jax.disable_jit(not traced), observe.listen() as observer:
+    mesh = nullcontext() if traced else _mesh_of(state, params)
+    with mesh, jax.disable_jit(not traced), observe.listen() as observer:
         tx.update(bare, _tree.bare(state), _tree.bare(params), **_tree.bare(extra_args))
     if not observer.metrics:
         raise ValueError(
@@ -96,94 +95,6 @@ def _metric_tree(observer: observe.Observer, gradients: optax.Updates) -> optax.
         return metrics.get(path, jnp.ones_like(gradient, dtype=_tree.working_dtype(gradient)))
 
     return jax.tree_util.tree_map_with_path(read, gradients)
-
-
-class LeafDescription(NamedTuple):
-    """What :func:`describe` says of one leaf.
-
-    Attributes:
-      name: the path of the leaf.
-      shape: its shape.
-      phi: the declared name of its phi; empty where the leaf is Euclidean.
-      metric_min: the smallest ``E``.
-      metric_max: the largest ``E``.
-      state_bytes: the optimiser state kept for this leaf, in bytes.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    phi: str
-    metric_min: float
-    metric_max: float
-    state_bytes: int
-
-
-class Description(NamedTuple):
-    """What :func:`describe` returns; ``print`` shows it as a table.
-
-    Equal leaves of numbered layers share a line of the table: ``[0..5]`` stands for six of them.
-
-    Attributes:
-      leaves: one row per parameter.
-      shared_state_bytes: state that belongs to no one leaf (counters, statistics), in bytes.
-      gradients: which gradients ``E`` was evaluated at.
-      axes: how arrays were read that are neither a plain matrix nor one vector, and which of them by default,
-        because neither name nor shape tells.
-      bases: which sides of each leaf an eigenbasis turns, which not and why, and what it costs; and how often
-        a basis was due and the old one was kept, because none was found.
-    """
-
-    leaves: tuple[LeafDescription, ...]
-    shared_state_bytes: int
-    gradients: str
-    axes: tuple[str, ...] = ()
-    bases: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """Return the table."""
-        header = ("leaf", "shape", "phi", "E", "effective rate 1/E", "state bytes")
-        kinds = grouped([(leaf.name, _row(leaf)) for leaf in self.leaves])
-        rows: list[tuple[str, ...]] = [header]
-        for name, (*cells, size), count in kinds:
-            rows.append((name, *cells, size if count == 1 else f"{count} x {size}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        whole = sum(leaf.state_bytes for leaf in self.leaves) + self.shared_state_bytes
-        state = f"state: {short(whole)}B in all, {short(self.shared_state_bytes)}B of it shared"
-        lines.append(f"{state}; E at {self.gradients}")
-        names = [leaf.name for leaf in self.leaves]
-        lines += [f"read as: {line}" for line in _of_kinds(self.axes, names)]
-        lines += [f"eigenbasis: {line}" for line in _of_kinds(self.bases, names)]
-        return "\n".join(line.rstrip() for line in lines)
-
-
-def _row(leaf: LeafDescription) -> tuple[str, ...]:
-    def interval(low: float, high: float) -> str:
-        return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-
-    unknown = math.isnan(leaf.metric_min) and math.isnan(leaf.metric_max)
-    return (
-        str(leaf.shape),
-        leaf.phi or "Euclidean",
-        "-" if unknown else interval(leaf.metric_min, leaf.metric_max),
-        "-" if unknown else interval(*(1 / E if E else math.inf for E in (leaf.metric_max, leaf.metric_min))),
-        str(leaf.state_bytes),
-    )
-
-
-def _of_kinds(lines: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Join lines on leaves that say the same of numbered layers."""
-    times: Counter[str] = Counter()  # of one leaf the same may be said twice, as of the sides of a window
-
-    def split(line: str) -> tuple[str, tuple[str, ...]]:
-        name = max((name for name in names if line.startswith(name)), key=len, default="")
-        times[line] += 1
-        return name, (line[len(name) :], str(times[line]))
-
-    return [name + said for name, (said, _), _ in grouped([split(line) for line in lines])]
 
 
 def describe(
@@ -220,7 +131,8 @@ def describe(
     Raises:
       TypeError: where ``tx_or_phi`` is no gradient transformation.
       ValueError: where ``gradients`` differ from ``params``, or an extra argument is missing; for an
-        ``alpha`` with an optimiser that has a metric of its own.
+        ``alpha`` with an optimiser that has a metric of its own; for abstract arrays and a wrapper that
+        branches.
 
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
@@ -258,9 +170,9 @@ def describe(
     phis, extremes, readings, bases = _read(tx, params, gradients, state, extra_args)
     if _is_abstract((params, gradients, state)):
         where = "nothing: the arrays have no values"
-    elif bases and gradients is None:  # those of 1 are of rank one: in a basis their E says nothing of a run
-        where = "nothing: in eigenbases it needs gradients of the run"
-        extremes = np.full_like(extremes, np.nan)
+    elif gradients is None and (turned := _turned(bases, params)).any():
+        where = "gradients of 1, and of eigenbases at none: give those of the run"
+        extremes[turned] = np.nan  # gradients of 1 are of rank one: in a basis their E says nothing of a run
     with _check.quiet():  # what it had to warn of it has
         sizes, shared = _state_bytes(tx, jax.eval_shape(tx.init, params) if state is None else state, params)
     rows = [
@@ -271,6 +183,13 @@ def describe(
     ]
     bases += _kept_bases(state)
     return Description(tuple(rows), shared, where, _axes.remarks(params, readings), tuple(bases))
+
+
+def _turned(bases: Sequence[str], params: Any) -> np.ndarray[Any, Any]:
+    """Return which leaves have a side that an eigenbasis turns, by the lines that say so."""
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    said = [named(line, names) for line in bases if " turned" in line]
+    return np.isin(names, said)
 
 
 def _is_abstract(tree: Any) -> bool:
@@ -325,7 +244,15 @@ def _read(
 
     arguments = (params, gradients, state)
     if _is_abstract(arguments):
-        count = len(jax.eval_shape(read, *arguments))
+        try:
+            count = len(jax.eval_shape(read, *arguments))
+        except ValueError as error:
+            if "inside a branch" not in str(error):
+                raise
+            raise ValueError(
+                "describe: the arrays have no values, and tx applies its metric in a branch (MultiSteps, "
+                "apply_if_finite), which is not known then: describe the optimiser inside of it."
+            ) from error
         return phis, np.full([count, 2], np.nan), readings, bases
     try:
         if is_small(arguments):  # compiling takes time for each shape, and outside of jit for each operation

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import haiku
+import jax.numpy as jnp
 
 from riemann_optax.supply import calls, taps
 from riemann_optax.supply.calls import Call
@@ -50,10 +51,13 @@ def _statistics(module: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[
     return arguments[:1], {**keywords, "is_training": False}
 
 
-def _channels(module: Any) -> Any:
-    """Return the axis of the channels of what a module gives: where they come first, the data says so."""
+def _channels(module: Any, ndim: int) -> Any:
+    """Return the axis of the channels of what a module gives, or several: not always the last."""
+    axes = getattr(module, "param_axis", -1)
+    if isinstance(axes, slice):
+        return range(ndim)[axes]
     if getattr(module, "channel_index", -1) == -1:
-        return -1
+        return axes
     # An image without a batch has one axis less.
     return -1 - module.num_spatial_dims if isinstance(module, _CONVOLUTIONS) else module.channel_index
 
@@ -64,7 +68,7 @@ def _call(module: Any, recorder: Recorder, received: Any, sent: Any) -> Call:
         found[path.rpartition("/")[2]] = recorder.weight(value)
     weight = next((found[name] for name in ("w", "embeddings", "scale") if name in found), None)
     bias = next((found[name] for name in ("b", "offset") if name in found), None)
-    sent, axes = calls.features_last(sent, _channels(module))
+    sent, axes = calls.features_last(sent, _channels(module, jnp.ndim(sent)))
     call = Call(received, sent, weight, bias, lambda: received, output_axes=axes)
     if isinstance(module, haiku.Embed):
         size: Any = module.vocab_size

@@ -1,6 +1,7 @@
 """Hidden layers in a tree of parameters: which arrays hold the weights of each unit, and along which axes."""
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from riemann_optax._conventions import MatrixAxes
 Outgoing = Mapping[str, str | Sequence[str]]
 # A kernel and its bias may share a name: w1 and b1, kernel_out and bias_out, out_w and out_b.
 _KERNEL, _BIAS = (
-    re.compile(rf"(?:{word})(?:_?(\d+)|_(.+))?|(.+)_(?:{word})", re.IGNORECASE)
+    re.compile(rf"(?:{word})(?:_?(\d+)|_(.+))?|(.+)[_./](?:{word})", re.IGNORECASE)
     for word in ("w|weights?|kernels?", "b|bias|biases")
 )
 
@@ -61,7 +62,10 @@ class _Arrays:
         self.names = [tuple(map(_key, path)) for path in self.paths]
 
     def kernels(self) -> list[int]:
-        return [index for index, read in enumerate(self.reads) if _axes.sides(read) is not None]
+        return list(filter(self.is_kernel, range(len(self.reads))))
+
+    def is_kernel(self, index: int) -> bool:
+        return _axes.sides(self.reads[index]) is not None
 
     def called(self, index: int) -> str:
         return _tree.leaf_name(self.paths[index])
@@ -107,22 +111,26 @@ def _hidden_layer(arrays: _Arrays, kernel: int, readers: list[int]) -> HiddenLay
 
 
 def _bias(arrays: _Arrays, kernel: int, units: int) -> Side | None:
-    for index, (name, leaf) in enumerate(zip(arrays.names, arrays.leaves, strict=True)):
-        shape, beside = np.shape(leaf), name[:-1] == arrays.names[kernel][:-1]
-        if beside and np.size(leaf) == units and shape and _is_bias(arrays, index, kernel):
+    """Return the array beside a kernel whose name, or place in a sequence, says that it is its bias."""
+    module = arrays.names[kernel][:-1]
+    beside = [index for index, name in enumerate(arrays.names) if name and name[:-1] == module]
+    if not beside:
+        return None
+    if isinstance(arrays.paths[kernel][-1], jax.tree_util.SequenceKey):
+        # Kernels and biases in turn; a vector between two kernels could be a norm's scale.
+        turns = [int(arrays.is_kernel(index)) for index in beside]
+        called = [kernel + 1] if turns == [1, 0] * (len(turns) // 2) else []
+    else:
+        own = _KERNEL.fullmatch(arrays.names[kernel][-1])
+        found = {index: _BIAS.fullmatch(arrays.names[index][-1]) for index in beside}
+        called = [i for i, its in found.items() if own and its and own.groups() == its.groups()]
+        if not called and sum(map(arrays.is_kernel, beside)) == 1:
+            called = [index for index in beside if arrays.names[index][-1] in ("bias", "b")]
+    for index in called:
+        shape = np.shape(arrays.leaves[index])
+        if math.prod(shape) == units and shape:
             return Side(index, shape.index(units))
     return None
-
-
-def _is_bias(arrays: _Arrays, index: int, kernel: int) -> bool:
-    """Return whether the name of an array, or its place in a sequence, says that it is a kernel's bias."""
-    if not arrays.names[index]:
-        return False
-    if isinstance(arrays.paths[index][-1], jax.tree_util.SequenceKey):
-        return index == kernel + 1 and np.ndim(arrays.leaves[index]) == 1
-    name = arrays.names[index][-1]
-    own, its = _KERNEL.fullmatch(arrays.names[kernel][-1]), _BIAS.fullmatch(name)
-    return name in ("bias", "b") or (own is not None and its is not None and own.groups() == its.groups())
 
 
 def _reader(arrays: _Arrays, kernel: int, reader: int, units: int) -> Side:
@@ -258,7 +266,7 @@ def _by_numbers(
         for order in (up, up[::-1])
         if len(up) > 1 and all(reader in readers[kernel] for kernel, reader in itertools.pairwise(order))
     ]
-    if len(fitting) != 1:
+    if len(fitting) != 1 or any(_may_flatten(arrays, fitting[0][-1], other) for other in kernels):
         return None
     return [(kernel, [reader]) for kernel, reader in itertools.pairwise(fitting[0])]
 

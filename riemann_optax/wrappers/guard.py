@@ -16,13 +16,13 @@ from riemann_optax.boundary import consolidate_within, restarts
 def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Skip every update whose gradient has a NaN or infinity: state and weights do not change.
 
-    So with what a phi reads besides: of a batch in which one example is all padding the mean gradient may be
-    finite, and that example's a NaN. ``optax.apply_if_finite`` gives up after a number of bad gradients; this
-    never applies one. The state counts them (``notfinite_count`` in a row, ``total_notfinite`` in all); look
-    at it. Without the guard one NaN stays in the running mean of a phi for good, and so in every later
-    update. Under sharding the test needs one all-reduce. A task boundary (``task_boundary=True``) at a
-    skipped update is not lost: states consolidate, and :func:`restart_at_boundary`, which does not read the
-    gradient, restarts.
+    So with all numbers that ``update`` is given besides: of a batch in which one example is all padding the
+    mean gradient may be finite, and that example's a NaN. ``optax.apply_if_finite`` gives up after a number
+    of bad gradients; this never applies one. The state counts them (``notfinite_count`` in a row,
+    ``total_notfinite`` in all); look at it. Without the guard one NaN stays in the running mean of a phi for
+    good, and so in every later update. Under sharding the test needs one all-reduce. A task boundary
+    (``task_boundary=True``) at a skipped update is not lost, unless its ``task_importance`` is what is no
+    number: states consolidate, and :func:`restart_at_boundary`, which does not read the gradient, restarts.
 
     Args:
       tx: a whole optimiser, or both stages: a metric cannot leave the guard.
@@ -60,11 +60,7 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransforma
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.ApplyIfFiniteState]:
-        finite = reduce(
-            jnp.logical_and,
-            (jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((updates, _numbers(extra_args)))),
-            jnp.array(True),
-        )
+        finite = _all_finite((updates, extra_args))
 
         # A selection, not a lax.cond as in optax.apply_if_finite: XLA fuses it with the update, and the
         # branches of that cond differ in sharding when called eagerly on an Explicit mesh.
@@ -88,13 +84,14 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _numbers(extra_args: dict[str, Any]) -> dict[str, Any]:
-    """Return those extra arguments that are arrays of real or complex numbers throughout."""
-    return {
-        name: value
-        for name, value in extra_args.items()
-        if jax.tree.leaves(value) and all(map(_tree.is_inexact, jax.tree.leaves(value)))
-    }
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, float | complex) or _tree.is_inexact(leaf)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Return whether all numbers of a tree are finite; what else is in it does not count."""
+    numbers = filter(_is_number, jax.tree.leaves(tree))
+    return reduce(jnp.logical_and, (jnp.all(jnp.isfinite(leaf)) for leaf in numbers), jnp.array(True))
 
 
 def _at_boundary(
@@ -106,13 +103,14 @@ def _at_boundary(
     extra_args: dict[str, Any],
 ) -> tuple[optax.Updates, optax.OptState]:
     """Return the updates, shaped as ``likes``, and the state of a skipped update that may be a boundary."""
-    boundary = extra_args["task_boundary"]
+    importance = extra_args.get("task_importance")
+    boundary = jnp.logical_and(extra_args["task_boundary"], _all_finite(importance))
     none = optax.tree.zeros_like(likes)
     if restarts(state):
-        nothing = jax.tree.map(jnp.zeros_like, _numbers(extra_args))
-        at_boundary = tx.update(optax.tree.zeros_like(gradients), state, params, **(extra_args | nothing))
+        zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if _is_number(leaf) else leaf, extra_args)
+        given = zero | ({} if importance is None else {"task_importance": importance})
+        at_boundary = tx.update(optax.tree.zeros_like(gradients), state, params, **given)
     else:
-        importance = extra_args.get("task_importance")
         at_boundary = none, consolidate_within(state, _tree.trained(params, gradients), importance)
     chosen: tuple[optax.Updates, optax.OptState] = jax.tree.map(
         lambda new, old: jnp.where(boundary, new, old), at_boundary, (none, state)

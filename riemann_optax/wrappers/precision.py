@@ -98,17 +98,19 @@ def low_precision_state(
     Some phis take small differences of what they keep, such as the weights at the last update. The difference
     of a rounded copy would be mostly its rounding. A state class declares such fields by its class attribute
     ``exact_fields``, and they stay as they are: ``secant_curvature``, ``modification_energy``,
-    ``synaptic_intelligence``, ``rwalk`` and schedule-free training have some. So do those of Optax's own that
-    keep the first weights, or other differences of weights: ``dog``, ``prodigy``, ``mechanize``, ``lbfgs``.
+    ``synaptic_intelligence``, ``rwalk``, schedule-free training, anchors and ``soft_resets`` have some. So do
+    those of Optax's own that keep the first weights, or other differences of weights: ``dog``, ``prodigy``,
+    ``mechanize``, ``lbfgs``.
 
     Only float32 arrays with at least one axis are compressed (two for ``"int8"``: biases are small, and a
     mesh would cut their blocks). Counters, scalars, complex and float64 arrays, and arrays of fewer than four
     bytes per value do not change.
 
-    State: 2 bytes per value, or ``1 + 4 / block_size``. No collective: random bits are a hash of an
-    element's index in its array and of its value, so results do not depend on the sharding. With ``"int8"``
-    each block must lie within one device: sharding that cuts blocks raises an error on an Explicit mesh and
-    in :func:`riemann_optax.sharding.init`, and costs communication under plain ``jit`` on an Auto one.
+    State: 2 bytes per compressed value, or ``1 + 4 / block_size``. No collective: random bits are a hash of
+    an element's index in its array and of its value, so results do not depend on the sharding. With
+    ``"int8"`` each block must lie within one device: sharding that cuts blocks raises an error on an Explicit
+    mesh and in :func:`riemann_optax.sharding.init`, and costs communication under plain ``jit`` on an Auto
+    one.
 
     Args:
       tx: any Optax transformation.

@@ -88,11 +88,11 @@ def reset_units(
     named do not change. Neither names nor sizes tell a chain from a sum, ``x + relu(Dense_0(x))``, or a gate,
     ``relu(Dense_0(x)) * Dense_1(x)``: where a network has these, give ``outgoing``, and leave out their
     layers. The bias is the vector called ``bias`` or ``b`` in the module of the kernel, or as the kernel is
-    (``w1`` and ``b1``), or that follows it in a list. A dense layer may read the flattened outputs of a
-    convolution, channels last: with a multiple of its channels as rows it is taken to do so. Do not name a
-    convolution whose reader reads several branches side by side, nor a layer that ``inner`` freezes or whose
-    reader it freezes: both sides of a unit are written. Scales and biases of norms do not change: a unit
-    that the bias of its norm keeps silent stays silent.
+    (``w1`` and ``b1``), or the one behind it in a list of kernels and vectors in turn. A dense layer may read
+    the flattened outputs of a convolution, channels last: with a multiple of its channels as rows it is taken
+    to do so. Do not name a convolution whose reader reads several branches side by side, nor a layer that
+    ``inner`` freezes or whose reader it freezes: both sides of a unit are written. Scales and biases of norms
+    do not change: a unit that the bias of its norm keeps silent stays silent.
 
     State: the states of ``inner`` and of the rule, a number per layer, a key, two counts. Needs ``params``,
     and the extra argument ``activities``, which :func:`value_and_grad` makes: for every hidden layer the

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -53,3 +54,26 @@ def test_a_smaller_part_that_does_not_fit_leaves_the_rest_as_it_is():
     moved, report = transplant(state, tx, {**weights, "head": jnp.ones([6, 3])})
     assert set(report.begun_anew) == {"[0].mu['head']", "[0].nu['head']"}
     chex.assert_trees_all_equal(moved[0].nu["body"], state[0].nu["body"])
+
+
+def test_larger_new_layers_leave_the_old_ones_as_they_are():
+    """A new leaf is none that does not fit."""
+    weights = {"body": jnp.ones([4, 4])}
+    tx = optax.chain(ro.riemannian_sgd(0.1, phi=ro.phi.online_ewc()), optax.scale_by_adam())
+    _, state = tx.update(weights, tx.init(weights), weights)
+    state = ro.consolidate(state, weights)
+    moved, report = transplant(state, tx, {**weights, "head": jnp.ones([4, 20])})
+    assert set(report.begun_anew.values()) == {"new"}
+    importance = optax.tree.get(moved, "importance")
+    np.testing.assert_array_equal(importance["body"], 1.0)
+    assert optax.tree.get(moved, "mu")["body"].any()
+
+
+def test_the_importance_of_tasks_outlives_that_of_matrices_in_other_coordinates():
+    """It is no mean that a count corrects: that of biases is right as it is."""
+    weights = {"kernel": jnp.ones([4, 4]), "bias": jnp.ones(4)}
+    plain = ro.riemannian_sgd(0.1, phi=ro.phi.online_ewc())
+    _, state = plain.update(weights, plain.init(weights), weights)
+    state = ro.consolidate(state, weights)
+    moved, _ = transplant(state, ro.in_eigenbasis(plain, sides="both"), weights)
+    np.testing.assert_array_equal(optax.tree.get(moved, "importance")["bias"], 1.0)

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import riemann_optax as ro
@@ -139,3 +140,32 @@ def test_the_guard_sees_what_a_phi_reads_beside_the_gradient(boundary, tally):
     expected = ro.consolidate(before.inner_state, params) if boundary else before.inner_state
     chex.assert_trees_all_equal(after.inner_state, expected)
     assert int(after.total_notfinite) == 1
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("importance", [7.0, np.nan])
+def test_the_importance_given_at_a_skipped_boundary_is_taken_unless_it_is_the_bad_one(
+    restart, importance, tally
+):
+    tally["faults"] += 1
+    inner = riemannian_sgd(0.1, phi=ro.phi.online_ewc(running=False))
+    if restart:
+        inner = optax.chain(inner, ro.restart_at_boundary(optax.identity(), ro.anchor.initial_weights()))
+    tx, params = ro.skip_nonfinite(inner), jnp.ones(2)
+    _, state = tx.update(params, tx.init(params), params, task_boundary=False, task_importance=params)
+    given = {"task_boundary": jnp.array(True), "task_importance": jnp.full(2, importance)}
+    gradients = params if np.isnan(importance) else jnp.full(2, jnp.nan)
+    _, state = tx.update(gradients, state, params, **given)
+    assert int(state.total_notfinite) == 1
+    expected = 0.0 if np.isnan(importance) else importance
+    np.testing.assert_array_equal(optax.tree.get(state, "importance"), expected)
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), [1.0, jnp.nan], {"x": jnp.array(jnp.inf), "y": jnp.array(1)}]
+)
+def test_the_guard_sees_numbers_wherever_they_are(value, tally):
+    tally["faults"] += 1
+    tx, params = ro.skip_nonfinite(optax.sgd(0.1)), jnp.ones(2)
+    _, state = tx.update(params, tx.init(params), params, value=value)
+    assert int(state.total_notfinite) == 1

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
@@ -40,10 +41,24 @@ def test_a_state_without_values_is_described_as_that_of_init():
 
 
 def test_a_basis_shows_no_metric_where_no_gradients_are_given():
+    """Of what no basis turns it shows one."""
     tx = ro.riemannian_eigenbasis(0.003)
-    assert "E at nothing: in eigenbases it needs gradients of the run" in str(ro.describe(tx, weights()))
+    described = ro.describe(tx, weights())
+    assert "E at gradients of 1, and of eigenbases at none" in str(described)
+    hidden = [leaf.name for leaf in described.leaves if np.isnan(leaf.metric_min)]
+    assert hidden == ["['conv1']['kernel']", "['head']['kernel']"]
     gradients = jax.tree.map(jnp.ones_like, weights())
     assert all(leaf.metric_min > 0 for leaf in ro.describe(tx, weights(), gradients).leaves)
+    unturned = ro.in_eigenbasis(ro.riemannian_adamw(0.003), max_size=2)
+    assert all(leaf.metric_min > 0 for leaf in ro.describe(unturned, weights()).leaves)
+
+
+def test_a_metric_in_a_branch_needs_values():
+    tx = optax.MultiSteps(ro.riemannian_adamw(0.003), 2).gradient_transformation()
+    with pytest.raises(
+        ValueError, match=r"^describe: the arrays have no values, and tx applies its metric in a"
+    ):
+        ro.describe(tx, jax.eval_shape(weights))
 
 
 def test_a_module_of_nnx_without_values():
@@ -71,10 +86,13 @@ def test_a_metric_is_read_on_an_explicit_mesh_outside_of_jit(tx):
     params = jax.tree.map(
         lambda w: jax.device_put(w, NamedSharding(mesh, jax.P("data", *[None] * (w.ndim - 1)))), alone
     )
-    found = ro.metric_at(tx, params, ro.sharding.init(tx, params), params)
+    state = ro.sharding.init(tx, params)
+    found = ro.metric_at(tx, params, state, params)
     expected = ro.metric_at(tx, alone, tx.init(alone), alone)
+    inside = jax.jit(lambda gradients: ro.metric_at(tx, gradients, state, params))(params)
     for name in alone:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4)
+        np.testing.assert_allclose(inside[name], expected[name], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -6,31 +6,44 @@ import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import pytest
 
 import riemann_optax as ro
 
 
-def network(x, first):
+def form(first):
+    return {"data_format": "channels_first" if first else "channels_last"}
+
+
+NORMS = {
+    "group": lambda first: hk.GroupNorm(2, **form(first)),
+    "instance": lambda first: hk.InstanceNorm(True, True, **form(first)),
+    "layer": lambda first: hk.LayerNorm((1, 2, 3), True, True, param_axis=1 if first else -1),
+    "rms": lambda first: hk.RMSNorm(1 if first else -1, param_axis=1 if first else -1),
+}
+
+
+def network(x, norm, first):
     """Two convolutions on maps of 8 x 8 with 8 channels: no shape tells which axis is which."""
-    data = {"data_format": "NCHW" if first else "NHWC"}
-    h = jax.nn.relu(hk.Conv2D(8, 3, **data)(x))
-    h = hk.GroupNorm(2, data_format="channels_first" if first else "channels_last")(h)
-    h = jax.nn.relu(hk.Conv2D(8, 3, **data)(h))
+    h = hk.Conv2D(8, 3, data_format="NCHW" if first else "NHWC")(x)
+    h = jax.nn.relu(NORMS[norm](first)(h))
+    h = jax.nn.relu(hk.Conv2D(8, 3, data_format="NCHW" if first else "NHWC")(h))
     return hk.Linear(2)(h.mean((2, 3) if first else (1, 2)))
 
 
-def activities(params, batch, first):
-    net = hk.without_apply_rng(hk.transform(functools.partial(network, first=first)))
+def activities(params, batch, norm, first):
+    net = hk.without_apply_rng(hk.transform(functools.partial(network, norm=norm, first=first)))
     like = net.init(jax.random.key(1), batch)  # a bias has two axes more where channels are first
     params = jax.tree.map(lambda leaf, one: leaf.reshape(one.shape), params or like, like)
     step = ro.value_and_grad(lambda params, batch: jnp.mean(net.apply(params, batch) ** 2), "activities")
     return params, step(params, batch)[-1]["activities"]
 
 
-def test_of_haiku():
+@pytest.mark.parametrize("norm", NORMS)
+def test_of_haiku(norm):
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 8))
-    params, last = activities(None, images, first=False)
-    _, first = activities(params, jnp.moveaxis(images, -1, 1), first=True)
+    params, last = activities(None, images, norm, first=False)
+    _, first = activities(params, jnp.moveaxis(images, -1, 1), norm, first=True)
     assert jax.tree.leaves(last)[0].std() > 0.01
     chex.assert_trees_all_close(first, last, rtol=1e-4, atol=1e-5)
 

@@ -22,11 +22,16 @@ KERNEL, VECTOR, HEAD = jnp.zeros([4, 3]), jnp.zeros(3), jnp.zeros([3, 2])
         ([(KERNEL, VECTOR), (HEAD, jnp.zeros(2))], "[0][1]"),
         ([KERNEL, VECTOR, HEAD, jnp.zeros(2)], "[1]"),
         ([KERNEL, HEAD, VECTOR], None),  # which is not beside it
+        ([KERNEL, VECTOR, HEAD], None),  # which may be the scale of a norm
+        ({"fc1.weight": KERNEL, "fc1.bias": VECTOR, "fc2.weight": HEAD}, "['fc1.bias']"),
+        ({"hidden_w": KERNEL, "hidden_b": VECTOR, "bias": VECTOR, "out_w": HEAD}, "['hidden_b']"),
+        ({"b": VECTOR, "w": jnp.zeros([5, 7]), "w1": KERNEL, "b1": VECTOR, "w2": HEAD}, "['b1']"),
         ({"w1": KERNEL, "w2": HEAD, "b2": VECTOR}, None),
         ({"kernel": {"kernel": KERNEL, "scale": VECTOR}, "head": HEAD}, None),
     ],
 )
 def test_of_a_hidden_layer(params, bias):
-    (layer,) = hidden_layers(params, None, "flax")
+    outgoing = {"w1": "w2"} if "w" in params else None
+    (layer,) = hidden_layers(params, outgoing, "flax")
     path, _ = jax.tree_util.tree_leaves_with_path(params)[layer.bias.leaf] if layer.bias else (None, None)
     assert (path and jax.tree_util.keystr(path)) == bias

@@ -59,10 +59,12 @@ def test_one_chain_through_all_sizes_is_no_proof(sizes):
     [
         # A value network: the head has as many units as the images have channels.
         {"conv1": (3, 3, 1, 8), "conv2": (3, 3, 8, 16), "fc": (576, 32), "value": (32, 1)},
+        # The same where the layers have numbers.
+        {"layers_0": (3, 3, 3, 8), "layers_3": (288, 3)},
         # A model of dynamics: Dense_1 reads an action beside the 16 units of Dense_0.
         {"Dense_0": (4, 16), "Dense_1": (18, 32), "Dense_2": (32, 4)},
     ],
-    ids=["flattened", "concatenated"],
+    ids=["flattened", "numbered", "concatenated"],
 )
 def test_a_chain_that_starts_in_the_middle_is_refused(sizes):
     with pytest.raises(ValueError, match="it is not clear"):
