@@ -46,7 +46,8 @@ def gradient_flow(
       \dot w = -\nabla f(w) \qquad\text{or}\qquad \dot w = -g(w)^{-1}\,\nabla f(w)
 
     A step of an optimiser at rate ``r`` is a step of length ``r`` in the time of the flow: ``n`` steps of
-    gradient descent belong to the time ``n * r``.
+    gradient descent belong to the time ``n * r``. The solution has one derivative, in reverse mode
+    (``jax.grad``, ``jax.jacrev``), as that of diffrax has.
 
     Args:
       loss: a function of the parameters, differentiable, without noise.
@@ -62,7 +63,7 @@ def gradient_flow(
       step_size: None for adaptive steps, or the length of constant ones (``solver=diffrax.Euler()`` with
         ``step_size=r`` is gradient descent at the rate ``r``).
       rtol: relative tolerance of adaptive steps; by default 1e-5, for float64 weights 1e-9. The absolute
-        tolerance is a thousandth of it.
+        tolerance is a thousandth of it, times the largest of ``params`` where that is below 1.
       max_steps: give up after so many steps of the solver; memory for the dense output of all of them.
 
     Returns:
