@@ -4,7 +4,6 @@ Needs diffrax: ``pip install 'riemann-optax[flow]'``. Nothing else in the packag
 imports this module only when ``riemann_optax.flow`` is asked for.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -350,8 +349,7 @@ def _times(t: Any) -> np.ndarray[Any, Any]:
 def _scale(start: Any) -> jax.Array:
     """Return the largest number that a path starts with, at most 1: what is far below it is not resolved."""
     # In float32, which widens no path.
-    sizes = [jnp.max(jnp.abs(leaf)).astype(jnp.float32) for leaf in jax.tree.leaves(start) if leaf.size]
-    largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, sizes, jnp.zeros([], jnp.float32)))
+    largest = jax.lax.stop_gradient(optax.tree.norm(start, ord=jnp.inf)).astype(jnp.float32)
     return jnp.where(largest > 0, jnp.minimum(largest, 1), 1)
 
 

@@ -46,7 +46,7 @@ class MetricField(abc.ABC):
     def derivative(self, params: optax.Params, tangent: optax.Updates) -> optax.Updates:
         """Return the derivative of ``E`` at ``params`` in the direction ``tangent``: one JVP."""
         points = to_working_tree(params, "params")
-        direction = in_dtype_of(points, to_working_tree(tangent, "tangent"))
+        direction = optax.tree.cast_like(to_working_tree(tangent, "tangent"), points)
         return jax.jvp(self.metric, (points,), (direction,))[1]
 
     def as_factor(self) -> optax.GradientTransformationExtraArgs:
@@ -266,11 +266,6 @@ def to_working_tree(tree: Any, argument: str) -> Any:
                 "in an optimiser by optax.partition."
             )
     return jax.tree.map(_tree.to_working_dtype, tree)
-
-
-def in_dtype_of(points: Any, vector: Any) -> Any:
-    """Cast a vector to the dtypes of its point, as a derivative along it demands."""
-    return jax.tree.map(lambda point, entry: entry.astype(point.dtype), points, vector)
 
 
 def require_separable(field: MetricField, name: str, remedy: str) -> SeparableField:

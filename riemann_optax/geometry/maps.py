@@ -12,7 +12,6 @@ from riemann_optax.fields.base import (
     MetricField,
     SeparableField,
     check_field_type,
-    in_dtype_of,
     require_separable,
     to_working_tree,
 )
@@ -149,8 +148,8 @@ def christoffel(
     """
     check_field_type(field)
     points = to_working_tree(params, "params")
-    u = in_dtype_of(points, to_working_vector(first, points, "first"))
-    v = u if second is None else in_dtype_of(points, to_working_vector(second, points, "second"))
+    u = optax.tree.cast_like(to_working_vector(first, points, "first"), points)
+    v = u if second is None else optax.tree.cast_like(to_working_vector(second, points, "second"), points)
     check_metric(jax.eval_shape(field.metric, points), points)
     metric, along_u = jax.jvp(field.metric, (points,), (u,))
     along_v = along_u if second is None else jax.jvp(field.metric, (points,), (v,))[1]

@@ -251,8 +251,8 @@ class _Reset(NamedTuple):
         if self.initializer is None:
             # 0 before the first update, of a layer that came later, and of a kernel that began constant.
             spread = [
-                jnp.where(own == 0, now.astype(own.dtype), own)
-                for now, own in zip(_spreads(self.layers, leaves), spread, strict=True)
+                jnp.where(before == 0, now.astype(before.dtype), before)
+                for now, before in zip(_spreads(self.layers, leaves), spread, strict=True)
             ]
         slices = _slices(self.layers, masks, len(leaves))
 
@@ -356,9 +356,8 @@ def _drawn(
     for number, one in enumerate(layers):
         kernel, own_key = leaves[one.kernel.leaf], jax.random.fold_in(key, number)
         if initializer is not None:  # JAX's divide by the inputs, and take the last axis for the outputs
-            last = kernel.ndim - 1
             shape = (*np.delete(kernel.shape, one.kernel.axis).tolist(), one.units)
-            drawn.append(jnp.moveaxis(initializer(own_key, shape, kernel.dtype), last, one.kernel.axis))
+            drawn.append(jnp.moveaxis(initializer(own_key, shape, kernel.dtype), -1, one.kernel.axis))
         else:
             normal = jax.random.normal(own_key, kernel.shape, _tree.wide_dtype(kernel))
             drawn.append(spread[number] * normal)

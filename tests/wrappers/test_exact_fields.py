@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import riemann_optax as ro
@@ -39,3 +40,14 @@ def test_modification_energy_in_few_bits_is_that_of_the_steps():
         found = [update(weights, state, weights) for update, state in zip(updates, states, strict=True)]
         values, states = zip(*found, strict=True)
     np.testing.assert_allclose(values[1].mean(), values[0].mean(), rtol=0.05)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_weights_on_their_initial_values_do_not_drift_in_few_bits(storage):
+    """Rounded initial values are elsewhere, and the drift would lead there."""
+    weights = jax.random.normal(jax.random.key(0), (4, 32))
+    tx = ro.low_precision_state(ro.soft_resets(optax.adam(0.1), 0.5), storage)
+    start = tx.init(weights)
+    _, state = tx.update(jnp.zeros_like(weights), start, weights, obj_fn=lambda w: jnp.sum(w**2))
+    np.testing.assert_array_equal(state.inner_state.prior_mean, weights)
+    assert any(leaf.dtype in (jnp.bfloat16, jnp.int8, jnp.uint8) for leaf in jax.tree.leaves(state))
