@@ -46,6 +46,19 @@ class Declaration(NamedTuple):
 _evaluated: ContextVar[list[str] | None] = ContextVar("evaluated", default=None)
 _initialised: ContextVar[list[Declaration] | None] = ContextVar("initialised", default=None)
 _momenta: ContextVar[list[Any] | None] = ContextVar("momenta", default=None)
+_links: ContextVar[list["UnitLink"] | None] = ContextVar("links", default=None)
+
+
+class UnitLink(NamedTuple):
+    """Which weights read the units of a layer, as a transformation takes it that resets these.
+
+    Attributes:
+      layer: the path of the layer's kernel in the parameters.
+      readers: those of the kernels that read its units.
+    """
+
+    layer: tuple[Any, ...]
+    readers: list[tuple[Any, ...]]
 
 
 class Declared(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # Optax ships no types
@@ -249,6 +262,18 @@ def momentum_kept_by(call: Callable[[], T]) -> tuple[T, Any]:
     here = trace_state()
     reported = [momentum for where, momentum in heard if where == here]
     return result, reported[0] if len(reported) == 1 else None
+
+
+def links_units(links: Iterable[UnitLink]) -> None:
+    """Report, while a state is made, which weights are taken to read the units of which layer."""
+    listener = _links.get()
+    if listener is not None:
+        listener.extend(links)
+
+
+def unit_links_of(tx: optax.GradientTransformation, params: optax.Params) -> list[UnitLink]:
+    """Return the links that anything within ``tx`` reports. Computes nothing."""
+    return _listened(_links, lambda: jax.eval_shape(lambda p: tx.init(p), params))[1]
 
 
 def trace_state() -> Any:

@@ -19,7 +19,7 @@ from riemann_optax.geometry import maps
 try:
     import diffrax
 
-    from riemann_optax._shooting import PARTS, velocity_towards
+    from riemann_optax._shooting import velocity_towards
     from riemann_optax._stopping import stop_at, time_dtype
 except ImportError as error:
     raise ImportError(
@@ -196,10 +196,11 @@ def geodesic_between(
     .. math::
       \ddot w = -\Gamma(\dot w, \dot w), \qquad w(0) = w_0, \quad w(1) = w_0 + d
 
-    The velocity at the start is found by Newton's method for a sixteenth, two sixteenths, up to the whole of
-    ``d``, each from the one before. Of several geodesics, as on a sphere, it is the one that grows out of the
-    shortest way to a point nearby. The Jacobian is that of all weights: for a hundred weights at most. Very
-    long ways are not found, and ``jax.grad`` does not go through the search.
+    The velocity at the start is found by Newton's method for a part of ``d``, then for longer and longer
+    ones up to the whole, each from the two before: sixteenths, or smaller parts where these fail. Of
+    several geodesics, as on a sphere, it is the one that grows out of the shortest way to a point nearby.
+    The Jacobian is that of all weights: for a hundred weights at most. ``jax.grad`` does not go through the
+    search.
     For a separable field :func:`riemann_optax.geometry.logarithm_map` has the velocity in closed form.
 
     Args:
@@ -244,9 +245,9 @@ def geodesic_between(
         return jax.tree.map(lambda points: points[-1], path.point)
 
     velocity, found = velocity_towards(end, start, whole, 10 * rtol)
-    if not isinstance(found, jax.core.Tracer) and found < PARTS:
+    if not isinstance(found, jax.core.Tracer) and found < 1:
         raise RuntimeError(
-            f"displacement: no geodesic was found beyond {int(found)} of {PARTS} equal parts of the way: the "
+            f"displacement: no geodesic was found beyond {100 * float(found):.4g} per cent of the way: the "
             "metric changes too much on it, or the point is outside of where the field is defined. Go over a "
             "point between the two, or give float64 weights, more max_steps or a larger rtol."
         )

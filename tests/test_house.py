@@ -83,6 +83,7 @@ ORDER = {
             "flow",
             "nonlinearity",
             "program",
+            "links",
             "recorder",
             "taps",
             "calls",

@@ -106,7 +106,7 @@ def wanted(program: Program, leads: list[Lead]) -> set[Any]:
 
 
 # What combines entries of weights with something else, as a layer does.
-_COMBINING = {"dot_general", "conv_general_dilated", "gather"}
+COMBINING = {"dot_general", "conv_general_dilated", "gather"}
 
 
 def uses_beside(
@@ -122,7 +122,7 @@ def uses_beside(
     """
     uses: dict[int, list[tuple[Any, Any]]] = {}
     for equation in program.eqns:
-        if equation.primitive.name in _COMBINING and not equation.derived:
+        if equation.primitive.name in COMBINING and not equation.derived:
             given = [(one, origin(one)) for one in equation.invars]
             of = [source.entries for _, source in given if source.entries is not None]
             for leaf in set(of) & made.keys():

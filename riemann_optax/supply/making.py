@@ -13,7 +13,7 @@ from riemann_optax._vocabulary import EXTRA_ARGUMENTS
 from riemann_optax.boundary import completed
 from riemann_optax.phi import SecantCurvatureState, VariationalState, draw_perturbations
 from riemann_optax.phi._state import check_coordinates
-from riemann_optax.supply import taps
+from riemann_optax.supply import links, taps
 from riemann_optax.supply.arguments import (
     check_call,
     check_that_data_is_in_the_batch,
@@ -277,11 +277,12 @@ def inputs(evaluation: Evaluation) -> dict[str, Any]:
 
 def activities(evaluation: Evaluation) -> dict[str, Any]:
     """Return what the neuron of each weight sends on, in the forward pass of this batch."""
-    return {"activities": _signals(evaluation, "activities")}
+    examine = links.examination(evaluation.transformations, evaluation.model.params)
+    return {"activities": _signals(evaluation, "activities", examine)}
 
 
-def _signals(evaluation: Evaluation, signal: Signal) -> Any:
-    return taps.record(signal, evaluation.model.params, evaluation.loss, evaluation.is_partitioned)
+def _signals(evaluation: Evaluation, signal: Signal, examine: Any = None) -> Any:
+    return taps.record(signal, evaluation.model.params, evaluation.loss, evaluation.is_partitioned, examine)
 
 
 def _phi_state(evaluation: Evaluation, need: str, kind: type[Any]) -> Any:

@@ -15,7 +15,7 @@ from riemann_optax.supply.flow import (
     uses_beside,
     wanted,
 )
-from riemann_optax.supply.inlining import before_copies, copies_for_marks, inlined, is_variable
+from riemann_optax.supply.inlining import Program, before_copies, copies_for_marks, inlined, is_variable
 from riemann_optax.supply.marks import (
     BORDER,
     NORMALISED,
@@ -56,10 +56,12 @@ _EVALUATION = jax.make_user_context(None)
 
 # By the names of marks; several, where what JAX has traced once is called several times.
 Found = dict[str, list[Marked]]
+# Is given a program, the results wanted of it, what layers make of each argument, and sources of variables.
+Examination = Callable[[Program, set[Any], dict[int, set[Any]], Callable[[Any], Sources]], None]
 
 
-def marked_values(function: Callable[..., Any], *arguments: Any) -> Found:
-    """Return what is found at the marks in a function, by their names.
+def marked_values(function: Callable[..., Any], *arguments: Any, examine: Examination | None = None) -> Found:
+    """Return what is found at the marks in a function, by their names; ``examine`` is shown its program.
 
     A value that is marked as ``OUTPUTS``, ``SEEN`` or ``BORDER`` is not returned: a nonlinearity ends there.
     A mark in the body of a ``scan`` gives the values of all rounds, along a new first axis.
@@ -73,7 +75,7 @@ def marked_values(function: Callable[..., Any], *arguments: Any) -> Found:
     sources = [of_argument(number) for number in range(len(leaves))]
     found: Found = {}
     leads = [Lead()] * len(closed.jaxpr.outvars)
-    _evaluate(closed.jaxpr, closed.consts, leaves, sources, leads, found)
+    _evaluate(closed.jaxpr, closed.consts, leaves, sources, leads, found, examine=examine)
     return found
 
 
@@ -86,6 +88,7 @@ def _evaluate(
     found: Found,
     derived: bool = False,
     depth: int = 0,
+    examine: Examination | None = None,
 ) -> list[Any]:
     """Evaluate a jaxpr, collect what is marked in it, and return the results.
 
@@ -129,6 +132,12 @@ def _evaluate(
         found.setdefault(f"{UNSEEN}/{leaf}+0", []).append(
             Marked(jnp.zeros([]), jnp.zeros([]), Sources(), True)
         )
+    if examine is not None:
+        for name, variable, _, _ in marks:  # also of a layer that the user tells of
+            signal, number = name.split("/")[:2]
+            if signal == "activities" and number.isdigit():
+                made_of_leaves.setdefault(int(number), set()).add(before_copies(variable, copies))
+        examine(program, wanted(program, leads), made_of_leaves, origin)
     reading = Reading(program, copies, wanted(program, leads), ways.read_on, ways.goes_on)
     normalised = {
         before_copies(one, copies): norms[f"{name}-sent"]

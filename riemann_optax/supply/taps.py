@@ -134,8 +134,12 @@ def record(
     params: Any,
     evaluate: Callable[[Any], Any],
     is_partitioned: Callable[[], bool] = lambda: False,
+    examine: program.Examination | None = None,
 ) -> Any:
-    """Return a tree like ``params`` with the signal of each leaf in one evaluation of the loss."""
+    """Return a tree like ``params`` with the signal of each leaf in one evaluation of the loss.
+
+    ``examine`` is shown the program of this evaluation.
+    """
     recorders: list[Recorder] = []
 
     def watched(params: Any) -> Any:
@@ -147,7 +151,7 @@ def record(
         finally:
             _recorder.reset(token)
 
-    found = program.marked_values(watched, params)
+    found = program.marked_values(watched, params, examine=examine)
     return jax.tree.unflatten(jax.tree.structure(params), recorders[0].collect(found, is_partitioned))
 
 

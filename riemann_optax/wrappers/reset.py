@@ -10,7 +10,7 @@ import optax
 
 from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes
-from riemann_optax._declare import Declared
+from riemann_optax._declare import Declared, UnitLink, links_units
 from riemann_optax._population import when
 from riemann_optax.boundary import check_outermost
 from riemann_optax.eigenbasis import InEigenbasisState
@@ -87,10 +87,11 @@ def reset_units(
     module path: ``outgoing={"encoder/hidden": "head"}``, several readers as a tuple. Layers that are not
     named do not change. Neither names nor sizes tell a chain from a sum, ``x + relu(Dense_0(x))``, or a gate,
     ``relu(Dense_0(x)) * Dense_1(x)``: where a network has these, give ``outgoing``, and leave out their
-    layers. The bias is the vector called ``bias`` or ``b`` in the module of the kernel, or as the kernel is
-    (``w1`` and ``b1``), or the one behind it in a list of kernels and vectors in turn. A dense layer may read
-    the flattened outputs of a convolution, channels last: with a multiple of its channels as rows it is taken
-    to do so. Do not name a convolution whose reader reads several branches side by side, nor a layer that
+    layers. :func:`value_and_grad` warns of units that are added to something else or go elsewhere too. The
+    bias is the vector called ``bias`` or ``b`` in the module of the kernel, or as the kernel is (``w1`` and
+    ``b1``), or the one behind it in a list of kernels and vectors in turn. A dense layer may read the
+    flattened outputs of a convolution, channels last: with a multiple of its channels as rows it is taken to
+    do so. Do not name a convolution whose reader reads several branches side by side, nor a layer that
     ``inner`` freezes or whose reader it freezes: both sides of a unit are written. Scales and biases of norms
     do not change: a unit that the bias of its norm keeps silent stays silent.
 
@@ -154,6 +155,8 @@ def reset_units(
         bare = _tree.bare(_tree.arrays(params))
         layers = hidden_layers(bare, outgoing, axes) if jax.tree.leaves(bare) else ()
         leaves, structure = jax.tree.flatten(bare)
+        paths = _axes.leaf_paths(bare)
+        links_units(UnitLink(paths[one.kernel.leaf], [paths[r.leaf] for r in one.outgoing]) for one in layers)
 
         def tree(make: Callable[[HiddenLayer, Any], Any]) -> Any:
             return _of_layers(layers, structure, [make(one, leaves[one.kernel.leaf]) for one in layers])
