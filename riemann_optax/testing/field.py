@@ -35,7 +35,7 @@ def check_field(
     params: optax.Params | None = None,
     *,
     zeros: bool = True,
-    domain: tuple[float, float] | None = None,
+    domain: Any = None,
     points: int = 3,
     seed: int = 0,
 ) -> FieldReport:
@@ -59,7 +59,8 @@ def check_field(
       zeros: whether weights may be 0 and change their signs; False for a field with a pole there, such as
         ``fields.Multiplicative()``, for weights that are never 0.
       domain: the open interval in which the field is defined, such as ``(0.0, 1.0)`` for a probability or
-        ``(0.0, math.inf)`` for a scale; all weights and steps stay in it. None for all numbers.
+        ``(0.0, math.inf)`` for a scale; all weights and steps stay in it. None for all numbers. Where arrays
+        differ in it, a tree like ``params`` of intervals and None.
       points: how many.
       seed: of the points.
 
@@ -69,7 +70,7 @@ def check_field(
     Raises:
       AssertionError: where something is broken; the message lists all that was found.
       TypeError: where ``field`` is no metric field, or a leaf of ``params`` is not real.
-      ValueError: where ``params`` have no weights, or ``domain`` is not an interval.
+      ValueError: where ``params`` have no weights, or ``domain`` is neither an interval nor a tree of them.
 
     Examples:
       >>> import jax.numpy as jnp, riemann_optax as ro
@@ -94,7 +95,8 @@ def check_field(
     if params is None:
         params = {"matrix": np.full([3, 2], 1.0), "vector": np.full([4], -1.0)}
     params = jax.tree.map(np.asarray, params)
-    _check_arguments(params, domain, points)
+    _check_arguments(params, points)
+    domains = _domains(params, domain)
     crosses_zero = zeros and domain is None
     random = np.random.default_rng(seed)
     problems: list[str] = []
@@ -103,7 +105,7 @@ def check_field(
     wide_by_default = jnp.zeros([]).dtype == jnp.float64
     with jax.enable_x64(True):
         for index in range(points):
-            point, other = (jax.tree.map(lambda p: _draw(random, p, domain), params) for _ in range(2))
+            point, other = (_drawn(random, params, domains) for _ in range(2))
             if crosses_zero and index == 0:
                 point = jax.tree.map(_with_zeros, point)
             tangent = other if domain is None else jax.tree.map(np.subtract, other, point)
@@ -129,15 +131,40 @@ def check_field(
     )
 
 
-def _check_arguments(params: Any, domain: Any, points: Any) -> None:
+def _check_arguments(params: Any, points: Any) -> None:
     _check.check_count("points", points)
     if not sum(leaf.size for leaf in jax.tree.leaves(params)):
         raise ValueError("params must have at least one weight.")
     for name, leaf in _named(params):
         if not (jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.issubdtype(leaf.dtype, jnp.integer)):
             raise TypeError(f"params must be real, got {leaf.dtype} at {name}.")
-    if domain is not None and not (len(domain) == 2 and domain[0] < domain[1]):
-        raise ValueError(f"domain must be a pair (low, high) with low < high, got {domain!r}.")
+
+
+def _domains(params: Any, domain: Any) -> list[tuple[float, float] | None]:
+    """Return the interval of each array, None for all numbers."""
+    structure: Any = jax.tree.structure(params)
+    try:
+        found = [domain] * structure.num_leaves if _is_interval(domain) else structure.flatten_up_to(domain)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"domain must be a pair (low, high) with low < high, or a tree like params of such pairs, got "
+            f"{domain!r} for {structure}."
+        ) from error
+    for (name, _), one in zip(_named(params), found, strict=True):
+        if not _is_interval(one) or (one is not None and not one[0] < one[1]):
+            raise ValueError(f"domain must be a pair (low, high) with low < high, got {one!r} for {name}.")
+    return found
+
+
+def _is_interval(domain: Any) -> bool:
+    """Return whether this is two numbers, or None for all of them."""
+    return domain is None or (isinstance(domain, tuple | list) and list(map(np.ndim, domain)) == [0, 0])
+
+
+def _drawn(random: np.random.Generator, params: Any, domains: list[tuple[float, float] | None]) -> Any:
+    leaves, structure = jax.tree.flatten(params)
+    drawn = [_draw(random, leaf, domain) for leaf, domain in zip(leaves, domains, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
 
 
 def _draw(random: np.random.Generator, like: Any, domain: tuple[float, float] | None) -> np.ndarray[Any, Any]:

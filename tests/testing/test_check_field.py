@@ -174,6 +174,27 @@ def test_a_field_of_an_interval_is_tried_in_it(function, domain):
     assert check_field(field, domain=domain, points=10).separable
 
 
+def test_each_array_may_have_an_interval_of_its_own():
+    """The Fisher metric of normal variables by their means, any numbers, and standard deviations, above 0."""
+
+    def fisher(params):
+        deviation = params["deviation"]
+        return {"deviation": 2 / deviation**2, "mean": 1 / deviation**2}
+
+    params = {"deviation": np.ones(3), "mean": np.zeros(3)}
+    own = {"deviation": (0.0, np.inf), "mean": None}
+
+    def of_both_signs(params):
+        if not isinstance(params["mean"], jax.core.Tracer):
+            assert np.all(params["deviation"] > 0)
+            means.append(params["mean"])
+        return fisher(params)
+
+    means: list = []
+    assert not check_field(ro.fields.Coupled(of_both_signs), params, domain=own, points=5).separable
+    assert np.min(means) < 0 < np.max(means)
+
+
 def test_weights_of_any_real_dtype_say_how_large_they_are():
     for dtype in (jnp.bfloat16, jnp.float32, jnp.int32):
         assert check_field(Plain(), {"w": jnp.ones(3, dtype)}).separable
@@ -187,8 +208,14 @@ def test_weights_of_any_real_dtype_say_how_large_they_are():
         ({"params": {"w": np.ones(2, complex)}}, TypeError, r"params must be real, got complex128 at .*'w'"),
         ({"points": 0}, ValueError, "points must be an integer of at least 1"),
         ({"domain": (1.0, 0.0)}, ValueError, "low < high"),
+        ({"domain": {"vector": (0.0, 1.0)}}, ValueError, "a tree like params of such pairs"),
+        (
+            {"domain": {"matrix": None, "vector": 1.0}},
+            ValueError,
+            r"low < high, got 1.0 for leaf \['vector'\]",
+        ),
     ],
-    ids=["empty", "no weights", "complex", "no points", "no interval"],
+    ids=["empty", "no weights", "complex", "no points", "no interval", "another tree", "a number"],
 )
 def test_refuses_what_would_check_nothing(options, error, words):
     with pytest.raises(error, match=words):
