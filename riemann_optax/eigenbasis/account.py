@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from riemann_optax import _axes, _tree
 from riemann_optax.eigenbasis.layout import REFRESHING, LayoutRules, ReadSide
 
+# Why a side is not turned that the user did not ask for, of which nothing is to be told.
+_CHOSEN = ('sides is "input"', 'sides is "output"')
+
 
 def account(params: Any, rules: LayoutRules, state_dtype: Any, period: int) -> list[str]:
     """Return one line per leaf with sides: which are turned, why others are not, and the cost.
@@ -26,11 +29,20 @@ def account(params: Any, rules: LayoutRules, state_dtype: Any, period: int) -> l
         itemsize = jnp.dtype(state_dtype or _tree.working_dtype(leaf)).itemsize
         parts = [
             f"{name} {_side(side, stack, both, itemsize, rules, period)}"
-            for name, side in zip(("inputs", "outputs"), sides, strict=True)
-            if side.size > 1
+            for name, side in zip(_names(axes, sides), sides, strict=True)
+            if side.size > 1 and side.reason not in _CHOSEN
         ]
         lines.append(f"{_axes.called(path)} {leaf.shape}: {'; '.join(parts) or 'no side to turn'}")
     return lines
+
+
+def _names(axes: Any, sides: list[ReadSide]) -> list[str]:
+    """Return what the two sides are called: by its number, an axis that is turned by itself."""
+    alone = any(side.reason in _CHOSEN for side in sides) and len(axes.inputs) + len(axes.outputs) > 2
+    return [
+        f"axis {own[0]}:" if alone and len(own) == 1 else name
+        for name, own in (("inputs", axes.inputs), ("outputs", axes.outputs))
+    ]
 
 
 def _side(side: ReadSide, stack: int, both: int, itemsize: int, rules: LayoutRules, period: int) -> str:

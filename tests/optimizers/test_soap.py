@@ -188,3 +188,12 @@ def test_all_bases_on_a_mesh_are_those_of_one_device(kind, shape):
 def test_a_mean_that_would_stall_is_refused_by_the_name_it_was_given(options):
     with pytest.raises(ValueError, match=f"^{next(iter(options))}=0.999: a running mean in bfloat16 stalls"):
         ro.soap(0.003, **options, state_dtype="bfloat16")
+
+
+def test_describe_names_the_axes_that_are_turned_one_by_one():
+    kernel = {"conv": {"kernel": jnp.ones([3, 3, 8, 16])}}
+    description = ro.describe(ro.soap(1e-3), kernel)
+    assert "inputs 3*3*8, outputs 16" in description.axes[0]
+    found = sorted(line.split("): ")[1].split(" turned")[0] for line in description.bases)
+    assert found == ["axis 0: 3", "axis 1: 3", "axis 2: 8", "axis 3: 16"]
+    assert "left alone" not in str(description)
