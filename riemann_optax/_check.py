@@ -45,6 +45,8 @@ def check_number(
     if not is_concrete_number(value):
         if not hasattr(value, "dtype"):
             raise TypeError(f"{argument} must be a number, got {value!r}.")
+        if np.ndim(value):
+            raise ValueError(f"{argument} must be a single number, got an array of shape {np.shape(value)}.")
         return
     inside = (value > low if low_open else value >= low) and (value < high if high_open else value <= high)
     if not (inside and math.isfinite(value)):
@@ -228,10 +230,21 @@ def transformation(argument: str, value: Any) -> optax.GradientTransformation:
     return value
 
 
-def check_state_dtype(state_dtype: Any, argument: str = "state_dtype") -> None:
-    """Raise ``ValueError`` unless ``state_dtype`` is None or a real floating-point dtype."""
-    if state_dtype is not None:
-        check_real_dtype(argument, state_dtype)
+def check_state_dtype(state_dtype: Any, argument: str = "state_dtype", squares: bool = False) -> None:
+    """Raise ``ValueError`` unless ``state_dtype`` is None or a real floating-point dtype.
+
+    Warn of one in which the ``squares`` of usual gradients are 0.
+    """
+    if state_dtype is None:
+        return
+    check_real_dtype(argument, state_dtype)
+    least = float(jnp.finfo(state_dtype).smallest_subnormal)  # type: ignore[no-untyped-call]
+    if squares and least > 1e-30:
+        warn(
+            f"{argument}={jnp.dtype(state_dtype)} has no numbers below {least:.1g}, where the squares of "
+            f"gradients below {least**0.5:.1g} are: they are rounded away, and steps are too long. Give "
+            "bfloat16, or use riemann_optax.low_precision_state, which keeps a scale."
+        )
 
 
 def check_key(key: Any) -> None:

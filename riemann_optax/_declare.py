@@ -177,7 +177,7 @@ def _reporting_update(
     def reporting(*args: Any, **kwargs: Any) -> Any:
         for name in trees:
             if kwargs.get(name) is not None:
-                kwargs[name] = _own_part(kwargs[name], args[place])
+                kwargs[name] = _own_part(kwargs[name], args[place] if args[place:] else kwargs["updates"])
         for name in demanded:
             required(declaration.name, name, kwargs.get(name))
         listener = _evaluated.get()

@@ -215,20 +215,6 @@ def mean(array: jax.Array, axis: Any, keepdims: bool = True) -> jax.Array:
     return found
 
 
-def bounded(gradient: Any) -> jax.Array:
-    """Clip a real gradient at 2**50 (2**400 in float64); infinity stays.
-
-    Sums of its squares, and their products with a basis, then stay finite.
-    """
-    array: jax.Array = jnp.asarray(gradient)
-    if jnp.iscomplexobj(array):
-        return array
-    bound = 2.0**400 if array.dtype.itemsize > 4 else 2.0**50
-    # Eight bits without an infinity would round the bound to NaN.
-    bound = min(bound, float(jnp.finfo(array.dtype).max))  # type: ignore[no-untyped-call]
-    return jnp.where(jnp.isinf(array), array, jnp.clip(array, -bound, bound))
-
-
 def power(base: Any, exponent: float) -> Any:
     """Return ``base**exponent`` for ``base >= 0``, a tree, with a zero, not a NaN, derivative at zero.
 
@@ -383,7 +369,10 @@ def _wide(stored: Any) -> Any:
 
 def at_count(value: Any, count: jax.Array) -> Any:
     """Return a number as it is, and a schedule at the count of updates."""
-    return value(count) if callable(value) else value
+    found = value(count) if callable(value) else value
+    if np.ndim(found):
+        raise ValueError(f"a schedule must return a single number, got an array of shape {np.shape(found)}.")
+    return found
 
 
 def divided(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:

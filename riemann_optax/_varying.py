@@ -1,11 +1,13 @@
 """What varies over the devices of a mesh inside of ``jax.shard_map``."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
+T = TypeVar("T")
 
-def varying_like(tree: Any, like: Any) -> Any:
+
+def varying_like(tree: T, like: Any) -> T:
     """Return arrays that vary over all axes of a mesh over which an array of ``like`` does.
 
     Inside of ``jax.shard_map`` the types of arrays say so. Where branches or the rounds of a loop meet, the
@@ -29,7 +31,8 @@ def varying_like(tree: Any, like: Any) -> Any:
             return lax.pcast(leaf, missing, to="varying")
         return lax.pvary(leaf, missing)  # before JAX 0.9
 
-    return jax.tree.map(cast, tree) if wanted else tree
+    result: T = jax.tree.map(cast, tree) if wanted else tree
+    return result
 
 
 def _axes(leaf: Any) -> frozenset[str]:

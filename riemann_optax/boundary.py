@@ -47,9 +47,8 @@ def consolidate(
 
     States inside of :func:`riemann_optax.in_eigenbasis` consolidate at the beginning of their next update,
     with the parameters given there. Each call is one boundary; between two there must be an update. A
-    hyper-parameter that is changed in the state for the boundary, such as ``memory`` under
-    ``optax.inject_hyperparams``, counts in ``update`` only: change it, and give ``task_boundary=True``.
-    Elementwise, so no collective.
+    hyper-parameter of ``optax.inject_hyperparams``, such as ``memory``, is read by ``update``, not here: to
+    change it for a boundary, give ``task_boundary=True`` to ``update``. Elementwise, so no collective.
 
     Args:
       opt_state: the state of any transformation with a consolidating phi or anchor anywhere in it, or an

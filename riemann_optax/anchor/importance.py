@@ -73,9 +73,9 @@ def importance_weighted_weights(*, memory: float = 1.0) -> optax.GradientTransfo
     :func:`task_boundary_weights`, the single anchor of Schwarz et al, pulls elsewhere. Use it with
     importances that are sums over tasks, such as those of :func:`riemann_optax.phi.online_ewc` and
     :func:`riemann_optax.phi.laplace`, not with one that is scaled anew at each boundary, as that of
-    :func:`riemann_optax.phi.rwalk` or inside of :func:`riemann_optax.phi.limited_mean`: the anchor would
-    weigh tasks by what is left of the scale. Where such a precision falls, its task has gained nothing. Until
-    the first boundary, and where nothing has been important, it pulls to nothing.
+    :func:`riemann_optax.phi.rwalk` or inside of :func:`riemann_optax.phi.limited_mean`: there the gain of a
+    task depends on the scale, not on the task alone. Where such a precision falls, its task has gained
+    nothing. Until the first boundary, and where nothing has been important, it pulls to nothing.
 
     State: 3 values per weight. No collective. Needs ``params``. A boundary is announced by the extra argument
     ``task_boundary`` of ``update``, or by :func:`riemann_optax.consolidate`. In a Flax NNX loop:

@@ -75,7 +75,7 @@ def slow_weights(*, decay: float = 0.999, state_dtype: Any = None) -> optax.Grad
     Args:
       decay: of the running mean, in [0, 1). Default 0.999 (ours): a memory of about 1000 updates.
       state_dtype: of the mean; None means float32, or wider where the parameter is wider. A bfloat16 mean
-        stalls at this decay.
+        would stall at this decay, and is refused.
 
     Returns:
       An anchor with state :class:`AnchorState`.
@@ -186,6 +186,14 @@ def benna_fusi_chain(
     _check.check_flag("leak", leak)
     _check.check_number("coupling", coupling, low=0.0, high=1.0, low_open=True)
     _check.check_state_dtype(state_dtype)
+    if state_dtype is not None and _check.is_concrete_number(coupling):
+        unit = float(jnp.finfo(state_dtype).eps)  # type: ignore[no-untyped-call]
+        share = coupling * 2 * 4.0**-copies
+        if share < unit:
+            raise ValueError(
+                f"state_dtype: in {jnp.dtype(state_dtype)} the last of {copies} copies stalls, as it goes "
+                f'{share:.2g} of its way at a time: give state_dtype="float32", or fewer copies.'
+            )
 
     def init(params: optax.Params) -> BennaFusiState:
         return BennaFusiState(

@@ -31,7 +31,7 @@ from riemann_optax.eigenbasis.refresh import Refresh, refresh_group, saturated_s
 from riemann_optax.eigenbasis.schedule import alike_groups, fits_one_step, schedule
 from riemann_optax.eigenbasis.stack import RefreshRules
 from riemann_optax.eigenbasis.task_boundary import consolidated_if, enclosed, enclosed_like, opened
-from riemann_optax.eigenbasis.whitening import averaged_factors
+from riemann_optax.eigenbasis.whitening import averaged_factors, bounded
 
 Correlate = Literal["gradients", "tempered_gradients", "whitened_gradients", "gradient_differences"]
 CORRELATED: tuple[str, ...] = get_args(Correlate)
@@ -269,9 +269,8 @@ def in_eigenbasis(
     _axes.check_axes(axes)
     _check.check_choice("correlate", correlate, CORRELATED)
     _check.check_choice("second_moments", second_moments, ("mix", "keep"))
-    if state_dtype is not None:
-        _check.check_real_dtype("state_dtype", state_dtype)
-        _check.check_mean_moves("decay", decay, "state_dtype", state_dtype)
+    _check.check_state_dtype(state_dtype, squares=True)
+    _check.check_mean_moves("decay", decay, "state_dtype", state_dtype)
     _check.check_names("linear_fields", linear_fields)
     _check.check_names("squared_fields", squared_fields)
     extra = fields_of(inner, linear_fields, squared_fields)
@@ -324,7 +323,7 @@ def in_eigenbasis(
     ) -> tuple[optax.Updates, InEigenbasisState]:
         _tree.check_inexact(updates, "gradients")
         updates, params = _tree.arrays((updates, _tree.trained(params, updates)))
-        updates = jax.tree.map(_tree.bounded, updates)
+        updates = jax.tree.map(bounded, updates)
         bare = _tree.bare(updates)
         gradients, structure = jax.tree.flatten(bare)
         layouts = rules.layouts(bare)

@@ -117,3 +117,17 @@ def _whitened(
     values = jnp.where(mean <= 0, size, jnp.maximum(values + missing * mean, floor * mean))
     roots = jnp.sqrt(values)
     return turned / (roots[..., None, None] if left else roots[..., None, None, :, :])
+
+
+def bounded(gradient: Any) -> jax.Array:
+    """Clip a real gradient at 2**50 (2**400 in float64); infinity stays.
+
+    Sums of its squares, and their products with a basis, then stay finite.
+    """
+    array: jax.Array = jnp.asarray(gradient)
+    if jnp.iscomplexobj(array):
+        return array
+    bound = 2.0**400 if array.dtype.itemsize > 4 else 2.0**50
+    # Eight bits without an infinity would round the bound to NaN.
+    bound = min(bound, float(jnp.finfo(array.dtype).max))  # type: ignore[no-untyped-call]
+    return jnp.where(jnp.isinf(array), array, jnp.clip(array, -bound, bound))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from riemann_optax import _axes, _check
+from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes
 from riemann_optax._tree import Group
 from riemann_optax.edits import on_gradient
@@ -130,8 +130,7 @@ def riemannian_sgd(
     metric = compute_metric(phi, alpha, role, conformal=conformal, axes=axes)
     stages = [metric, *edits, scale_by_inverse_metric()]
     if momentum is not None:
-        summed = optax.trace(decay=momentum, nesterov=nesterov, accumulator_dtype=state_dtype)
-        stages.append(keep_state_types(summed))
+        stages.append(_trace(momentum, nesterov, state_dtype))
     if weight_decay is not None and not decay_in_metric:
         stages.append(optax.add_decayed_weights(weight_decay, _check.mask_of_decay(mask)))
     return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))
@@ -330,20 +329,20 @@ def riemannian_schedule_free(
     _check.check_schedulable("weight_decay", weight_decay)
     if not isinstance(warmup_steps, jax.Array):  # optax.inject_hyperparams makes an array of it
         _check.check_count("warmup_steps", warmup_steps, low=0)
-    _check.check_state_dtype(basis_dtype, "basis_dtype")
+    _check.check_state_dtype(basis_dtype, "basis_dtype", squares=True)
     if sides == "none":
         _check_axes(phi, axes)
     stages = [*adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes), scale_by_inverse_metric()]
     if sides != "none":
-        stages = [
-            in_eigenbasis(
+        with _check.quiet():  # of the dtype, under the name that it has here, the user has been warned
+            turned = in_eigenbasis(
                 optax.chain(*stages),
                 settling_steps=SETTLING_STEPS,
                 sides=sides,
                 axes=axes,
                 state_dtype=basis_dtype,
             )
-        ]
+        stages = [turned]
     rate = learning_rate
     if isinstance(warmup_steps, jax.Array) or warmup_steps:
 
@@ -358,6 +357,18 @@ def riemannian_schedule_free(
         optax.scale_by_learning_rate(rate),
     )
     return schedule_free(base, b1=b1, power=power)
+
+
+def _trace(decay: Any, nesterov: bool, state_dtype: Any) -> optax.GradientTransformationExtraArgs:
+    """Return ``optax.trace`` with its sum in a dtype: complex where the weights are, as Optax's is not."""
+    summing = optax.trace(decay=decay, nesterov=nesterov)
+
+    def init(params: optax.Params) -> optax.TraceState:
+        if state_dtype is None:
+            return summing.init(params)
+        return optax.TraceState(_tree.vectors_like(params, state_dtype))
+
+    return keep_state_types(optax.GradientTransformation(init, summing.update))
 
 
 def _check_axes(phi: optax.GradientTransformation | None, axes: Axes) -> None:

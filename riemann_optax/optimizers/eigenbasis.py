@@ -53,12 +53,12 @@ def riemannian_eigenbasis(
       w \leftarrow w - \eta\,(u + \lambda w), \qquad
       E = \frac{\mu + \alpha\,\varphi}{1 + \alpha}, \quad \mu = \mathrm{mean}(\varphi)
 
-    with ``Q`` the eigenvectors of the running mean of :math:`G G^\top`, each column by its size (of
-    :math:`G^\top G`, each row, where the columns are fewer), :math:`\hat m` the bias-corrected running mean
-    of Nesterov's kind, and :math:`\varphi` the root of the running mean of :math:`\sigma\,|Q^\top G|^2 +
-    (1 - \sigma)\,|\hat m|^2` for each component. The chain: :func:`in_eigenbasis` of :func:`compute_metric`
-    (conformal) and :func:`scale_by_inverse_metric`; then decoupled weight decay and
-    ``optax.scale_by_learning_rate``.
+    with ``Q`` the eigenvectors of the running mean of :math:`G G^\top`, in which a column of ``G`` counts by
+    its size (of :math:`G^\top G` and rows, where ``G`` has fewer columns than rows), :math:`\hat m` the
+    bias-corrected running mean of Nesterov's kind, and :math:`\varphi` the root of the running mean of
+    :math:`\sigma\,|Q^\top G|^2 + (1 - \sigma)\,|\hat m|^2` for each component. The chain:
+    :func:`in_eigenbasis` of :func:`compute_metric` (conformal) and :func:`scale_by_inverse_metric`; then
+    decoupled weight decay and ``optax.scale_by_learning_rate``.
 
     **Momentum** is that of the covector: the gradient is averaged before the metric divides it. It is kept in
     the eigenbasis and turned when the basis is, which is exact and costs one product per refresh; kept in the
@@ -148,8 +148,8 @@ def riemannian_eigenbasis(
     _check.check_decay(b2, "b2")
     _check.check_decay(basis_decay, "basis_decay")
     _check.check_state_dtype(mu_dtype, "mu_dtype")
-    _check.check_state_dtype(nu_dtype, "nu_dtype")
-    _check.check_state_dtype(basis_dtype, "basis_dtype")
+    _check.check_state_dtype(nu_dtype, "nu_dtype", squares=True)
+    _check.check_state_dtype(basis_dtype, "basis_dtype", squares=True)
     _check.check_mean_moves("b1", b1, "mu_dtype", mu_dtype)
     _check.check_mean_moves("basis_decay", basis_decay, "basis_dtype", basis_dtype)
     if gradient_share is None:
@@ -163,25 +163,27 @@ def riemannian_eigenbasis(
         )
     if phi is None:
         _check.check_mean_moves("b2", b2, "nu_dtype", nu_dtype)
-        phi = activity(decay=b2, state_dtype=nu_dtype)
+        with _check.quiet():  # of the dtypes, under the names that they have here, the user has been warned
+            phi = activity(decay=b2, state_dtype=nu_dtype)
     stage_1 = adaptive_metric(phi, alpha, b2, eps, role, conformal, record, axes)
     momentum = ema(b1, nesterov, mu_dtype)
     averaged = [*stage_1, on_gradient(momentum)]
     if not _check.is_concrete_number(gradient_share) or gradient_share != 1:
         averaged = [measure_with_momentum(optax.chain(*stage_1), momentum, gradient_share)]
     metric = optax.chain(*averaged, scale_by_inverse_metric())
-    turned = in_eigenbasis(
-        metric,
-        decay=basis_decay,
-        correlate=correlate,
-        update_every=10 if update_every is None else update_every,
-        settling_steps=SETTLING_STEPS if settling_steps is None else settling_steps,
-        sides=sides,
-        axes=axes,
-        state_dtype=basis_dtype,
-        tau=tau,
-        refresh_budget=refresh_budget,
-    )
+    with _check.quiet():
+        turned = in_eigenbasis(
+            metric,
+            decay=basis_decay,
+            correlate=correlate,
+            update_every=10 if update_every is None else update_every,
+            settling_steps=SETTLING_STEPS if settling_steps is None else settling_steps,
+            sides=sides,
+            axes=axes,
+            state_dtype=basis_dtype,
+            tau=tau,
+            refresh_budget=refresh_budget,
+        )
     return optax.chain(
         turned,
         optax.add_decayed_weights(weight_decay, _check.mask_of_decay(mask)),

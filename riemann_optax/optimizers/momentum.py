@@ -95,7 +95,8 @@ def ema(
             return rate / (1 - rate ** (number + 1)), new / (1 - rate**number)
 
         def wide(u: Any, m: jax.Array) -> Any:
-            return np.promote_types(np.promote_types(u.dtype, m.dtype), _tree.working_dtype(u))
+            # One after the other: float16 and bfloat16 have no common dtype but that of work.
+            return np.promote_types(np.promote_types(u.dtype, _tree.working_dtype(u)), m.dtype)
 
         def average(u: Any, m: jax.Array) -> jax.Array:
             dtype = wide(u, m)

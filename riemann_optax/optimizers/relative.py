@@ -24,7 +24,7 @@ def scale_by_parameter_scale() -> optax.GradientTransformationExtraArgs:
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
-        params = _tree.trained(_check.require_params(params, "multiply_by_parameter_scale"), updates)
+        params = _check.require_params(_tree.trained(params, updates), "multiply_by_parameter_scale")
         scaled, state = scale.update(_tree.widen(updates), state, _tree.widen(params))
         return jax.tree.map(lambda new, old: new.astype(old.dtype), scaled, updates), state
 

@@ -13,6 +13,7 @@ from riemann_optax._state_fields import declare_fields
 from riemann_optax._varying import varying_like
 from riemann_optax.boundary import check_outermost, check_scalable, completed, is_nnx_optimizer, trained
 from riemann_optax.eigenbasis import InEigenbasisState
+from riemann_optax.phi import _state
 
 
 @declare_fields(linear=("iterate",), weights=("iterate",), exact=("iterate",))
@@ -21,10 +22,10 @@ class ScheduleFreeState(NamedTuple):
 
     Attributes:
       count: int32 scalar, the number of updates so far.
-      weight_sum: float32 scalar, the sum of the averaging weights so far.
+      weight_sum: scalar, float32 or wider, the sum of the averaging weights so far.
       iterate: ``z``, where the base optimiser stands, shaped like the parameters; 0 before the first
         update.
-      momentum: float32 scalar, ``b1``, which :func:`eval_params` needs.
+      momentum: scalar, float32 or wider, ``b1``, which :func:`eval_params` needs.
       base: the state of the base optimiser.
     """
 
@@ -99,10 +100,10 @@ def schedule_free(
         _warn_of_narrow_weights(params)
         return ScheduleFreeState(
             count=jnp.zeros([], jnp.int32),
-            weight_sum=jnp.zeros([], jnp.float32),
+            weight_sum=_state.wide_scalar(0.0),
             iterate=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_tree.wide_dtype(p)), params),
             # A copy: the caller's own array may lie in another state, and both be donated.
-            momentum=jnp.array(b1, jnp.float32, copy=True),
+            momentum=_state.wide_scalar(b1),
             base=base_state,
         )
 
@@ -114,7 +115,8 @@ def schedule_free(
     ) -> tuple[optax.Updates, ScheduleFreeState]:
         params = _check.require_params(_tree.trained(params, updates), "schedule_free")
         steps, base_state = base.update(updates, state.base, params, **extra_args)
-        number, order = state.count.astype(jnp.float32) + 1, jnp.asarray(power, jnp.float32)
+        dtype = state.weight_sum.dtype
+        number, order = state.count.astype(dtype) + 1, jnp.asarray(power, dtype)
         weight = number**order
         weight_sum = state.weight_sum + weight
         # Of a high power the sum overflows in a long run. By then it is this many times the last weight, by
@@ -140,7 +142,7 @@ def schedule_free(
             count=optax.safe_increment(state.count),
             weight_sum=weight_sum,
             iterate=iterate,
-            momentum=varying_like(jnp.array(b1, jnp.float32, copy=True), state.momentum),
+            momentum=varying_like(_state.wide_scalar(b1), state.momentum),
             base=base_state,
         )
 

@@ -99,7 +99,7 @@ def add(total: Any, increment: Any) -> Any:
 
 def first_or(new: Any, old: Any, count: jax.Array) -> Any:
     """Return ``new`` at the first update and ``old`` from then on."""
-    return jax.tree.map(lambda n, o: jnp.where(count == 0, n.astype(o.dtype), o), new, old)
+    return jax.tree.map(lambda n, o: jnp.where(count == 0, narrowed(n, o.dtype), o), new, old)
 
 
 def in_working_dtype(values: Any, reference: Any) -> Any:

@@ -35,9 +35,9 @@ def activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
     At every alpha, ``compute_metric(activity(decay=decay), alpha)`` and rate ``lr`` are bias-corrected
     RMSprop at rate ``lr / alpha`` with ``eps = 1 / alpha``: a finite alpha is an epsilon with a meaning.
 
-    ``phi >= 0``. State: 1 value per weight. No collective. With ``state_dtype=bfloat16`` and a decay above
-    about 0.99 the running mean stalls, since small increments round away:
-    :func:`riemann_optax.low_precision_state` does not.
+    ``phi >= 0``. State: 1 value per weight. No collective. With ``state_dtype=bfloat16`` a decay above about
+    0.99 is refused, since small increments would round away: :func:`riemann_optax.low_precision_state` keeps
+    them.
 
     Args:
       decay: of the running mean, in [0, 1), per update. Default of Tieleman and Hinton's successors: 0.99.
@@ -65,7 +65,7 @@ def activity(*, decay: float = 0.99, power: float = 0.5, state_dtype: Any = None
     """
     _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_number("power", power, low=0.0, low_open=True)
-    _check.check_state_dtype(state_dtype)
+    _check.check_state_dtype(state_dtype, squares=True)
 
     def init(params: optax.Params) -> ActivityState:
         return ActivityState(jnp.zeros([], jnp.int32), _tree.zeros_like(params, state_dtype))
@@ -133,8 +133,10 @@ def accumulated_activity(*, power: float = 0.5, memory: float = 1.0, state_dtype
       <https://jmlr.org/papers/v12/duchi11a.html>`_, JMLR, 2011
     """
     _check.check_number("memory", memory, low=0.0, high=1.0)
+    if not (_check.is_concrete_number(memory) and memory == 1):  # the published sum stops growing by itself
+        _check.check_mean_moves("memory", memory, "state_dtype", state_dtype)
     _check.check_number("power", power, low=0.0, low_open=True)
-    _check.check_state_dtype(state_dtype)
+    _check.check_state_dtype(state_dtype, squares=True)
 
     def init(params: optax.Params) -> AccumulatedActivityState:
         return AccumulatedActivityState(_tree.zeros_like(params, state_dtype))
@@ -221,7 +223,7 @@ def surprise(
     _check.check_decay(expected_decay, "expected_decay", state_dtype)
     _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_number("power", power, low=0.0, low_open=True)
-    _check.check_state_dtype(state_dtype)
+    _check.check_state_dtype(state_dtype, squares=True)
 
     def init(params: optax.Params) -> SurpriseState:
         return SurpriseState(

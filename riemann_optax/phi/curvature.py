@@ -92,7 +92,7 @@ def secant_curvature(*, decay: float = 0.9, initial_phi: float = 1e4, state_dtyp
         return SecantCurvatureState(
             count=jnp.zeros([], jnp.int32),
             previous_params=_state.zeros_of(params),
-            previous_gradients=_state.zeros_of(params),
+            previous_gradients=_tree.vectors_like(params),  # rounded ones would differ by their rounding
             covariation=_tree.zeros_like(params, state_dtype),
             variation=_tree.zeros_like(params, state_dtype),
         )

@@ -60,7 +60,7 @@ class ImportanceState(NamedTuple):
         def fold(total: jax.Array, task: jax.Array) -> jax.Array:
             wide = _tree.to_working_dtype(total)
             task = jnp.asarray(task).astype(wide.dtype)
-            return (self.memory.astype(wide.dtype) * wide + task).astype(total.dtype)
+            return _state.narrowed(self.memory.astype(wide.dtype) * wide + task, total.dtype)
 
         return self._replace(
             count=jnp.zeros_like(self.count),
@@ -342,7 +342,9 @@ def _accumulated_importance(
     _check.check_share("memory", memory)
     _check.check_flag("running", running)
     _check.check_share("decay", decay)
-    _check.check_state_dtype(state_dtype)
+    _check.check_state_dtype(state_dtype, squares=True)
+    if running:
+        _check.check_mean_moves("decay", decay, "state_dtype", state_dtype)
 
     def init(params: optax.Params) -> ImportanceState:
         return ImportanceState(
@@ -370,7 +372,7 @@ def _accumulated_importance(
 
             def average(x: jax.Array, mean: jax.Array) -> jax.Array:
                 wide = mean.astype(x.dtype)
-                return (wide + weight.astype(x.dtype) * (x - wide)).astype(mean.dtype)
+                return _state.narrowed(wide + weight.astype(x.dtype) * (x - wide), mean.dtype)
 
             task_mean = jax.tree.map(average, measure(updates, extra_args.get(argument)), task_mean)
         values = jax.tree.map(lambda g, i: i.astype(_tree.working_dtype(g)), updates, state.importance)

@@ -83,7 +83,7 @@ def momentum_activity(*, decay: float = 0.9, state_dtype: Any = None) -> Phi:
     """
     _check.check_number("decay", decay, low=0.0, high=1.0, low_open=True, high_open=True)
     _check.check_decay(decay, state_dtype=state_dtype)
-    _check.check_state_dtype(state_dtype)
+    _check.check_state_dtype(state_dtype, squares=True)
 
     def init(params: optax.Params) -> MomentumActivityState:
         return MomentumActivityState(jnp.zeros([], jnp.int32), _tree.vectors_like(params, state_dtype))

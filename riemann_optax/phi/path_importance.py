@@ -62,7 +62,7 @@ class SynapticIntelligenceState(NamedTuple):
             square = _tree.squared_magnitude(change)
             memory, damping = self.memory.astype(square.dtype), self.damping.astype(square.dtype)
             gain = path.astype(square.dtype) / (square + damping)
-            return jnp.maximum(memory * total.astype(square.dtype) + gain, 0).astype(total.dtype)
+            return _state.narrowed(jnp.maximum(memory * total.astype(square.dtype) + gain, 0), total.dtype)
 
         return state._replace(
             start_params=_state.copy_like(params, state.start_params),

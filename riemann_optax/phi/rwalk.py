@@ -75,14 +75,14 @@ class RWalkState(NamedTuple):
             square = _tree.squared_magnitude(dw)
             distance = 0.5 * fisher.astype(square.dtype) * square + self.damping.astype(square.dtype)
             gain = jnp.maximum(decrease.astype(square.dtype) / distance, 0)
-            return (total.astype(square.dtype) + gain).astype(total.dtype)
+            return _state.narrowed(total.astype(square.dtype) + gain, total.dtype)
 
         def average(fisher: jax.Array, squares: jax.Array) -> jax.Array:
             wide = _tree.to_working_dtype(squares)
             mean = wide / jnp.maximum(self.window, 1).astype(wide.dtype)
             mixing = self.mixing.astype(wide.dtype)
             mixed = mixing * mean + (1 - mixing) * fisher.astype(wide.dtype)
-            return jnp.where(self.window == 0, fisher, mixed.astype(fisher.dtype))
+            return jnp.where(self.window == 0, fisher, _state.narrowed(mixed, fisher.dtype))
 
         return self._replace(
             window=jnp.zeros_like(self.window),
@@ -192,7 +192,7 @@ def rwalk(
     check_share("mixing", mixing)
     _check.check_number("damping", damping, low=0.0, low_open=True)
     check_share("memory", memory)
-    _check.check_state_dtype(state_dtype)
+    _check.check_state_dtype(state_dtype, squares=True)
 
     def hyper_parameters() -> dict[str, jax.Array]:
         return {

@@ -87,7 +87,7 @@ def factored_activity(
     """
     _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_number("power", power, low=0.0, low_open=True)
-    _check.check_state_dtype(state_dtype)
+    _check.check_state_dtype(state_dtype, squares=True)
     _axes.check_axes(axes)
 
     def init(params: optax.Params) -> FactoredActivityState:
@@ -201,7 +201,7 @@ def per_neuron(
     """
     _check.check_decay(decay, state_dtype=state_dtype)
     _check.check_number("power", power, low=0.0, low_open=True)
-    _check.check_state_dtype(state_dtype)
+    _check.check_state_dtype(state_dtype, squares=True)
     _axes.check_axes(axes)
 
     def init(params: optax.Params) -> PerNeuronState:
@@ -286,7 +286,7 @@ def sliding_threshold(*, decay: float = 0.99, axes: Axes = "flax", state_dtype: 
       Bienenstock, Cooper, and Munro (BCM) theory <https://doi.org/10.1073/pnas.91.16.7797>`_, PNAS, 1994
     """
     _check.check_decay(decay, state_dtype=state_dtype)
-    _check.check_state_dtype(state_dtype)
+    _check.check_state_dtype(state_dtype, squares=True)
     _axes.check_axes(axes)
 
     def neurons(read: MatrixAxes | None, zeros: jax.Array) -> jax.Array:

@@ -16,11 +16,11 @@ from riemann_optax.boundary import consolidate_within, restarts
 def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Skip every update whose gradient has a NaN or infinity: state and weights do not change.
 
-    So with all numbers that ``update`` is given besides: of a batch in which one example is all padding the
-    mean gradient may be finite, and that example's a NaN. ``optax.apply_if_finite`` gives up after a number
-    of bad gradients; this never applies one. The state counts them (``notfinite_count`` in a row,
-    ``total_notfinite`` in all); look at it. Without the guard one NaN stays in the running mean of a phi for
-    good, and so in every later update. Under sharding the test needs one all-reduce. A task boundary
+    The same holds for the extra arguments of ``update``: where one example of a batch is all padding, the
+    mean gradient may be finite while the gradient of that example is NaN. ``optax.apply_if_finite`` gives up
+    after a number of bad gradients; this never applies one. The state counts them (``notfinite_count`` in a
+    row, ``total_notfinite`` in all); look at it. Without the guard one NaN stays in the running mean of a phi
+    for good, and so in every later update. Under sharding the test needs one all-reduce. A task boundary
     (``task_boundary=True``) at a skipped update is not lost, unless its ``task_importance`` is what is no
     number: states consolidate, and :func:`restart_at_boundary`, which does not read the gradient, restarts.
 

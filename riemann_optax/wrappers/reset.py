@@ -12,6 +12,7 @@ from riemann_optax import _axes, _check, _tree
 from riemann_optax._axes import Axes
 from riemann_optax._declare import Declared, UnitLink, links_units
 from riemann_optax._population import when
+from riemann_optax._varying import varying_like
 from riemann_optax.boundary import check_outermost
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.eigenbasis.mesh import on_auto_mesh
@@ -164,7 +165,7 @@ def reset_units(
         inner_state = inner.init(params)
         check_outermost("reset_units", inner_state)
         units = tree(lambda one, leaf: jnp.zeros(one.units, _tree.working_dtype(leaf)))
-        return ResetUnitsState(
+        state = ResetUnitsState(
             count=jnp.zeros([], jnp.int32),
             key=_state.as_key(key),
             resets=jnp.zeros([], jnp.int32),
@@ -176,6 +177,7 @@ def reset_units(
             rule=rule.init(units),
             inner_state=inner_state,
         )
+        return varying_like(state, params)
 
     def update(
         updates: optax.Updates,
@@ -186,7 +188,7 @@ def reset_units(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ResetUnitsState]:
         _tree.check_inexact(updates, "gradients")
-        params = _tree.trained(_check.require_params(params, "reset_units"), updates)
+        params = _check.require_params(_tree.trained(params, updates), "reset_units")
         bare = _tree.bare(params)
         _check.check_gradients(_tree.bare(updates), bare)
         leaves, structure = jax.tree.flatten(bare)

@@ -9,6 +9,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Declared
 from riemann_optax._population import when
+from riemann_optax._varying import varying_like
 from riemann_optax.boundary import check_outermost, one_boolean
 
 
@@ -38,11 +39,11 @@ def restart_at_boundary(
     r"""Restart from the weights of an anchor at each task boundary, with a fresh optimiser state.
 
     With ``anchor.nearest_isometry()`` a network keeps its directions and gets back its scales; with
-    ``anchor.initial_weights()`` every task is trained from scratch. At a boundary the update leads exactly to
-    the anchor, :math:`w \leftarrow a`. It ignores the gradient, which belongs to the old weights. The state
-    of ``inner`` becomes what ``inner.init`` returns, with all momenta and averages, also inside of
-    :func:`in_eigenbasis`; only keys of random numbers go on. So put ``optax.inject_hyperparams`` around:
-    inside it would begin again with its first rate.
+    ``anchor.initial_weights()`` every task is trained from scratch. At a boundary the update leads to the
+    anchor, :math:`w \leftarrow a`, up to the rounding of a sum in float32. It ignores the gradient, which
+    belongs to the old weights. The state of ``inner`` becomes what ``inner.init`` returns, with all momenta
+    and averages, also inside of :func:`in_eigenbasis`; only keys of random numbers go on. So put
+    ``optax.inject_hyperparams`` around: inside it would begin again with its first rate.
 
     State: the states of ``anchor`` and ``inner``. Needs ``params``. The extra argument ``task_boundary`` of
     ``update`` announces a boundary; in a Flax NNX loop ``optimizer.update(model, gradients,
@@ -82,7 +83,7 @@ def restart_at_boundary(
         _tree.check_inexact(params, "params")
         inner_state = inner.init(params)
         check_outermost("restart_at_boundary", inner_state)
-        return RestartAtBoundaryState(anchor.init(params), inner_state)
+        return varying_like(RestartAtBoundaryState(anchor.init(params), inner_state), params)
 
     def update(
         updates: optax.Updates,
@@ -108,7 +109,8 @@ def restart_at_boundary(
         # An anchor may be long to compute, an isometry is ten products of each matrix, and is seldom wanted.
         target, anchor_state = when(boundary, anchored, unread, params, state.anchor)
         step, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        jump = jax.tree.map(jnp.subtract, target, params)
+        # A jump that is rounded as the weights are would not end at the anchor.
+        jump = jax.tree.map(jnp.subtract, _tree.widen(target), _tree.widen(params))
         begun = inner.init(target)
 
         def choose(restarted: Any, going_on: Any) -> Any:
@@ -117,9 +119,8 @@ def restart_at_boundary(
                 return going_on
             return jnp.where(boundary, restarted, going_on)
 
-        # Rounded to the dtype of narrow gradients a jump would not end at the anchor.
-        step = _tree.at_least_as_wide(step, params)
-        updates = jax.tree.map(lambda j, s: choose(j.astype(s.dtype), s), jump, step)
+        step = _tree.at_least_as_wide(step, jump)
+        updates = jax.tree.map(choose, jump, step)
         return updates, RestartAtBoundaryState(anchor_state, jax.tree.map(choose, begun, inner_state))
 
     return Declared(init, update, name="restart_at_boundary", needs=("task_boundary",))

@@ -10,6 +10,7 @@ import optax
 from riemann_optax import _check, _tree
 from riemann_optax._declare import Declared, required_loss
 from riemann_optax._state_fields import declare_fields
+from riemann_optax._varying import varying_like
 from riemann_optax.boundary import check_outermost, check_scalable
 from riemann_optax.phi import _state
 
@@ -124,7 +125,7 @@ def soft_resets(
         inner_state = inner.init(params)
         check_scalable("soft_resets", inner_state)
         check_outermost("soft_resets", inner_state)
-        return SoftResetsState(
+        state = SoftResetsState(
             count=jnp.zeros([], jnp.int32),
             key=_state.as_key(key),
             prior_mean=_state.zeros_of(params),
@@ -132,6 +133,7 @@ def soft_resets(
             kept=whole(1.0),
             inner_state=inner_state,
         )
+        return varying_like(state, params)
 
     def update(
         updates: optax.Updates,

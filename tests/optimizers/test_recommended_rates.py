@@ -101,7 +101,11 @@ def test_the_table_of_the_site_says_it():
     rows = [[cell.strip(" `*") for cell in line.split("|")[1:-1]] for line in lines]
     (header,) = (row for row in rows if "without a rate begin at" in row)
     column = header.index("without a rate begin at")
-    said = {row[0].removeprefix("ro."): row[column].split(",")[0] for row in rows if row[0].startswith("ro.")}
+    said = {
+        row[0].removeprefix("ro.").split("(")[0]: row[column].split(",")[0]
+        for row in rows
+        if row[0].startswith("ro.")
+    }
     assert {alias: float(rate) for alias, rate in said.items()} == RECOMMENDED_RATES
 
 

@@ -46,23 +46,90 @@ def test_a_mean_that_is_not_refused_arrives(decay):
 
 
 @pytest.mark.parametrize(
-    "phi",
+    ("make", "options"),
     [
-        ro.phi.activity(decay=0.5, state_dtype="float16"),
-        ro.phi.factored_activity(decay=0.5, state_dtype="float16"),
-        ro.phi.accumulated_activity(memory=0.5, state_dtype="float16"),
-        ro.phi.momentum_activity(decay=0.5, state_dtype="float16"),
+        (ro.phi.activity, {"decay": 0.5}),
+        (ro.phi.factored_activity, {"decay": 0.5}),
+        (ro.phi.accumulated_activity, {"memory": 0.5}),
+        (ro.phi.momentum_activity, {"decay": 0.5}),
     ],
-    ids=lambda phi: phi.name,
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_one_large_gradient_does_not_freeze_a_weight_for_good(phi):
+def test_one_large_gradient_does_not_freeze_a_weight_for_good(make, options):
     """Its square is above 65504, the largest number of float16."""
+    with pytest.warns(UserWarning, match="float16 has no numbers below 6e-08"):
+        phi = make(**options, state_dtype="float16")
     shape = jnp.ones([2, 2])
     state = phi.init(shape)
     for size in (3000.0, 3000.0, *[1.0] * 40):
         values, state = phi.update(size * shape, state)
     np.testing.assert_allclose(values, np.full([2, 2], values[0, 0]))
     assert 0.5 < float(values[0, 0]) < 2.0
+
+
+def test_a_dtype_without_small_numbers_is_warned_of():
+    """The square of 1e-4 is 1e-8, and the smallest number of float16 is 6e-8: phi is not 1e-4."""
+    dtype = "float16"
+    with pytest.warns(UserWarning, match=f"^nu_dtype={dtype} has no numbers below"):
+        ro.riemannian_eigenbasis(1e-3, nu_dtype=dtype, b2=0.5)
+    with pytest.warns(UserWarning, match=f"^basis_dtype={dtype} has no numbers below"):
+        ro.riemannian_schedule_free(1e-3, sides="smaller", basis_dtype=dtype)
+    with pytest.warns(UserWarning, match=f"^state_dtype={dtype} has no numbers below"):
+        ro.soap(1e-3, state_dtype=dtype, b2=0.5)
+    with pytest.warns(UserWarning, match="Give bfloat16"):
+        phi = ro.phi.activity(decay=0.9, state_dtype=dtype)
+    state = phi.init(jnp.zeros(1))
+    for _ in range(100):
+        values, state = phi.update(jnp.full(1, 1e-4), state)
+    assert float(values[0]) < 0.5e-4
+    wide = ro.phi.activity(decay=0.9, state_dtype="bfloat16")
+    state = wide.init(jnp.zeros(1))
+    for _ in range(100):
+        values, state = wide.update(jnp.full(1, 1e-4), state)
+    np.testing.assert_allclose(values, 1e-4, rtol=3e-2)
+
+
+@pytest.mark.parametrize("name", ["online_ewc", "laplace", "memory_aware_synapses"])
+def test_importances_in_few_bits_are_finite_and_follow_their_mean(name):
+    """A mean over a task moves by 1/n, which bfloat16 rounds off from n = 256 on: refused."""
+    make = getattr(ro.phi, name)
+    with pytest.raises(ValueError, match=r"^decay=1: a running mean in bfloat16 stalls"):
+        make(decay=1.0, state_dtype="bfloat16")
+    make(decay=1.0, running=False, state_dtype="bfloat16")
+    with pytest.warns(UserWarning, match="float16"):
+        phi = make(decay=0.5, state_dtype="float16")
+    state = phi.init(jnp.zeros(1))
+    examples = {
+        argument: jnp.full([2, 1], 300.0) for argument in ("per_example_gradients", "output_norm_gradients")
+    }
+    for boundary in (False, False, True, False):
+        values, state = phi.update(jnp.full(1, 300.0), state, task_boundary=boundary, **examples)
+        assert np.isfinite(values).all()
+    assert 300.0 <= float(values[0]) <= 65504.0
+
+
+def test_sums_with_a_memory_and_chains_of_copies_that_would_stall_are_refused():
+    with pytest.raises(ValueError, match=r"^memory=0\.999: a running mean in bfloat16 stalls"):
+        ro.phi.accumulated_activity(memory=0.999, state_dtype="bfloat16")
+    ro.phi.accumulated_activity(memory=1.0, state_dtype="bfloat16")
+    with pytest.raises(ValueError, match="the last of 3 copies stalls"):
+        ro.anchor.benna_fusi_chain(copies=3, coupling=0.1, state_dtype="bfloat16")
+    chain = ro.anchor.benna_fusi_chain(copies=2, coupling=0.5, leak=False, state_dtype="bfloat16")
+    state = chain.init(jnp.zeros(1))
+    one = jnp.ones(1)
+    _, state = chain.update(one, state, jnp.zeros(1))
+    last, _ = jax.lax.scan(lambda state, _: (chain.update(one, state, one)[1], None), state, length=3000)
+    np.testing.assert_allclose([float(copy[0]) for copy in last.copies], 1.0, atol=0.2)
+
+
+def test_a_secant_of_narrow_weights_has_the_difference_of_wide_gradients():
+    """Of a quadratic it is the curvature: gradients rounded to bfloat16 would differ by their rounding."""
+    phi, curvature = ro.phi.secant_curvature(decay=0.0), 3.3
+    weights = [jnp.array([1.0 + step / 128], jnp.bfloat16) for step in range(4)]
+    state = phi.init(weights[0])
+    for weight in weights:
+        values, state = phi.update(curvature * weight.astype(jnp.float32), state, weight)
+    np.testing.assert_allclose(values, curvature, rtol=1e-4)
 
 
 def test_a_decay_that_float32_rounds_to_1_is_refused():

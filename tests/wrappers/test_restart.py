@@ -42,3 +42,16 @@ def test_a_restart_goes_on_with_the_seed_of_rounding():
     for boundary in (False, True):
         _, state = tx.update(jnp.ones(2), state, params, task_boundary=boundary)
     assert state.inner_state.key != first
+
+
+@pytest.mark.parametrize("gradient_dtype", [jnp.bfloat16, jnp.float32])
+def test_a_restart_of_narrow_weights_ends_at_the_anchor(gradient_dtype):
+    """A jump in bfloat16 would miss it by the rounding of a difference that is larger than the anchor."""
+    random = np.random.default_rng(0)
+    anchor = jnp.asarray(0.02 * random.normal(size=1000), jnp.bfloat16)
+    moved = anchor + jnp.asarray(0.1 * random.normal(size=1000), jnp.bfloat16)
+    tx = ro.restart_at_boundary(optax.sgd(0.1), ro.anchor.initial_weights())
+    zero = jnp.zeros(1000, gradient_dtype)
+    _, state = tx.update(zero, tx.init(anchor), anchor)
+    updates, _ = tx.update(zero, state, moved, task_boundary=True)
+    np.testing.assert_array_equal(optax.apply_updates(moved, updates), anchor)
