@@ -212,6 +212,7 @@ def read_leaf(path: tuple[Any, ...], leaf: Any, axes: Axes) -> Reading:
         conventional, certain = by_convention(chosen, name, shape)
         # A single array has no name: whoever gives it a preset that is not the default has decided.
         certain = certain or named or (not path and chosen != "flax")
+        certain = certain or int(np.prod(shape)) == max(shape, default=1)  # a vector, however it is read
         return Reading(conventional, certain, "" if named else chosen)
     if chosen is not None:
         chosen = _well_formed(path, chosen)

@@ -158,9 +158,7 @@ class Phi(Declared):
 def _reporting_init(init: Callable[..., Any], declaration: Declaration) -> Callable[..., Any]:
     @functools.wraps(init)
     def reporting(*args: Any, **kwargs: Any) -> Any:
-        listener = _initialised.get()
-        if listener is not None:
-            listener.append(declaration)
+        _initialising(declaration)
         return init(*args, **kwargs)
 
     return reporting
@@ -180,15 +178,28 @@ def _reporting_update(
                 kwargs[name] = _own_part(kwargs[name], args[place] if args[place:] else kwargs["updates"])
         for name in demanded:
             required(declaration.name, name, kwargs.get(name))
-        listener = _evaluated.get()
-        if listener is None:
-            return update(*args, **kwargs)
-        result, _ = _listened(_evaluated, lambda: update(*args, **kwargs))  # what it is made of stays inside
-        listener.append(declaration.name)
-        return result
+        return _evaluating(declaration.name, lambda: update(*args, **kwargs))
 
     reporting.declaration = declaration  # type: ignore[attr-defined]
     return reporting
+
+
+# By name, in functions of this module: what a closure names itself, cloudpickle copies with it, and a
+# ContextVar cannot be copied.
+def _initialising(declaration: Declaration) -> None:
+    listener = _initialised.get()
+    if listener is not None:
+        listener.append(declaration)
+
+
+def _evaluating(name: str, call: Callable[[], T]) -> T:
+    """Return the result of ``call``, and report that a phi was evaluated: what it is made of stays inside."""
+    listener = _evaluated.get()
+    if listener is None:
+        return call()
+    result, _ = _listened(_evaluated, call)
+    listener.append(name)
+    return result
 
 
 def _own_part(tree: Any, updates: Any) -> Any:

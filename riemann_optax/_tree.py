@@ -153,8 +153,7 @@ def check_inexact(tree: Any, argument: str) -> None:
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"{argument}: {leaf_name(path)} has dtype {dtype}, and a metric is defined on "
-                "floating-point or complex leaves only: keep this leaf out of params, or give it "
-                "optax.set_to_zero() by optax.partition."
+                "floating-point or complex leaves only: keep this leaf out of params and gradients."
             )
 
 

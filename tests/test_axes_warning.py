@@ -166,3 +166,10 @@ def test_a_loop_warns_once():
     with pytest.warns(UserWarning, match="in_eigenbasis reads") as caught:
         loop()
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 8), (8, 1), (1, 8), (1, 1)])
+def test_an_array_with_one_long_axis_is_in_no_doubt(shape, recwarn):
+    """Haiku's BatchNorm has such scales: however they are read, they are vectors."""
+    ro.riemannian_eigenbasis(0.1, sides="both").init({"batch_norm": {"offset": jnp.ones(shape)}})
+    assert not recwarn.list

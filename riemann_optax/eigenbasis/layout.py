@@ -187,9 +187,9 @@ class LayoutRules(NamedTuple):
             return None
         if jnp.issubdtype(_tree.dtype_of(leaf), jnp.complexfloating):
             raise TypeError(
-                f"in_eigenbasis: eigenbases need real matrices, and {_tree.leaf_name(path)} is complex: give "
-                "it an optimiser of its own by optax.partition, or, where there is an argument sides, a "
-                'function of the leaf that returns "none" for it.'
+                f"in_eigenbasis: eigenbases need real matrices, and {_tree.leaf_name(path)} is complex: put "
+                "optax.contrib.split_real_and_imaginary around the optimiser, or give this leaf one of its "
+                "own by optax.partition."
             )
         left, right = found
         chosen = (*axes.inputs, *axes.outputs)

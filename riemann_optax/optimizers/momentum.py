@@ -173,7 +173,11 @@ def keep_state_types(tx: optax.GradientTransformation) -> optax.GradientTransfor
         updates, new_state = tx.update(updates, state, params, **extra_args)
         return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
 
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    def init(params: optax.Params) -> optax.OptState:
+        # Zeros of a weakly typed weight would be weak, and strong from the first update on.
+        return jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), tx.init(params))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _tangent(update: Any, dtype: Any) -> jax.Array:

@@ -192,6 +192,11 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     boxed, params = params, _tree.bare(params)
     state = _tree.bare(getattr(state, "opt_state", state))
     found = _tree.find_states(state, ScheduleFreeState)
+    if not found and _tree.find_states(state, optax.contrib.ScheduleFreeState):
+        raise ValueError(
+            "eval_params: this average is that of optax.contrib.schedule_free: evaluate "
+            "optax.contrib.schedule_free_eval_params(state, params)."
+        )
     if not found:
         raise ValueError(
             "eval_params: the state holds no schedule-free average: pass the whole state of "

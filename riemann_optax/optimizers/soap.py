@@ -10,6 +10,7 @@ import optax
 from riemann_optax import _check
 from riemann_optax._axes import Axes
 from riemann_optax.eigenbasis import in_eigenbasis, in_eigenbasis_of_each_axis
+from riemann_optax.optimizers.momentum import keep_state_types
 
 _WITHOUT_LIMIT = 1e30
 
@@ -138,7 +139,9 @@ def soap(
         _check.check_flag(name, flag)
     in_bases = partial(in_eigenbasis, sides="smaller") if one_sided else in_eigenbasis_of_each_axis
     turned = in_bases(
-        _after_the_first(optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)),
+        _after_the_first(
+            keep_state_types(optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov))
+        ),
         decay=b2 if shampoo_beta is None else shampoo_beta,
         update_every=precondition_frequency,
         max_size=max_precondition_dim,

@@ -1,7 +1,8 @@
 """What the phis share: running means, copies of the parameters and random probes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -186,6 +187,21 @@ def probed_diagonal(
     mean = running_mean(estimates, state.diagonal, decay)
     next_state = state._replace(count=count, key=new_key, diagonal=cast_like(mean, state.diagonal))
     return debias(mean, decay, count), next_state
+
+
+@contextmanager
+def forward_mode(name: str) -> Iterator[None]:
+    """Say what to do where a function has a derivative in reverse mode alone."""
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise TypeError(
+            f"{name} differentiates forward, and something in the loss has only a jax.custom_vjp: give it a "
+            "rule of both modes (of diffrax, adjoint=diffrax.DirectAdjoint()), or take a phi that needs "
+            "gradients alone, such as secant_curvature."
+        ) from error
 
 
 def probed_state(kind: Callable[..., T], params: Any, key: jax.Array | int, state_dtype: Any) -> T:

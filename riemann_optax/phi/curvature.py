@@ -224,9 +224,12 @@ def hutchinson_curvature(*, decay: float = 0.99, key: jax.Array | int = 0, state
         del updates
         params = _check.require_params(params, "hutchinson_curvature")
         gradient = jax.grad(required_loss("hutchinson_curvature", obj_fn, extra_args))
-        mean, new_state = _state.probed_diagonal(
-            state, params, lambda vector: jax.jvp(gradient, (params,), (vector,))[1], decay
-        )
+
+        def product(vector: optax.Params) -> optax.Params:
+            with _state.forward_mode("hutchinson_curvature"):
+                return jax.jvp(gradient, (params,), (vector,))[1]
+
+        mean, new_state = _state.probed_diagonal(state, params, product, decay)
         return jax.tree.map(jnp.abs, mean), new_state
 
     return Phi(init, update, name="hutchinson_curvature", needs=("obj_fn",))

@@ -121,8 +121,9 @@ def _gauss_newton_product(
     vector: optax.Params,
 ) -> optax.Params:
     """Return ``J^T H J v``: forward through the model, through the loss's gradient, and back."""
-    outputs, pushed = jax.jvp(outputs_fn, (params,), (vector,))
-    _, curved = jax.jvp(jax.grad(outputs_loss_fn), (outputs,), (pushed,))
+    with _state.forward_mode("gauss_newton_curvature"):
+        outputs, pushed = jax.jvp(outputs_fn, (params,), (vector,))
+        _, curved = jax.jvp(jax.grad(outputs_loss_fn), (outputs,), (pushed,))
     _, pull_back = jax.vjp(outputs_fn, params)
     (product,) = pull_back(curved)
     return product

@@ -84,3 +84,33 @@ def test_an_array_in_the_place_of_a_number_is_refused(alpha):
     weights = jnp.ones(3)
     with pytest.raises(ValueError, match="a schedule must return a single number"):
         tx.update(weights, tx.init(weights), weights)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        ro.riemannian_adamw(0.1),
+        ro.riemannian_eigenbasis(0.1),
+        ro.riemannian_schedule_free(0.1),
+        ro.riemannian_sgd(0.1, momentum=0.9),
+        ro.soap(0.1),
+    ],
+    ids=["adamw", "eigenbasis", "schedule_free", "sgd", "soap"],
+)
+def test_the_types_of_a_state_stay_of_a_weakly_typed_weight(tx):
+    """``jnp.asarray(1.0)`` is one; a state whose types change is compiled for anew, and refused by a scan."""
+    params = {"scale": jnp.asarray(1.0), "kernel": jnp.ones([3, 2])}
+    gradients = {"scale": jnp.ones([]), "kernel": jnp.ones([3, 2])}
+    state = tx.init(params)
+    _, new = tx.update(gradients, state, params)
+    assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
+
+
+def test_complex_matrices_in_bases_by_the_remedy_that_the_error_names():
+    tx, params = ro.riemannian_eigenbasis(0.1), {"kernel": jnp.ones([3, 2], jnp.complex64)}
+    with pytest.raises(TypeError, match=r"put optax\.contrib\.split_real_and_imaginary around"):
+        tx.init(params)
+    split = optax.contrib.split_real_and_imaginary(tx)
+    updates, _ = split.update(params, split.init(params), params)
+    assert updates["kernel"].dtype == jnp.complex64
+    assert np.isfinite(updates["kernel"]).all()

@@ -102,6 +102,9 @@ def test_other_states_are_refused():
     params = {"w": jnp.zeros(3)}
     with pytest.raises(ValueError, match="holds no schedule-free average"):
         ro.eval_params(optax.adam(0.1).init(params), params)
+    theirs = optax.contrib.schedule_free(optax.sgd(0.1), 0.1)
+    with pytest.raises(ValueError, match=r"evaluate optax\.contrib\.schedule_free_eval_params"):
+        ro.eval_params(theirs.init(params), params)
     with pytest.raises(ValueError, match=r"one vector of all weights: leave out optax\.flatten"):
         ro.eval_params(optax.flatten(ro.riemannian_schedule_free(0.1)).init(params), params)
     turned = ro.in_eigenbasis(ro.riemannian_schedule_free(0.1))

@@ -152,3 +152,17 @@ def test_what_is_missing_is_named(missing):
     phi = ro.phi.gauss_newton_curvature()
     with pytest.raises(ValueError, match=f"gauss_newton_curvature.*{missing}"):
         phi.update(jnp.ones(3), phi.init(jnp.ones(3)), **arguments)
+
+
+@pytest.mark.parametrize("name", ["hutchinson_curvature", "gauss_newton_curvature"])
+def test_a_loss_with_a_derivative_in_reverse_mode_alone_is_named(name):
+    @jax.custom_vjp
+    def model(w):
+        return w**2
+
+    model.defvjp(lambda w: (model(w), w), lambda w, cotangent: (2 * w * cotangent,))
+    loss = jnp.sum
+    given = {"obj_fn": lambda w: loss(model(w)), "outputs_fn": model, "outputs_loss_fn": loss}
+    phi, w = getattr(ro.phi, name)(), jnp.ones(3)
+    with pytest.raises(TypeError, match=rf"^{name} differentiates forward.*diffrax\.DirectAdjoint"):
+        phi.update(2 * w, phi.init(w), w, **given)
