@@ -45,7 +45,7 @@ def check_number(
     if not is_concrete_number(value):
         if not hasattr(value, "dtype"):
             raise TypeError(f"{argument} must be a number, got {value!r}.")
-        if np.ndim(value):
+        if np.size(value) != 1:
             raise ValueError(f"{argument} must be a single number, got an array of shape {np.shape(value)}.")
         return
     inside = (value > low if low_open else value >= low) and (value < high if high_open else value <= high)

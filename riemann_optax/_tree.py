@@ -369,9 +369,11 @@ def _wide(stored: Any) -> Any:
 def at_count(value: Any, count: jax.Array) -> Any:
     """Return a number as it is, and a schedule at the count of updates."""
     found = value(count) if callable(value) else value
-    if np.ndim(found):
+    if np.ndim(found) == 0:
+        return found
+    if np.size(found) != 1:
         raise ValueError(f"a schedule must return a single number, got an array of shape {np.shape(found)}.")
-    return found
+    return found.reshape([])  # or a weight without axes would become one with an axis
 
 
 def divided(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:

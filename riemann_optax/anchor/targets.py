@@ -186,7 +186,8 @@ def benna_fusi_chain(
     _check.check_flag("leak", leak)
     _check.check_number("coupling", coupling, low=0.0, high=1.0, low_open=True)
     _check.check_state_dtype(state_dtype)
-    if state_dtype is not None and _check.is_concrete_number(coupling):
+    narrow = state_dtype is not None and jnp.dtype(state_dtype).itemsize < 4
+    if narrow and _check.is_concrete_number(coupling):
         unit = float(jnp.finfo(state_dtype).eps)  # type: ignore[no-untyped-call]
         share = coupling * 2 * 4.0**-copies
         if share < unit:

@@ -14,7 +14,10 @@ from riemann_optax.supply.program import Examination
 from riemann_optax.supply.sources import Sources
 
 # What puts another value beside, or in the place of, one that carries units.
-_ADDING = {"add", "add_any", "sub", "concatenate", "select_n", "max", "min"}
+_ADDING = {
+    *("add", "add_any", "sub", "concatenate", "stack", "select_n", "max", "min"),
+    *("scatter", "scatter-add", "dynamic_update_slice"),
+}
 
 
 class Loose(NamedTuple):
@@ -54,8 +57,8 @@ def loose_links(
             for leaf, given in _combined(equation, origin):
                 own.setdefault(leaf, []).append((equation, given))
     kernels = {leaf for leaf, equations in own.items() if any(given for _, given in equations)}
-    # A batch of NumPy arrays is a constant of its own at each use.
-    data = {one for one in program.constvars if _is_real(one) and one.aval.ndim > 1}
+    # A batch of NumPy arrays is a constant of its own at each use; one value for each unit is like a bias.
+    data = {one for one in program.constvars if _is_real(one) and one.aval.size > _last(one)}
     for layer, readers in links.items():
         units = made.get(layer, set())
         if not units or not readers & own.keys():
@@ -136,7 +139,9 @@ def _behind(program: Program, starts: set[Any], ends: set[int]) -> set[Any]:
     """Return the variables that are computed from these, but for what such equations make of them."""
     behind = set(starts)
     for equation in program.taken_apart:
+        # Derivatives of what a silent unit sends on are silent too.
         passes = mark_name(equation) is None and equation.primitive.name != "stop_gradient"
+        passes = passes and not equation.derived
         passes = passes and id(equation) not in ends and any(map(_is_real, equation.outvars))
         if passes and not behind.isdisjoint(equation.read):
             behind.update(equation.outvars)
@@ -157,6 +162,10 @@ def _joined(
             elif equation.primitive.name in _ADDING and one in others and _is_real(one):
                 return True
     return False
+
+
+def _last(one: Any) -> int:
+    return int((one.aval.shape or (1,))[-1])
 
 
 def _key(entry: Any) -> str:

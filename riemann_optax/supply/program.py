@@ -110,6 +110,7 @@ def _evaluate(
     marks: list[tuple[str, Any, Any, Any]] = []
     norms: dict[str, Any] = {}
     made_of_leaves: dict[int, set[Any]] = {}
+    made_of_one: dict[int, set[Any]] = {}  # of what is computed from no other, as one that a step has changed
     copies = copies_for_marks(program)
     for equation in program.eqns:
         incoming = [read(one) for one in equation.invars]
@@ -119,6 +120,8 @@ def _evaluate(
             if name.startswith(OWN):
                 for leaf in given[1].read:
                     made_of_leaves.setdefault(leaf, set()).add(before_copies(equation.invars[2], copies))
+                    if len(given[1].read) == 1:
+                        made_of_one.setdefault(leaf, set()).add(before_copies(equation.invars[2], copies))
             elif name.startswith(NORMALISED):
                 norms[number_stacked(name)[0]] = equation.invars[0]
             elif number_stacked(name)[0] not in (OUTPUTS, SEEN, BORDER):
@@ -133,11 +136,12 @@ def _evaluate(
             Marked(jnp.zeros([]), jnp.zeros([]), Sources(), True)
         )
     if examine is not None:
-        for name, variable, _, _ in marks:  # also of a layer that the user tells of
+        for name, variable, weights, _ in marks:  # also of a layer that the user tells of
             signal, number = name.split("/")[:2]
-            if signal == "activities" and number.isdigit():
-                made_of_leaves.setdefault(int(number), set()).add(before_copies(variable, copies))
-        examine(program, wanted(program, leads), made_of_leaves, origin)
+            own_leaf = origin(before_copies(weights, copies)).read
+            if signal == "activities" and number.isdigit() and own_leaf == {int(number)}:
+                made_of_one.setdefault(int(number), set()).add(before_copies(variable, copies))
+        examine(program, wanted(program, leads), made_of_one, origin)
     reading = Reading(program, copies, wanted(program, leads), ways.read_on, ways.goes_on)
     normalised = {
         before_copies(one, copies): norms[f"{name}-sent"]

@@ -40,10 +40,11 @@ def restart_at_boundary(
 
     With ``anchor.nearest_isometry()`` a network keeps its directions and gets back its scales; with
     ``anchor.initial_weights()`` every task is trained from scratch. At a boundary the update leads to the
-    anchor, :math:`w \leftarrow a`, up to the rounding of a sum in float32. It ignores the gradient, which
-    belongs to the old weights. The state of ``inner`` becomes what ``inner.init`` returns, with all momenta
-    and averages, also inside of :func:`in_eigenbasis`; only keys of random numbers go on. So put
-    ``optax.inject_hyperparams`` around: inside it would begin again with its first rate.
+    anchor, :math:`w \leftarrow a`, up to the rounding of a sum; for weights of bfloat16 give gradients of
+    float32. It ignores the gradient, which belongs to the old weights. The state of ``inner`` becomes what
+    ``inner.init`` returns, with all momenta and averages, also inside of :func:`in_eigenbasis`; only keys of
+    random numbers go on. So put ``optax.inject_hyperparams`` around: inside it would begin again with its
+    first rate.
 
     State: the states of ``anchor`` and ``inner``. Needs ``params``. The extra argument ``task_boundary`` of
     ``update`` announces a boundary; in a Flax NNX loop ``optimizer.update(model, gradients,
@@ -109,7 +110,8 @@ def restart_at_boundary(
         # An anchor may be long to compute, an isometry is ten products of each matrix, and is seldom wanted.
         target, anchor_state = when(boundary, anchored, unread, params, state.anchor)
         step, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        # A jump that is rounded as the weights are would not end at the anchor.
+        # Rounded to narrow gradients, or to narrow weights, a jump would not end at the anchor.
+        step = _tree.at_least_as_wide(step, params)
         jump = jax.tree.map(jnp.subtract, _tree.widen(target), _tree.widen(params))
         begun = inner.init(target)
 
@@ -119,8 +121,7 @@ def restart_at_boundary(
                 return going_on
             return jnp.where(boundary, restarted, going_on)
 
-        step = _tree.at_least_as_wide(step, jump)
-        updates = jax.tree.map(choose, jump, step)
+        updates = jax.tree.map(lambda j, s: choose(j.astype(s.dtype), s), jump, step)
         return updates, RestartAtBoundaryState(anchor_state, jax.tree.map(choose, begun, inner_state))
 
     return Declared(init, update, name="restart_at_boundary", needs=("task_boundary",))

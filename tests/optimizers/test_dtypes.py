@@ -75,7 +75,18 @@ def test_averaging_in_float64_is_exact_to_float64():
         np.testing.assert_allclose(ro.eval_params(state, y), x, rtol=1e-11)
 
 
-@pytest.mark.parametrize("alpha", [np.ones([2, 1]), jnp.ones([2, 1]), jnp.array([2.0])])
+def test_an_array_of_one_number_is_that_number():
+    """Optax takes a schedule that returns one; a weight without axes must not get one."""
+    weight = jnp.asarray(2.0, jnp.float32)
+    wanted = ro.riemannian_sgd(0.1, alpha=3.0)
+    for alpha in (jnp.array([3.0]), lambda count: jnp.full([1], 3.0)):
+        tx = ro.riemannian_sgd(0.1, alpha=alpha)
+        found, _ = tx.update(weight, tx.init(weight), weight)
+        np.testing.assert_allclose(found, wanted.update(weight, wanted.init(weight), weight)[0])
+        assert found.shape == ()
+
+
+@pytest.mark.parametrize("alpha", [np.ones([2, 1]), jnp.ones([2, 1]), jnp.array([2.0, 3.0])])
 def test_an_array_in_the_place_of_a_number_is_refused(alpha):
     """It would broadcast, and give the weights another shape."""
     with pytest.raises(ValueError, match=r"^alpha must be a single number, got an array of shape"):

@@ -243,3 +243,91 @@ def test_what_stands_in_a_loop_is_taken_to_hold():
         return jnp.sum(jax.lax.scan(row, jnp.zeros(3), hidden)[0] ** 2)
 
     assert messages(loss, params, optimizer({"hidden": "head"})) == []
+
+
+class Pair(nn.Module):
+    act: str = "tanh"
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="b")(getattr(nn, self.act)(nn.Dense(5, name="a")(x)))
+
+
+def of_pair(loss):
+    module = Pair()
+    params = module.init(jax.random.key(0), BATCH["x"])["params"]
+    apply = lambda params, x: module.apply({"params": params}, x)  # noqa: E731
+    return messages(lambda params, batch: loss(apply, params, batch), params, optimizer({"a": "b"}))
+
+
+def error(apply, params, batch):
+    return jnp.mean((apply(params, batch["x"]) - batch["y"]) ** 2)
+
+
+def after_a_step(apply, params, batch):
+    gradients = jax.grad(lambda p: error(apply, p, batch))(params)
+    return error(apply, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients), batch)
+
+
+TEACHER = {
+    "a": {"kernel": jnp.ones([5, 5]), "bias": jnp.ones(5)},
+    "b": {"kernel": jnp.ones([5, 3]), "bias": jnp.ones(3)},
+}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        error,
+        after_a_step,
+        lambda apply, params, batch: jnp.mean((apply(params, batch["x"]) - apply(TEACHER, batch["x"])) ** 2),
+        lambda apply, params, batch: (
+            error(apply, params, batch)
+            + jnp.mean(jax.grad(lambda x: apply(params, x).sum())(batch["x"]) ** 2)
+        ),
+        lambda apply, params, batch: jnp.mean(
+            jax.jvp(lambda x: apply(params, x), (batch["x"],), (jnp.ones_like(batch["x"]),))[1] ** 2
+        ),
+        lambda apply, params, batch: jnp.mean(
+            jax.vmap(jax.hessian(lambda x: apply(params, x).sum()))(jnp.asarray(batch["x"])) ** 2
+        ),
+    ],
+    ids=["plain", "after a step", "teacher", "penalty on a gradient", "forward", "second derivatives"],
+)
+def test_nothing_is_said_of_other_networks_and_derivatives(loss):
+    """What is silent has silent derivatives, and a teacher's layer of the same name is another's."""
+    assert of_pair(loss) == []
+
+
+def plain(combined):
+    """Return a loss of two matrices in which the second reads what ``combined`` makes of hidden and data."""
+
+    def loss(params, batch):
+        hidden = jnp.tanh(batch["x"] @ params["a"]["kernel"])
+        ro.supply.observe(params["a"]["kernel"], activities=hidden)
+        outputs = combined(hidden, batch["x"]) @ params["b"]["kernel"]
+        ro.supply.observe(params["b"]["kernel"], activities=outputs)
+        return jnp.mean((outputs - batch["y"]) ** 2)
+
+    params = {"a": {"kernel": jnp.ones([5, 5])}, "b": {"kernel": jnp.ones([5, 3])}}
+    return messages(loss, params, optimizer({"a": "b"}))
+
+
+@pytest.mark.parametrize(
+    "combined",
+    [
+        lambda h, x: h + x,
+        lambda h, x: jnp.stack([h, x]).sum(0),
+        lambda h, x: h.at[:, :3].add(x[:, :3]),
+        lambda h, x: h.at[:, :3].set(x[:, :3]),
+        lambda h, x: jnp.maximum(h, x),
+    ],
+    ids=["sum", "stack", "add at", "set at", "largest"],
+)
+def test_sums_of_any_kind_are_seen(combined):
+    (beside,) = plain(combined)
+    assert "'a' (in 'b')" in beside
+
+
+def test_a_constant_for_each_unit_is_a_bias():
+    assert plain(lambda h, x: nn.relu(h - np.ones([1, 5], "float32"))) == []
