@@ -184,8 +184,8 @@ def _reporting_update(
     return reporting
 
 
-# By name, in functions of this module: what a closure names itself, cloudpickle copies with it, and a
-# ContextVar cannot be copied.
+# Functions of their own: cloudpickle copies a closure with the globals that it reads, and a ContextVar cannot
+# be copied.
 def _initialising(declaration: Declaration) -> None:
     listener = _initialised.get()
     if listener is not None:

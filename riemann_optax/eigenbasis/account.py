@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from riemann_optax import _axes, _tree
 from riemann_optax.eigenbasis.layout import REFRESHING, LayoutRules, ReadSide
 
-# Why a side is not turned that the user did not ask for, of which nothing is to be told.
+# Reasons of sides that the user has not asked for: nothing is said of these.
 _CHOSEN = ('sides is "input"', 'sides is "output"')
 
 
