@@ -22,13 +22,14 @@ def starting_rate(params: optax.Params) -> float:
     warm up to it and decay from it. Its units are those of ``optax.adamw``, :func:`riemannian_adamw`,
     :func:`riemannian_schedule_free` and :func:`riemannian_eigenbasis`.
 
-    The published rates of the GPT-3 family (Brown et al, 2020, Table 2.1), of 125 to 175,000 million weights,
-    lie within a factor of 1.5 of it; AdamW's best ones on Transformers of 0.13 to 6.6 million weights
-    (``python -m benchmarks.drop_in``) within a factor of 3. It is a rate for a low training loss: where
-    little data is learned by heart, the held-out loss wants less, down to an eighth. Some networks of a few
-    thousand weights take several times as much, and others an eighth, such as those that see all examples at
-    every step. Linear models and tables of embeddings take several times as much, because a batch touches few
-    of their rows. The best rate grows with the batch. So it is a place to begin a search, not its result.
+    The published rates of the GPT-3 family (Brown et al, 2020, Table 2.1), of 125 to 175,000 million
+    weights, lie within a factor of 1.5 of it; AdamW's best ones on Transformers of 0.13 to 6.6 million
+    weights (``python -m benchmarks.drop_in``) within a factor of 3. It is a rate for a low training loss:
+    where little data is learned by heart, the held-out loss wants less, down to an eighth. Some networks of
+    a few thousand weights take several times as much, and others an eighth. Q-learning and densities, whose
+    loss has no lowest value, want a quarter. Linear models and tables of embeddings take several times as
+    much, because a batch touches few of their rows. The best rate grows with the batch. So it is a place to
+    begin a search, not its result.
 
     Args:
       params: any tree of arrays or ``jax.ShapeDtypeStruct``, of which floating and
