@@ -286,6 +286,11 @@ def entry_key(entry: Any) -> Any:
     return getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))
 
 
+def module_of(path: tuple[Any, ...]) -> str:
+    """Return the path of the module of a leaf, with / between its parts; of a leaf in none its own."""
+    return "/".join(str(entry_key(entry)) for entry in path[:-1] or path)
+
+
 def _is_left_out(node: Any) -> bool:
     """Return whether ``masked``, ``partition`` or a filter has left out what was here, perhaps a module."""
     return node is None or isinstance(node, optax.MaskedNode)

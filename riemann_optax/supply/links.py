@@ -1,5 +1,6 @@
 """Whether a layer's units go only where an optimiser that resets them takes them to go."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def loose_links(
                 own.setdefault(leaf, []).append((equation, given))
     kernels = {leaf for leaf, equations in own.items() if any(given for _, given in equations)}
     # A batch of NumPy arrays is a constant of its own at each use; one value for each unit is like a bias.
-    data = {one for one in program.constvars if _is_real(one) and one.aval.size > _last(one)}
+    data = {one for one in program.constvars if _is_real(one) and math.prod(one.aval.shape[:-1]) > 1}
     for layer, readers in links.items():
         units = made.get(layer, set())
         if not units or not readers & own.keys():
@@ -88,8 +89,7 @@ def examination(transformations: Iterable[Any], params: Any) -> Examination | No
         for layer, readers in told
         if layer in places
     }
-
-    modules = {leaf: "/".join(map(_key, path[:-1] or path)) for path, leaf in places.items()}
+    modules = {leaf: _axes.module_of(path) for path, leaf in places.items()}
 
     def examine(
         program: Program, results: set[Any], made: dict[int, set[Any]], origin: Callable[[Any], Sources]
@@ -162,14 +162,6 @@ def _joined(
             elif equation.primitive.name in _ADDING and one in others and _is_real(one):
                 return True
     return False
-
-
-def _last(one: Any) -> int:
-    return int((one.aval.shape or (1,))[-1])
-
-
-def _key(entry: Any) -> str:
-    return str(_axes.entry_key(entry))
 
 
 def _is_real(one: Any) -> bool:

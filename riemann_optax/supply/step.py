@@ -101,6 +101,10 @@ def value_and_grad(
         beside gradients of other batches. The message says why, and what to do.
       TypeError: where ``loss_fn`` does not take what the step was given, or does not return one number.
 
+    Warns:
+      UserWarning: where units that :func:`riemann_optax.reset_units` resets go elsewhere in the loss than to
+        the layers that it takes to read them, or are read in a sum with something else.
+
     Examples:
       >>> import jax.numpy as jnp, optax, riemann_optax as ro
       >>> def loss(w, batch):

@@ -314,7 +314,7 @@ def _example(arrays: _Arrays, *kernels: int) -> str:
 
 
 def _module(arrays: _Arrays, kernel: int) -> str:
-    return "/".join(arrays.names[kernel][:-1] or arrays.names[kernel])
+    return _axes.module_of(arrays.paths[kernel])
 
 
 def _key(entry: Any) -> str:

@@ -170,3 +170,29 @@ def test_a_probability_that_is_stored_rounded_is_finite_too(options, storage):
     state = phi.init(ones)
     _, values = jax.lax.scan(lambda state, _: phi.update(ones, state)[::-1], state, length=400)
     assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("name", ["synaptic_intelligence", "rwalk"])
+def test_importances_of_a_path_in_few_bits_stay_finite(name):
+    """A gain of 3000 * 0.001 over 1e-6 is far above 65504, and an infinite importance stays for good."""
+    make = getattr(ro.phi, name)
+    if name == "rwalk":
+        with pytest.warns(UserWarning, match="float16"):
+            phi = make(damping=1e-6, state_dtype="float16")
+    else:
+        phi = make(damping=1e-6, state_dtype="float16")
+    weight, state = jnp.ones(1), phi.init(jnp.ones(1))
+    for number in range(8):
+        values, state = phi.update(jnp.full(1, 3000.0), state, weight, task_boundary=number == 5)
+        weight = weight - 0.001
+        assert np.isfinite(values).all()
+    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(state))
+
+
+def test_a_phi_takes_its_updates_by_name():
+    phi, weights = ro.phi.online_ewc(), jnp.ones(1)
+    examples = jnp.full([2, 1], 3.0)
+    _, state = phi.update(
+        updates=jnp.ones(1), state=phi.init(weights), params=weights, per_example_gradients=examples
+    )
+    np.testing.assert_allclose(state.task_mean, 9.0)
