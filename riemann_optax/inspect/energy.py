@@ -170,8 +170,8 @@ def synaptic_caching(
     _check.check_choice("over", over, ("tree", "leaf", "weight"))
 
     def init(params: optax.Params) -> SynapticCachingState:
-        numbers = varying_like([jnp.zeros([], jnp.float32) for _ in range(5)], params)
-        return SynapticCachingState(_tree.vectors_like(params), jnp.zeros([], jnp.int32), *numbers)
+        numbers = [jnp.zeros([], jnp.int32), *(jnp.zeros([], jnp.float32) for _ in range(5))]
+        return SynapticCachingState(_tree.vectors_like(params), *varying_like(numbers, params))
 
     def faded(update: jax.Array, transient: jax.Array) -> jax.Array:
         lost = jnp.asarray(fading).astype(transient.real.dtype) * transient

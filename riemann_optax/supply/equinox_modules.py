@@ -121,6 +121,8 @@ def _call(layer: Any, recorder: Recorder, received: Any, sent: Any, again: Calla
             unit = {"weight": jnp.ones_like(weight)}
             return again(_with(layer, **unit, **({} if bias is None else {"bias": jnp.zeros_like(bias)})))
 
+        if isinstance(layer, equinox.nn.GroupNorm):
+            return calls.of_norm(call, 0, normalised)
         axes = layer.weight.ndim if layer.weight is not None else 1
         return call._replace(inputs=normalised, normalises=True, input_axes=axes, output_axes=axes)
     if isinstance(layer, equinox.nn.Conv):
@@ -135,7 +137,9 @@ def _call(layer: Any, recorder: Recorder, received: Any, sent: Any, again: Calla
         return call._replace(
             sent=channels_first, inputs=patches, input_axes=layer.weight.ndim - 1, refused=refused
         )
-    return call
+    if layer.in_features == "scalar":  # the kernel has an axis for what has none
+        call = call._replace(inputs=lambda: received[..., None])
+    return call._replace(output_axes=0) if layer.out_features == "scalar" else call
 
 
 def _with(layer: Any, **attributes: Any) -> Any:

@@ -238,8 +238,13 @@ class Recorder:
             if scanned and self._has_stack(index, made, marked.sources):
                 (depth,) = _depths(index, marked.sources)
                 value = jnp.moveaxis(value, depth, value.ndim - made.axes - 1)
+            last = made.axes
+            if (
+                made.ndim and not last
+            ):  # a layer that gives a scalar: its weights have an axis for that neuron
+                value, last = value[..., None], 1
             values.append(value)
-            axes.append(made.axes + max(self.leaves[index].ndim - made.ndim, 0))  # those of the stack as well
+            axes.append(last + max(self.leaves[index].ndim - made.ndim, 0))  # those of the stack as well
         if len(values) == 1:
             return values[0]
         shapes = [value.shape[value.ndim - last :] for value, last in zip(values, axes, strict=True)]

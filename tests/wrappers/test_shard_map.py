@@ -16,6 +16,7 @@ WRAPPED = {
     "restart": (ro.restart_at_boundary(optax.adam(0.1), ro.anchor.initial_weights()), ("task_boundary",)),
     "reset units": (ro.reset_units(optax.adam(0.1), ro.dormant_units(0.5, every=2)), ("activities",)),
     "skipping": (ro.skip_nonfinite(optax.adam(0.1)), ()),
+    "caching": (optax.chain(optax.sgd(0.1), ro.synaptic_caching(0.05)), ()),
 }
 
 
