@@ -43,6 +43,14 @@ SCALES = {
             seeds=tuple(range(10, 20)),
         )
     ),
+    "long": Scale(  # the small network in fifty times as many steps, in which it sees no byte twice
+        Size(
+            {"steps": 10_000, "batch": 8, "window": 64, "width": 64, "depth": 2},
+            tuning_seeds=(0,),
+            seeds=(10, 11, 12),
+        ),
+        text=True,
+    ),
     "20m_cpu": Scale(  # as many weights as the next, in a run that two cores finish: 0.16 million bytes
         Size(
             {"steps": 160, "batch": 8, "window": 128, "width": 512, "depth": 6},
@@ -93,6 +101,13 @@ VISION = {
             {"steps": 600, "batch": 32, "image": 32, "patch": 4, "classes": 100, "width": 128, "depth": 3},
             tuning_seeds=(0, 1),
             seeds=tuple(range(10, 20)),
+        )
+    ),
+    "long": Scale(
+        Size(
+            {"steps": 10_000, "batch": 32, "image": 16, "patch": 4, "classes": 10, "width": 64, "depth": 2},
+            tuning_seeds=(0,),
+            seeds=(10, 11, 12),
         )
     ),
     "20m_cpu": Scale(

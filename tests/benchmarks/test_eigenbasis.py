@@ -192,7 +192,10 @@ def test_steps_to_a_loss_are_read_from_the_mean_curve():
 @pytest.mark.parametrize("model", sizes.MODELS)
 @pytest.mark.parametrize(
     ("name", "millions", "seeds"),
-    [("small", 0.12, 10), ("full", 0.63, 10), ("20m_cpu", 20, 3), ("20m", 20, 3), ("120m", 120, 3)],
+    [
+        *(("small", 0.12, 10), ("full", 0.63, 10), ("long", 0.12, 3)),
+        *(("20m_cpu", 20, 3), ("20m", 20, 3), ("120m", 120, 3)),
+    ],
 )
 def test_the_sizes_are_what_they_are_called(model, name, millions, seeds):
     size = sizes.MODELS[model][name].size
