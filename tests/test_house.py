@@ -97,7 +97,7 @@ ORDER = {
         ),
         *("checking", "functional", "making", "step"),
     ),
-    "checkpoint": ("matching", "saving", "growing", "transplanting"),
+    "checkpoint": ("matching", "saving", "growing", "compressed", "transplanting"),
     "testing": ("field", "_needs", "_sharded", "phi", "examples"),
     "examples": (
         *("errors", "data", "hub", "datasets", "models", "schedule"),

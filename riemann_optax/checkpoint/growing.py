@@ -78,6 +78,11 @@ def holds_weights(station: Station, place: Path) -> bool:
     return bool(place) and getattr(place[0], "name", None) in declared.captured + declared.weights
 
 
+def captures_weights(station: Station, place: Path) -> bool:
+    """Whether a field holds weights that ``init`` copies."""
+    return bool(place) and getattr(place[0], "name", None) in state_fields(station.kind).captured
+
+
 def grown(station: Station, place: Path, old: Any, begun: Any, weight: Weight) -> Any:
     """Return an array of the state for a parameter that has grown.
 

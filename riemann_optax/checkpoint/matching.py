@@ -246,3 +246,8 @@ def same_leaves(station: Station, before: Station) -> bool:
         return False
     ids = (jax.tree_util.GetAttrKey("leaf_ids"),)
     return bool(np.array_equal(station.arrays[ids], before.arrays[ids]))
+
+
+def is_below(name: str, path: str) -> bool:
+    """Return whether a path is another one, or below it."""
+    return name == path or (name.startswith(path) and name[len(path) :][:1] in (".", "["))

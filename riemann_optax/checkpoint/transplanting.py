@@ -11,12 +11,14 @@ import optax
 from riemann_optax import _check, _tree, sharding
 from riemann_optax.boundary import is_nnx_optimizer, parameters_of, trained
 from riemann_optax.checkpoint import growing
+from riemann_optax.checkpoint.compressed import narrow, wide
 from riemann_optax.checkpoint.growing import Weight
 from riemann_optax.checkpoint.matching import (
     Path,
     Station,
     align,
     containers_of,
+    is_below,
     kind_of,
     listed,
     same_leaves,
@@ -24,7 +26,6 @@ from riemann_optax.checkpoint.matching import (
 )
 from riemann_optax.eigenbasis import InEigenbasisState
 from riemann_optax.inspect import RecordMetricState
-from riemann_optax.wrappers import LowPrecisionState
 
 _NAMED = 6  # arrays of a kind that a printed report lists
 
@@ -135,7 +136,7 @@ def transplant(
     if is_nnx_optimizer(state) and parameters_of(params) is not params:
         params = trained("transplant", state, params)
     params, old_params = parameters_of(params), parameters_of(old_params)
-    old_tree = _wide(getattr(state, "opt_state", state))
+    old_tree = wide(getattr(state, "opt_state", state))
     _check_concrete(old_tree, params)
     fresh = sharding.init(tx, params)
     if _has_states(fresh) and not _has_states(old_tree):
@@ -143,12 +144,10 @@ def transplant(
             f"state must be the state of an optimiser, got a {type(old_tree).__name__} without any of its "
             "named tuples: restore it into riemann_optax.checkpoint.target(tx, params) of the old run first."
         )
-    new_tree = _wide(fresh)
+    new_tree = wide(fresh)
     containers = containers_of(_tree.bare((params, old_params)))
     old, new = (list(stations(_tree.bare(tree), containers)) for tree in (old_tree, new_tree))
-    begun = [
-        j for j, one in enumerate(new) if any(_is_below(jax.tree_util.keystr(one.path), a) for a in anew)
-    ]
+    begun = [j for j, one in enumerate(new) if any(is_below(jax.tree_util.keystr(one.path), a) for a in anew)]
     try:
         matched = align(old, new, places or {})
     except ValueError:  # what begins anew may be what makes it unclear
@@ -174,7 +173,8 @@ def transplant(
         surgery.begun_anew,
         tuple(path for path in dropped if path not in used),
     )
-    return _narrow(result, fresh, getattr(state, "opt_state", state), report), report
+    changed = (*report.begun_anew, *report.grown)
+    return narrow(result, fresh, getattr(state, "opt_state", state), report.kept, changed), report
 
 
 def _check_concrete(state: Any, params: Any) -> None:
@@ -210,6 +210,7 @@ class _Surgery:
         self.begun_anew: dict[str, str] = {}
         self.found: set[str] = set()
         self.whole: dict[int, tuple[bool, bool]] = {}
+        self.recaptured: dict[int, bool] = {}
 
     def array(self, index: int, place: Path) -> Any:
         """Return one array of the new state."""
@@ -256,7 +257,39 @@ class _Surgery:
         self, index: int, place: Path, name: str, before: Station | None, weight: Weight | None
     ) -> str | None:
         """Return why an array begins anew; None if it is kept."""
-        asked = [path for path in self.anew if _is_below(name, path)]
+        reason = self._own_reason(index, place, name, before, weight)
+        if reason is None and any(map(self._recaptures, (index, *self._above(index)))):
+            return "weights inside of its eigenbasis are copied anew"
+        return reason
+
+    def _recaptures(self, index: int) -> bool:
+        """Whether weights inside of a kept eigenbasis are copied anew: only at first does it turn copies."""
+        if self.new[index].kind is not InEigenbasisState or index not in self.matched:
+            return False
+        if index not in self.recaptured:
+            inside = [one for one in range(len(self.new)) if index in self._above(one)]
+            self.recaptured[index] = any(self._has_new_copies(one, self.new[index]) for one in inside)
+        return self.recaptured[index]
+
+    def _has_new_copies(self, index: int, eigenbasis: Station) -> bool:
+        station, before = self.new[index], self.old[self.matched[index]] if index in self.matched else None
+
+        def is_anew(place: Path) -> bool:
+            name = jax.tree_util.keystr(station.path + place)
+            return self._own_reason(index, place, name, before, self._weight(index, place)) is not None
+
+        for place in station.arrays:
+            weight = growing.weight_of(place, self.weights)
+            turned = weight is not None and growing.has_basis(eigenbasis, weight.path)
+            if turned and growing.holds_weights(station, place) and is_anew(place):
+                # A state whose init copies none does it at its own first update, if all of it begins anew.
+                return growing.captures_weights(station, place) or not all(map(is_anew, station.arrays))
+        return False
+
+    def _own_reason(
+        self, index: int, place: Path, name: str, before: Station | None, weight: Weight | None
+    ) -> str | None:
+        asked = [path for path in self.anew if is_below(name, path)]
         self.found.update(asked)
         if asked:
             return "asked for"
@@ -347,49 +380,6 @@ def _has_states(tree: Any) -> bool:
     """Whether there is a named tuple in a tree: lists and dictionaries alone are what a reader made of it."""
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "_fields"))
     return any(hasattr(node, "_fields") for node in nodes)
-
-
-def _is_below(name: str, path: str) -> bool:
-    return name == path or (name.startswith(path) and name[len(path) :][:1] in (".", "["))
-
-
-def _is_low(node: Any) -> bool:
-    return isinstance(node, LowPrecisionState)
-
-
-def _wide(state: Any) -> Any:
-    """Return a state with its compressed parts decompressed."""
-    return jax.tree.map(
-        lambda node: node._replace(inner_state=node.wide(), forms=()) if _is_low(node) else node,
-        state,
-        is_leaf=_is_low,
-    )
-
-
-def _narrow(result: Any, fresh: Any, old: Any, report: TransplantReport) -> Any:
-    """Compress the parts that are compressed in ``fresh``; reuse old parts compressed in the same way."""
-    lows = {
-        jax.tree_util.keystr(path): node
-        for path, node in jax.tree_util.tree_leaves_with_path(old, is_leaf=_is_low)
-        if _is_low(node)
-    }
-    nodes = jax.tree_util.tree_leaves_with_path(fresh, is_leaf=_is_low)
-    wide = jax.tree.leaves(result, is_leaf=_is_low)
-    made = []
-    for (path, node), filled in zip(nodes, wide, strict=True):
-        if not _is_low(node):
-            made.append(filled)
-            continue
-        name = jax.tree_util.keystr(path)
-        key = report.kept.get(f"{name}.key", "").removesuffix(".key")
-        before = lows.get(key) if f"{name}.key" in report.kept else None
-        same = before is not None and jax.tree.map(jax.typeof, before) == jax.tree.map(jax.typeof, node)
-        untouched = not any(_is_below(path, name) for path in (*report.begun_anew, *report.grown))
-        if same and untouched:
-            made.append(before)
-        else:
-            made.append(node._replace(key=filled.key).with_wide(filled.inner_state))
-    return jax.tree.unflatten(jax.tree.structure(fresh, is_leaf=_is_low), made)
 
 
 def _some(items: list[str]) -> str:
