@@ -33,7 +33,8 @@ def starting_rate(params: optax.Params) -> float:
 
     Args:
       params: any tree of arrays or ``jax.ShapeDtypeStruct``, of which floating and
-        complex arrays count; or a model of Flax NNX, of which the ``nnx.Param`` do.
+        complex arrays count; or a model of Flax NNX, of which the ``nnx.Param`` do. Of an ensemble whose
+        members are stacked give those of one member, ``jax.tree.map(lambda w: w[0], params)``.
 
     Returns:
       The rate, a Python number.
