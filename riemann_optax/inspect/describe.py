@@ -1,5 +1,6 @@
 """Reading a metric before and during a run: metric_at and describe."""
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -48,7 +49,8 @@ def metric_at(
 
     Raises:
       ValueError: where ``tx`` applied no metric in this update, applied it inside a traced branch, or to
-        other leaves than those of ``gradients``, as in ``optax.contrib.split_real_and_imaginary``.
+        other leaves than those of ``gradients``, as in ``optax.contrib.split_real_and_imaginary``; where an
+        extra argument is missing.
       TypeError: where ``tx`` is no gradient transformation, or has no state; for abstract arrays.
 
     Examples:
@@ -70,13 +72,27 @@ def metric_at(
     # Outside of jit, lax.cond runs only the branch taken, in Python: what it reports is then concrete.
     mesh = nullcontext() if traced else _mesh_of(state, params)
     with mesh, jax.disable_jit(not traced), observe.listen() as observer:
-        tx.update(bare, _tree.bare(state), _tree.bare(params), **_tree.bare(extra_args))
+        _update("metric_at", tx, bare, _tree.bare(state), _tree.bare(params), _tree.bare(extra_args))
     if not observer.metrics:
         raise ValueError(
             "metric_at: this update of tx applied no metric; tx must hold compute_metric and "
             "scale_by_inverse_metric, and a wrapper that skips updates must not skip this one."
         )
     return _tree.like(_metric_tree(observer, bare), gradients)
+
+
+def _update(name: str, tx: Any, gradients: Any, state: Any, params: Any, extra_args: dict[str, Any]) -> None:
+    """Run an update; raise ``ValueError`` where Optax's own parts lack an extra argument."""
+    try:
+        tx.update(gradients, state, params, **extra_args)
+    except TypeError as error:
+        missing = re.search(r"missing \d+ required keyword-only arguments?: (.*)", str(error))
+        if missing is None:
+            raise
+        given = ", ".join(f"{one}=..." for one in re.findall(r"'(\w+)'", missing[1]))
+        raise ValueError(
+            f"{name}: the update of tx needs {missing[1]}: call {name}(..., {given})."
+        ) from error
 
 
 def _mesh_of(*trees: Any) -> AbstractContextManager[Any]:
@@ -117,7 +133,7 @@ def describe(
       tx_or_phi: an optimiser with both stages in it, also as an ``nnx.Optimizer``; or a phi, described as
         ``compute_metric(phi, alpha)``.
       params: the parameters, any tree of arrays or ``jax.ShapeDtypeStruct``; or a model of Flax NNX, of which
-        the ``nnx.Param`` count.
+        the ``nnx.Param`` count; or ``optax.LookaheadParams``, of which the fast ones do.
       gradients: the gradients to evaluate ``E`` at; by default 1 for every weight, which shows the structure
         but not the numbers of a run, and in eigenbases no numbers.
       state: the state of ``tx_or_phi``; by default that of the ``nnx.Optimizer``, or of ``init``.
@@ -152,6 +168,8 @@ def describe(
     """
     tx_or_phi, params, own = taken_apart("describe", "tx_or_phi", tx_or_phi, params)
     state = own if state is None else state
+    if isinstance(params, optax.LookaheadParams):
+        tx_or_phi, params = _of_fast(tx_or_phi), params.fast
     if alpha is not None and not isinstance(tx_or_phi, Phi):
         _check_no_metric(tx_or_phi, params)
     if alpha is not None or isinstance(tx_or_phi, Phi):
@@ -183,6 +201,19 @@ def describe(
     ]
     bases += _kept_bases(state)
     return Description(tuple(rows), shared, where, _axes.remarks(params, readings), tuple(bases))
+
+
+def _of_fast(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Return what ``optax.lookahead`` does to the fast parameters, as if the slow ones were the same."""
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: optax.Params) -> optax.OptState:
+        return tx.init(optax.LookaheadParams.init_synced(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        return tx.update(updates, state, optax.LookaheadParams.init_synced(params), **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _turned(bases: Sequence[str], params: Any) -> np.ndarray[Any, Any]:
@@ -234,7 +265,9 @@ def _read(
     def read(params: Any, gradients: Any, state: Any) -> list[jax.Array]:
         gradients = jax.tree.map(jnp.ones_like, params) if gradients is None else gradients
         with observe.listen() as observer, _axes.listen() as heard:
-            tx.update(gradients, tx.init(params) if state is None else state, params, **extra_args)
+            _update(
+                "describe", tx, gradients, tx.init(params) if state is None else state, params, extra_args
+            )
         readings.update(heard)
         bases[:] = observer.bases
         metrics, names = observer.by_leaf(gradients)

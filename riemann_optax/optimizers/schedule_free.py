@@ -247,8 +247,16 @@ def _warn_of_what_scales(state: Any) -> None:
     averages = [bool(_tree.find_states(part, ScheduleFreeState)) for part in parts]
     is_chain = type(state) is tuple or isinstance(state, dict)  # fields of a state do not follow each other
     for part in parts[averages.index(True) + 1 :] if is_chain and any(averages) else []:
+        part = part.inner_state if isinstance(part, optax.MaskedState) else part
         name = type(part).__name__
-        if name.startswith(("ScaleBy", "ReduceLROnPlateau", "Trace")):
+        if isinstance(part, optax.EmptyState):
+            _check.warn(
+                "eval_params: a stage without a state stands behind the averaging, which does not see what "
+                "it changes: behind a mask or optax.keep_params_nonnegative the average drifts from the "
+                "weights. Put it inside, ro.schedule_free(optax.chain(base, ...)), or take an optimiser "
+                "without averaging, such as riemannian_adamw."
+            )
+        elif name.startswith(("ScaleBy", "ReduceLROnPlateau", "Trace", "Ema", "ApplyEvery")):
             _check.warn(
                 f"eval_params: {name} stands behind the averaging. What changes its updates there, such as "
                 "optax.contrib.reduce_on_plateau, makes the average drift away from the weights: put it "

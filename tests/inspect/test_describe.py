@@ -287,3 +287,26 @@ def test_it_is_said_that_a_state_of_a_run_meets_gradients_of_1():
     assert remark in str(ro.describe(tx, params, state=state))
     assert remark not in str(ro.describe(tx, params))
     assert remark not in str(ro.describe(tx, params, params, state))
+
+
+def test_what_a_part_of_optax_lacks_is_told_as_well():
+    params = {"w": jnp.ones(2)}
+    tx = optax.chain(ro.riemannian_adamw(0.1), optax.contrib.reduce_on_plateau())
+    with pytest.raises(ValueError, match=r"needs 'value': call describe\(\.\.\., value=\.\.\.\)"):
+        ro.describe(tx, params)
+    with pytest.raises(ValueError, match=r"metric_at: the update of tx needs 'value'"):
+        ro.metric_at(tx, params, tx.init(params), params)
+    assert "activity" in str(ro.describe(tx, params, value=1.0))
+
+
+def test_the_fast_parameters_of_lookahead_are_described():
+    params = {"w": jnp.arange(6.0).reshape(2, 3)}
+    both, own = optax.LookaheadParams.init_synced(params), ro.riemannian_adamw(0.1)
+    tx = optax.lookahead(own, 5, 0.5)
+    gradients = jax.tree.map(jnp.sin, params)
+    updates, state = tx.update(gradients, tx.init(both), both)
+    found = ro.describe(tx, optax.apply_updates(both, updates), gradients, state)
+    _, expected = own.update(gradients, own.init(params), params)
+    assert found.leaves == ro.describe(own, params, gradients, expected).leaves
+    abstract = ro.describe(tx, jax.eval_shape(lambda: both))
+    assert [leaf.shape for leaf in abstract.leaves] == [(2, 3)]

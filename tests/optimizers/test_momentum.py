@@ -237,6 +237,10 @@ BEHIND = {
     "plateau": lambda: optax.contrib.reduce_on_plateau(patience=5, factor=0.1),
     "schedule": lambda: optax.scale_by_schedule(optax.constant_schedule(1.0)),
     "trace": lambda: optax.trace(0.9),
+    "ema": lambda: optax.ema(0.9),
+    "apply_every": lambda: optax.apply_every(2),
+    "nonnegative": lambda: optax.keep_params_nonnegative(),
+    "masked": lambda: optax.masked(optax.scale(2.0), {"w": True}),
 }
 
 
