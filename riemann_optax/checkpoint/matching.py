@@ -1,5 +1,6 @@
 """Matching the states of two chains, by class and order."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -92,13 +93,24 @@ def align(
     if before != here:
         pairs, unique = _in_order(old, new, matched, _kind)
         if not unique and before:
-            parts = " and ".join(old[i].name for i in rest_old)
+            by_label: dict[tuple[str, ...], list[Path]] = {}
+            for i in rest_old:
+                by_label.setdefault(old[i].labels, []).append(old[i].path)
+            parts = [_common(paths) for labels, paths in by_label.items() if labels]
+            here_path = _common([new[j].path for j in rest_new])
             raise ValueError(
-                f"transplant: {parts} are parts of optax.partition, and here one state has them all: match "
-                "one with places={path here: path in the old state}; the weights of the others begin anew."
+                f"transplant: {listed(parts, 6)} are parts of optax.partition, and here one state has them "
+                f"all: match one of them, such as places={{{here_path!r}: {parts[0]!r}}}; the weights of the "
+                "others begin anew."
             )
         matched |= pairs if unique else _split(old, new, matched)
     return {j: i for j, i in matched.items() if i >= 0}
+
+
+def _common(paths: list[Path]) -> str:
+    """Return where all of some paths begin."""
+    same = itertools.takewhile(lambda entries: len(set(entries)) == 1, zip(*paths, strict=False))
+    return jax.tree_util.keystr(tuple(entries[0] for entries in same))
 
 
 def _split(old: list[Station], new: list[Station], matched: Mapping[int, int]) -> dict[int, int]:

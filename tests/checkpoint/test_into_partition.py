@@ -1,5 +1,8 @@
 """Transplanting into optax.partition and out of it; models of Flax NNX in the place of parameters."""
 
+import ast
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -50,17 +53,21 @@ def test_a_part_with_another_optimiser_begins_anew_and_the_other_goes_on():
     chex.assert_trees_all_close(found.inner_states["matrix"], kept, rtol=1e-5)
 
 
-def test_several_parts_that_would_become_one_are_refused_by_name():
-    parts = in_parts(optax.adam(1e-3), optax.adam(1e-3))
-    state = after_three(parts)
-    with pytest.raises(
-        ValueError, match=r"^transplant: .*\['matrix'\].*\['vector'\].* has them all: match one"
-    ):
-        transplant(state, optax.adam(1e-3), PARAMS)
-    places = {"[0]": ".inner_states['matrix'].inner_state[0]"}
-    found, report = transplant(state, optax.adam(1e-3), PARAMS, places=places)
+@pytest.mark.parametrize(
+    "make",
+    [lambda: optax.adam(1e-3), lambda: ro.riemannian_adamw(optax.constant_schedule(1e-3))],
+    ids=["one state", "several states"],
+)
+def test_several_parts_that_would_become_one_are_refused_with_a_remedy_that_works(make):
+    state = after_three(in_parts(make(), make()))
+    with pytest.raises(ValueError, match=r"\['matrix'\].*\['vector'\].* has them all: match one") as refused:
+        transplant(state, make(), PARAMS)
+    places = ast.literal_eval(re.search(r"places=(\{.*?\});", str(refused.value))[1])
+    assert "matrix" in str(places)
+    found, report = transplant(state, make(), PARAMS, places=places)
+    assert report.begun_anew
     assert all("bias" in path for path in report.begun_anew)
-    assert int(found[0].count) == 3
+    assert {int(count) for _, count in optax.tree.get_all_with_path(found, "count")} == {3}
 
 
 class Net(nnx.Module):
