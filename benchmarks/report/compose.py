@@ -76,9 +76,9 @@ def page(suite: Suite, results: Path) -> str:
     entries = list(Records(results / "continual.jsonl"))
     dropped_in = Records(results / "drop_in.jsonl")
     disturbed = robustness.recorded(results / "robustness.jsonl")
-    largest, small = (
+    largest, long, small = (
         json.loads(path.read_text()) if path.exists() else None
-        for path in (results / f"eigenbasis_forms{size}.json" for size in ("_20m_cpu", ""))
+        for path in (results / f"eigenbasis_forms{size}.json" for size in ("_20m_cpu", "_long", ""))
     )
     core, recorded = suite.complete, read(results / "time_to_target")
     spent = energy.claims(Records(results / "energy.jsonl"))
@@ -92,6 +92,6 @@ A miss counts as {MISS:g} budgets in "found"; beside it is the ratio over the ta
         page_of_aliases(suite, core),
         drop_in.chapter(dropped_in),
         page_of_suite(core),
-        sceptic.chapter(core, suite, recorded, entries, dropped_in, disturbed, largest, small),
+        sceptic.chapter(core, suite, recorded, entries, dropped_in, disturbed, largest, long, small),
     ]
     return "\n".join(filter(None, chapters))

@@ -75,8 +75,8 @@ def of_size(records: Records) -> str:
     )
 
 
-def at_nineteen_millions(record: Mapping[str, Any] | None) -> str:
-    """Say how the optimisers stand on the largest GPT that two cores have trained; empty without a record."""
+def of_forms(record: Mapping[str, Any] | None) -> str:
+    """Say how the forms of the eigenbasis and their peers stand on a GPT; empty without a record."""
     if record is None:
         return ""
     length, seeds = (record["protocol"][name] for name in ("length", "seeds"))
@@ -84,7 +84,7 @@ def at_nineteen_millions(record: Mapping[str, Any] | None) -> str:
     shown = "; ".join(f"{name} {loss:.3f}" for loss, name in losses)
     return (
         f" On a GPT of width {length['width']} and depth {length['depth']}, loss on other text after "
-        f"{length['steps']} steps, mean of {len(seeds)} seeds: {shown}."
+        f"{length['steps']:,} steps, mean of {len(seeds)} seeds: {shown}."
     )
 
 
@@ -124,12 +124,14 @@ def chapter(
     records: Records,
     disturbed: Rows,
     largest: Mapping[str, Any] | None,
+    long: Mapping[str, Any] | None,
     small: Mapping[str, Any] | None,
 ) -> str:
     """Return the chapter.
 
     ``suite`` has all methods, ``everything`` all tasks that all have run, ``recorded`` those of some as well;
-    ``records`` are of Transformers, ``largest`` and ``small`` of the forms on the largest and a small one.
+    ``records`` are of Transformers, ``largest``, ``long`` and ``small`` of the forms on the largest,
+    in a long run and on a small one.
     """
     streams = len(every_stream(entries))
     twins = "; ".join(
@@ -156,7 +158,7 @@ def chapter(
 - *Nobody has your rate.* At a rate computed from the number of weights alone, over tuned AdamW's steps: \
 {at_no_rate}; Prodigy, which finds its own rate, {untuned(everything, "Prodigy")}.
 {of_tables(small)}{robustness.sentence(disturbed)}\
-- *These are toys.* {of_size(records)}{at_a_million(recorded)}{at_nineteen_millions(largest)}
+- *These are toys.* {of_size(records)}{at_a_million(recorded)}{of_forms(largest)}{of_forms(long)}
 - *Steps are not seconds.* `python -m benchmarks.step_cost` times updates; [tables](TABLES.md) have seconds.
 - *The rivals are straw men.* Peers are Optax's own where Optax has them; those on the \
 {streams} streams come from their papers and are tested against the formulas. \
