@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from riemann_optax import _tree
 from riemann_optax._check import check_transformation
 from riemann_optax.covector import Covector, map_covectors, require_covectors
-from riemann_optax.metric import check_phi_values
+from riemann_optax.metric import check_phi_values, split
 from riemann_optax.phi import from_weights
 
 
@@ -68,11 +67,7 @@ def on_metric(tx: optax.GradientTransformation) -> optax.GradientTransformationE
     ) -> tuple[optax.Updates, OnMetricState]:
         require_covectors(updates, "on_metric")
         params = _tree.trained(params, updates)
-        metric = map_covectors(
-            lambda c: jnp.broadcast_to(c.metric, c.shape),
-            updates,
-            euclidean=lambda x: jnp.ones_like(x, dtype=_tree.working_dtype(x)),
-        )
+        _, metric = split(updates)
         metric, inner = tx.update(metric, state.state_of_metric, params, **extra_args)
         return _with_metric(updates, metric), OnMetricState(inner)
 
