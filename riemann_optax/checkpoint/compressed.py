@@ -38,9 +38,9 @@ def narrow(result: Any, fresh: Any, old: Any, kept: dict[str, str], changed: Seq
         if _is_low(node)
     }
     nodes = jax.tree_util.tree_leaves_with_path(fresh, is_leaf=_is_low)
-    wide = jax.tree.leaves(result, is_leaf=_is_low)
+    values = jax.tree.leaves(result, is_leaf=_is_low)
     made = []
-    for (path, node), filled in zip(nodes, wide, strict=True):
+    for (path, node), filled in zip(nodes, values, strict=True):
         if not _is_low(node):
             made.append(filled)
             continue

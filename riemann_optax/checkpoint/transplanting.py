@@ -263,7 +263,7 @@ class _Surgery:
         return reason
 
     def _recaptures(self, index: int) -> bool:
-        """Whether weights inside of a kept eigenbasis are copied anew: only at first does it turn copies."""
+        """Whether weights inside of a kept eigenbasis are copied anew: it would not turn these copies."""
         if self.new[index].kind is not InEigenbasisState or index not in self.matched:
             return False
         if index not in self.recaptured:

@@ -240,7 +240,7 @@ def _is_average(node: Any) -> bool:
 
 
 def _warn_of_what_scales(state: Any) -> None:
-    """Warn of what is known to scale updates behind the averaging, whose average then drifts away."""
+    """Warn of what may change updates behind the averaging, whose average then drifts away."""
     if isinstance(state, ScheduleFreeState) or not isinstance(state, tuple | dict):
         return
     parts = list(state.values()) if isinstance(state, dict) else list(state)
@@ -251,10 +251,10 @@ def _warn_of_what_scales(state: Any) -> None:
         name = type(part).__name__
         if isinstance(part, optax.EmptyState):
             _check.warn(
-                "eval_params: a stage without a state stands behind the averaging, which does not see what "
-                "it changes: behind a mask or optax.keep_params_nonnegative the average drifts from the "
-                "weights. Put it inside, ro.schedule_free(optax.chain(base, ...)), or take an optimiser "
-                "without averaging, such as riemannian_adamw."
+                "eval_params: a stage without a state stands behind the averaging. Where it changes updates, "
+                "as a mask or optax.keep_params_nonnegative does, the average drifts away from the weights: "
+                "put it inside, ro.schedule_free(optax.chain(base, ...)), or take an optimiser without "
+                "averaging, such as riemannian_adamw."
             )
         elif name.startswith(("ScaleBy", "ReduceLROnPlateau", "Trace", "Ema", "ApplyEvery")):
             _check.warn(

@@ -239,9 +239,7 @@ class Recorder:
                 (depth,) = _depths(index, marked.sources)
                 value = jnp.moveaxis(value, depth, value.ndim - made.axes - 1)
             last = made.axes
-            if (
-                made.ndim and not last
-            ):  # a layer that gives a scalar: its weights have an axis for that neuron
+            if made.ndim and not last:  # the layer gives a scalar; its weights have an axis for that neuron
                 value, last = value[..., None], 1
             values.append(value)
             axes.append(last + max(self.leaves[index].ndim - made.ndim, 0))  # those of the stack as well
