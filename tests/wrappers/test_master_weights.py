@@ -100,7 +100,7 @@ def averaging(rate):
     "around",
     [
         ro.master_weights,
-        lambda tx: optax.chain(ro.master_weights(tx), optax.identity()),
+        lambda tx: optax.chain(optax.identity(), ro.master_weights(tx)),
         lambda tx: ro.low_precision_state(ro.master_weights(tx)),
         lambda tx: ro.partition_by_kind(ro.master_weights(tx), bias=optax.sgd(0.01)),
         lambda tx: optax.partition({"a": ro.master_weights(tx), "b": tx}, {"kernel": "a", "bias": "b"}),
