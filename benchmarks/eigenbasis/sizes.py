@@ -43,7 +43,7 @@ SCALES = {
             seeds=tuple(range(10, 20)),
         )
     ),
-    "long": Scale(  # the small network in fifty times as many steps, in which it sees no byte twice
+    "long": Scale(  # the small network in fifty times as many steps
         Size(
             {"steps": 10_000, "batch": 8, "window": 64, "width": 64, "depth": 2},
             tuning_seeds=(0,),

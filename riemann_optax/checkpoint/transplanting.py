@@ -272,6 +272,7 @@ class _Surgery:
         return self.recaptured[index]
 
     def _has_new_copies(self, index: int, eigenbasis: Station) -> bool:
+        """Whether a state inside of an eigenbasis begins with copies of weights that are turned there."""
         station, before = self.new[index], self.old[self.matched[index]] if index in self.matched else None
 
         def is_anew(place: Path) -> bool:
@@ -289,6 +290,7 @@ class _Surgery:
     def _own_reason(
         self, index: int, place: Path, name: str, before: Station | None, weight: Weight | None
     ) -> str | None:
+        """Return why an array begins anew, whatever encloses its state; None if it is kept."""
         asked = [path for path in self.anew if is_below(name, path)]
         self.found.update(asked)
         if asked:
