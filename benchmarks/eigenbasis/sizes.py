@@ -51,6 +51,15 @@ SCALES = {
         ),
         text=True,
     ),
+    "full_long": Scale(
+        Size(
+            {"steps": 3000, "batch": 8, "window": 128, "width": 128, "depth": 3},
+            tuning_seeds=(0,),
+            seeds=(10, 11, 12),
+        ),
+        exponents=(-3, -2, -1),
+        text=True,
+    ),
     "20m_cpu": Scale(  # as many weights as the next, in a run that two cores finish: 0.16 million bytes
         Size(
             {"steps": 160, "batch": 8, "window": 128, "width": 512, "depth": 6},
@@ -109,6 +118,14 @@ VISION = {
             tuning_seeds=(0,),
             seeds=(10, 11, 12),
         )
+    ),
+    "full_long": Scale(
+        Size(
+            {"steps": 3000, "batch": 32, "image": 32, "patch": 4, "classes": 100, "width": 128, "depth": 3},
+            tuning_seeds=(0,),
+            seeds=(10, 11, 12),
+        ),
+        exponents=(-3, -2, -1),
     ),
     "20m_cpu": Scale(
         Size(

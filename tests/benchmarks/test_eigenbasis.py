@@ -193,7 +193,7 @@ def test_steps_to_a_loss_are_read_from_the_mean_curve():
 @pytest.mark.parametrize(
     ("name", "millions", "seeds"),
     [
-        *(("small", 0.12, 10), ("full", 0.63, 10), ("long", 0.12, 3)),
+        *(("small", 0.12, 10), ("full", 0.63, 10), ("long", 0.12, 3), ("full_long", 0.63, 3)),
         *(("20m_cpu", 20, 3), ("20m", 20, 3), ("120m", 120, 3)),
     ],
 )
