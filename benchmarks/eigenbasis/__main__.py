@@ -54,8 +54,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         choices=[name for name in SCALES if name != "quick"],
         default="small",
         help="of the forms' network: small 0.13 million weights, full 0.65, 20m_cpu 19 for 160 steps; "
-        "long is small for 10,000 steps, full_long full for 3,000; 20m and 120m are for a GPU. Of these four the "
-        "GPT learns the sources of Python's standard library",
+        "long is small for 10,000 steps, full_long full for 3,000; 20m and 120m are for a GPU. In these four "
+        "the GPT learns the sources of Python's standard library",
     )
     parser.add_argument(
         "--model",

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from benchmarks.eigenbasis.sizes import SCALES
 from benchmarks.report import continual, drop_in, energy, robustness, sceptic, short
 from benchmarks.report import page as parts
 from benchmarks.report.claims import claims, of_aliases
@@ -76,10 +77,11 @@ def page(suite: Suite, results: Path) -> str:
     entries = list(Records(results / "continual.jsonl"))
     dropped_in = Records(results / "drop_in.jsonl")
     disturbed = robustness.recorded(results / "robustness.jsonl")
-    largest, long, small = (
-        json.loads(path.read_text()) if path.exists() else None
-        for path in (results / f"eigenbasis_forms{size}.json" for size in ("_20m_cpu", "_long", ""))
-    )
+    forms = {
+        size: json.loads(path.read_text())
+        for size in SCALES
+        if (path := results / f"eigenbasis_forms{'' if size == 'small' else f'_{size}'}.json").exists()
+    }
     core, recorded = suite.complete, read(results / "time_to_target")
     spent = energy.claims(Records(results / "energy.jsonl"))
     found = [*of_aliases(suite), *claims(core), *continual.claims(entries), *spent]
@@ -92,6 +94,6 @@ A miss counts as {MISS:g} budgets in "found"; beside it is the ratio over the ta
         page_of_aliases(suite, core),
         drop_in.chapter(dropped_in),
         page_of_suite(core),
-        sceptic.chapter(core, suite, recorded, entries, dropped_in, disturbed, largest, long, small),
+        sceptic.chapter(core, suite, recorded, entries, disturbed, forms),
     ]
     return "\n".join(filter(None, chapters))

@@ -12,7 +12,6 @@ from benchmarks.report.streams import every_stream
 from benchmarks.report.suite import Suite, mean_against
 from benchmarks.robustness.summary import Rows
 from benchmarks.shared.markdown import number, title
-from benchmarks.shared.records import Records
 from benchmarks.time_to_target.methods import (
     ALIASES,
     DROP_IN,
@@ -26,6 +25,14 @@ from benchmarks.time_to_target.methods import (
 from benchmarks.time_to_target.search import FULL, MISS
 
 LARGEST = "gpt_million"
+RECOMMENDED = {
+    "eigenbasis, one-sided": "`riemannian_eigenbasis`",
+    "eigenbasis, both sides": '`riemannian_eigenbasis(sides="both")`',
+    "Muon": "Muon",
+    "SOAP, Nesterov": "SOAP with Nesterov",
+    "SOAP, one-sided, Nesterov": "one-sided SOAP with Nesterov",
+    "AdamW": "AdamW",
+}
 FREE_ADAMW = "schedule-free AdamW"
 
 
@@ -62,29 +69,23 @@ def untuned(everything: Suite, name: str) -> str:
     return f"{number(mean_against(everything, rows))} ({misses} of {len(rows)} missed)"
 
 
-def of_size(records: Records) -> str:
-    """Say what the largest model of the records is."""
-    sizes = {entry["result"]["weights"]: entry["key"]["shape"]["steps"] for entry in records}
-    if not sizes:
-        return "Not run yet."
-    largest, longest = max(sizes), max(sizes, key=sizes.__getitem__)
-    return (
-        f"Yes. A model of {largest:,} weights ran for {sizes[largest]} steps, one of "
-        f"{longest:,} weights for {sizes[longest]}. Nothing here was measured on an accelerator. "
-        "Ranks change with size: try your own model before you believe one."
-    )
-
-
-def of_forms(record: Mapping[str, Any] | None) -> str:
-    """Say how the forms of the eigenbasis and their peers stand on a GPT; empty without a record."""
-    if record is None:
+def of_forms(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say how the recommended forms of the eigenbasis and their peers stand on GPTs, shortest run first."""
+    if not records:
         return ""
-    length, seeds = (record["protocol"][name] for name in ("length", "seeds"))
-    losses = sorted((float(np.mean(row["validation_by_seed"])), row["form"]) for row in record["rows"])
-    shown = "; ".join(f"{name} {loss:.3f}" for loss, name in losses)
+    shown = []
+    for record in sorted(records.values(), key=lambda one: int(one["protocol"]["length"]["steps"])):
+        length = record["protocol"]["length"]
+        losses = sorted(
+            (float(np.mean(row["validation_by_seed"])), RECOMMENDED[row["form"]])
+            for row in record["rows"]
+            if row["form"] in RECOMMENDED
+        )
+        size = f"width {length['width']}, depth {length['depth']}, {length['steps']:,} steps"
+        shown.append(f"{size}: {', '.join(f'{name} {loss:.3f}' for loss, name in losses)}")
     return (
-        f" On a GPT of width {length['width']} and depth {length['depth']}, loss on other text after "
-        f"{length['steps']:,} steps, mean of {len(seeds)} seeds: {shown}."
+        " Loss on other text of GPTs that read bytes, means of fresh seeds, each at its best rate: "
+        f"{'; '.join(shown)}. [All forms](../docs/evidence.md)."
     )
 
 
@@ -121,17 +122,13 @@ def chapter(
     everything: Suite,
     recorded: Suite,
     entries: continual.Entries,
-    records: Records,
     disturbed: Rows,
-    largest: Mapping[str, Any] | None,
-    long: Mapping[str, Any] | None,
-    small: Mapping[str, Any] | None,
+    forms: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """Return the chapter.
 
     ``suite`` has all methods, ``everything`` all tasks that all have run, ``recorded`` those of some as well;
-    ``records`` are of Transformers, ``largest``, ``long`` and ``small`` of the forms on the largest,
-    in a long run and on a small one.
+    ``forms`` are the records of the forms of the eigenbasis by the size of the network.
     """
     streams = len(every_stream(entries))
     twins = "; ".join(
@@ -157,8 +154,9 @@ def chapter(
 {kept(suite)}. With the same liberties they take: {twins}.
 - *Nobody has your rate.* At a rate computed from the number of weights alone, over tuned AdamW's steps: \
 {at_no_rate}; Prodigy, which finds its own rate, {untuned(everything, "Prodigy")}.
-{of_tables(small)}{robustness.sentence(disturbed)}\
-- *These are toys.* {of_size(records)}{at_a_million(recorded)}{of_forms(largest)}{of_forms(long)}
+{of_tables(forms.get("small"))}{robustness.sentence(disturbed)}\
+- *These are toys.* Yes. Nothing here was measured on an accelerator. Ranks change with size: try your own \
+model before you believe one.{at_a_million(recorded)}{of_forms(forms)}
 - *Steps are not seconds.* `python -m benchmarks.step_cost` times updates; [tables](TABLES.md) have seconds.
 - *The rivals are straw men.* Peers are Optax's own where Optax has them; those on the \
 {streams} streams come from their papers and are tested against the formulas. \
