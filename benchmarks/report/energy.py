@@ -71,6 +71,22 @@ def short_table(records: Records) -> str:
     return table(["rule", *headings], cells)
 
 
+def widths_table(records: Records, name: str = "van_rossum_pache", data: str = "digits") -> str:
+    """Lay out the energy of the rules that ran at several widths of the hidden layer, a column for each."""
+    widths = sorted(
+        {
+            entry["key"]["hidden"][0]
+            for entry in records
+            if (entry["key"]["protocol"], entry["key"]["data"]) == (name, data)
+        }
+    )
+    by_rule = [{row.method: row for row in rows(records, name, data, [width])} for width in widths]
+    counts = {rule: sum(rule in lines for lines in by_rule) for lines in by_rule for rule in lines}
+    rules = [rule for rule, count in counts.items() if count > 1]
+    cells = [[rule, *(_energy(lines.get(rule)) for lines in by_rule)] for rule in rules]
+    return table(["rule", *(f"{width:,} hidden units" for width in widths)], cells)
+
+
 def _energy(row: Row | None) -> str:
     if row is None:
         return "-"

@@ -317,6 +317,7 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
         "rate_only": lambda: page.rate_only_table(suite),
         "untuned": lambda: page.untuned_table(suite),
         "energy": lambda: energy.short_table(Records(results / "energy.jsonl")),
+        "energy_widths": lambda: energy.widths_table(Records(results / "energy.jsonl")),
         "twins": lambda: short.twins_table(suite.complete),
         "figure1": lambda: figure1_table(read("figure1.json")),
         "step_cost": lambda: step_cost_table(read("step_cost.json")),

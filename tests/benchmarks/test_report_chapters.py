@@ -66,3 +66,16 @@ def test_energies_stand_under_their_protocol(tmp_path):
     rows = [line.split(" | ") for line in text.splitlines() if "rate 0.1" in line]
     assert rows[0][0] == "| riemannian_adamw"  # the cheapest first
     assert rows[1][1:3] == ["500 +- 1e+02", "2.00 +- 0"]
+
+
+def test_a_rule_at_several_widths_has_a_column_for_each(tmp_path):
+    records = Records(tmp_path / "energy.jsonl")
+    spent = {("SGD", 50): [30.0, 50.0], ("SGD", 1000): [60.0, None], ("synaptic caching", 50): [10.0, 20.0]}
+    for (method, width), values in spent.items():
+        key = {"suite": "energy", "protocol": "van_rossum_pache", "data": "digits", "method": method}
+        key |= {"phase": "fresh", "hidden": [width], "point": {"rate": 0.1}}
+        others = dict.fromkeys(("maintenance", "changed", "path", "distance", "examples"), values)
+        records.put(key, {"energy": values} | others)
+    heading, _, *lines = energy.widths_table(records).splitlines()
+    assert heading == "| rule | 50 hidden units | 1,000 hidden units |"
+    assert lines == ["| SGD | 40 ± 10 | 1 missed |"]  # the other rule ran at one width
