@@ -326,6 +326,7 @@ def tables(suite: Suite, entries: Sequence[Any], results: Path) -> dict[str, Cal
         "forms": lambda: forms_table(read("eigenbasis_forms.json")),
         "forms_full": lambda: forms_table(read("eigenbasis_forms_full.json")),
         "forms_long": lambda: forms_table(read("eigenbasis_forms_long.json")),
+        "forms_full_long": lambda: forms_table(read("eigenbasis_forms_full_long.json")),
         "forms_20m_cpu": lambda: forms_table(read("eigenbasis_forms_20m_cpu.json")),
         "drop_in": lambda: drop_in.shapes_table(Records(results / "drop_in.jsonl")),
         "relative": lambda: drop_in.relative_table(Records(results / "drop_in.jsonl")),
