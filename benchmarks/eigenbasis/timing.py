@@ -15,6 +15,7 @@ from benchmarks.shared import memory
 from riemann_optax.examples import data
 
 NEVER = 10**6  # steps between two refreshes where only the other steps are timed
+STEADY, ATTEMPTS = 0.05, 4  # of the two measurements of AdamW around a form
 
 
 class Cost(NamedTuple):
@@ -109,12 +110,24 @@ def measure(form: Form, length: dict[str, Any], text: Path | None = None, second
 def measure_beside(
     adamw: Form, form: Form, length: dict[str, Any], text: Path | None = None, seconds: float = 3.0
 ) -> Cost:
-    """Time a form between two measurements of AdamW: a machine that is slow today is slow for both."""
-    before, found, after = (measure(each, length, text, seconds) for each in (adamw, form, adamw))
-    return found._replace(
-        step_over_adamw=2 * found.mean_step() / (before.mean_step() + after.mean_step()),
-        compiling_over_adamw=found.compiling / min(before.compiling, after.compiling),
-    )
+    """Time a form between two measurements of AdamW: a machine that is slow today is slow for both.
+
+    A machine that changes its speed in between is not: where the two differ by more than ``STEADY``, all is
+    measured again, and of ``ATTEMPTS`` those are kept between which they differ least.
+    """
+    best = None
+    for _ in range(ATTEMPTS):
+        before, found, after = (measure(each, length, text, seconds) for each in (adamw, form, adamw))
+        steps = before.mean_step(), after.mean_step()
+        unsteady = max(steps) / min(steps) - 1
+        if best is None or unsteady < best[0]:
+            compiling = found.compiling / min(before.compiling, after.compiling)
+            beside = 2 * found.mean_step() / sum(steps)
+            best = unsteady, found._replace(step_over_adamw=beside, compiling_over_adamw=compiling)
+        if unsteady <= STEADY:
+            break
+    assert best is not None
+    return best[1]
 
 
 def over_adamw(row: dict[str, Any], adamw: dict[str, Any]) -> tuple[float, float]:
