@@ -8,6 +8,7 @@ from rich.table import Table
 
 from benchmarks.energy.methods import methods
 from benchmarks.shared import terminal
+from benchmarks.shared.markdown import two_digits
 from benchmarks.shared.statistics import numbers, standard_error
 from benchmarks.shared.tuning import Point
 
@@ -117,7 +118,7 @@ def cells_of(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
     cells = [
         [
             row.method,
-            f"{row.missed} missed" if row.missed else f"{row.energy:,.0f} +- {row.error:.2g}",
+            f"{row.missed} missed" if row.missed else f"{row.energy:,.0f} +- {two_digits(row.error)}",
             "" if np.isnan(row.ratio[0]) else f"{row.ratio[0]:.2f} +- {row.ratio[1]:.2g}",
             f"{row.maintenance:,.0f}",
             f"{row.changed:.2g}",

@@ -6,7 +6,7 @@ from benchmarks.energy.methods import methods
 from benchmarks.energy.protocols import PROTOCOLS
 from benchmarks.energy.table import LEGEND, Row, cells_of, rows
 from benchmarks.report.claims import Claim
-from benchmarks.shared.markdown import table
+from benchmarks.shared.markdown import table, two_digits
 from benchmarks.shared.records import Records
 
 
@@ -90,4 +90,4 @@ def widths_table(records: Records, name: str = "van_rossum_pache", data: str = "
 def _energy(row: Row | None) -> str:
     if row is None:
         return "-"
-    return f"{row.missed} missed" if row.missed else f"{row.energy:,.0f} ± {row.error:.2g}"
+    return f"{row.missed} missed" if row.missed else f"{row.energy:,.0f} ± {two_digits(row.error)}"
