@@ -51,7 +51,7 @@ SCALES = {
         ),
         text=True,
     ),
-    "full_long": Scale(
+    "full_long": Scale(  # the network of "full" in five times as many steps
         Size(
             {"steps": 3000, "batch": 8, "window": 128, "width": 128, "depth": 3},
             tuning_seeds=(0,),

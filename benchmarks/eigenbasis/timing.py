@@ -115,19 +115,20 @@ def measure_beside(
     A machine that changes its speed in between is not: where the two differ by more than ``STEADY``, all is
     measured again, and of ``ATTEMPTS`` those are kept between which they differ least.
     """
-    best = None
-    for _ in range(ATTEMPTS):
+
+    def unsteadiness(attempt: tuple[Cost, Cost, Cost]) -> float:
+        steps = attempt[0].mean_step(), attempt[2].mean_step()
+        return max(steps) / min(steps) - 1
+
+    attempts: list[tuple[Cost, Cost, Cost]] = []
+    while not attempts or (len(attempts) < ATTEMPTS and unsteadiness(attempts[-1]) > STEADY):
         before, found, after = (measure(each, length, text, seconds) for each in (adamw, form, adamw))
-        steps = before.mean_step(), after.mean_step()
-        unsteady = max(steps) / min(steps) - 1
-        if best is None or unsteady < best[0]:
-            compiling = found.compiling / min(before.compiling, after.compiling)
-            beside = 2 * found.mean_step() / sum(steps)
-            best = unsteady, found._replace(step_over_adamw=beside, compiling_over_adamw=compiling)
-        if unsteady <= STEADY:
-            break
-    assert best is not None
-    return best[1]
+        attempts.append((before, found, after))
+    before, found, after = min(attempts, key=unsteadiness)
+    return found._replace(
+        step_over_adamw=2 * found.mean_step() / (before.mean_step() + after.mean_step()),
+        compiling_over_adamw=found.compiling / min(before.compiling, after.compiling),
+    )
 
 
 def over_adamw(row: dict[str, Any], adamw: dict[str, Any]) -> tuple[float, float]:

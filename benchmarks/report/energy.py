@@ -1,5 +1,7 @@
 """What the target accuracy costs in energy: the chapter and a short table, from records alone."""
 
+from collections import Counter
+
 import numpy as np
 
 from benchmarks.energy.methods import methods
@@ -71,17 +73,13 @@ def short_table(records: Records) -> str:
     return table(["rule", *headings], cells)
 
 
-def widths_table(records: Records, name: str = "van_rossum_pache", data: str = "digits") -> str:
+def widths_table(records: Records) -> str:
     """Lay out the energy of the rules that ran at several widths of the hidden layer, a column for each."""
-    widths = sorted(
-        {
-            entry["key"]["hidden"][0]
-            for entry in records
-            if (entry["key"]["protocol"], entry["key"]["data"]) == (name, data)
-        }
-    )
-    by_rule = [{row.method: row for row in rows(records, name, data, [width])} for width in widths]
-    counts = {rule: sum(rule in lines for lines in by_rule) for lines in by_rule for rule in lines}
+    protocol = {"protocol": "van_rossum_pache", "data": "digits"}
+    keys = [entry["key"] for entry in records]
+    widths = sorted({key["hidden"][0] for key in keys if protocol.items() <= key.items()})
+    by_rule = [{row.method: row for row in rows(records, **protocol, hidden=[width])} for width in widths]
+    counts = Counter(rule for lines in by_rule for rule in lines)
     rules = [rule for rule, count in counts.items() if count > 1]
     cells = [[rule, *(_energy(lines.get(rule)) for lines in by_rule)] for rule in rules]
     return table(["rule", *(f"{width:,} hidden units" for width in widths)], cells)

@@ -25,7 +25,8 @@ from benchmarks.time_to_target.methods import (
 from benchmarks.time_to_target.search import FULL, MISS
 
 LARGEST = "gpt_million"
-RECOMMENDED = {
+# Of the forms of the eigenbasis and their peers, as a reader knows them.
+SHOWN_FORMS = {
     "eigenbasis, one-sided": "`riemannian_eigenbasis`",
     "eigenbasis, both sides": '`riemannian_eigenbasis(sides="both")`',
     "Muon": "Muon",
@@ -77,9 +78,9 @@ def of_forms(records: Mapping[str, Mapping[str, Any]]) -> str:
     for record in sorted(records.values(), key=lambda one: int(one["protocol"]["length"]["steps"])):
         length = record["protocol"]["length"]
         losses = sorted(
-            (float(np.mean(row["validation_by_seed"])), RECOMMENDED[row["form"]])
+            (float(np.mean(row["validation_by_seed"])), SHOWN_FORMS[row["form"]])
             for row in record["rows"]
-            if row["form"] in RECOMMENDED
+            if row["form"] in SHOWN_FORMS
         )
         size = f"width {length['width']}, depth {length['depth']}, {length['steps']:,} steps"
         shown.append(f"{size}: {', '.join(f'{name} {loss:.3f}' for loss, name in losses)}")

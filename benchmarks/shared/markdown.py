@@ -1,6 +1,5 @@
 """Tables and numbers as Markdown shows them."""
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -47,16 +46,13 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def two_digits(value: float) -> str:
-    """Write a standard error with two significant digits, and no exponent; NaN as it is.
+    """Write a standard error with at most two significant digits, and no exponent.
 
     Examples:
-      >>> two_digits(987.6), two_digits(12_345.0), two_digits(2.84), two_digits(0.0512), two_digits(0.0)
-      ('990', '12,000', '2.8', '0.051', '0')
+      >>> two_digits(987.6), two_digits(12_345.0), two_digits(2.84), two_digits(0.0512), two_digits(4.0)
+      ('990', '12,000', '2.8', '0.051', '4')
     """
-    if not np.isfinite(value) or value == 0:
-        return f"{value:g}"
-    decimals = 1 - math.floor(math.log10(abs(float(f"{value:.1e}"))))
-    return f"{round(value, decimals):,.{max(decimals, 0)}f}"
+    return f"{float(f'{value:.2g}'):,.10g}"
 
 
 def quartiles(values: np.ndarray) -> str:

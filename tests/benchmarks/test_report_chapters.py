@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.energy.protocols import PROTOCOLS
-from benchmarks.report import energy, robustness
+from benchmarks.report import energy, robustness, sceptic
 from benchmarks.robustness import runs, summary
 from benchmarks.robustness.disturbances import PANELS
 from benchmarks.shared.records import Records
@@ -79,3 +79,17 @@ def test_a_rule_at_several_widths_has_a_column_for_each(tmp_path):
     heading, _, *lines = energy.widths_table(records).splitlines()
     assert heading == "| rule | 50 hidden units | 1,000 hidden units |"
     assert lines == ["| SGD | 40 ± 10 | 1 missed |"]  # the other rule ran at one width
+
+
+def test_forms_are_named_as_a_reader_knows_them_the_shortest_run_first():
+    def record(steps, losses):
+        rows = [{"form": form, "validation_by_seed": values} for form, values in losses.items()]
+        return {"protocol": {"length": {"width": 64, "depth": 2, "steps": steps}}, "rows": rows}
+
+    assert sceptic.of_forms({}) == ""
+    long = record(10_000, {"AdamW": [1.5, 1.7], "permuted phi in the basis": [9.0, 9.0]})
+    short = record(200, {"AdamW": [2.5, 2.5], "eigenbasis, one-sided": [2.25, 2.35]})
+    assert (
+        "width 64, depth 2, 200 steps: `riemannian_eigenbasis` 2.300, AdamW 2.500; "
+        "width 64, depth 2, 10,000 steps: AdamW 1.600. "
+    ) in sceptic.of_forms({"long": long, "small": short})
